@@ -1,0 +1,34 @@
+"""Find the grains in a 4D-STEM scan and average their diffraction patterns, inside py4DSTEM.
+
+``import py4dstem_clustering`` adds these methods to `py4DSTEM.DataCube`:
+
+``filter_correlative``      average each pattern with the neighbours that look like it
+``get_similarity``          how alike each pattern is to its eight neighbours
+``cluster``                 regions of alike patterns, as `Clusters`
+``get_clustered_datacube``  the mean pattern of each cluster, as a DataCube
+``clusters``                the newest clustering in the tree; ``get_clusters(name)`` for another
+"""
+
+from ._version import __version__
+from .clusters import Clusters
+from .datacube import register
+from .kernels.similarity import DIRECTIONS
+from .plotting import plot_averages, plot_clusters, plot_growth, plot_similarity
+from .similarity import Similarity
+from .simulate import SimulatedScan, simulate_scan
+
+__all__ = [
+    "DIRECTIONS",
+    "Clusters",
+    "Similarity",
+    "SimulatedScan",
+    "__version__",
+    "plot_averages",
+    "plot_clusters",
+    "plot_growth",
+    "plot_similarity",
+    "register",
+    "simulate_scan",
+]
+
+register()

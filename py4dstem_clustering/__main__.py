@@ -1,0 +1,344 @@
+"""The command line: ``python -m py4dstem_clustering demo|cluster``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from . import emd
+from ._version import __version__
+from .checks import THRESHOLD_NAMES, check_data, check_number, check_out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 when it is done, 2 after an error of the user, 130 after Ctrl-C."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, MemoryError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"{parser.prog}: error: {text}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m py4dstem_clustering",
+        description="Find the grains in a 4D-STEM scan and average their diffraction patterns.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="cluster a simulated scan: files, figures and a table")
+    demo.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for results")
+    demo.add_argument("--electrons", type=float, default=1000, help="electrons a pattern (1000)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the simulation (0)")
+    demo.set_defaults(run=_demo)
+
+    cluster = commands.add_parser(
+        "cluster",
+        help="cluster a scan in a file",
+        description="Cluster a scan: what py4DSTEM opens (EMD, Arina master, .dm4, .mib, ...), "
+        ".npy, or .npz. Writes an EMD file with the cluster averages and the clusters.",
+    )
+    add = cluster.add_argument
+    add("file", type=Path, metavar="FILE")
+    add("--out", required=True, type=Path, metavar="FILE", help="EMD file to write")
+    add("--overwrite", action="store_true", help="replace --out if it exists")
+    add("--key", help="name of the array in an .npz file, or data path in an EMD file")
+    add("--scan-shape", type=int, nargs=2, metavar=("RX", "RY"), help="shape of the scan")
+    add("--threshold", type=float, nargs="+", default=[0.9], help="similarity to join at (0.9); "
+        "several make several clusterings, and averages of the last that finds any")  # fmt: skip
+    add("--min-size", type=int, default=1, help="drop smaller clusters (1)")
+    add("--r-mask", help="mean similarity above which positions count: a number, or one of "
+        + ", ".join(THRESHOLD_NAMES))  # fmt: skip
+    add("--q-range", type=float, nargs=2, metavar=("INNER", "OUTER"), help="compare only this "
+        "annulus of the detector, pixels from its centre")  # fmt: skip
+    add("--q-center", type=float, nargs=2, metavar=("QX", "QY"), help="centre of --q-range; by "
+        "default the brightest place of the mean pattern")  # fmt: skip
+    add("--sigma", type=float, default=0, help="blur patterns before comparing, pixels (0)")
+    add("--filter", action="store_true", help="apply the correlative filter first; averages are "
+        "of the unfiltered scan all the same")  # fmt: skip
+    add("--corr-range", type=float, nargs=2, default=(0.85, 0.95), metavar=("LOW", "HIGH"),
+        help="where a neighbour starts to count, and counts fully (0.85 0.95)")  # fmt: skip
+    add("--filter-sigma", type=float, default=3, help="blur of the filter, pixels (3)")
+    add("--filter-radius", type=float, default=4, help="reach of the filter, positions (4)")
+    add("--filter-edge", type=int, default=12, help="border of the detector left out (12)")
+    add("--figures", type=Path, metavar="DIR", help="folder for figures (PNG)")
+    add("--n-jobs", type=int, help="threads; by default all cores")
+    add("--quiet", action="store_true", help="no progress bars")
+    cluster.set_defaults(run=_cluster)
+    return parser
+
+
+# --- cluster ---------------------------------------------------------------------------------
+
+
+def load_scan(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -> Any:
+    """A DataCube over a file; .npy files stay on disk."""
+    import py4DSTEM
+
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    open_file = _from_numpy if path.suffix in (".npy", ".npz") else _from_py4dstem
+    data = open_file(path, key)
+    cube = data if isinstance(data, py4DSTEM.DataCube) else None
+    values = data if cube is None else cube.data
+    if scan_shape is not None:
+        values = _reshape(values, scan_shape, path)
+    check_data(values)
+    if cube is None:
+        return py4DSTEM.DataCube(values, name="datacube")
+    if values is not cube.data:
+        cube.data = values
+        cube.calibrate()
+    return cube
+
+
+def _from_numpy(path: Path, key: str | None) -> np.ndarray:
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded as archive:
+            if key is None and len(archive.files) == 1:
+                (key,) = archive.files
+            if key in archive.files:
+                return archive[key]
+            names = ", ".join(archive.files)
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise ValueError(f"NumPy cannot open {path}: {error}") from error
+    raise ValueError(f"--key must name one of the arrays of {path}: {names}")
+
+
+def _from_py4dstem(path: Path, key: str | None) -> Any:
+    import py4DSTEM
+    from py4DSTEM.io.parsefiletype import _parse_filetype
+
+    # py4DSTEM reports what it cannot open by assertions and bare exceptions (0.14.18).
+    try:
+        if _parse_filetype(path) in ("emd", "legacy"):
+            data = py4DSTEM.read(str(path), datapath=key)
+        else:
+            data = py4DSTEM.import_file(str(path))
+    except Exception as error:
+        raise ValueError(f"py4DSTEM cannot open {path}: {error or type(error).__name__}") from error
+    if isinstance(data, py4DSTEM.Root):
+        cubes = [data.tree(name) for name in data.treekeys]
+        cubes = [cube for cube in cubes if isinstance(cube, py4DSTEM.DataCube)]
+        if len(cubes) == 1:
+            (data,) = cubes
+    if not isinstance(data, py4DSTEM.DataCube):
+        found = data if isinstance(data, list) else type(data).__name__
+        raise ValueError(f"{path} holds no single scan but {found}; name its data path with --key")
+    return data
+
+
+def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> np.ndarray:
+    detector = tuple(data.shape[-2:])
+    patterns = int(np.prod(data.shape[:-2]))
+    if data.ndim < 3 or min(scan_shape) < 1 or scan_shape[0] * scan_shape[1] != patterns:
+        raise ValueError(
+            f"--scan-shape {scan_shape[0]} {scan_shape[1]} does not fit {path}, which holds "
+            f"{patterns} patterns (shape {tuple(data.shape)})"
+        )
+    return np.reshape(data, (*scan_shape, *detector))
+
+
+def _q_mask(cube: Any, q_range: Any, q_center: Any) -> np.ndarray | None:
+    if q_range is None:
+        if q_center is not None:
+            raise ValueError("--q-center goes with --q-range")
+        return None
+    inner, outer = (check_number("--q-range", value, 0) for value in q_range)
+    if not inner < outer:
+        raise ValueError(f"--q-range {inner:g} {outer:g} must rise")
+    if q_center is None:
+        from scipy.ndimage import gaussian_filter
+
+        # The mean of some patterns all over the scan shows the direct beam well enough.
+        rows = np.linspace(0, cube.R_Nx - 1, min(cube.R_Nx, 8)).astype(int)
+        mean = np.mean([np.asarray(cube.data[row]).mean(axis=0) for row in rows], axis=0)
+        blurred = gaussian_filter(np.nan_to_num(mean), 2)
+        q_center = np.unravel_index(blurred.argmax(), blurred.shape)
+    center = tuple(float(q) for q in q_center)
+    return cube.make_detector(cube.Qshape, "annulus", (center, (inner, outer)))
+
+
+def _cluster(options: argparse.Namespace) -> None:
+    from .datacube import keep_clusters, keep_similarity
+
+    path = check_out(options.out, options.overwrite)
+    figures = _make_folder(options.figures)
+    start = time.perf_counter()
+    scan = load_scan(options.file, options.key, options.scan_shape)
+    common = {"n_jobs": options.n_jobs, "progress_bar": not options.quiet}
+    shape = " x ".join(map(str, scan.data.shape))
+    print(f"{options.file}: {shape}, {scan.data.dtype}, opened in {_since(start)}")
+
+    r_mask = options.r_mask
+    if r_mask is not None and r_mask not in THRESHOLD_NAMES:
+        try:
+            r_mask = float(r_mask)
+        except ValueError:
+            names = ", ".join(THRESHOLD_NAMES)
+            raise ValueError(f"--r-mask {r_mask} must be a number or one of {names}") from None
+    q_mask = _q_mask(scan, options.q_range, options.q_center)
+
+    source = scan
+    if options.filter:
+        start = time.perf_counter()
+        source = scan.filter_correlative(
+            sigma=options.filter_sigma,
+            radius=options.filter_radius,
+            edge=options.filter_edge,
+            corr_range=tuple(options.corr_range),
+            **common,
+        )
+        print(f"filtered in {_since(start)}")
+    start = time.perf_counter()
+    similarity = source.get_similarity(q_mask=q_mask, sigma=options.sigma, **common)
+    print(f"compared in {_since(start)}: {similarity}")
+    found = []
+    several = len(options.threshold) > 1
+    for threshold in options.threshold:
+        start = time.perf_counter()
+        clusters = source.cluster(
+            threshold=threshold,
+            min_size=options.min_size,
+            r_mask=r_mask,
+            similarity=similarity,
+            name=f"clusters_{threshold:g}" if several else "clusters",
+        )
+        found.append(clusters)
+        print(f"threshold {threshold:g}, {_since(start)}: {clusters}")
+    found.sort(key=lambda clusters: clusters.n_clusters > 0)  # those without clusters first
+    start = time.perf_counter()
+    averages = scan.get_clustered_datacube(found[-1], **common)
+    print(f"averaged {found[-1].name!r} in {_since(start)}")
+    for clusters in found:
+        keep_clusters(averages, clusters)
+    keep_similarity(averages, similarity, "similarity")
+    emd.save_new(path, averages)
+    print(f"wrote {path}")
+    if figures is not None:
+        for clusters in found:
+            _draw(figures, similarity, clusters, averages if clusters is found[-1] else None)
+
+
+# --- demo ------------------------------------------------------------------------------------
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .datacube import keep_similarity
+    from .simulate import simulate_scan
+
+    check_number("--electrons", options.electrons, 0)
+    folder = _make_folder(options.out)
+    start = time.perf_counter()
+    truth = simulate_scan(electrons=options.electrons, seed=options.seed)
+    scan = truth.datacube
+    print(f"simulated {' x '.join(map(str, scan.data.shape))} in {_since(start)}")
+
+    # Low counts correlate little, so the filter starts lower than the published 0.85.
+    filtered = scan.filter_correlative(corr_range=(0.3, 0.7), progress_bar=False)
+    centre = tuple((n - 1) / 2 for n in scan.Qshape)
+    q_mask = scan.make_detector(scan.Qshape, "annulus", (centre, (6, min(centre))))
+    similarity = filtered.get_similarity(q_mask=q_mask, progress_bar=False)
+    clusters = filtered.cluster(threshold=0.9, min_size=5, r_mask="triangle", similarity=similarity)
+    averages = scan.get_clustered_datacube(clusters, progress_bar=False)
+    print(f"filtered, compared, clustered and averaged in {_since(start)}: {clusters}")
+
+    keep_similarity(scan, similarity, "similarity")
+    emd.save_new(folder / "demo.h5", scan)
+    emd.save_new(folder / "averages.h5", averages)
+    dark_field = scan.data[..., q_mask].sum(axis=-1, dtype=np.float64)
+    _draw(folder, similarity, clusters, averages, dark_field)
+    _save(folder / "overview.png", lambda figure: _overview(figure, dark_field, clusters, averages))
+    print(f"wrote demo.h5, averages.h5 and figures to {folder}")
+    _print_table(clusters, truth.labels)
+
+
+def _print_table(clusters: Any, truth: np.ndarray) -> None:
+    """Each cluster beside the simulated grain that it overlaps best."""
+    print(f"\n{'cluster':>7} {'positions':>9} {'area / nm²':>10} {'similarity':>10}  known grain")
+    for row in clusters.properties():
+        member = clusters.labels == row["label"]
+        names, counts = np.unique(truth[member], return_counts=True)
+        grain = names[counts.argmax()]
+        iou = counts.max() / (member | (truth == grain)).sum()
+        name = "liquid" if grain < 0 else f"grain {grain}"
+        print(
+            f"{row['label']:>7} {row['size']:>9} {row['area'] / 100:>10.0f} "
+            f"{row['similarity']:>10.3f}  {name}, intersection over union {iou:.2f}"
+        )
+
+
+# --- shared ----------------------------------------------------------------------------------
+
+
+def _draw(
+    folder: Path, similarity: Any, clusters: Any, averages: Any = None, image: Any = None
+) -> None:
+    from . import plotting
+
+    pictures = {
+        "similarity": lambda ax: plotting.plot_similarity(similarity, ax),
+        clusters.name: lambda ax: plotting.plot_clusters(clusters, ax, image=image, seeds=True),
+        f"{clusters.name}_growth": lambda ax: plotting.plot_growth(clusters, similarity, ax=ax),
+    }
+    if averages is not None:
+        pictures["averages"] = lambda ax: plotting.plot_averages(averages, ax)
+    for name, draw in pictures.items():
+        _save(folder / f"{name}.png", lambda figure, draw=draw: draw(figure.add_subplot()))
+
+
+def _overview(figure: Any, image: np.ndarray, clusters: Any, averages: Any) -> None:
+    """The whole way in one picture: scan, clusters, averages."""
+    from . import plotting
+
+    figure.set_size_inches(11, 4)
+    left, middle, right = figure.subplots(1, 3)
+    plotting.plot_clusters(
+        clusters.remove(range(clusters.n_clusters)), left, image=image, title="dark field"
+    )
+    plotting.plot_clusters(clusters, middle, image=image, title="clusters")
+    plotting.plot_averages(averages, right).set_title("cluster averages")
+
+
+def _save(path: Path, draw: Any) -> None:
+    """Draw on a figure that no window shows, and write it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure)
+    figure.savefig(path, dpi=200)
+
+
+def _make_folder(folder: Path | None) -> Path | None:
+    if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _since(start: float) -> str:
+    return f"{time.perf_counter() - start:.3g} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

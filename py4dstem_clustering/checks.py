@@ -1,0 +1,172 @@
+"""Checks of arguments, shared by everything public: the value, the rule and the remedy."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.filters
+
+THRESHOLD_NAMES = ("isodata", "li", "mean", "minimum", "otsu", "triangle", "yen")
+"""Names of scikit-image's global thresholds, ``skimage.filters.threshold_<name>``."""
+
+# HDF5 names that emdfile uses itself inside the group of a node.
+_RESERVED_NAMES = {"data", "metadatabundle", *(f"dim{n}" for n in range(8))}
+
+
+def check_data(data: Any) -> None:
+    """A scan is 4D, not empty, and holds real numbers."""
+    shape = tuple(getattr(data, "shape", ()))
+    if len(shape) != 4:
+        raise ValueError(
+            f"data of shape {shape} is not a scan: it must have the four axes (Rx, Ry, Qx, Qy); "
+            "use data.reshape(Rx, Ry, Qx, Qy) or DataCube.set_scan_shape"
+        )
+    if 0 in shape:
+        raise ValueError(f"data of shape {shape} is empty: every axis needs at least one element")
+    dtype = np.dtype(data.dtype)
+    if dtype.kind not in "buif":
+        raise TypeError(
+            f"data of type {dtype} cannot be clustered: it must be integer or floating point; "
+            "take the magnitude of complex data, convert objects with .astype(float)"
+        )
+
+
+def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> float:
+    """A finite real number in ``[low, high]``."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
+    if not (np.isfinite(value) and low <= value <= high):
+        rule = f"from {low:g} to {high:g}" if np.isfinite(high) else f"of at least {low:g}"
+        raise ValueError(f"{name}={value!r} must be a finite number {rule}")
+    return float(value)
+
+
+def check_integer(name: str, value: Any, low: int) -> int:
+    """A whole number of at least `low`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
+        raise TypeError(f"{name}={value!r} must be a whole number, not {type(value).__name__}")
+    if value < low:
+        raise ValueError(f"{name}={value!r} must be at least {low}")
+    return int(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r} must be True or False, not {type(value).__name__}")
+    return bool(value)
+
+
+def check_n_jobs(n_jobs: Any) -> int | None:
+    """None, or a number of threads."""
+    return None if n_jobs is None else check_integer("n_jobs", n_jobs, 1)
+
+
+def check_corr_range(corr_range: Any) -> tuple[float, float]:
+    """Two rising correlations."""
+    try:
+        low, high = corr_range
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"corr_range={corr_range!r} must be two numbers (low, high), such as (0.85, 0.95)"
+        ) from None
+    low = check_number("corr_range[0]", low, -1, 1)
+    high = check_number("corr_range[1]", high, -1, 1)
+    if not low < high:
+        raise ValueError(f"corr_range={corr_range!r} must rise: the first number below the second")
+    return low, high
+
+
+def check_edge(edge: Any, detector: tuple[int, int]) -> int:
+    """A border that leaves at least two detector pixels away from the centre."""
+    edge = check_integer("edge", edge, 0)
+    nu, nv = (n - 2 * edge for n in detector)
+    if min(nu, nv) < 1 or nu * nv < 2:
+        raise ValueError(
+            f"edge={edge} leaves no pixel of a detector of {detector[0]} x {detector[1]}; "
+            f"it must be below {min(detector) / 2:g}"
+        )
+    return edge
+
+
+def check_mask(name: str, mask: Any, shape: tuple[int, int], what: str) -> np.ndarray:
+    """A boolean map of the given shape that selects something."""
+    mask = np.asarray(mask)
+    if mask.dtype != bool:
+        raise TypeError(
+            f"{name} of type {mask.dtype} must be boolean, True where {what} count; "
+            "use mask > 0 or mask.astype(bool)"
+        )
+    if mask.shape != tuple(shape):
+        raise ValueError(f"{name} of shape {mask.shape} must have the shape {tuple(shape)}")
+    if not mask.any():
+        raise ValueError(f"{name} is empty: it must be True for at least one of the {what}")
+    return mask
+
+
+def check_q_mask(q_mask: Any, detector: tuple[int, int]) -> np.ndarray | None:
+    """None, or a boolean map of the detector."""
+    return None if q_mask is None else check_mask("q_mask", q_mask, detector, "detector pixels")
+
+
+def check_r_mask(r_mask: Any, scan: tuple[int, int]) -> float | str | np.ndarray | None:
+    """None, a boolean map of the scan, a number, or the name of a global threshold."""
+    if r_mask is None:
+        return None
+    if isinstance(r_mask, str):
+        if r_mask not in THRESHOLD_NAMES:
+            raise ValueError(f"r_mask={r_mask!r} must be one of {', '.join(THRESHOLD_NAMES)}")
+        return r_mask
+    if np.ndim(r_mask) == 0:
+        return check_number("r_mask", r_mask, -1, 1)
+    return check_mask("r_mask", r_mask, scan, "scan positions")
+
+
+def resolve_r_mask(r_mask: float | str | np.ndarray | None, mean: np.ndarray) -> np.ndarray:
+    """The positions that `r_mask` selects, given the mean similarity of each."""
+    if r_mask is None:
+        return np.ones(mean.shape, dtype=bool)
+    if isinstance(r_mask, np.ndarray):
+        return r_mask
+    if isinstance(r_mask, str):
+        values = mean[np.isfinite(mean)]
+        if values.size == 0 or values.min() == values.max():
+            return np.zeros(mean.shape, dtype=bool)  # nothing stands out
+        try:
+            r_mask = getattr(skimage.filters, f"threshold_{r_mask}")(values)
+        except RuntimeError as error:  # threshold_minimum finds no two maxima
+            raise ValueError(
+                f"r_mask={r_mask!r} finds no threshold in this mean similarity ({error}); "
+                "try 'triangle' or 'otsu', or give a number"
+            ) from error
+    return mean > r_mask
+
+
+def check_name(name: Any) -> str:
+    """A name that EMD and HDF5 can hold."""
+    if not isinstance(name, str):
+        raise TypeError(f"name={name!r} must be a string, not {type(name).__name__}")
+    if not name or "/" in name or "\0" in name or name in (".", "..") or name in _RESERVED_NAMES:
+        raise ValueError(
+            f"name={name!r} cannot be stored in an EMD file: it must not be empty, contain '/', "
+            f"or be one of {', '.join(sorted(_RESERVED_NAMES))}"
+        )
+    return name
+
+
+def check_out(out: Any, overwrite: bool) -> Path:
+    """A file that can be written, in a folder that exists."""
+    try:
+        path = Path(out)
+    except TypeError:
+        raise TypeError(f"out={out!r} must be a path, not {type(out).__name__}") from None
+    if not path.parent.is_dir():
+        raise ValueError(f"out={str(path)!r} lies in a folder that does not exist; make it first")
+    if path.is_dir():
+        raise ValueError(f"out={str(path)!r} is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise ValueError(f"out={str(path)!r} exists; give another name, or overwrite=True")
+    return path

@@ -1,0 +1,391 @@
+"""Clusters: which scan positions belong together, and what is known of each cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import emdfile
+import numpy as np
+from skimage.measure import find_contours, regionprops
+
+from . import emd
+from .checks import check_integer, check_name
+
+KIND = "clusters"
+
+PROPERTIES = np.dtype(
+    [
+        ("label", np.int32),
+        ("size", np.int64),
+        ("area", np.float64),
+        ("centroid_rx", np.float64),
+        ("centroid_ry", np.float64),
+        ("seed_rx", np.int64),
+        ("seed_ry", np.int64),
+        ("equivalent_diameter", np.float64),
+        ("major_axis", np.float64),
+        ("minor_axis", np.float64),
+        ("orientation", np.float64),
+        ("eccentricity", np.float64),
+        ("solidity", np.float64),
+        ("perimeter", np.float64),
+        ("similarity", np.float64),
+        ("touches_border", bool),
+    ]
+)
+"""Fields of `Clusters.properties`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clusters:
+    """A label map of the scan with what is known of each cluster.
+
+    Made by ``datacube.cluster()``. Never changes: `relabel`, `remove` and `join` return new ones.
+
+    Parameters
+    ----------
+    labels : ndarray, (Rx, Ry), int
+        Number of the cluster of each scan position, from 0; -1 where it is in no cluster.
+    seeds : ndarray, (N, 2), int
+        Scan position (rx, ry) from which each cluster grew: the member with the highest mean
+        similarity.
+    similarity_mean : ndarray, (Rx, Ry)
+        Mean similarity of each position with its neighbours, -1 to 1; NaN where there are none.
+    settings : mapping, optional
+        Every argument that made the clusters, and the versions of both packages.
+    name : str
+        Name in the tree of the datacube.
+    pixel_size : float
+        Distance of neighbouring scan positions.
+    pixel_units : str
+        Unit of `pixel_size`.
+
+    Raises
+    ------
+    ValueError
+        If labels are not numbered 0 to N - 1 without gaps, or shapes do not fit together.
+
+    Examples
+    --------
+    >>> clusters = datacube.cluster(threshold=0.995, min_size=5, progress_bar=False)
+    >>> clusters
+    Clusters('clusters', 2 clusters, 76 of 80 scan positions of 8 x 10, sizes 10 to 66)
+    >>> clusters.members(1)[:2].tolist()
+    [[3, 7], [3, 8]]
+    >>> clusters.properties()["size"].tolist()
+    [66, 10]
+    """
+
+    labels: np.ndarray
+    seeds: np.ndarray
+    similarity_mean: np.ndarray
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "clusters"
+    pixel_size: float = 1.0
+    pixel_units: str = "pixels"
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        labels = np.array(self.labels)
+        if labels.ndim != 2 or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels must be a 2D map of whole numbers, not {labels.dtype} of shape "
+                f"{labels.shape}"
+            )
+        labels = labels.astype(np.int32)
+        seeds = np.array(self.seeds, dtype=np.int64).reshape(-1, 2)
+        mean = np.array(self.similarity_mean, dtype=np.float32)
+        found = np.unique(labels)
+        if not np.array_equal(found[found >= 0], np.arange(len(seeds))) or found[:1] < -1:
+            raise ValueError(
+                f"labels must hold each number from 0 to {len(seeds) - 1} (one for each of the "
+                f"{len(seeds)} seeds), and -1 elsewhere"
+            )
+        inside = ((seeds >= 0) & (seeds < labels.shape)).all()
+        if not inside or (labels[tuple(seeds.T)] != np.arange(len(seeds))).any():
+            raise ValueError("each seed must be a member of its cluster")
+        if mean.shape != labels.shape:
+            raise ValueError(
+                f"similarity_mean of shape {mean.shape} must have the shape of the labels, "
+                f"{labels.shape}"
+            )
+        for key, value in (("labels", labels), ("seeds", seeds), ("similarity_mean", mean)):
+            value.flags.writeable = False
+            object.__setattr__(self, key, value)
+        object.__setattr__(self, "settings", emd.freeze(self.settings))
+
+    # --- what there is -----------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Rx, Ry)"""
+        return self.labels.shape
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters."""
+        return len(self.seeds)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of scan positions in each cluster, (N,)."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=self.n_clusters)
+
+    def __len__(self) -> int:
+        return self.n_clusters
+
+    def __repr__(self) -> str:
+        rx, ry = self.shape
+        n = self.n_clusters
+        what = f"{n} cluster{'s' * (n != 1)}"
+        inside = f"{self.sizes.sum()} of {rx * ry} scan positions of {rx} x {ry}"
+        sizes = f", sizes {self.sizes.min()} to {self.sizes.max()}" if n else ""
+        return f"Clusters({self.name!r}, {what}, {inside}{sizes})"
+
+    def _check_label(self, label: Any) -> int:
+        label = check_integer("label", label, 0)
+        if label >= self.n_clusters:
+            known = f"0 to {self.n_clusters - 1}" if self.n_clusters else "none"
+            raise ValueError(f"label {label} does not exist; the labels here are: {known}")
+        return label
+
+    def _check_labels(self, labels: Any) -> list[int]:
+        labels = [labels] if np.ndim(labels) == 0 else list(labels)
+        return sorted({self._check_label(label) for label in labels})
+
+    def members(self, label: int) -> np.ndarray:
+        """Scan positions (rx, ry) of one cluster, (n, 2), row by row."""
+        return np.argwhere(self.labels == self._check_label(label))
+
+    def contours(self, label: int) -> list[np.ndarray]:
+        """Closed contours of one cluster.
+
+        Parameters
+        ----------
+        label : int
+            Number of the cluster.
+
+        Returns
+        -------
+        list of ndarray, (n, 2)
+            Points (rx, ry) in scan positions, half-way between members and others; the last point
+            is the first. The outline comes with one contour more for each hole, and one for each
+            piece where clusters were joined. Diagonal neighbours are connected, as in growth.
+        """
+        member = np.pad(self.labels == self._check_label(label), 1)
+        found = find_contours(member.astype(np.float32), 0.5, fully_connected="high")
+        return [points - 1 for points in found]
+
+    def properties(self) -> np.ndarray:
+        """Size, shape and place of every cluster.
+
+        Returns
+        -------
+        structured ndarray, (N,)
+            ``pandas.DataFrame(clusters.properties())`` takes it. Lengths are in `pixel_units`,
+            areas in its square, places in scan positions. Fields:
+
+            ``label``; ``size``, number of positions; ``area``; ``centroid_rx``, ``centroid_ry``;
+            ``seed_rx``, ``seed_ry``; ``equivalent_diameter``, of the circle of the same area;
+            ``major_axis``, ``minor_axis``, of the ellipse with the same second moments;
+            ``orientation``, angle from the Rx axis to the major axis, counter-clockwise towards Ry,
+            -pi/2 to pi/2, radian; ``eccentricity`` of the ellipse, 0 to 1; ``solidity``, share of
+            the convex hull that is filled; ``perimeter``; ``similarity``, mean over the members of
+            the mean similarity with neighbours; ``touches_border`` of the scan, so that it may go
+            on outside.
+
+            Shapes are those of `skimage.measure.regionprops`.
+        """
+        table = np.zeros(self.n_clusters, dtype=PROPERTIES)
+        rx, ry = self.shape
+        step = self.pixel_size
+        for region in regionprops(self.labels + 1):
+            k = region.label - 1
+            top, left, bottom, right = region.bbox
+            similarity = self.similarity_mean[tuple(region.coords.T)]
+            similarity = similarity[np.isfinite(similarity)]
+            table[k] = (
+                k,
+                region.area,
+                region.area * step**2,
+                *region.centroid,
+                *self.seeds[k],
+                region.equivalent_diameter_area * step,
+                region.axis_major_length * step,
+                region.axis_minor_length * step,
+                region.orientation,
+                region.eccentricity,
+                _solidity(region),
+                region.perimeter * step,
+                similarity.mean(dtype=np.float64) if similarity.size else np.nan,
+                top == 0 or left == 0 or bottom == rx or right == ry,
+            )
+        return table
+
+    def expand(self, values: Any) -> np.ndarray:
+        """Put one value a cluster on the scan grid.
+
+        Parameters
+        ----------
+        values : array-like, (N, ...)
+            Numbers, one entry for each cluster.
+
+        Returns
+        -------
+        ndarray, (Rx, Ry, ...)
+            Each position has the value of its cluster; NaN outside clusters. Whole numbers become
+            floating point, since they know no NaN.
+        """
+        values = np.asarray(values)
+        if values.dtype.kind not in "buifc":
+            raise TypeError(f"values of type {values.dtype} cannot be expanded: give numbers")
+        if values.ndim == 0 or len(values) != self.n_clusters:
+            raise ValueError(
+                f"values of shape {values.shape} must have one entry for each of the "
+                f"{self.n_clusters} clusters"
+            )
+        dtype = values.dtype if values.dtype.kind in "fc" else np.float64
+        out = np.full(self.shape + values.shape[1:], np.nan, dtype=dtype)
+        inside = self.labels >= 0
+        out[inside] = values[self.labels[inside]]
+        return out
+
+    # --- new from old ------------------------------------------------------------------------
+
+    def _renumbered(self, number: np.ndarray, edit: str) -> Clusters:
+        """New clusters: cluster `k` becomes ``number[k]``, several one, or -1."""
+        labels = np.append(number, -1)[self.labels]
+        count = number.max(initial=-1) + 1
+        height = np.nan_to_num(self.similarity_mean[tuple(self.seeds.T)], nan=-np.inf)
+        seeds = np.zeros((count, 2), dtype=np.int64)
+        for k in np.argsort(height, kind="stable"):  # the best seed is written last
+            if number[k] >= 0:
+                seeds[number[k]] = self.seeds[k]
+        edits = (*self.settings.get("edits", ()), edit)
+        return replace(self, labels=labels, seeds=seeds, settings={**self.settings, "edits": edits})
+
+    def relabel(self, order: str | Iterable[int] = "size") -> Clusters:
+        """Number the clusters anew.
+
+        Parameters
+        ----------
+        order : "size" or sequence of int
+            "size" puts the largest first. A sequence holds every present label once: its first
+            entry becomes 0.
+
+        Returns
+        -------
+        Clusters
+        """
+        if isinstance(order, str):
+            if order != "size":
+                raise ValueError(f"order={order!r} must be 'size' or a sequence of all labels")
+            sequence = np.argsort(-self.sizes, kind="stable")
+            text = "relabel('size')"
+        else:
+            sequence = np.array([self._check_label(label) for label in order], dtype=int)
+            if len(sequence) != self.n_clusters or len(set(sequence)) != self.n_clusters:
+                raise ValueError(f"order must hold each of the {self.n_clusters} labels once")
+            text = f"relabel({sequence.tolist()})"
+        number = np.empty(self.n_clusters, dtype=np.int32)
+        number[sequence] = np.arange(self.n_clusters)
+        return self._renumbered(number, text)
+
+    def remove(self, labels: int | Iterable[int]) -> Clusters:
+        """Drop clusters: their positions become -1, and the others close the gaps.
+
+        Parameters
+        ----------
+        labels : int or sequence of int
+
+        Returns
+        -------
+        Clusters
+        """
+        gone = self._check_labels(labels)
+        keep = np.ones(self.n_clusters, dtype=bool)
+        keep[gone] = False
+        number = np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32)
+        return self._renumbered(number, f"remove({gone})")
+
+    def join(self, labels: Iterable[int]) -> Clusters:
+        """Make one cluster of several.
+
+        Parameters
+        ----------
+        labels : sequence of int
+            At least two. They need not touch.
+
+        Returns
+        -------
+        Clusters
+            The joined cluster has the lowest of the numbers and the best of the seeds; the others
+            close the gaps.
+        """
+        together = self._check_labels(labels)
+        if len(together) < 2:
+            raise ValueError(f"join needs at least two different labels, not {together}")
+        target = np.arange(self.n_clusters)
+        target[together] = together[0]
+        _, number = np.unique(target, return_inverse=True)
+        return self._renumbered(number.astype(np.int32), f"join({together})")
+
+    # --- pictures ----------------------------------------------------------------------------
+
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """Draw the label map; see `py4dstem_clustering.plot_clusters`."""
+        from .plotting import plot_clusters
+
+        return plot_clusters(self, ax, **options)
+
+    # --- EMD ---------------------------------------------------------------------------------
+
+    def to_node(self) -> emdfile.Node:
+        """The clusters as a stock emdfile Node, to be filled by `fill_node` once it has a root."""
+        node = emdfile.Node(self.name)
+        emd.tag(node, KIND)
+        emd.add_settings(node, self.settings)
+        return node
+
+    def fill_node(self, node: emdfile.Node, averages: np.ndarray | None = None) -> None:
+        """Add labels, mean similarity, seeds and averages to a node that stands in a tree."""
+        from py4DSTEM import RealSlice
+
+        for name, data in (("labels", self.labels), ("similarity_mean", self.similarity_mean)):
+            node.force_add_to_tree(RealSlice(data, name=name))
+        seeds = np.zeros(self.n_clusters, dtype=[("rx", np.int64), ("ry", np.int64)])
+        seeds["rx"], seeds["ry"] = self.seeds.T
+        node.force_add_to_tree(emdfile.PointList(seeds, name="seeds"))
+        if averages is not None:
+            node.force_add_to_tree(
+                emdfile.Array(averages, name="averages", dim_names=["cluster", "Qx", "Qy"])
+            )
+
+    @classmethod
+    def from_node(cls, node: emdfile.Node) -> Clusters:
+        """The clusters in a node of a datacube's tree, also one read from a file."""
+        if emd.kind_of(node) != KIND:
+            raise ValueError(
+                f"{getattr(node, 'name', node)!r} holds no clusters of {emd.TAG}; "
+                "make some with datacube.cluster()"
+            )
+        labels = node.tree("labels")
+        seeds = node.tree("seeds").data
+        pixel_size, pixel_units = emd.scan_step(node)
+        return cls(
+            labels.data,
+            np.stack([seeds["rx"], seeds["ry"]], axis=1),
+            node.tree("similarity_mean").data,
+            emd.read_settings(node),
+            name=node.name,
+            pixel_size=pixel_size,
+            pixel_units=pixel_units,
+        )
+
+
+def _solidity(region: Any) -> float:
+    """Solidity; 1 for regions on a line, of which scikit-image finds no hull (0.26)."""
+    rows, columns = region.image.shape
+    return 1.0 if min(rows, columns) < 2 else float(region.solidity)

@@ -1,0 +1,65 @@
+"""Mean diffraction pattern of each cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .blocks import Report, iterate_blocks, workers
+
+
+def averaging_core(
+    data: Any, labels: np.ndarray, *, n_jobs: int | None, report: Report
+) -> np.ndarray:
+    """Mean patterns ``(n_clusters, Qx, Qy)``, float32, accumulated in float64.
+
+    A missing pixel (NaN or infinite) has no weight; where a pixel is missing in all members of a
+    cluster, the mean is NaN.
+    """
+    n_clusters = int(labels.max()) + 1
+    pixels = int(np.prod(data.shape[2:]))
+    total = np.zeros((n_clusters, pixels))
+    sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
+    missing: dict[int, np.ndarray] = {}
+
+    with workers(n_jobs) as run:
+        for start, rows in iterate_blocks(data, copies=1):
+            rows = rows.reshape(len(rows), labels.shape[1], pixels)
+            jobs = _members_by_label(labels[start : start + len(rows)])
+
+            def add(label: int, rows: np.ndarray = rows, jobs: dict = jobs) -> None:
+                # One thread owns a label, and adds its rows in order: the same bits for any block
+                # size and any number of threads.
+                for i, columns in jobs[label]:
+                    patterns = rows[i, columns]
+                    part = patterns.sum(axis=0, dtype=np.float64)
+                    if not np.isfinite(part).all():
+                        present = np.isfinite(patterns)
+                        part = patterns.sum(axis=0, dtype=np.float64, where=present)
+                        gaps = missing.setdefault(label, np.zeros(pixels, dtype=np.int64))
+                        gaps += (~present).sum(axis=0)
+                    total[label] += part
+
+            run(add, jobs)
+            report(len(rows))
+
+    for label in range(n_clusters):
+        count = np.full(pixels, float(sizes[label]))
+        if label in missing:
+            count -= missing[label]
+            count[count == 0] = np.nan
+        total[label] /= count
+    return total.reshape(n_clusters, *data.shape[2:]).astype(np.float32)
+
+
+def _members_by_label(labels: np.ndarray) -> dict[int, list[tuple[int, np.ndarray]]]:
+    """``{label: [(row, columns), ...]}`` of a block of rows."""
+    jobs: dict[int, list[tuple[int, np.ndarray]]] = {}
+    for i, row in enumerate(labels):
+        order = np.argsort(row, kind="stable")
+        values, starts = np.unique(row[order], return_index=True)
+        for label, columns in zip(values, np.split(order, starts[1:]), strict=True):
+            if label >= 0:
+                jobs.setdefault(int(label), []).append((i, columns))
+    return jobs

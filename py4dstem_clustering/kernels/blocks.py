@@ -1,0 +1,175 @@
+"""Walk a scan in blocks of rows, over anything array-like, with one pool of threads.
+
+This is the only place that reads the 4D data. A NumPy array, a memmap, an h5py dataset and a dask
+array all look the same to the kernels, and memory is bounded by the block, never by the scan.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+# Bytes of float32 work held for one block. Large enough to keep the threads busy, small enough for
+# a laptop; a single row of the scan is the least that can be held.
+BLOCK_BYTES = 128 * 2**20
+
+# Squares of values inside this range, summed over any detector, neither overflow nor vanish in
+# float32; patterns outside it are rescaled before they are compared.
+_SAFE_RANGE = (1e-10, 1e10)
+
+Report = Callable[[int], Any]
+
+
+def count_jobs(n_jobs: int | None) -> int:
+    """Number of threads: `n_jobs`, or all cores that this process may use."""
+    if n_jobs is not None:
+        return int(n_jobs)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _SingleThreadedBlas:
+    """Hold every BLAS pool at one thread while at least one caller is inside.
+
+    The pools belong to the process, and threadpoolctl restores what it found on entry: two
+    overlapping callers would restore in the wrong order and leave BLAS at one thread for good.
+    Since 3.8 it also lets one thread only change them, until that thread leaves its context. So a
+    thread of its own enters with the first caller and leaves with the last.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._keeper: threading.Thread | None = None
+        self._leave = threading.Event()
+
+    def _hold(self, held: threading.Event, leave: threading.Event) -> None:
+        try:
+            with threadpool_limits(limits=1, user_api="blas"):
+                held.set()
+                leave.wait()
+        finally:
+            held.set()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                held, self._leave = threading.Event(), threading.Event()
+                self._keeper = threading.Thread(
+                    target=self._hold, args=(held, self._leave), daemon=True
+                )
+                self._keeper.start()
+                held.wait()
+            self._inside += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._leave.set()
+                self._keeper.join()
+
+
+_single_threaded_blas = _SingleThreadedBlas()
+
+
+@contextmanager
+def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]]:
+    """A pool of threads as a function ``run(task, items)`` that returns when every item is done.
+
+    The first exception of a task is raised, and items that have not started are dropped.
+    """
+    jobs = count_jobs(n_jobs)
+    with _single_threaded_blas, ThreadPoolExecutor(jobs) as pool:
+
+        def run(task: Callable, items: Iterable) -> None:
+            futures = [pool.submit(task, item) for item in items]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
+
+        yield run
+
+
+def read_rows(data: Any, start: int, stop: int) -> np.ndarray:
+    """Rows ``start:stop`` of the scan as a NumPy array in the data's own type."""
+    rows = data[start:stop]
+    if hasattr(rows, "compute"):  # dask
+        rows = rows.compute()
+    return np.asarray(rows)
+
+
+def row_blocks(shape: tuple[int, ...], copies: int = 1) -> Iterator[tuple[int, int]]:
+    """Cut the rows of a scan into blocks that hold at most `BLOCK_BYTES` in float32.
+
+    Parameters
+    ----------
+    shape : (Rx, Ry, Qx, Qy)
+    copies : how many float32 copies of a block are alive at once.
+    """
+    n_rows, n_columns, *detector = shape
+    row_bytes = 4 * n_columns * int(np.prod(detector)) * copies
+    step = max(1, BLOCK_BYTES // max(row_bytes, 1))
+    for start in range(0, n_rows, step):
+        yield start, min(start + step, n_rows)
+
+
+def iterate_blocks(data: Any, copies: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield ``(first_row, rows)`` for every block; the next block is read while one is used."""
+    blocks = list(row_blocks(data.shape, copies))
+    with ThreadPoolExecutor(1) as reader:
+        pending = reader.submit(read_rows, data, *blocks[0])
+        for index, (start, _) in enumerate(blocks):
+            rows = pending.result()
+            if index + 1 < len(blocks):
+                pending = reader.submit(read_rows, data, *blocks[index + 1])
+            yield start, rows
+
+
+def tiles(n: int, size: int = 64) -> list[slice]:
+    """Cut an axis into tiles of `size`.
+
+    Tiles depend on nothing but the axis, so that every matrix product has the same shape, and the
+    result the same bits, whatever the block size and the number of threads.
+    """
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def as_comparable(patterns: np.ndarray) -> np.ndarray:
+    """Copy patterns ``(n, pixels)`` to float32, ready to be compared with each other.
+
+    A missing pixel (NaN or infinite) counts as the mean of its pattern. A pattern whose values lie
+    far from 1 is divided by its largest magnitude, which changes no cosine and no correlation, so
+    that its squares stay inside float32.
+    """
+    if patterns.dtype.kind in "bu" or (patterns.dtype.kind == "i" and patterns.itemsize < 8):
+        return patterns.astype(np.float32)
+
+    with np.errstate(over="ignore"):
+        out = patterns.astype(np.float32)
+    peak = np.maximum(out.max(axis=1), -out.min(axis=1))
+    low, high = _SAFE_RANGE
+    for i in np.flatnonzero(~((peak >= low) & (peak <= high)) & (peak != 0)):
+        pattern = patterns[i].astype(np.float64)
+        present = np.isfinite(pattern)
+        if not present.any():
+            out[i] = 0
+            continue
+        pattern[~present] = 0
+        largest = np.abs(pattern).max()
+        if largest > 0 and not low <= largest <= high:
+            pattern /= largest
+        pattern[~present] = pattern[present].mean()
+        out[i] = pattern
+    return out

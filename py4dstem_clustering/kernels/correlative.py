@@ -1,0 +1,196 @@
+"""Correlative filter: average each pattern with those neighbours that look like it.
+
+One pass over the scan with a sliding window of rows. Each pattern is read, blurred and normalised
+once; each pair is correlated once; correlations and weighted sums are matrix products over tiles
+of neighbouring columns.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from .blocks import Report, as_comparable, iterate_blocks, tiles, workers
+from .blur import blur, blur_matrix
+
+# Columns per matrix product. A tile of T columns meets T + 2 radius neighbours, so small tiles
+# waste little and large ones feed BLAS better; 16 is best from radius 2 to 6.
+_TILE = 16
+
+
+def footprint(radius: float) -> np.ndarray:
+    """Offsets ``(n, 2)`` with ``dx^2 + dy^2 <= (radius + 1/2)^2``, the centre among them."""
+    reach = int(radius + 0.5)
+    steps = np.arange(-reach, reach + 1)
+    dx, dy = (grid.ravel() for grid in np.meshgrid(steps, steps, indexing="ij"))
+    inside = dx**2 + dy**2 <= (radius + 0.5) ** 2
+    return np.stack([dx[inside], dy[inside]], axis=1)
+
+
+def radial_weight(detector: tuple[int, int], edge: int) -> np.ndarray:
+    """``|q - q_mean|^2 / (Nu Nv)``, zero within `edge` pixels of the border of the detector."""
+    nu, nv = detector
+    u, v = np.ogrid[:nu, :nv]
+    weight = ((u - (nu - 1) / 2) ** 2 + (v - (nv - 1) / 2) ** 2) / (nu * nv)
+    inside = np.zeros(detector, dtype=bool)
+    inside[edge : nu - edge, edge : nv - edge] = True
+    return np.where(inside, weight, 0)
+
+
+def correlative_core(
+    data: Any,
+    out: Any,
+    *,
+    sigma: float,
+    radius: float,
+    corr_range: tuple[float, float],
+    edge: int,
+    n_jobs: int | None,
+    report: Report,
+) -> None:
+    """Write the filtered scan to `out`, anything that takes ``out[start:stop] = rows``."""
+    rx, ry, qx, qy = data.shape
+    low, high = corr_range
+    weight = radial_weight((qx, qy), edge).ravel()
+    inside = np.flatnonzero(weight)
+    weight = weight[inside].astype(np.float32)
+    share = (weight / weight.sum(dtype=np.float64)).astype(np.float32)
+    matrices = (blur_matrix(qx, sigma), blur_matrix(qy, sigma)) if sigma > 0 else None
+    offsets = footprint(radius)
+    reach = int(offsets[:, 0].max())
+    # Offsets with one dx are contiguous and run from dy = -width to width: band_of[dx] is where
+    # they start, and their width.
+    band_of = {}
+    for dx in range(-reach, reach + 1):
+        (indices,) = np.nonzero(offsets[:, 0] == dx)
+        band_of[dx] = int(indices[0]), len(indices) // 2
+
+    def normalise(patterns: np.ndarray, unit: np.ndarray) -> None:
+        x = as_comparable(patterns)
+        # Correlations do not feel a constant; without it a flat pattern is exactly zero.
+        x -= x.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+        if matrices is not None:
+            x = blur(x.reshape(-1, qx, qy), *matrices).reshape(len(x), -1)
+        x = np.take(x, inside, axis=1)
+        size = np.sqrt(np.einsum("ij,ij,j->i", x, x, weight**2))[:, None]
+        x -= (x @ share)[:, None]
+        x *= weight
+        norm = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
+        unit[:] = 0
+        # Contrast below a millionth of the signal is the rounding of float32, not a pattern.
+        np.divide(x, norm, out=unit, where=norm > 1e-6 * size)
+
+    def correlate(row: int, dx: int, columns: slice) -> None:
+        index, width = band_of[dx]
+        opposite = band_of[-dx][0] + 2 * width
+        first, last = max(0, columns.start - width), min(ry, columns.stop + width)
+        products = units[row][columns] @ units[row + dx][first:last].T
+        products -= low
+        products /= high - low
+        np.clip(products, 0, 1, out=products)
+        for dy in range(-width, width + 1):
+            diagonal = columns.start + dy - first
+            a = products.diagonal(diagonal)
+            y = columns.start + max(0, -diagonal)
+            weights[row][y : y + len(a), index + width + dy] = a
+            if dx > 0:  # within one row the neighbour's own tile writes the opposite direction
+                y += dy
+                weights[row + dx][y : y + len(a), opposite - width - dy] = a
+
+    def average(row: int, columns: slice, target: np.ndarray) -> None:
+        n = columns.stop - columns.start
+        total = 1 + weights[row][columns].sum(axis=1, dtype=np.float64).astype(np.float32)
+        present_total = None
+        target[:] = 0
+        for dx in range(max(-reach, -row), min(reach, rx - 1 - row) + 1):
+            index, width = band_of[dx]
+            # Row i of the band matrix holds the weights of position i, shifted i to the right.
+            band = np.zeros((n, n + 2 * width), dtype=np.float32)
+            step = band.strides[1]
+            diagonals = as_strided(
+                band, (n, 2 * width + 1), (band.strides[0] + step, step), writeable=True
+            )
+            diagonals[:] = weights[row][columns, index : index + 2 * width + 1]
+            if dx == 0:
+                diagonals[:, width] += 1
+            first, last = max(0, columns.start - width), min(ry, columns.stop + width)
+            band = band[:, first - columns.start + width : last - columns.start + width]
+            patterns = values[row + dx][first:last]
+            if has_missing[row + dx]:
+                # A missing pixel has no weight, so the weights differ from pixel to pixel.
+                present = np.isfinite(patterns)
+                patterns = np.where(present, patterns, 0)
+                if present_total is None:
+                    present_total = np.repeat(total[:, None], target.shape[1], axis=1)
+                present_total -= band @ (~present).astype(np.float32)
+            target += band @ patterns
+        if present_total is None:
+            target /= total[:, None]
+            return
+        # What rounding leaves of a weight of zero means that the pixel is missing everywhere.
+        present_total[present_total <= 1e-5 * total[:, None]] = np.nan
+        target /= present_total
+
+    # Rows in the window, by their number in the scan.
+    values: dict[int, np.ndarray] = {}
+    units: dict[int, np.ndarray] = {}
+    weights: dict[int, np.ndarray] = {}
+    has_missing: dict[int, bool] = {}
+    written = 0
+    with workers(n_jobs) as run:
+        for start, rows in iterate_blocks(data, copies=4):
+            stop = start + len(rows)
+            with np.errstate(over="ignore"):
+                block = rows.reshape(len(rows), ry, -1).astype(np.float32, copy=False)
+            for row in range(start, stop):
+                values[row] = block[row - start]
+                units[row] = np.empty((ry, inside.size), dtype=np.float32)
+                weights[row] = np.zeros((ry, len(offsets)), dtype=np.float32)
+            del block
+
+            def prepare(task: tuple[int, slice], rows: np.ndarray = rows, start: int = start):
+                row, columns = task
+                patterns = rows[row - start, columns]
+                normalise(patterns.reshape(len(patterns), -1), units[row][columns])
+
+            run(prepare, product(range(start, stop), tiles(ry, _TILE)))
+
+            def check(row: int, rows: np.ndarray = rows, start: int = start):
+                present = np.isfinite(values[row])
+                has_missing[row] = not present.all()
+                if present.sum() < np.isfinite(rows[row - start]).sum():
+                    raise ValueError(
+                        f"row {row} of the scan holds values that float32 cannot hold "
+                        f"(above {np.finfo(np.float32).max:.1e}); divide the data by a constant"
+                    )
+
+            run(check, range(start, stop))
+            run(
+                lambda task: correlate(task[0] - task[1], task[1], task[2]),
+                (
+                    (row, dx, columns)
+                    for row in range(start, stop)
+                    for dx in range(min(reach, row) + 1)
+                    for columns in tiles(ry, _TILE)
+                ),
+            )
+
+            ready = rx if stop == rx else max(written, stop - reach)
+            if ready > written:
+                filtered = np.empty((ready - written, ry, qx * qy), dtype=np.float32)
+                run(
+                    lambda task, filtered=filtered, written=written: average(
+                        task[0], task[1], filtered[task[0] - written, task[1]]
+                    ),
+                    product(range(written, ready), tiles(ry, _TILE)),
+                )
+                out[written:ready] = filtered.reshape(-1, ry, qx, qy)
+                report(ready - written)
+                written = ready
+            for row in [row for row in values if row < written - reach]:
+                del values[row], weights[row], has_missing[row]
+            for row in [row for row in units if row < stop - reach]:
+                del units[row]

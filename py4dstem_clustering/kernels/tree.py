@@ -1,0 +1,117 @@
+"""Growth as a tree: the maximum spanning forest of the neighbour graph, and cuts through it.
+
+Growing from a seed over neighbours with ``S >= threshold`` finds the connected components of the
+graph whose edges are at least `threshold`, since `S` is symmetric. Those components are the same in
+the maximum spanning forest, which is built once and holds the answer for every threshold.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
+
+from .similarity import DIRECTIONS, FORWARD, with_neighbour
+
+
+class Forest(NamedTuple):
+    """Edges of a maximum spanning forest, from the highest level to the lowest."""
+
+    first: np.ndarray
+    """Flat index of one end, ``(n_edges,)``."""
+    second: np.ndarray
+    """Flat index of the other end."""
+    level: np.ndarray
+    """Similarity at which the two sides join."""
+    mask: np.ndarray
+    """Positions in the forest, ``(Rx, Ry)`` bool."""
+
+
+def grid_edges(
+    similarity: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of neighbours inside `mask` as flat indices, and their similarity."""
+    rx, ry = mask.shape
+    position = np.arange(rx * ry).reshape(rx, ry)
+    first, second, level = [], [], []
+    for k in FORWARD:
+        dx, dy = DIRECTIONS[k]
+        here_x, there_x = with_neighbour(rx, dx)
+        here_y, there_y = with_neighbour(ry, dy)
+        s = similarity[here_x, here_y, k]
+        keep = mask[here_x, here_y] & mask[there_x, there_y] & ~np.isnan(s)
+        first.append(position[here_x, here_y][keep])
+        second.append(position[there_x, there_y][keep])
+        level.append(s[keep])
+    return np.concatenate(first), np.concatenate(second), np.concatenate(level)
+
+
+def spanning_forest(similarity: np.ndarray, mask: np.ndarray) -> Forest:
+    """Maximum spanning forest of the 8-neighbour graph of the positions in `mask`."""
+    first, second, level = grid_edges(similarity, mask)
+    # Ranks instead of similarities: exact in any arithmetic, and never 0, which scipy takes for
+    # "no edge". The highest similarity has the lowest rank.
+    values, rank = np.unique(level, return_inverse=True)
+    cost = (len(values) - rank).astype(np.float64)
+    graph = coo_array((cost, (first, second)), shape=(mask.size, mask.size)).tocsr()
+    tree = minimum_spanning_tree(graph).tocoo()
+    order = np.argsort(tree.data, kind="stable")
+    return Forest(
+        first=tree.row[order],
+        second=tree.col[order],
+        level=values[len(values) - tree.data[order].astype(np.intp)],
+        mask=mask,
+    )
+
+
+def cut_at(
+    forest: Forest, threshold: float, similarity_mean: np.ndarray, min_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels ``(Rx, Ry)`` int32 and seeds ``(n, 2)`` at one threshold.
+
+    The seed of a cluster is its position with the highest mean similarity, the first in reading
+    order among equals; clusters are numbered by their seeds in the same order.
+    """
+    mask = forest.mask
+    keep = forest.level.astype(np.float64) >= threshold
+    first, second = forest.first[keep], forest.second[keep]
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(mask.size,) * 2)
+    component = connected_components(graph, directed=False)[1]
+
+    inside = np.flatnonzero(mask)
+    height = similarity_mean.ravel()[inside]
+    height = np.where(np.isnan(height), -np.inf, height)  # a position without neighbours comes last
+    visit = inside[np.argsort(-height, kind="stable")]
+    sizes = np.bincount(component[inside], minlength=component.max() + 1)
+    # The first visit to each component is its seed.
+    _, first_visit = np.unique(component[visit], return_index=True)
+    seeds = visit[np.sort(first_visit)]
+    seeds = seeds[sizes[component[seeds]] >= min_size]
+
+    number = np.full(len(sizes), -1, dtype=np.int32)
+    number[component[seeds]] = np.arange(len(seeds))
+    labels = np.where(mask, number[component].reshape(mask.shape), np.int32(-1))
+    return labels, np.stack(np.unravel_index(seeds, mask.shape), axis=1)
+
+
+def growth_steps(
+    similarity: np.ndarray, members: np.ndarray, seed: tuple[int, int], threshold: float
+) -> np.ndarray:
+    """Step at which each member joined when growing from `seed`; -1 elsewhere, 0 at the seed.
+
+    A position joins one step after the first neighbour that takes it in.
+    """
+    first, second, level = grid_edges(similarity, members)
+    keep = level.astype(np.float64) >= threshold
+    graph = coo_array(
+        (np.ones(keep.sum(), bool), (first[keep], second[keep])), shape=(members.size,) * 2
+    ).tocsr()
+    start = int(np.ravel_multi_index(seed, members.shape))
+    order, parent = breadth_first_order(graph, start, directed=False)
+    steps = np.full(members.size, -1)
+    steps[start] = 0
+    for node in order[1:]:
+        steps[node] = steps[parent[node]] + 1
+    return steps.reshape(members.shape)

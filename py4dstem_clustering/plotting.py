@@ -1,0 +1,447 @@
+"""Figures. Every function draws into `ax` and returns it; none calls ``show()``.
+
+The first scan axis runs downwards, as in py4DSTEM's own pictures.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import matplotlib.patheffects
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import ListedColormap, hsv_to_rgb, rgb_to_hsv, to_rgb
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+from scipy.ndimage import distance_transform_edt
+
+from .checks import check_integer, check_number
+from .kernels.tree import growth_steps
+
+# Okabe and Ito's colours, told apart by all common kinds of colour vision; black is left out.
+_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+_OUTLINE = [matplotlib.patheffects.withStroke(linewidth=1.5, foreground="black")]
+
+
+def _axes(ax: Any) -> Any:
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _values(item: Any) -> Any:
+    """The array in a py4DSTEM object, or an array as it is."""
+    return item if isinstance(item, np.ndarray) else getattr(item, "data", item)
+
+
+def _frame(ax: Any, title: str | None) -> None:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    if title:
+        ax.set_title(title)
+
+
+def add_scale_bar(
+    ax: Any,
+    pixel_size: float,
+    units: str,
+    n_pixels: int,
+    *,
+    loc: str = "lower right",
+    color: str = "white",
+) -> None:
+    """A scale bar of 1, 2 or 5 times a power of ten, at most a quarter of the picture wide."""
+    target = 0.25 * n_pixels * pixel_size
+    power = 10.0 ** np.floor(np.log10(target))
+    length = max(m * power for m in (1, 2, 5) if m * power <= target * 1.0001)
+    label, shown = {"A^-1": "Å⁻¹", "A": "Å"}.get(units, units), length
+    if units == "A" and length >= 10:
+        label, shown = "nm", length / 10
+    if units == "pixels":
+        label = "px"
+    bar = AnchoredSizeBar(
+        ax.transData,
+        length / pixel_size,
+        f"{shown:g} {label}",
+        loc,
+        color=color,
+        pad=0.2,
+        borderpad=0.3,
+        sep=2,
+        frameon=False,
+        size_vertical=n_pixels / 80,
+    )
+    if color == "white":
+        # An outline rather than a box: it reads on any ground and hides less of the picture.
+        bar.txt_label._text.set_path_effects(_OUTLINE)
+        bar.size_bar.get_children()[0].set(facecolor="white", edgecolor="black", linewidth=0.75)
+    ax.add_artist(bar)
+
+
+def _free_corner(shape: tuple[int, int], places: list[Any]) -> str:
+    """The corner for a scale bar in which nothing is written, the lower right if it is free."""
+    for vertical, horizontal in product(("lower", "upper"), ("right", "left")):
+        inside = [
+            (x > 0.8 * shape[0] if vertical == "lower" else x < 0.2 * shape[0])
+            and (y > 0.6 * shape[1] if horizontal == "right" else y < 0.4 * shape[1])
+            for x, y in places
+        ]
+        if not any(inside):
+            return f"{vertical} {horizontal}"
+    return "lower right"
+
+
+# --- colours ---------------------------------------------------------------------------------
+
+
+def neighbour_pairs(labels: np.ndarray) -> np.ndarray:
+    """Pairs of labels that touch, diagonals included, ``(n, 2)``; background left out."""
+    pairs = []
+    for a, b in (
+        (labels[1:], labels[:-1]),
+        (labels[:, 1:], labels[:, :-1]),
+        (labels[1:, 1:], labels[:-1, :-1]),
+        (labels[1:, :-1], labels[:-1, 1:]),
+    ):
+        touch = (a != b) & (a >= 0) & (b >= 0)
+        pairs.append(np.sort(np.stack([a[touch], b[touch]], axis=1), axis=1))
+    return np.unique(np.concatenate(pairs), axis=0)
+
+
+def cluster_colors(labels: np.ndarray, n_clusters: int) -> np.ndarray:
+    """RGB of each cluster ``(N, 3)``; clusters that touch never share a colour.
+
+    Greedy colouring, least connected last to be removed; among the colours that no neighbour has,
+    the one used least. Where the palette is too small, lighter and darker versions follow.
+    """
+    touching: list[set[int]] = [set() for _ in range(n_clusters)]
+    for a, b in neighbour_pairs(labels).tolist():
+        touching[a].add(b)
+        touching[b].add(a)
+
+    # Take away the cluster with the fewest neighbours left, again and again; colour in reverse.
+    degree = np.array([len(t) for t in touching])
+    alive = np.ones(n_clusters, dtype=bool)
+    order = []
+    for _ in range(n_clusters):
+        k = int(np.where(alive, degree, n_clusters).argmin())
+        alive[k] = False
+        order.append(k)
+        degree[list(touching[k])] -= 1
+
+    color = np.full(n_clusters, -1)
+    used = [0] * len(_PALETTE)
+    for k in reversed(order):
+        taken = {int(color[j]) for j in touching[k]}
+        free = [c for c in range(len(used)) if c not in taken]
+        if not free:
+            used.append(0)
+            free = [len(used) - 1]
+        color[k] = min(free, key=lambda c: (used[c], c))
+        used[color[k]] += 1
+    return np.array([_color(c) for c in range(len(used))])[color].reshape(-1, 3)
+
+
+def _color(index: int) -> np.ndarray:
+    """Colour number `index`: the palette, then shades of it."""
+    turn, index = divmod(index, len(_PALETTE))
+    hue, saturation, value = rgb_to_hsv(to_rgb(_PALETTE[index]))
+    value *= 0.5 + 0.5 * np.modf(1 + turn * 0.618)[0] if turn else 1
+    return hsv_to_rgb((hue, saturation, value))
+
+
+# --- pictures of the scan --------------------------------------------------------------------
+
+
+def plot_similarity(similarity: Any, ax: Any = None, *, direction: int | None = None) -> Any:
+    """Draw a similarity as a map of the scan, with its scale.
+
+    Parameters
+    ----------
+    similarity : Similarity
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    direction : int, optional
+        The similarity with the neighbour in one direction, 0 to 7; by default the mean over all.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> ax = plot_similarity(datacube.get_similarity(progress_bar=False))
+    """
+    if direction is None:
+        image, what = similarity.mean, "mean similarity"
+    else:
+        direction = check_integer("direction", direction, 0)
+        if direction > 7:
+            raise ValueError(f"direction={direction} must be from 0 to 7")
+        image = similarity.data[..., direction]
+        what = f"similarity with the neighbour at {similarity.directions[direction]}"
+    ax = _axes(ax)
+    picture = ax.imshow(image, cmap="viridis", interpolation="nearest")
+    ax.figure.colorbar(picture, ax=ax, label=what, fraction=0.046, pad=0.04)
+    _frame(ax, None)
+    add_scale_bar(ax, similarity.pixel_size, similarity.pixel_units, similarity.shape[1])
+    return ax
+
+
+def plot_clusters(
+    clusters: Any,
+    ax: Any = None,
+    *,
+    image: Any = None,
+    alpha: float = 0.55,
+    contours: bool = True,
+    numbers: bool | None = None,
+    seeds: bool = False,
+    title: str | None = None,
+) -> Any:
+    """Draw the label map over an image, with contours and a scale bar.
+
+    Parameters
+    ----------
+    clusters : Clusters
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    image : array-like (Rx, Ry), optional
+        Grey picture beneath, such as a virtual image; by default the mean similarity.
+    alpha : float
+        Opacity of the colours, 0 to 1; 0 for contours only.
+    contours : bool
+        Draw the outline of each cluster.
+    numbers : bool, optional
+        Write the number of each cluster; by default when there are at most 30.
+    seeds : bool
+        Mark the seed of each cluster.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib Axes
+        Clusters that touch never share a colour.
+
+    Examples
+    --------
+    >>> clusters = datacube.cluster(threshold=0.9, min_size=5, progress_bar=False)
+    >>> ax = plot_clusters(clusters, seeds=True)
+    """
+    alpha = check_number("alpha", alpha, 0, 1)
+    if image is None:
+        image = clusters.similarity_mean
+    else:
+        image = np.asarray(_values(image))
+        if image.shape != clusters.shape:
+            raise ValueError(
+                f"image of shape {image.shape} must have the shape of the scan, {clusters.shape}"
+            )
+    ax = _axes(ax)
+    colors = cluster_colors(clusters.labels, clusters.n_clusters)
+    low, high = _percentiles(image)
+    ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    if clusters.n_clusters and alpha > 0:
+        overlay = np.ma.masked_less(clusters.labels, 0)
+        ax.imshow(
+            overlay,
+            cmap=ListedColormap(colors),
+            vmin=-0.5,
+            vmax=clusters.n_clusters - 0.5,
+            alpha=alpha,
+            interpolation="nearest",
+        )
+    if numbers is None:
+        numbers = clusters.n_clusters <= 30
+    written = []
+    for k in range(clusters.n_clusters):
+        if contours:
+            for points in clusters.contours(k):
+                ax.plot(points[:, 1], points[:, 0], color=colors[k], linewidth=1.2)
+        if numbers:
+            # Where there is most room: a bent cluster need not hold its centroid.
+            depth = distance_transform_edt(np.pad(clusters.labels == k, 1))[1:-1, 1:-1]
+            written.append(np.unravel_index(depth.argmax(), depth.shape))
+            _write(ax, written[-1], str(k))
+    if seeds and clusters.n_clusters:
+        ax.plot(
+            clusters.seeds[:, 1],
+            clusters.seeds[:, 0],
+            "+",
+            color="white",
+            markersize=8,
+            path_effects=_OUTLINE,
+        )
+    ax.set_xlim(-0.5, clusters.shape[1] - 0.5)
+    ax.set_ylim(clusters.shape[0] - 0.5, -0.5)
+    _frame(ax, title)
+    loc = _free_corner(clusters.shape, written)
+    add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, clusters.shape[1], loc=loc)
+    return ax
+
+
+def plot_growth(clusters: Any, similarity: Any, label: int | None = None, ax: Any = None) -> Any:
+    """Draw in which order positions joined, from the seed outwards.
+
+    Parameters
+    ----------
+    clusters : Clusters
+        Made by growth.
+    similarity : Similarity
+        The one that the clusters were grown on.
+    label : int, optional
+        One cluster; by default all.
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+        Colour tells the step at which a position joined, 0 at the seed (marked by its number);
+        a position joins one step after the first neighbour that takes it in.
+
+    Examples
+    --------
+    >>> similarity = datacube.get_similarity(progress_bar=False)
+    >>> clusters = datacube.cluster(threshold=0.9, similarity=similarity)
+    >>> ax = plot_growth(clusters, similarity, label=0)
+    """
+    threshold = clusters.settings.get("threshold")
+    if threshold is None:
+        raise ValueError("these clusters were not grown: their settings hold no threshold")
+    if similarity.shape[:2] != clusters.shape:
+        raise ValueError(
+            f"similarity of a scan of {similarity.shape[:2]} does not fit clusters of a scan of "
+            f"{clusters.shape}"
+        )
+    chosen = range(clusters.n_clusters) if label is None else [clusters._check_label(label)]
+    steps = np.full(clusters.shape, -1)
+    for k in chosen:
+        members = clusters.labels == k
+        grown = growth_steps(similarity.data, members, tuple(clusters.seeds[k]), threshold)
+        steps[members] = grown[members]
+
+    ax = _axes(ax)
+    low, high = _percentiles(clusters.similarity_mean)
+    ax.imshow(clusters.similarity_mean, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    picture = ax.imshow(np.ma.masked_less(steps, 0), cmap="viridis", interpolation="nearest")
+    ax.figure.colorbar(picture, ax=ax, label="growth step", fraction=0.046, pad=0.04)
+    written = [clusters.seeds[k] for k in chosen] if len(chosen) <= 30 else []
+    for k, place in zip(chosen, written, strict=False):
+        _write(ax, place, str(k))
+    _frame(ax, None)
+    loc = _free_corner(clusters.shape, written)
+    add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, clusters.shape[1], loc=loc)
+    return ax
+
+
+def _write(ax: Any, position: np.ndarray, text: str) -> None:
+    ax.text(
+        position[1],
+        position[0],
+        text,
+        color="white",
+        ha="center",
+        va="center",
+        fontsize=8,
+        fontweight="bold",
+        path_effects=_OUTLINE,
+        clip_on=True,
+    )
+
+
+def _percentiles(image: np.ndarray) -> tuple[float | None, float | None]:
+    """Grey levels that a few hot pixels do not spoil."""
+    values = image[np.isfinite(image)]
+    return tuple(np.percentile(values, (0.5, 99.5))) if values.size else (None, None)
+
+
+# --- diffraction patterns --------------------------------------------------------------------
+
+
+def plot_averages(
+    averages: Any,
+    ax: Any = None,
+    *,
+    labels: Any = None,
+    columns: int | None = None,
+    power: float = 0.25,
+) -> Any:
+    """Draw cluster averages as a grid of diffraction patterns.
+
+    Parameters
+    ----------
+    averages : DataCube (N, 1, Qx, Qy)
+        What ``datacube.get_clustered_datacube()`` returned. A scan works as well, its patterns in
+        reading order: seeds before averaging are ``datacube.data[rx, ry]`` of each seed.
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    labels : sequence of int, optional
+        Clusters to draw, in this order; by default the first 30.
+    columns : int, optional
+        Patterns side by side; by default such that the grid is about as wide as high.
+    power : float
+        Intensities are drawn to this power, between the 1st and the 99.9th percentile of each
+        pattern, so that weak disks show beside the direct beam.
+
+    Returns
+    -------
+    matplotlib Axes
+        Frames have the colours of `plot_clusters` when the averages carry their clusters.
+
+    Examples
+    --------
+    >>> clusters = datacube.cluster(threshold=0.9, min_size=5, progress_bar=False)
+    >>> ax = plot_averages(datacube.get_clustered_datacube(progress_bar=False))
+    """
+    power = check_number("power", power, 1e-3)
+    data = _values(averages)
+    if np.ndim(data) != 4:
+        raise ValueError(f"averages of shape {np.shape(data)} must be (N, 1, Qx, Qy)")
+    n = data.shape[0] * data.shape[1]
+    chosen = list(range(min(n, 30))) if labels is None else list(labels)
+    for label in chosen:
+        if not 0 <= check_integer("label", label, 0) < n:
+            raise ValueError(f"label {label} does not exist; there are {n} patterns")
+    if not chosen:
+        raise ValueError("labels must name at least one pattern")
+    columns = int(np.ceil(np.sqrt(len(chosen)))) if columns is None else columns
+    columns = min(check_integer("columns", columns, 1), len(chosen))
+
+    colors = None
+    clusters = getattr(averages, "clusters", None)
+    if clusters is not None and clusters.n_clusters == n:
+        colors = cluster_colors(clusters.labels, n)
+
+    ax = _axes(ax)
+    qx, qy = data.shape[2:]
+    gap = max(1, round(0.04 * max(qx, qy)))
+    for place, label in enumerate(chosen):
+        row, column = divmod(place, columns)
+        top, left = row * (qx + gap), column * (qy + gap)
+        pattern = np.asarray(data[divmod(label, data.shape[1])], dtype=np.float64)
+        pattern = np.clip(pattern, 0, None) ** power
+        low, high = np.nanpercentile(pattern, (1, 99.9)) if np.isfinite(pattern).any() else (0, 1)
+        extent = (left - 0.5, left + qy - 0.5, top + qx - 0.5, top - 0.5)
+        ax.imshow(pattern, cmap="inferno", vmin=low, vmax=high, extent=extent)
+        frame = (left - 0.5, top - 0.5), qy, qx
+        color = "0.5" if colors is None else colors[label]
+        ax.add_patch(plt.Rectangle(*frame, fill=False, edgecolor=color, linewidth=2))
+        ax.text(
+            left + 0.03 * qy,
+            top + 0.03 * qx,
+            str(label),
+            color="white",
+            ha="left",
+            va="top",
+            fontsize=8,
+            path_effects=_OUTLINE,
+        )
+    rows = -(-len(chosen) // columns)
+    ax.set_xlim(-gap, columns * (qy + gap))
+    ax.set_ylim(rows * (qx + gap), -gap)
+    _frame(ax, None)
+    ax.set_frame_on(False)
+    calibration = getattr(averages, "calibration", None)
+    if calibration is not None and calibration.get_Q_pixel_units() != "pixels":
+        size = calibration.get_Q_pixel_size()
+        add_scale_bar(ax, size, calibration.get_Q_pixel_units(), qy, color="black")
+    return ax

@@ -1,0 +1,144 @@
+"""Slow, obvious versions of the kernels, written from the formulas of the design."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+DIRECTIONS = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (1, 1), (1, 0), (1, -1), (0, 1)]
+
+
+def fill_missing(pattern):
+    """A missing pixel counts as the mean of its pattern."""
+    pattern = np.array(pattern, dtype=np.float64)
+    present = np.isfinite(pattern)
+    if present.any():
+        pattern[~present] = pattern[present].mean()
+    else:
+        pattern[:] = 0
+    return pattern
+
+
+def inside(shape, x, y):
+    return 0 <= x < shape[0] and 0 <= y < shape[1]
+
+
+def similarity(data, q_mask=None, sigma=0, subtract_mean=True):
+    rx, ry, qx, qy = data.shape
+    q_mask = np.ones((qx, qy), bool) if q_mask is None else q_mask
+
+    def feature(x, y):
+        pattern = fill_missing(data[x, y])
+        if subtract_mean:
+            pattern = pattern - pattern.mean()
+        if sigma > 0:
+            pattern = gaussian_filter(pattern, sigma, mode="reflect", truncate=4)
+        return pattern[q_mask]
+
+    out = np.full((rx, ry, 8), np.nan)
+    for x in range(rx):
+        for y in range(ry):
+            for k, (dx, dy) in enumerate(DIRECTIONS):
+                if inside((rx, ry), x + dx, y + dy):
+                    a, b = feature(x, y), feature(x + dx, y + dy)
+                    norm = np.linalg.norm(a) * np.linalg.norm(b)
+                    out[x, y, k] = a @ b / norm if norm > 0 else 0
+    return out
+
+
+def similarity_mean(s):
+    out = np.full(s.shape[:2], np.nan)
+    for x in range(s.shape[0]):
+        for y in range(s.shape[1]):
+            values = [v for v in s[x, y] if not np.isnan(v)]
+            if values:
+                out[x, y] = np.mean(values)
+    return out
+
+
+def correlative_filter(data, sigma, radius, corr_range, edge):
+    rx, ry, nu, nv = data.shape
+    lo, hi = corr_range
+    u, v = np.meshgrid(np.arange(nu), np.arange(nv), indexing="ij")
+    w = ((u - u.mean()) ** 2 + (v - v.mean()) ** 2) / (nu * nv)
+    for i in range(nu):
+        for j in range(nv):
+            if min(i, j, nu - 1 - i, nv - 1 - j) < edge:
+                w[i, j] = 0
+
+    def feature(x, y):
+        pattern = fill_missing(data[x, y])
+        if pattern.max() == pattern.min():
+            return np.zeros_like(pattern)
+        b = gaussian_filter(pattern, sigma, mode="reflect", truncate=4) if sigma > 0 else pattern
+        f = w * (b - (w * b).sum() / w.sum())
+        norm = np.linalg.norm(f)
+        return f / norm if norm > 0 else f * 0
+
+    features = [[feature(x, y) for y in range(ry)] for x in range(rx)]
+    reach = int(radius + 1)
+    out = np.zeros(data.shape)
+    for x in range(rx):
+        for y in range(ry):
+            terms = [(1.0, data[x, y])]
+            for dx in range(-reach, reach + 1):
+                for dy in range(-reach, reach + 1):
+                    near = dx**2 + dy**2 <= (radius + 0.5) ** 2
+                    if near and inside((rx, ry), x + dx, y + dy):
+                        c = (features[x][y] * features[x + dx][y + dy]).sum()
+                        a = min(max((c - lo) / (hi - lo), 0), 1)
+                        terms.append((a, data[x + dx, y + dy]))
+            top = np.zeros((nu, nv))
+            bottom = np.zeros((nu, nv))
+            for a, pattern in terms:
+                present = np.isfinite(pattern)
+                top += np.where(present, a * np.where(present, pattern, 0), 0)
+                bottom += a * present
+            with np.errstate(invalid="ignore"):
+                out[x, y] = np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
+    return out
+
+
+def growth(s, mean, mask, threshold, min_size):
+    """The paper's growth, one seed and one neighbour at a time."""
+    rx, ry = mask.shape
+    assigned = ~mask
+    clusters = []
+    while not assigned.all():
+        best = None
+        for x in range(rx):
+            for y in range(ry):
+                value = -np.inf if np.isnan(mean[x, y]) else mean[x, y]
+                if not assigned[x, y] and (best is None or value > best[0]):
+                    best = (value, (x, y))
+        seed = best[1]
+        assigned[seed] = True
+        members, to_visit = [seed], [seed]
+        while to_visit:
+            x, y = to_visit.pop(0)
+            for k, (dx, dy) in enumerate(DIRECTIONS):
+                n = (x + dx, y + dy)
+                if inside((rx, ry), *n) and not assigned[n] and s[x, y, k] >= threshold:
+                    assigned[n] = True
+                    members.append(n)
+                    to_visit.append(n)
+        clusters.append((seed, members))
+    labels = np.full((rx, ry), -1)
+    seeds = []
+    for seed, members in clusters:
+        if len(members) >= min_size:
+            for position in members:
+                labels[position] = len(seeds)
+            seeds.append(seed)
+    return labels, np.array(seeds).reshape(-1, 2)
+
+
+def averages(data, labels):
+    out = []
+    for k in range(labels.max() + 1):
+        patterns = np.array([data[tuple(r)] for r in np.argwhere(labels == k)], dtype=np.float64)
+        present = np.isfinite(patterns)
+        count = present.sum(axis=0)
+        total = np.where(present, patterns, 0).sum(axis=0)
+        out.append(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+    return np.array(out)

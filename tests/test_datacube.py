@@ -1,0 +1,523 @@
+"""The methods on DataCube: registration, results, and what is refused before any work."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import dask.array as da
+import h5py
+import numpy as np
+import py4DSTEM
+import pytest
+import reference
+from conftest import DETECTOR, SCAN, make_scan
+from py4DSTEM import DataCube
+
+import py4dstem_clustering
+from py4dstem_clustering import Clusters, Similarity, register, simulate_scan
+from py4dstem_clustering.kernels.similarity import similarity_mean
+
+QUIET = {"progress_bar": False}
+FILTER = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2, **QUIET}
+
+
+# --- registration ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import py4DSTEM, py4dstem_clustering",
+        "import py4dstem_clustering, py4DSTEM",
+        "import py4dstem_clustering, importlib; importlib.reload(py4dstem_clustering)",
+        "import py4dstem_clustering.datacube as d; d.register(); d.register()",
+    ],
+)
+def test_registered_in_any_import_order_and_twice(imports):
+    code = f"{imports}; from py4DSTEM import DataCube; print(DataCube.cluster.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "py4dstem_clustering.datacube"
+
+
+def test_registering_twice_and_reloading_is_harmless():
+    register()
+    importlib.reload(py4dstem_clustering)
+    assert DataCube.cluster.__module__ == "py4dstem_clustering.datacube"
+
+
+def somebody_elses(self):
+    """A function of another package."""
+
+
+@pytest.mark.parametrize("held", [somebody_elses, property(somebody_elses), 5])
+def test_an_attribute_of_somebody_else_is_never_overwritten(held):
+    class Cube:
+        cluster = held
+
+    holder = "builtins" if held == 5 else __name__
+    with pytest.raises(AttributeError, match=rf"Cube.cluster exists already.*{holder}"):
+        register(Cube)
+    assert Cube.__dict__["cluster"] is held
+    assert not hasattr(Cube, "filter_correlative")  # all or nothing
+
+
+def test_help_shows_the_docstring():
+    code = "import py4dstem_clustering; from py4DSTEM import DataCube; help(DataCube.cluster)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Find regions of the scan in which neighbouring diffraction patterns" in done.stdout
+    assert "threshold : float" in done.stdout
+
+
+# --- filter ----------------------------------------------------------------------------------
+
+
+def test_filter_of_every_kind_of_array(scan, wrap):
+    result = DataCube(wrap(scan)).filter_correlative(**FILTER)
+    options = {k: v for k, v in FILTER.items() if k != "progress_bar"}
+    expected = reference.correlative_filter(scan, **options)
+    np.testing.assert_allclose(result.data, expected, atol=1e-5 * expected.max())
+    assert result.data.dtype == np.float32
+
+
+def test_filter_carries_name_calibration_and_metadata(cube, scan):
+    cube.metadata = py4DSTEM.Metadata("microscope", {"voltage": 300e3})
+    result = cube.filter_correlative(**FILTER)
+    assert result.name == "cube"
+    assert cube.filter_correlative(**FILTER, name="other").name == "other"
+    assert result.R_pixel_size == 2.5
+    assert result.Q_pixel_units == "A^-1"
+    np.testing.assert_array_equal(result.calibration.get_qx0(), cube.calibration.get_qx0())
+    assert result.metadata["microscope"]["voltage"] == 300e3
+    assert result.metadata["filter_correlative"]["radius"] == 2
+    np.testing.assert_array_equal(cube.data, scan)  # raw data are never changed
+    result.calibration.set_R_pixel_size(7)
+    result.calibration.get_qx0()[:] = 0
+    assert cube.R_pixel_size == 2.5  # a copy
+    assert cube.calibration.get_qx0().any()
+
+
+def test_filter_to_a_file(cube, tmp_path):
+    path = tmp_path / "filtered.h5"
+    result = cube.filter_correlative(**FILTER, out=path)
+    assert isinstance(result.data, h5py.Dataset)
+    assert result.data.chunks is not None
+    assert result.R_pixel_size == 2.5
+    expected = cube.filter_correlative(**FILTER)
+    np.testing.assert_array_equal(result.data[:], expected.data)
+    assert [p.name for p in tmp_path.iterdir()] == ["filtered.h5"]
+
+    read = py4DSTEM.read(path)  # a file of py4DSTEM
+    np.testing.assert_array_equal(read.data, expected.data)
+    assert read.Q_pixel_size == 0.02
+    assert read.calibration.get_ellipse() == cube.calibration.get_ellipse()
+    assert read.metadata["filter_correlative"]["corr_range"] == (0.3, 0.9)
+    for n in range(4):
+        np.testing.assert_allclose(read.dim(n), cube.dim(n))
+        assert read.get_dim_units(n) == cube.get_dim_units(n)
+
+    clusters = result.cluster(threshold=0.5, **QUIET)  # and goes on from the disk
+    assert clusters.n_clusters > 0
+
+
+def test_out_is_replaced_only_when_told(cube, tmp_path):
+    path = tmp_path / "filtered.h5"
+    path.write_text("precious")
+    with pytest.raises(ValueError, match="exists; give another name, or overwrite=True"):
+        cube.filter_correlative(**FILTER, out=path)
+    assert path.read_text() == "precious"
+    cube.filter_correlative(**FILTER, out=path, overwrite=True)
+    assert py4DSTEM.read(path).shape == cube.shape
+
+
+def test_filter_onto_the_file_it_reads(cube, tmp_path):
+    path = tmp_path / "scan.h5"
+    first = cube.filter_correlative(**FILTER, out=path)
+    expected = DataCube(first.data[:]).filter_correlative(**FILTER)
+    second = first.filter_correlative(**FILTER, out=path, overwrite=True)
+    np.testing.assert_array_equal(second.data[:], expected.data)
+
+
+@pytest.mark.parametrize("scan_shape", [(1, 5), (5, 1), (1, 1), (2, 2)])
+def test_thin_scans_go_all_the_way(scan_shape, tmp_path):
+    cube = DataCube(make_scan(scan_shape, (9, 8)), name="thin")
+    path = tmp_path / "thin.h5"
+    filtered = cube.filter_correlative(**{**FILTER, "edge": 1}, out=path)
+    clusters = filtered.cluster(threshold=-1, **QUIET)
+    assert clusters.n_clusters == 1
+    averages = cube.get_clustered_datacube(clusters, **QUIET)
+    np.testing.assert_allclose(averages.data[0, 0], cube.data.mean(axis=(0, 1)), rtol=1e-6)
+    py4DSTEM.save(tmp_path / "all.h5", cube)
+    assert py4DSTEM.read(tmp_path / "all.h5").clusters.labels.shape == scan_shape
+
+
+# --- similarity ------------------------------------------------------------------------------
+
+
+def test_similarity_of_every_kind_of_array(scan, wrap):
+    q_mask = np.indices(DETECTOR)[0] > 2
+    result = DataCube(wrap(scan)).get_similarity(q_mask=q_mask, sigma=1, **QUIET)
+    np.testing.assert_allclose(result, reference.similarity(scan, q_mask, 1), atol=1e-5)
+
+
+def test_similarity_is_kept_in_the_tree(cube):
+    result = cube.get_similarity(**QUIET)
+    node = cube.tree("similarity")
+    assert type(node) is py4DSTEM.Array
+    np.testing.assert_array_equal(node.data, result.data)
+    assert node.metadata["directions"]["7"] == "(0, 1)"
+    assert node.dim_names == ("Rx", "Ry", "direction")
+    assert cube.get_similarity(returncalc=False, name="again", **QUIET) is None
+    assert cube.tree("again").data.shape == (*SCAN, 8)
+
+
+# --- cluster ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [-1, 0.3, 0.6, 0.8, 0.95, 1])
+def test_cluster_equals_growth(cube, threshold):
+    clusters = cube.cluster(threshold=threshold, min_size=2, **QUIET)
+    s = np.asarray(cube.get_similarity(**QUIET))
+    labels, seeds = reference.growth(s, similarity_mean(s), np.ones(SCAN, bool), threshold, 2)
+    np.testing.assert_array_equal(clusters.labels, labels)
+    np.testing.assert_array_equal(clusters.seeds, seeds)
+
+
+def test_cluster_takes_a_similarity_made_earlier(cube, monkeypatch):
+    q_mask = np.indices(DETECTOR)[0] > 2
+    similarity = cube.get_similarity(q_mask=q_mask, sigma=1, **QUIET)
+    expected = cube.cluster(threshold=0.8, q_mask=q_mask, sigma=1, **QUIET)
+    monkeypatch.setattr("py4dstem_clustering.datacube.similarity_core", None)  # not again
+    for given in (similarity, cube.tree("similarity"), np.array(similarity)):
+        clusters = cube.cluster(threshold=0.8, similarity=given)
+        np.testing.assert_array_equal(clusters.labels, expected.labels)
+    clusters = cube.cluster(threshold=0.8, similarity=similarity)
+    assert clusters.settings["sigma"] == 1
+    np.testing.assert_array_equal(clusters.settings["q_mask"], q_mask)
+
+
+def test_settings_hold_every_argument_and_both_versions(cube):
+    clusters = cube.cluster(r_mask="otsu", min_size=2, **QUIET)
+    assert dict(clusters.settings) == {
+        "method": "grow",
+        "threshold": 0.9,
+        "min_size": 2,
+        "r_mask": "otsu",
+        "q_mask": None,
+        "sigma": 0.0,
+        "subtract_mean": True,
+        "name": "clusters",
+        "py4dstem_clustering_version": py4dstem_clustering.__version__,
+        "py4DSTEM_version": py4DSTEM.__version__,
+    }
+
+
+@pytest.mark.parametrize("r_mask", ["triangle", "otsu", "li", "mean", "yen", "isodata", 0.6])
+def test_r_mask_by_name_and_number(cube, r_mask):
+    import skimage.filters
+
+    similarity = cube.get_similarity(**QUIET)
+    level = r_mask
+    if isinstance(r_mask, str):
+        level = getattr(skimage.filters, f"threshold_{r_mask}")(similarity.mean.ravel())
+    clusters = cube.cluster(threshold=-1, r_mask=r_mask, similarity=similarity)
+    np.testing.assert_array_equal(clusters.labels >= 0, similarity.mean > level)
+
+
+def test_r_mask_as_a_map(cube):
+    r_mask = np.zeros(SCAN, bool)
+    r_mask[1:4, 2:7] = True
+    clusters = cube.cluster(threshold=-1, r_mask=r_mask, **QUIET)
+    np.testing.assert_array_equal(clusters.labels == 0, r_mask)
+
+
+def test_nothing_stands_out():
+    flat = DataCube(np.ones((4, 5, 6, 7), np.float32))
+    clusters = flat.cluster(r_mask="triangle", **QUIET)
+    assert clusters.n_clusters == 0
+    assert "0 clusters" in repr(clusters)
+    assert flat.clusters.n_clusters == 0
+    with pytest.raises(ValueError, match="nothing to average; lower the threshold"):
+        flat.get_clustered_datacube(**QUIET)
+
+
+def test_a_threshold_that_cannot_be_found(cube, monkeypatch):
+    def fail(values):
+        raise RuntimeError("Unable to find two maxima in histogram")
+
+    monkeypatch.setattr("skimage.filters.threshold_minimum", fail)
+    with pytest.raises(ValueError, match="'minimum' finds no threshold"):
+        cube.cluster(r_mask="minimum", **QUIET)
+
+
+def test_clusterings_live_side_by_side(cube):
+    with pytest.raises(AttributeError, match=r"no clusters; make some with datacube.cluster"):
+        cube.clusters  # noqa: B018
+    assert not hasattr(cube, "clusters")
+    zebra = cube.cluster(threshold=0.3, name="zebra", **QUIET)
+    fine = cube.cluster(threshold=0.95, name="fine", **QUIET)
+    assert cube.clusters.name == "fine"  # the newest, not the last by name
+    np.testing.assert_array_equal(cube.get_clusters("zebra").labels, zebra.labels)
+    np.testing.assert_array_equal(cube.get_clusters("fine").labels, fine.labels)
+    cube.cluster(threshold=0.5, name="zebra", **QUIET)
+    assert cube.clusters.settings["threshold"] == 0.5  # replaced, and newest again
+    with pytest.raises(ValueError, match="no clusters are called 'x'; there are fine, zebra"):
+        cube.get_clusters("x")
+
+
+def test_clusters_in_the_tree_follow_the_calibration(cube):
+    cube.cluster(threshold=0.5, **QUIET)
+    assert cube.clusters.pixel_size == 2.5
+    cube.calibration.set_R_pixel_size(4)
+    assert cube.clusters.pixel_size == 4
+
+
+def test_a_foreign_node_is_not_replaced(cube):
+    cube.attach(py4DSTEM.RealSlice(np.zeros(SCAN), name="mine"))
+    for call in (cube.cluster, cube.get_similarity):
+        with pytest.raises(ValueError, match=r"name='mine' is taken.*RealSlice"):
+            call(name="mine", **QUIET)
+    cube.get_similarity(**QUIET)
+    with pytest.raises(ValueError, match="name='similarity' is taken"):
+        cube.cluster(name="similarity", **QUIET)
+
+
+def test_returncalc(cube):
+    assert cube.cluster(threshold=0.5, returncalc=False, **QUIET) is None
+    assert isinstance(cube.clusters, Clusters)
+
+
+# --- averages --------------------------------------------------------------------------------
+
+
+def test_averages_of_every_kind_of_array(scan, wrap):
+    cube = DataCube(wrap(scan))
+    clusters = cube.cluster(threshold=0.6, min_size=3, **QUIET)
+    averages = cube.get_clustered_datacube(**QUIET)
+    assert averages.shape == (clusters.n_clusters, 1, *DETECTOR)
+    np.testing.assert_allclose(
+        averages.data[:, 0], reference.averages(scan, clusters.labels), rtol=1e-6
+    )
+
+
+def test_averages_of_the_raw_scan_with_clusters_of_the_filtered_one(cube):
+    clusters = cube.filter_correlative(**FILTER).cluster(threshold=0.8, min_size=3, **QUIET)
+    averages = cube.get_clustered_datacube(clusters, name="means", **QUIET)
+    assert averages.name == "means"
+    # The clusters travel with the raw cube and with the averages.
+    for carrier in (cube, averages):
+        np.testing.assert_array_equal(carrier.clusters.labels, clusters.labels)
+        np.testing.assert_array_equal(carrier.clusters.seeds, clusters.seeds)
+    np.testing.assert_array_equal(cube.tree("clusters/averages").data, averages.data[:, 0])
+
+
+def test_averages_by_name(cube):
+    cube.cluster(threshold=0.3, name="coarse", **QUIET)
+    cube.cluster(threshold=0.9, name="fine", **QUIET)
+    n = cube.get_clusters("coarse").n_clusters
+    assert cube.get_clustered_datacube("coarse", **QUIET).shape[0] == n
+
+
+def test_averages_carry_the_calibration(cube):
+    cube.calibration.set_origin_meas((np.ones(SCAN), np.ones(SCAN), np.ones(SCAN, bool)))
+    clusters = cube.cluster(threshold=0.6, min_size=3, **QUIET)
+    calibration = cube.get_clustered_datacube(**QUIET).calibration
+    assert calibration.get_Q_pixel_size() == 0.02
+    assert calibration.get_R_pixel_units() == "nm"
+    assert calibration.get_ellipse() == cube.calibration.get_ellipse()
+    assert calibration.get_QR_rotation_degrees() == 12
+    qx0 = calibration.get_qx0()
+    assert qx0.shape == (clusters.n_clusters, 1)
+    for k in range(clusters.n_clusters):
+        expected = cube.calibration.get_qx0()[clusters.labels == k].mean()
+        assert qx0[k, 0] == pytest.approx(expected)
+    assert calibration.get_origin_meas_mask() is None
+    assert calibration.get_qx0_mean() == cube.calibration.get_qx0_mean()
+
+
+def test_averages_from_joined_clusters(cube):
+    clusters = cube.cluster(threshold=0.8, min_size=2, **QUIET)
+    averages = cube.get_clustered_datacube(clusters.join([0, 1]), **QUIET)
+    assert len(averages.data) == clusters.n_clusters - 1
+    assert averages.clusters.settings["edits"] == ("join([0, 1])",)
+
+
+# --- progress --------------------------------------------------------------------------------
+
+
+def test_progress_bar_can_be_silenced(cube, capsys):
+    cube.cluster(threshold=0.5, progress_bar=True)
+    assert "Comparing" in capsys.readouterr().err
+    cube.cluster(threshold=0.5, progress_bar=False)
+    cube.filter_correlative(**FILTER)
+    cube.get_clustered_datacube(progress_bar=False)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+EMPTY_Q, EMPTY_R = np.zeros(DETECTOR, bool), np.zeros(SCAN, bool)
+MASK_Q, MASK_R = np.ones(DETECTOR, bool), np.ones(SCAN, bool)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"sigma": -1}, ValueError, "sigma=-1 must be a finite number of at least 0"),
+        ({"sigma": np.nan}, ValueError, "sigma=nan"),
+        ({"sigma": "3"}, TypeError, "sigma='3' must be a number, not str"),
+        ({"sigma": True}, TypeError, "sigma=True"),
+        ({"radius": -1}, ValueError, "radius=-1"),
+        ({"radius": np.inf}, ValueError, "radius=inf"),
+        ({"corr_range": (0.9, 0.5)}, ValueError, "must rise"),
+        ({"corr_range": (0.9, 0.9)}, ValueError, "must rise"),
+        ({"corr_range": (0.9, 1.5)}, ValueError, "from -1 to 1"),
+        ({"corr_range": (-2, 0.5)}, ValueError, "from -1 to 1"),
+        ({"corr_range": (np.nan, 0.5)}, ValueError, "corr_range"),
+        ({"corr_range": 0.9}, TypeError, "two numbers"),
+        ({"corr_range": (0.1, 0.2, 0.3)}, TypeError, "two numbers"),
+        ({"corr_range": "auto!"}, TypeError, "two numbers"),
+        ({"edge": 6}, ValueError, "edge=6 leaves no pixel of a detector of 14 x 11"),
+        ({"edge": -1}, ValueError, "edge=-1 must be at least 0"),
+        ({"edge": 1.5}, TypeError, "whole number"),
+        ({"n_jobs": 0}, ValueError, "n_jobs=0 must be at least 1"),
+        ({"n_jobs": 1.5}, TypeError, "n_jobs=1.5"),
+        ({"name": ""}, ValueError, "name='' cannot be stored"),
+        ({"name": "a/b"}, ValueError, "contain '/'"),
+        ({"name": "data"}, ValueError, "cannot be stored"),
+        ({"name": 3}, TypeError, "must be a string"),
+        ({"out": 3}, TypeError, "out=3 must be a path"),
+        ({"out": "/no/such/folder/x.h5"}, ValueError, "folder that does not exist"),
+        ({"out": "."}, ValueError, "is a folder"),
+        ({"overwrite": 1}, TypeError, "True or False"),
+        ({"progress_bar": "yes"}, TypeError, "True or False"),
+    ],
+)
+def test_filter_refuses(cube, monkeypatch, options, error, match):
+    monkeypatch.setattr("py4dstem_clustering.datacube.correlative_core", None)
+    with pytest.raises(error, match=match):
+        cube.filter_correlative(**{**FILTER, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"q_mask": EMPTY_Q}, ValueError, "q_mask is empty"),
+        ({"q_mask": MASK_Q.T}, ValueError, r"q_mask of shape \(11, 14\) must have the shape"),
+        ({"q_mask": MASK_Q.astype(int)}, TypeError, "q_mask of type int64 must be boolean"),
+        ({"sigma": -0.1}, ValueError, "sigma=-0.1"),
+        ({"subtract_mean": 1}, TypeError, "subtract_mean=1 must be True or False"),
+        ({"returncalc": None}, TypeError, "returncalc=None must be True or False"),
+        ({"name": "metadatabundle"}, ValueError, "cannot be stored"),
+        ({"n_jobs": -1}, ValueError, "n_jobs=-1"),
+    ],
+)
+def test_similarity_refuses(cube, monkeypatch, options, error, match):
+    monkeypatch.setattr("py4dstem_clustering.datacube.similarity_core", None)
+    with pytest.raises(error, match=match):
+        cube.get_similarity(**{**QUIET, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"method": "shrink"}, ValueError, "method='shrink' is not known"),
+        ({"threshold": np.nan}, ValueError, "threshold=nan must be a finite number from -1 to 1"),
+        ({"threshold": 1.01}, ValueError, "threshold=1.01"),
+        ({"threshold": "0.9"}, TypeError, "threshold='0.9'"),
+        ({"min_size": 0}, ValueError, "min_size=0 must be at least 1"),
+        ({"min_size": 2.5}, TypeError, "min_size=2.5"),
+        ({"r_mask": "triangel"}, ValueError, "r_mask='triangel' must be one of isodata"),
+        ({"r_mask": EMPTY_R}, ValueError, "r_mask is empty"),
+        ({"r_mask": MASK_R.T}, ValueError, "r_mask of shape"),
+        ({"r_mask": MASK_R.astype(float)}, TypeError, "must be boolean"),
+        ({"r_mask": 1.5}, ValueError, "r_mask=1.5"),
+        ({"r_mask": True}, TypeError, "r_mask=True"),
+        ({"q_mask": EMPTY_Q}, ValueError, "q_mask is empty"),
+        ({"sigma": -1}, ValueError, "sigma=-1"),
+        ({"similarity": np.zeros((4, 5, 8))}, ValueError, "similarity must be the same"),
+        ({"similarity": np.full((1, 1, 8), np.nan)}, ValueError, "does not fit this scan"),
+        ({"similarity": np.zeros((7, 9, 7))}, ValueError, "must have the shape"),
+        ({"similarity": "similarity"}, TypeError, "must hold real numbers"),
+        (
+            {"similarity": np.zeros((7, 9, 8)), "q_mask": MASK_Q, "sigma": 1},
+            ValueError,
+            "q_mask and sigma cannot change a similarity made earlier",
+        ),
+        ({"name": "dim0"}, ValueError, "cannot be stored"),
+        ({"n_jobs": 0}, ValueError, "n_jobs=0"),
+        ({"progress_bar": 1}, TypeError, "progress_bar=1"),
+    ],
+)
+def test_cluster_refuses(cube, monkeypatch, options, error, match):
+    monkeypatch.setattr("py4dstem_clustering.datacube.similarity_core", None)
+    with pytest.raises(error, match=match):
+        cube.cluster(**{**QUIET, **options})
+
+
+def test_cluster_refuses_another_node_as_similarity(cube):
+    with pytest.raises(ValueError, match="holds no similarity"):
+        cube.cluster(similarity=py4DSTEM.Array(np.zeros((7, 9, 8)), name="x"), **QUIET)
+
+
+def test_averages_refuse(cube, monkeypatch):
+    monkeypatch.setattr("py4dstem_clustering.datacube.averaging_core", None)
+    with pytest.raises(ValueError, match="has no clusters"):
+        cube.get_clustered_datacube(**QUIET)
+    other = DataCube(make_scan((9, 7))).cluster(threshold=0.5, **QUIET)
+    with pytest.raises(ValueError, match=r"clusters of a scan of \(9, 7\) do not fit this scan"):
+        cube.get_clustered_datacube(other, **QUIET)
+    with pytest.raises(TypeError, match="clusters must be Clusters"):
+        cube.get_clustered_datacube(other.labels, **QUIET)
+    cube.cluster(threshold=0.5, **QUIET)
+    with pytest.raises(ValueError, match="n_jobs=0"):
+        cube.get_clustered_datacube(n_jobs=0, **QUIET)
+    with pytest.raises(ValueError, match="name='a/b'"):
+        cube.get_clustered_datacube(name="a/b", **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "match"),
+    [
+        (np.zeros((4, 5, 6)), ValueError, "four axes"),
+        (np.zeros((1, 4, 5, 6, 7)), ValueError, "four axes"),
+        (np.zeros((4, 0, 6, 7)), ValueError, "is empty"),
+        (np.zeros((4, 5, 6, 7), complex), TypeError, "complex128 cannot be clustered"),
+        (np.zeros((4, 5, 6, 7), object), TypeError, "object cannot be clustered"),
+        (np.zeros((4, 5, 6, 7), "U3"), TypeError, "cannot be clustered"),
+        (da.zeros((4, 5, 6, 7), dtype=complex), TypeError, "cannot be clustered"),
+    ],
+)
+@pytest.mark.parametrize(
+    "method", ["filter_correlative", "get_similarity", "cluster", "get_clustered_datacube"]
+)
+def test_every_method_refuses_what_is_not_a_scan(data, error, match, method):
+    cube = DataCube(np.zeros((4, 5, 6, 7)))
+    cube.data = data
+    with pytest.raises(error, match=match):
+        getattr(cube, method)(**QUIET)
+
+
+# --- does it find the grains? ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [11, 12, 13])
+def test_growth_finds_sharp_grains(seed):
+    # The threshold was chosen on seeds 0 to 5.
+    truth = simulate_scan((30, 24), (48, 44), n_grains=4, electrons=3000, seed=seed)
+    cube = truth.datacube
+    centre = tuple((n - 1) / 2 for n in cube.Qshape)
+    q_mask = cube.make_detector(cube.Qshape, "annulus", (centre, (5, 20)))
+    clusters = cube.cluster(threshold=0.7, min_size=8, q_mask=q_mask, **QUIET)
+    overlaps = []
+    for k in range(len(truth.orientations)):
+        grain = truth.labels == k
+        found = np.bincount(clusters.labels[grain] + 1, minlength=2)[1:].argmax()
+        member = clusters.labels == found
+        overlaps.append((grain & member).sum() / (grain | member).sum())
+    assert np.mean(overlaps) > 0.9, overlaps
+
+
+def test_similarity_object_is_what_it_says(cube):
+    assert isinstance(cube.get_similarity(**QUIET), Similarity)

@@ -1,0 +1,252 @@
+"""Files: everything survives, opens without this package, and is complete or absent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import py4DSTEM
+import pytest
+from conftest import DETECTOR, SCAN, STRICT
+
+from py4dstem_clustering import Clusters, Similarity, emd
+from py4dstem_clustering.datacube import keep_clusters
+
+QUIET = {"progress_bar": False}
+
+
+def assert_same(settings, expected):
+    assert list(settings) == list(expected) or set(settings) == set(expected)
+    for key, value in expected.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(settings[key], value)
+            assert settings[key].dtype == value.dtype
+        else:
+            assert settings[key] == value
+            assert type(settings[key]) is type(value)
+
+
+@pytest.fixture
+def saved(cube, tmp_path):
+    """A cube with a similarity, two clusterings and averages, in a file."""
+    q_mask = np.indices(DETECTOR)[0] > 2
+    r_mask = np.indices(SCAN)[1] < 8
+    similarity = cube.get_similarity(q_mask=q_mask, sigma=1, **QUIET)
+    cube.cluster(threshold=0.3, name="zebra", r_mask="otsu", similarity=similarity)
+    clusters = cube.cluster(threshold=0.6, r_mask=r_mask, min_size=2, similarity=similarity)
+    clusters = clusters.join([0, 1])
+    averages = cube.get_clustered_datacube(clusters, **QUIET)
+    path = tmp_path / "scan.h5"
+    py4DSTEM.save(path, cube)
+    return path, cube, similarity, clusters, averages
+
+
+def test_everything_survives_exactly(saved):
+    path, cube, similarity, clusters, averages = saved
+    read = py4DSTEM.read(path)
+    np.testing.assert_array_equal(read.data, cube.data)
+
+    found = read.clusters
+    assert found.name == "clusters"
+    for field in ("labels", "seeds", "similarity_mean"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(clusters, field))
+        assert getattr(found, field).dtype == getattr(clusters, field).dtype
+    assert (found.pixel_size, found.pixel_units) == (2.5, "nm")
+    assert_same(found.settings, clusters.settings)
+
+    again = Similarity.from_node(read.tree("similarity"))
+    np.testing.assert_array_equal(again.data, similarity.data)
+    assert_same(again.settings, similarity.settings)
+    assert (again.pixel_size, again.pixel_units) == (2.5, "nm")
+
+    np.testing.assert_array_equal(read.tree("clusters/averages").data, averages.data[:, 0])
+    zebra = read.get_clusters("zebra")
+    np.testing.assert_array_equal(zebra.labels, cube.get_clusters("zebra").labels)
+    assert zebra.settings["r_mask"] == "otsu"
+
+
+def test_a_second_round_changes_nothing(saved, tmp_path):
+    path, *_ = saved
+    first = py4DSTEM.read(path)
+    py4DSTEM.save(tmp_path / "again.h5", first)
+    second = py4DSTEM.read(tmp_path / "again.h5")
+    np.testing.assert_array_equal(second.clusters.labels, first.clusters.labels)
+    assert_same(second.clusters.settings, first.clusters.settings)
+
+
+def test_clustering_goes_on_after_reading(saved):
+    path, *_, averages = saved
+    read = py4DSTEM.read(path)
+    again = read.get_clustered_datacube(**QUIET)
+    np.testing.assert_array_equal(again.data, averages.data)
+    other = read.cluster(threshold=0.6, similarity=read.tree("similarity"), name="other")
+    assert read.clusters.name == "other"
+    assert other.n_clusters > 0
+    filtered = read.filter_correlative(edge=2, **QUIET)
+    assert "_root_treepath" not in filtered.calibration._params
+
+
+def test_averages_make_a_small_file_of_their_own(saved, tmp_path):
+    _, _, _, clusters, averages = saved
+    py4DSTEM.save(tmp_path / "averages.h5", averages)
+    read = py4DSTEM.read(tmp_path / "averages.h5")
+    assert type(read) is py4DSTEM.DataCube
+    np.testing.assert_array_equal(read.data, averages.data)
+    np.testing.assert_array_equal(read.clusters.labels, clusters.labels)
+    assert read.Q_pixel_size == 0.02
+    np.testing.assert_array_equal(read.calibration.get_qx0(), averages.calibration.get_qx0())
+
+
+def test_clusters_without_the_scan(saved, tmp_path):
+    _, cube, _, clusters, _ = saved
+    py4DSTEM.save(tmp_path / "tree.h5", cube, tree=None)
+    root = py4DSTEM.read(tmp_path / "tree.h5")
+    found = Clusters.from_node(root.tree("clusters"))
+    np.testing.assert_array_equal(found.labels, clusters.labels)
+
+
+def test_no_clusters_survive_too(cube, tmp_path):
+    cube.cluster(threshold=1, min_size=50, **QUIET)
+    py4DSTEM.save(tmp_path / "none.h5", cube)
+    assert py4DSTEM.read(tmp_path / "none.h5").clusters.n_clusters == 0
+
+
+WITHOUT = """
+import sys
+sys.modules["py4dstem_clustering"] = None  # as on a machine where it is missing
+import numpy as np, py4DSTEM
+cube = py4DSTEM.read(sys.argv[1])
+node = cube.tree("clusters")
+print(type(cube).__name__, type(node).__name__, *sorted(node.treekeys))
+print(*(type(node.tree(name)).__name__ for name in sorted(node.treekeys)))
+print(type(cube.tree("similarity")).__name__, cube.tree("similarity").data.shape)
+print(node.tree("labels").data.max(), node.tree("labels").calibration.get_R_pixel_size())
+print(node.metadata["settings"]["threshold"], node.metadata["settings"]["edits"])
+print(node.tree("seeds").data["rx"].sum(), node.tree("averages").data.shape)
+cube.tree(), repr(node), repr(node.tree("averages")), repr(cube.tree("similarity"))
+"""
+
+
+def test_opens_where_this_package_is_missing(saved):
+    path, _, _, clusters, averages = saved
+    done = subprocess.run(
+        [sys.executable, *STRICT, "-c", WITHOUT, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "DataCube Node averages labels seeds similarity_mean"
+    assert lines[1] == "Array RealSlice PointList RealSlice"
+    assert lines[2] == "Array (7, 9, 8)"
+    assert lines[3] == f"{clusters.n_clusters - 1} 2.5"
+    assert lines[4] == "0.6 ('join([0, 1])',)"
+    assert lines[5] == f"{clusters.seeds[:, 0].sum()} {averages.data[:, 0].shape}"
+
+
+def test_only_stock_classes_are_written(saved):
+    path, *_ = saved
+    classes = set()
+
+    def visit(name, item):
+        classes.add(item.attrs.get("python_class"))
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    stock = {"Root", "DataCube", "Array", "RealSlice", "Node", "PointList", "Metadata"}
+    assert classes - {None} <= stock | {"Calibration"}
+
+
+def test_the_newest_is_kept_as_a_number(cube, tmp_path):
+    for name in ("b", "c", "a"):
+        cube.cluster(threshold=0.5, name=name, **QUIET)
+    py4DSTEM.save(tmp_path / "x.h5", cube)  # HDF5 sorts by name
+    read = py4DSTEM.read(tmp_path / "x.h5")
+    assert read.clusters.name == "a"
+    assert list(emd.children(read, "clusters")) == ["b", "c", "a"]
+
+
+def test_from_node_refuses_a_foreign_node(cube):
+    with pytest.raises(ValueError, match="holds no clusters"):
+        Clusters.from_node(py4DSTEM.Node("other"))
+    with pytest.raises(ValueError, match="holds no similarity"):
+        Similarity.from_node(py4DSTEM.Node("other"))
+
+
+def test_keep_clusters_on_an_empty_tree(cube):
+    clusters = cube.cluster(threshold=0.5, **QUIET)
+    other = py4DSTEM.DataCube(np.zeros((2, 2, 3, 3)))
+    keep_clusters(other, clusters)
+    np.testing.assert_array_equal(other.clusters.labels, clusters.labels)
+
+
+# --- complete or absent ----------------------------------------------------------------------
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "x.h5"
+    path.write_text("old")
+
+    def write():
+        with emd.complete_or_absent(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_has_the_usual_permissions(tmp_path):
+    with emd.complete_or_absent(tmp_path / "a") as partial:
+        partial.write_text("x")
+    (tmp_path / "b").write_text("x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_an_error_while_filtering_leaves_no_file(cube, tmp_path, monkeypatch):
+    def fail(data, out, **options):
+        out[0] = 1
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("py4dstem_clustering.datacube.correlative_core", fail)
+    with pytest.raises(OSError, match="No space left"):
+        cube.filter_correlative(edge=2, out=tmp_path / "x.h5", **QUIET)
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import sys, time
+import numpy as np, py4DSTEM, py4dstem_clustering
+import py4dstem_clustering.datacube as d
+core = d.correlative_core
+def slow(data, out, **options):
+    core(data, out, **options)
+    print("written", flush=True)
+    time.sleep(60)
+d.correlative_core = slow
+cube = py4DSTEM.DataCube(np.ones((4, 5, 16, 14), np.float32))
+cube.filter_correlative(edge=2, out=sys.argv[1], progress_bar=False)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_a_killed_process_leaves_no_result(tmp_path):
+    path = tmp_path / "x.h5"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline().strip() == "written"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not path.exists()
+    assert all(p.suffix == ".partial" for p in tmp_path.iterdir())

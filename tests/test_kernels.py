@@ -1,0 +1,373 @@
+"""Each kernel against a slow loop written from the formula."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import reference
+from conftest import make_scan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from threadpoolctl import threadpool_info
+
+from py4dstem_clustering.kernels import blocks, blur
+from py4dstem_clustering.kernels.averaging import averaging_core
+from py4dstem_clustering.kernels.correlative import correlative_core, footprint, radial_weight
+from py4dstem_clustering.kernels.similarity import (
+    DIRECTIONS,
+    asymmetry,
+    similarity_core,
+    similarity_mean,
+)
+
+FILTER = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2}
+
+
+def no_report(rows):
+    pass
+
+
+def run_similarity(data, q_mask=None, sigma=0, subtract_mean=True, n_jobs=2):
+    return similarity_core(
+        data,
+        q_mask=q_mask,
+        sigma=sigma,
+        subtract_mean=subtract_mean,
+        n_jobs=n_jobs,
+        report=no_report,
+    )
+
+
+def run_filter(data, n_jobs=2, **options):
+    out = np.empty(data.shape, np.float32)
+    correlative_core(data, out, **{**FILTER, **options}, n_jobs=n_jobs, report=no_report)
+    return out
+
+
+def run_averages(data, labels, n_jobs=2):
+    return averaging_core(data, labels, n_jobs=n_jobs, report=no_report)
+
+
+def q_mask_of(data):
+    u, v = np.indices(data.shape[2:])
+    return (u > 2) & (v < data.shape[3] - 1)
+
+
+def labels_of(data):
+    x, y = np.indices(data.shape[:2])
+    return ((2 * x + 3 * y) // 12) % 4 - 1
+
+
+def assert_close(result, expected, tolerance=1e-5):
+    """Equal to `tolerance` of the largest magnitude, and missing at the same places."""
+    assert result.shape == expected.shape
+    np.testing.assert_array_equal(np.isnan(result), np.isnan(expected))
+    scale = np.nanmax(np.abs(expected), initial=1e-30)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.fixture
+def tiny_blocks(monkeypatch):
+    """Blocks of a single row."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
+
+
+# --- blur ------------------------------------------------------------------------------------
+
+
+@given(n=st.integers(1, 40), sigma=st.floats(0.05, 12), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_blur_matrix_equals_scipy(n, sigma, seed):
+    x = np.random.default_rng(seed).normal(size=n)
+    expected = gaussian_filter1d(x, sigma, mode="reflect", truncate=4)
+    np.testing.assert_allclose(blur.blur_matrix(n, sigma) @ x, expected, atol=1e-5)
+
+
+def test_blur_keeps_the_axes_apart():
+    x = np.random.default_rng(0).random((3, 14, 11)).astype(np.float32)
+    result = blur.blur(x, blur.blur_matrix(14, 0.7), blur.blur_matrix(11, 2.1))
+    np.testing.assert_allclose(result, gaussian_filter(x, (0, 0.7, 2.1)), atol=1e-5)
+
+
+# --- similarity ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0, 1.3])
+@pytest.mark.parametrize("subtract_mean", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_similarity_equals_loop(scan, sigma, subtract_mean, masked):
+    q_mask = q_mask_of(scan) if masked else None
+    result = run_similarity(scan, q_mask, sigma, subtract_mean)
+    assert_close(result, reference.similarity(scan, q_mask, sigma, subtract_mean))
+
+
+def test_similarity_of_every_kind_of_array(scan, wrap, tiny_blocks):
+    result = run_similarity(wrap(scan), q_mask_of(scan), 1.3)
+    assert_close(result, reference.similarity(scan, q_mask_of(scan), 1.3))
+
+
+def test_similarity_is_symmetric_to_the_bit(scan):
+    assert asymmetry(run_similarity(scan)) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (2, 2), (5, 130)])
+def test_similarity_of_small_and_long_scans(shape):
+    data = make_scan(shape, (6, 5))
+    assert_close(run_similarity(data), reference.similarity(data))
+
+
+def test_similarity_mean_equals_loop(scan):
+    s = run_similarity(scan)
+    assert_close(similarity_mean(s), reference.similarity_mean(s))
+    assert np.isnan(similarity_mean(np.full((1, 1, 8), np.nan, np.float32))).all()
+
+
+def test_directions_are_opposite_in_pairs():
+    assert [(-x, -y) for x, y in DIRECTIONS[:4]] == list(DIRECTIONS[4:])
+    assert list(DIRECTIONS) == reference.DIRECTIONS
+
+
+# --- filter ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"radius": 4},
+        {"radius": 0},
+        {"radius": 1.6},
+        {"sigma": 0},
+        {"edge": 0},
+        {"corr_range": (-1, 1)},
+        {"corr_range": (0.85, 0.95)},
+    ],
+)
+def test_filter_equals_loop(scan, options):
+    result = run_filter(scan, **options)
+    assert_close(result, reference.correlative_filter(scan, **{**FILTER, **options}))
+
+
+def test_filter_of_every_kind_of_array(scan, wrap, tiny_blocks):
+    assert_close(run_filter(wrap(scan)), reference.correlative_filter(scan, **FILTER))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (3, 40)])
+def test_filter_of_small_and_long_scans(shape):
+    data = make_scan(shape, (9, 8))
+    assert_close(run_filter(data), reference.correlative_filter(data, **FILTER))
+
+
+def test_footprint_of_the_paper_has_69_positions():
+    assert len(footprint(4)) == 69
+    assert [0, 0] in footprint(0).tolist()
+    assert len(footprint(0)) == 1
+
+
+def test_radial_weight_is_zero_in_the_edge_only():
+    weight = radial_weight((8, 6), 1)
+    assert not weight[[0, -1]].any()
+    assert not weight[:, [0, -1]].any()
+    assert (weight[1:-1, 1:-1] > 0).all()
+    assert weight[1, 1] == pytest.approx((2.5**2 + 1.5**2) / 48)
+
+
+def test_filter_averages_within_a_grain_and_not_across():
+    data = np.zeros((4, 8, 16, 14), np.float32)
+    data[:, :4, 3, 4] = 100
+    data[:, 4:, 11, 9] = 100
+    noisy = data + np.random.default_rng(0).normal(0, 1, data.shape).astype(np.float32)
+    result = run_filter(noisy, corr_range=(0.5, 0.8))
+    assert result[:, :4, 11, 9].max() < 5
+    assert np.std(result - data) < 0.5 * np.std(noisy - data)
+
+
+# --- averages --------------------------------------------------------------------------------
+
+
+def test_averages_of_every_kind_of_array(scan, wrap, tiny_blocks):
+    labels = labels_of(scan)
+    assert_close(run_averages(wrap(scan), labels), reference.averages(scan, labels), 1e-6)
+
+
+def test_averages_do_not_overflow():
+    data = np.full((40, 50, 2, 3), 65535, np.uint16)
+    assert (run_averages(data, np.zeros((40, 50), int)) == 65535).all()
+
+
+# --- blocks, threads, bits -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_any_block_size_and_number_of_threads_gives_the_same_bits(monkeypatch, scan, n_jobs, rows):
+    data = scan.astype(np.float32) * np.float32(0.1)
+    labels = labels_of(scan)
+    expected = run_similarity(data, None, 1.3, n_jobs=1), run_filter(data, n_jobs=1)
+    expected_averages = run_averages(data, labels, n_jobs=1)
+    monkeypatch.setattr(
+        blocks,
+        "row_blocks",
+        lambda shape, copies=1: [(i, min(i + rows, shape[0])) for i in range(0, shape[0], rows)],
+    )
+    np.testing.assert_array_equal(run_similarity(data, None, 1.3, n_jobs=n_jobs), expected[0])
+    np.testing.assert_array_equal(run_filter(data, n_jobs=n_jobs), expected[1])
+    np.testing.assert_array_equal(run_averages(data, labels, n_jobs), expected_averages)
+
+
+def test_row_blocks_cover_the_scan_once_within_the_budget(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * 5 * 6 * 7 * 3)
+    found = list(blocks.row_blocks((11, 5, 6, 7)))
+    assert found == [(0, 3), (3, 6), (6, 9), (9, 11)]
+    assert list(blocks.row_blocks((2, 5, 6, 7), copies=3)) == [(0, 1), (1, 2)]
+
+
+def test_report_counts_every_row_once(scan):
+    for run in (
+        lambda report: similarity_core(
+            scan, q_mask=None, sigma=0, subtract_mean=True, n_jobs=1, report=report
+        ),
+        lambda report: correlative_core(
+            scan, np.empty(scan.shape, np.float32), **FILTER, n_jobs=1, report=report
+        ),
+        lambda report: averaging_core(scan, labels_of(scan), n_jobs=1, report=report),
+    ):
+        done = []
+        run(done.append)
+        assert sum(done) == len(scan)
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_blas_is_held_to_one_thread_and_released_in_any_order():
+    before = blas_threads()
+    first_in, second_in = threading.Event(), threading.Event()
+    inside = []
+
+    def first():
+        with blocks.workers(1):
+            first_in.set()
+            second_in.wait(10)
+        inside.append(blas_threads())  # the second is still inside
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert first_in.wait(10)
+    with blocks.workers(1):
+        second_in.set()
+        thread.join(10)
+        assert blas_threads() == [1] * len(before)
+    assert inside == [[1] * len(before)]
+    assert blas_threads() == before
+
+
+def test_workers_raise_the_error_of_a_task():
+    def fail(item):
+        if item == 3:
+            raise ValueError("item 3")
+
+    with blocks.workers(2) as run, pytest.raises(ValueError, match="item 3"):
+        run(fail, range(100))
+
+
+def test_count_jobs():
+    assert blocks.count_jobs(3) == 3
+    assert blocks.count_jobs(None) >= 1
+
+
+def test_a_reading_error_is_raised(scan):
+    class Broken:
+        shape, dtype = scan.shape, scan.dtype
+
+        def __getitem__(self, key):
+            raise OSError("chunk lost")
+
+    with pytest.raises(OSError, match="chunk lost"):
+        run_similarity(Broken())
+
+
+# --- types and odd values --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype", ["?", "u1", "u2", "i4", "i8", "u8", "f2", "f4", "f8", ">u2", ">f4"]
+)
+def test_every_type(scan, dtype):
+    data = (scan > 8 if dtype == "?" else scan).astype(dtype)
+    as_float = data.astype(np.float64)
+    assert_close(run_similarity(data), reference.similarity(as_float))
+    assert_close(run_filter(data), reference.correlative_filter(as_float, **FILTER))
+    labels = labels_of(scan)
+    assert_close(run_averages(data, labels), reference.averages(as_float, labels), 1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e9, 1e25, 1e35])
+def test_every_scale(scan, scale):
+    data = scan.astype(np.float64) * scale
+    assert_close(run_similarity(data), reference.similarity(scan))
+    assert_close(run_filter(data) / scale, reference.correlative_filter(scan, **FILTER))
+    labels = labels_of(scan)
+    assert_close(run_averages(data, labels) / scale, reference.averages(scan, labels))
+
+
+def test_a_scale_beyond_float32(scan):
+    data = scan.astype(np.float64) * 1e150
+    assert_close(run_similarity(data), reference.similarity(scan))
+    with pytest.raises(ValueError, match="float32 cannot hold"):
+        run_filter(data)
+
+
+def test_a_negative_background_does_not_matter(scan):
+    data = scan.astype(np.float32) - 1000
+    assert_close(run_similarity(data), reference.similarity(scan), 1e-4)
+
+
+def holes(scan):
+    data = scan.astype(np.float32)
+    data[2, 3, 4, 5] = np.nan
+    data[:, :, 9, 2] = np.nan  # a dead detector pixel
+    data[5, 6, 0, 0] = np.inf
+    data[4, 4, 1, 1] = -np.inf
+    data[3, 7] = np.nan  # a lost pattern
+    return data
+
+
+def test_missing_pixels_follow_the_rule():
+    data = holes(make_scan())
+    assert_close(run_similarity(data, sigma=1), reference.similarity(data, sigma=1))
+    assert_close(run_filter(data), reference.correlative_filter(data, **FILTER))
+    labels = labels_of(data)
+    assert_close(run_averages(data, labels), reference.averages(data, labels), 1e-6)
+
+
+def test_neighbours_fill_a_missing_pixel(scan):
+    data = np.full((3, 4, 16, 14), 5, np.float32)
+    data[:, :, 4:6, 3] = 50
+    data[1, 2, 4, 3] = np.nan
+    assert run_filter(data, corr_range=(0.1, 0.5))[1, 2, 4, 3] == pytest.approx(50)
+
+
+@pytest.mark.parametrize("value", [0, 7, 0.1, 1e8 + 0.3])
+def test_empty_and_constant_patterns_are_like_nothing(scan, value):
+    data = scan.astype(np.float32)
+    data[2, 3] = value
+    data[4] = value  # a dead row
+    s = run_similarity(data, sigma=1)
+    assert (s[2, 3] == 0).all()
+    assert (s[4][~np.isnan(s[4])] == 0).all()
+    assert_close(s, reference.similarity(data, sigma=1))
+    assert_close(run_filter(data), reference.correlative_filter(data, **FILTER))
+    np.testing.assert_allclose(run_filter(data)[2, 3], value, rtol=1e-6)
+
+
+def test_a_pattern_with_contrast_in_the_edge_only_is_empty_to_the_filter():
+    data = make_scan((3, 3), (30, 30)).astype(np.float32)
+    data[1, 1] = 1000.1
+    data[1, 1, 0, 0] = 1001  # blurred, it reaches 4 sigma
+    result = run_filter(data, sigma=1, edge=8, corr_range=(0.01, 0.02))
+    np.testing.assert_allclose(result[1, 1], data[1, 1], rtol=1e-6)

@@ -1,0 +1,86 @@
+"""Imports run downwards only, and only the registration layer imports py4DSTEM eagerly."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import py4dstem_clustering
+
+PACKAGE = Path(py4dstem_clustering.__file__).parent
+
+# From top to bottom; a module may import those below it.
+LAYERS = [
+    "__main__",
+    "__init__",
+    "datacube",
+    "clusters",
+    "similarity",
+    "plotting",
+    "simulate",
+    "emd",
+    "checks",
+    "_version",
+    "kernels.tree",
+    "kernels.correlative",
+    "kernels.similarity",
+    "kernels.averaging",
+    "kernels.blur",
+    "kernels.blocks",
+    "kernels.__init__",
+]
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
+)
+
+
+def imports(module, only_eager=False):
+    """Names that a module imports: ours relative to the package, others by their top name."""
+    tree = ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text())
+    nodes = tree.body if only_eager else ast.walk(tree)
+    ours, others = set(), set()
+    folder = module.split(".")[:-1]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            others |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            others.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = folder[: len(folder) - node.level + 1]
+            path = base + (node.module.split(".") if node.module else [])
+            if ".".join(path) in MODULES:
+                ours.add(".".join(path))
+            else:
+                ours |= {".".join([*path, alias.name]) for alias in node.names}
+    return ours, others
+
+
+def test_every_module_has_its_place():
+    assert sorted(LAYERS) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards(module):
+    below = LAYERS[LAYERS.index(module) + 1 :]
+    ours, _ = imports(module)
+    assert ours <= set(below), f"{module} imports upwards"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_py4dstem_is_imported_eagerly_by_the_registration_only(module):
+    _, others = imports(module, only_eager=True)
+    assert ("py4DSTEM" in others) == (module == "datacube")
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("kernels")])
+def test_kernels_know_nothing_of_their_host(module):
+    _, others = imports(module)
+    assert others <= {"__future__", "collections", "concurrent", "contextlib", "itertools", "os",
+                      "threading", "typing", "numpy", "scipy", "threadpoolctl"}  # fmt: skip
+
+
+def test_the_public_names_exist():
+    for name in py4dstem_clustering.__all__:
+        assert hasattr(py4dstem_clustering, name)

@@ -1,0 +1,240 @@
+"""The command line, as a user calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import py4DSTEM
+import pytest
+from conftest import STRICT, make_scan
+
+from py4dstem_clustering import Clusters
+from py4dstem_clustering.__main__ import main
+
+
+@pytest.fixture
+def npy(tmp_path, scan):
+    path = tmp_path / "scan.npy"
+    np.save(path, scan)
+    return path
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def cluster(path, tmp_path, *arguments):
+    out = tmp_path / "out.h5"
+    code = run("cluster", path, "--out", out, "--quiet", *arguments)
+    return code, out
+
+
+def error_line(capsys):
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_cluster_of_an_npy_file(npy, tmp_path, scan, capsys):
+    code, out = cluster(npy, tmp_path, "--threshold", 0.6, "--min-size", 3)
+    assert code == 0
+    averages = py4DSTEM.read(out)
+    clusters = averages.clusters
+    expected = py4DSTEM.DataCube(scan).cluster(threshold=0.6, min_size=3, progress_bar=False)
+    np.testing.assert_array_equal(clusters.labels, expected.labels)
+    assert averages.shape == (clusters.n_clusters, 1, *scan.shape[2:])
+    assert averages.tree("similarity").data.shape == (7, 9, 8)
+    assert repr(expected) in capsys.readouterr().out
+
+
+def test_several_thresholds_and_the_other_options(npy, tmp_path, scan):
+    figures = tmp_path / "figures" / "new"
+    code, out = cluster(
+        npy, tmp_path, "--threshold", 0.5, 0.6, 1, "--min-size", 3, "--filter",
+        "--filter-edge", 2, "--filter-sigma", 1, "--filter-radius", 2, "--corr-range", 0.3, 0.9,
+        "--q-range", 1, 5, "--q-center", 6, 5, "--sigma", 0.5, "--r-mask", "0.1",
+        "--figures", figures, "--n-jobs", 1,
+    )  # fmt: skip
+    assert code == 0
+    averages = py4DSTEM.read(out)
+    assert averages.clusters.name == "clusters_0.6"  # the last that holds any
+    assert averages.get_clusters("clusters_1").n_clusters == 0
+    assert len(averages.data) == averages.clusters.n_clusters
+    settings = averages.clusters.settings
+    assert settings["sigma"] == 0.5
+    assert settings["r_mask"] == 0.1
+    mask = py4DSTEM.DataCube.make_detector(scan.shape[2:], "annulus", ((6, 5), (1, 5)))
+    np.testing.assert_array_equal(settings["q_mask"], mask)
+    # Averages are of the unfiltered scan.
+    labels = averages.clusters.labels
+    np.testing.assert_allclose(averages.data[0, 0], scan[labels == 0].mean(axis=0), rtol=1e-6)
+    assert {p.name for p in figures.iterdir()} == {
+        "similarity.png", "averages.png", "clusters_0.5.png", "clusters_0.5_growth.png",
+        "clusters_0.6.png", "clusters_0.6_growth.png", "clusters_1.png", "clusters_1_growth.png",
+    }  # fmt: skip
+
+
+def test_the_centre_is_found(tmp_path):
+    data = np.ones((3, 4, 20, 24))
+    data[..., 8:11, 13:16] = 100
+    np.save(tmp_path / "scan.npy", data)
+    code, out = cluster(tmp_path / "scan.npy", tmp_path, "--q-range", 3, 6)
+    assert code == 0
+    q_mask = py4DSTEM.read(out).clusters.settings["q_mask"]
+    np.testing.assert_allclose(np.argwhere(q_mask).mean(axis=0), [9, 14])
+
+
+def test_npz(tmp_path, scan, capsys):
+    np.savez(tmp_path / "one.npz", scan=scan)
+    assert cluster(tmp_path / "one.npz", tmp_path, "--threshold", 0.5)[0] == 0
+    np.savez(tmp_path / "two.npz", scan=scan, other=scan[:4])
+    capsys.readouterr()
+    assert cluster(tmp_path / "two.npz", tmp_path, "--overwrite")[0] == 2
+    assert "--key must name one of the arrays" in error_line(capsys)
+    code, out = cluster(
+        tmp_path / "two.npz", tmp_path, "--overwrite", "--key", "other", "--threshold", 0.5
+    )
+    assert code == 0
+    assert py4DSTEM.read(out).clusters.shape == (4, 9)
+
+
+def test_a_stack_of_patterns_with_its_scan_shape(tmp_path, scan, capsys):
+    np.save(tmp_path / "stack.npy", scan.reshape(63, 14, 11))
+    assert cluster(tmp_path / "stack.npy", tmp_path)[0] == 2
+    assert "four axes" in error_line(capsys)
+    assert cluster(tmp_path / "stack.npy", tmp_path, "--scan-shape", 8, 8)[0] == 2
+    assert "does not fit" in error_line(capsys)
+    code, out = cluster(tmp_path / "stack.npy", tmp_path, "--scan-shape", 9, 7, "--threshold", 0.1)
+    assert code == 0
+    assert py4DSTEM.read(out).clusters.shape == (9, 7)
+
+
+def test_emd_and_its_calibration(tmp_path, cube):
+    py4DSTEM.save(tmp_path / "scan.h5", cube)
+    code, out = cluster(tmp_path / "scan.h5", tmp_path, "--threshold", 0.6)
+    assert code == 0
+    assert py4DSTEM.read(out).Q_pixel_size == 0.02
+    assert py4DSTEM.read(out).clusters.pixel_units == "nm"
+
+
+def test_emd_with_a_scan_among_others(tmp_path, cube, capsys):
+    root = py4DSTEM.Root("root")
+    root.force_add_to_tree(cube)
+    root.force_add_to_tree(py4DSTEM.Array(np.zeros(3), name="other"))
+    py4DSTEM.save(tmp_path / "two.h5", root)
+    assert cluster(tmp_path / "two.h5", tmp_path, "--threshold", 0.6)[0] == 0
+    capsys.readouterr()
+    assert cluster(tmp_path / "two.h5", tmp_path, "--overwrite", "--key", "root/other")[0] == 2
+    assert "holds no single scan but Array; name its data path with --key" in error_line(capsys)
+
+
+def test_an_arina_master_file(tmp_path):
+    data = make_scan((6, 6), (12, 10))
+    with h5py.File(tmp_path / "scan_data_000001.h5", "w") as file:
+        file["entry/data/data"] = data.reshape(36, 12, 10)
+    with h5py.File(tmp_path / "scan_master.h5", "w") as file:
+        file.create_group("entry").attrs["NX_class"] = "NXentry"
+        file["entry/data/data_000001"] = h5py.ExternalLink("scan_data_000001.h5", "entry/data/data")
+    # py4DSTEM 0.14.18 swaps width and height of the detector, so it reads square ones only.
+    code, _ = cluster(tmp_path / "scan_master.h5", tmp_path, "--threshold", 0.5)
+    assert code == 2
+    square = make_scan((6, 6), (12, 12))
+    with h5py.File(tmp_path / "scan_data_000001.h5", "w") as file:
+        file["entry/data/data"] = square.reshape(36, 12, 12)
+    code, out = cluster(tmp_path / "scan_master.h5", tmp_path, "--threshold", 0.5)
+    assert code == 0
+    expected = py4DSTEM.DataCube(square).cluster(threshold=0.5, progress_bar=False)
+    np.testing.assert_array_equal(py4DSTEM.read(out).clusters.labels, expected.labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--threshold", 2], "threshold=2.0"),
+        (["--threshold", "nan"], "threshold=nan"),
+        (["--min-size", 0], "min_size=0"),
+        (["--r-mask", "triangel"], "must be a number or one of"),
+        (["--q-range", 5, 2], "must rise"),
+        (["--q-range", 50, 60], "q_mask is empty"),
+        (["--q-center", 5, 2], "goes with --q-range"),
+        (["--n-jobs", 0], "n_jobs=0"),
+        (["--filter"], "edge=12 leaves no pixel"),
+        (["--threshold", 1, "--min-size", 50], "nothing to average"),
+        (["--sigma", -1], "sigma=-1.0"),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(npy, tmp_path, capsys, arguments, match):
+    code, out = cluster(npy, tmp_path, *arguments)
+    assert code == 2
+    assert match in error_line(capsys)
+    assert not out.exists()
+
+
+def test_files_that_are_not_there_or_not_scans(npy, tmp_path, capsys):
+    assert cluster(tmp_path / "nothing.npy", tmp_path)[0] == 2
+    assert "is not a file" in error_line(capsys)
+    for name in ("text.h5", "text.npy", "text.npz", "text.dm4", "text.xyz"):
+        (tmp_path / name).write_text("not a scan")
+        assert cluster(tmp_path / name, tmp_path)[0] == 2, name
+        assert name in error_line(capsys)
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    assert cluster(tmp_path / "objects.npy", tmp_path)[0] == 2
+    assert "objects.npy" in error_line(capsys)
+
+
+def test_out_is_checked_before_the_file_is_opened(npy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("py4dstem_clustering.__main__.load_scan", None)
+    (tmp_path / "out.h5").write_text("precious")
+    assert cluster(npy, tmp_path)[0] == 2
+    assert "exists; give another name" in error_line(capsys)
+    assert run("cluster", npy, "--out", tmp_path / "no" / "x.h5") == 2
+    assert "folder that does not exist" in error_line(capsys)
+    assert (tmp_path / "out.h5").read_text() == "precious"
+
+
+def test_ctrl_c(npy, tmp_path, capsys, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("py4dstem_clustering.__main__.load_scan", interrupt)
+    assert cluster(npy, tmp_path)[0] == 130
+    assert error_line(capsys).startswith("interrupted")
+
+
+def test_usage_errors_exit_with_2(capsys):
+    for arguments in ([], ["demo"], ["cluster", "x.npy"], ["dance"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    capsys.readouterr()
+
+
+def test_demo(tmp_path):
+    done = subprocess.run(
+        [sys.executable, *STRICT, "-m", "py4dstem_clustering", "demo", "--out", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "intersection over union" in done.stdout
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "demo.h5", "averages.h5", "similarity.png", "clusters.png", "clusters_growth.png",
+        "averages.png", "overview.png",
+    }  # fmt: skip
+    scan, averages = py4DSTEM.read(tmp_path / "demo.h5"), py4DSTEM.read(tmp_path / "averages.h5")
+    np.testing.assert_array_equal(scan.clusters.labels, averages.clusters.labels)
+    assert isinstance(scan.clusters, Clusters)
+    assert scan.tree("clusters/averages").data.shape[0] == scan.clusters.n_clusters
+
+
+def test_demo_refuses(tmp_path, capsys):
+    assert run("demo", "--out", tmp_path, "--electrons", -5) == 2
+    assert "--electrons" in error_line(capsys)
+    (tmp_path / "file").write_text("")
+    assert run("demo", "--out", tmp_path / "file") == 2
+    assert "is not a folder" in error_line(capsys)

@@ -1,0 +1,219 @@
+"""Figures: what is drawn where, and colours; how they look is for people to judge."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from matplotlib.colors import to_rgb
+
+from py4dstem_clustering import (
+    Clusters,
+    plot_averages,
+    plot_clusters,
+    plot_growth,
+    plot_similarity,
+)
+from py4dstem_clustering.plotting import (
+    _PALETTE,
+    _free_corner,
+    add_scale_bar,
+    cluster_colors,
+    neighbour_pairs,
+)
+
+QUIET = {"progress_bar": False}
+
+
+@pytest.fixture
+def clusters(cube):
+    return cube.cluster(threshold=0.6, min_size=2, **QUIET)
+
+
+def drawn(ax):
+    """Draw for real, so that an error of the artists shows."""
+    ax.figure.canvas.draw()
+    return ax
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_plot_similarity(cube):
+    similarity = cube.get_similarity(**QUIET)
+    ax = drawn(plot_similarity(similarity))
+    np.testing.assert_array_equal(ax.images[0].get_array(), similarity.mean)
+    ax = drawn(similarity.plot(direction=2))
+    np.testing.assert_array_equal(
+        np.ma.filled(ax.images[0].get_array(), np.nan), similarity.data[..., 2]
+    )
+    with pytest.raises(ValueError, match="direction=8"):
+        plot_similarity(similarity, direction=8)
+
+
+def test_plot_clusters_draws_into_ax(clusters):
+    _, ax = plt.subplots()
+    assert plot_clusters(clusters, ax) is ax
+    drawn(ax)
+    assert texts(ax) == [str(k) for k in range(clusters.n_clusters)]
+    assert len(plt.get_fignums()) == 1
+    # The first scan axis runs downwards.
+    assert ax.get_ylim() == (clusters.shape[0] - 0.5, -0.5)
+    shown = ax.images[1].get_array()
+    np.testing.assert_array_equal(np.ma.filled(shown, -1), clusters.labels)
+
+
+def test_plot_clusters_options(clusters):
+    image = np.random.default_rng(0).random(clusters.shape)
+    ax = drawn(clusters.plot(image=image, alpha=0, numbers=False, seeds=True, title="grains"))
+    assert len(ax.images) == 1
+    assert texts(ax) == []
+    assert ax.get_title() == "grains"
+    assert len(ax.lines[-1].get_xdata()) == clusters.n_clusters
+    with pytest.raises(ValueError, match=r"image of shape \(9, 7\)"):
+        clusters.plot(image=image.T)
+    with pytest.raises(ValueError, match="alpha=2"):
+        clusters.plot(alpha=2)
+
+
+def test_the_number_stands_inside_its_cluster(clusters):
+    ax = plot_clusters(clusters)
+    for k, text in enumerate(ax.texts):
+        y, x = text.get_position()
+        assert clusters.labels[int(x), int(y)] == k
+
+
+def test_plots_of_no_clusters(cube):
+    none = cube.cluster(threshold=1, min_size=60, **QUIET)
+    drawn(none.plot(seeds=True))
+    drawn(plot_growth(none, cube.get_similarity(**QUIET)))
+
+
+def test_plot_growth(cube, clusters):
+    similarity = cube.get_similarity(**QUIET)
+    ax = drawn(plot_growth(clusters, similarity))
+    steps = np.ma.filled(ax.images[1].get_array(), -1)
+    np.testing.assert_array_equal(steps >= 0, clusters.labels >= 0)
+    assert (steps[tuple(clusters.seeds.T)] == 0).all()
+    one = np.ma.filled(plot_growth(clusters, similarity, 1).images[1].get_array(), -1)
+    np.testing.assert_array_equal(one >= 0, clusters.labels == 1)
+    with pytest.raises(ValueError, match="does not exist"):
+        plot_growth(clusters, similarity, 99)
+    bare = Clusters(clusters.labels, clusters.seeds, clusters.similarity_mean)
+    with pytest.raises(ValueError, match="not grown"):
+        plot_growth(bare, similarity)
+    with pytest.raises(ValueError, match="does not fit"):
+        plot_growth(Clusters([[0]], [(0, 0)], [[1]], {"threshold": 0.5}), similarity)
+
+
+def test_plot_averages(cube, clusters):
+    averages = cube.get_clustered_datacube(clusters, **QUIET)
+    ax = drawn(plot_averages(averages))
+    assert texts(ax) == [str(k) for k in range(clusters.n_clusters)]
+    colors = cluster_colors(clusters.labels, clusters.n_clusters)
+    frames = [patch.get_edgecolor()[:3] for patch in ax.patches]
+    np.testing.assert_allclose(frames, colors)
+    ax = drawn(plot_averages(averages, labels=[1, 0], columns=1))
+    assert texts(ax) == ["1", "0"]
+    np.testing.assert_allclose(
+        ax.images[0].get_array(), averages.data[1, 0].astype(float) ** 0.25, rtol=1e-6
+    )
+    drawn(plot_averages(cube, labels=[0, 10]))  # patterns of the scan itself
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"labels": [99]}, "label 99 does not exist"),
+        ({"labels": []}, "at least one pattern"),
+        ({"columns": 0}, "columns=0"),
+        ({"power": 0}, "power=0"),
+    ],
+)
+def test_plot_averages_refuses(cube, options, match):
+    with pytest.raises(ValueError, match=match):
+        plot_averages(cube, **options)
+    with pytest.raises(ValueError, match=r"must be \(N, 1, Qx, Qy\)"):
+        plot_averages(np.zeros((3, 4, 5)))
+
+
+def test_plot_averages_with_missing_pixels():
+    data = np.full((2, 1, 5, 6), np.nan)
+    data[0] = 1
+    drawn(plot_averages(data))
+
+
+def test_the_scale_bar_keeps_clear_of_numbers():
+    assert _free_corner((50, 100), []) == "lower right"
+    assert _free_corner((50, 100), [(45, 90)]) == "lower left"
+    assert _free_corner((50, 100), [(45, 90), (45, 10)]) == "upper right"
+    assert _free_corner((50, 100), [(x, y) for x in (5, 45) for y in (10, 90)]) == "lower right"
+
+
+# --- colours ---------------------------------------------------------------------------------
+
+
+@given(
+    hnp.arrays(
+        np.int32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(-1, 30)
+    )
+)
+@settings(deadline=None, max_examples=200)
+def test_clusters_that_touch_never_share_a_colour(labels):
+    found = np.unique(labels)
+    labels = np.where(labels >= 0, np.searchsorted(found[found >= 0], labels), -1)
+    n = labels.max() + 1
+    colors = cluster_colors(labels, n)
+    assert colors.shape == (n, 3)
+    for a, b in neighbour_pairs(labels):
+        assert not np.allclose(colors[a], colors[b])
+
+
+def test_neighbour_pairs_count_diagonals_both_ways():
+    labels = np.array([[0, 1, -1], [2, 3, 3]])
+    pairs = {tuple(pair) for pair in neighbour_pairs(labels).tolist()}
+    assert pairs == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
+
+
+def test_more_colours_than_the_palette_holds():
+    # One row of 20 clusters, and below it one that touches all: then all touch all.
+    n = 3 * len(_PALETTE)
+    colors = cluster_colors(np.arange(2 * n).reshape(2, n), 2 * n)
+    palette = {tuple(np.round(to_rgb(c), 6)) for c in _PALETTE}
+    assert {tuple(np.round(c, 6)) for c in colors} <= palette  # a strip needs few
+    joined = np.array([[a, b] for a in range(n) for b in range(n)]).reshape(-1, 2 * n)
+    colors = cluster_colors(joined, n)
+    for a, b in neighbour_pairs(joined):
+        assert not np.allclose(colors[a], colors[b])
+
+
+def test_colours_are_spread():
+    labels = np.full((40, 40), -1)
+    labels[::2, ::2] = np.arange(400).reshape(20, 20)  # none touch
+    counts = np.unique(cluster_colors(labels, 400), axis=0, return_counts=True)[1]
+    assert counts.max() - counts.min() <= 1
+
+
+# --- scale bar -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pixel_size", "units", "label"),
+    [
+        (1, "pixels", "20 px"),
+        (2.5, "nm", "50 nm"),
+        (20, "A", "50 nm"),
+        (0.01, "A", "0.2 Å"),
+        (0.03, "A^-1", "0.5 Å⁻¹"),
+    ],
+)
+def test_scale_bar(pixel_size, units, label):
+    ax = plt.subplots()[1]
+    ax.imshow(np.zeros((50, 100)))
+    add_scale_bar(ax, pixel_size, units, 100)
+    drawn(ax)
+    assert ax.artists[0].txt_label.get_text() == label
