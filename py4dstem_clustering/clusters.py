@@ -174,9 +174,11 @@ class Clusters:
             is the first. The outline comes with one contour more for each hole, and one for each
             piece where clusters were joined. Diagonal neighbours are connected, as in growth.
         """
-        member = np.pad(self.labels == self._check_label(label), 1)
-        found = find_contours(member.astype(np.float32), 0.5, fully_connected="high")
-        return [points - 1 for points in found]
+        member = self.labels == self._check_label(label)
+        rows, columns = (np.flatnonzero(member.any(axis=axis)) for axis in (1, 0))
+        box = member[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        found = find_contours(np.pad(box, 1).astype(np.float32), 0.5, fully_connected="high")
+        return [points + (rows[0] - 1, columns[0] - 1) for points in found]
 
     def properties(self) -> np.ndarray:
         """Size, shape and place of every cluster.

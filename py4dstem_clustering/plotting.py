@@ -80,8 +80,8 @@ def _free_corner(shape: tuple[int, int], places: list[Any]) -> str:
     """The corner for a scale bar in which nothing is written, the lower right if it is free."""
     for vertical, horizontal in product(("lower", "upper"), ("right", "left")):
         inside = [
-            (x > 0.8 * shape[0] if vertical == "lower" else x < 0.2 * shape[0])
-            and (y > 0.6 * shape[1] if horizontal == "right" else y < 0.4 * shape[1])
+            (x > 0.87 * shape[0] if vertical == "lower" else x < 0.13 * shape[0])
+            and (y > 0.67 * shape[1] if horizontal == "right" else y < 0.33 * shape[1])
             for x, y in places
         ]
         if not any(inside):
@@ -432,7 +432,7 @@ def plot_averages(
             color="white",
             ha="left",
             va="top",
-            fontsize=8,
+            fontsize=np.clip(60 / columns, 3, 8),
             path_effects=_OUTLINE,
         )
     rows = -(-len(chosen) // columns)
