@@ -91,8 +91,10 @@ def load_scan(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -
 
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
-    open_file = _from_numpy if path.suffix in (".npy", ".npz") else _from_py4dstem
-    data = open_file(path, key)
+    if path.suffix in (".npy", ".npz"):
+        data = _from_numpy(path, key)
+    else:
+        data = _from_py4dstem(path, key, scan_shape)
     cube = data if isinstance(data, py4DSTEM.DataCube) else None
     values = data if cube is None else cube.data
     if scan_shape is not None:
@@ -122,16 +124,21 @@ def _from_numpy(path: Path, key: str | None) -> np.ndarray:
     raise ValueError(f"--key must name one of the arrays of {path}: {names}")
 
 
-def _from_py4dstem(path: Path, key: str | None) -> Any:
+def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -> Any:
     import py4DSTEM
     from py4DSTEM.io.parsefiletype import _parse_filetype
 
     # py4DSTEM reports what it cannot open by assertions and bare exceptions (0.14.18).
     try:
-        if _parse_filetype(path) in ("emd", "legacy"):
+        filetype = _parse_filetype(path)
+        if filetype in ("emd", "legacy"):
             data = py4DSTEM.read(str(path), datapath=key)
         else:
-            data = py4DSTEM.import_file(str(path))
+            # Of the file types, only Arina's does not know the shape of the scan.
+            shaped = filetype == "arina" and scan_shape is not None
+            data = py4DSTEM.import_file(
+                str(path), **({"scan_width": scan_shape[0]} if shaped else {})
+            )
     except Exception as error:
         raise ValueError(f"py4DSTEM cannot open {path}: {error or type(error).__name__}") from error
     if isinstance(data, py4DSTEM.Root):

@@ -178,7 +178,8 @@ class Clusters:
         rows, columns = (np.flatnonzero(member.any(axis=axis)) for axis in (1, 0))
         box = member[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         found = find_contours(np.pad(box, 1).astype(np.float32), 0.5, fully_connected="high")
-        return [points + (rows[0] - 1, columns[0] - 1) for points in found]
+        corner = np.array([rows[0] - 1, columns[0] - 1])
+        return [points + corner for points in found]
 
     def properties(self) -> np.ndarray:
         """Size, shape and place of every cluster.
