@@ -13,7 +13,7 @@ from ._version import __version__
 from .clusters import Clusters
 from .datacube import register
 from .kernels.similarity import DIRECTIONS
-from .plotting import plot_averages, plot_clusters, plot_growth, plot_similarity
+from .plotting import plot_averages, plot_clusters, plot_growth, plot_patterns, plot_similarity
 from .similarity import Similarity
 from .simulate import SimulatedScan, simulate_scan
 
@@ -26,6 +26,7 @@ __all__ = [
     "plot_averages",
     "plot_clusters",
     "plot_growth",
+    "plot_patterns",
     "plot_similarity",
     "register",
     "simulate_scan",

@@ -12,6 +12,7 @@ from skimage.measure import find_contours, regionprops
 
 from . import emd
 from .checks import check_integer, check_name
+from .kernels.tree import growth_steps
 
 KIND = "clusters"
 
@@ -254,6 +255,43 @@ class Clusters:
         inside = self.labels >= 0
         out[inside] = values[self.labels[inside]]
         return out
+
+    def growth_steps(self, label: int, similarity: Any) -> np.ndarray:
+        """Step at which each position joined a cluster that was grown.
+
+        Parameters
+        ----------
+        label : int
+            Number of the cluster.
+        similarity : Similarity
+            The one that the clusters were grown on.
+
+        Returns
+        -------
+        ndarray, (Rx, Ry), int
+            0 at the seed; a position joins one step after the first neighbour that takes it in. -1
+            outside the cluster, and where `join` added pieces that growth does not reach.
+        """
+        threshold = self.settings.get("threshold")
+        if threshold is None:
+            raise ValueError("these clusters were not grown: their settings hold no threshold")
+        if np.shape(similarity) != (*self.shape, 8):
+            raise ValueError(
+                f"similarity of shape {np.shape(similarity)} does not fit clusters of a scan of "
+                f"{self.shape}"
+            )
+        members = self.labels == self._check_label(label)
+        seed = tuple(self.seeds[label])
+        return growth_steps(np.asarray(similarity), members, seed, threshold)
+
+    def growth_order(self, label: int, similarity: Any) -> np.ndarray:
+        """Scan positions (rx, ry) of a cluster in the order in which they joined, (n, 2).
+
+        The seed comes first; positions of one step are in reading order. See `growth_steps`.
+        """
+        steps = self.growth_steps(label, similarity)
+        members = np.argwhere(steps >= 0)
+        return members[np.argsort(steps[steps >= 0], kind="stable")]
 
     # --- new from old ------------------------------------------------------------------------
 

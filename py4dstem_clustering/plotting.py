@@ -16,7 +16,6 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy.ndimage import distance_transform_edt
 
 from .checks import check_integer, check_number
-from .kernels.tree import growth_steps
 
 # Okabe and Ito's colours, told apart by all common kinds of colour vision; black is left out.
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -304,20 +303,11 @@ def plot_growth(clusters: Any, similarity: Any, label: int | None = None, ax: An
     >>> clusters = datacube.cluster(threshold=0.9, similarity=similarity)
     >>> ax = plot_growth(clusters, similarity, label=0)
     """
-    threshold = clusters.settings.get("threshold")
-    if threshold is None:
-        raise ValueError("these clusters were not grown: their settings hold no threshold")
-    if similarity.shape[:2] != clusters.shape:
-        raise ValueError(
-            f"similarity of a scan of {similarity.shape[:2]} does not fit clusters of a scan of "
-            f"{clusters.shape}"
-        )
-    chosen = range(clusters.n_clusters) if label is None else [clusters._check_label(label)]
+    chosen = range(clusters.n_clusters) if label is None else [label]
     steps = np.full(clusters.shape, -1)
     for k in chosen:
-        members = clusters.labels == k
-        grown = growth_steps(similarity.data, members, tuple(clusters.seeds[k]), threshold)
-        steps[members] = grown[members]
+        grown = clusters.growth_steps(k, similarity)
+        steps[grown >= 0] = grown[grown >= 0]
 
     ax = _axes(ax)
     low, high = _percentiles(clusters.similarity_mean)
@@ -370,8 +360,7 @@ def plot_averages(
     Parameters
     ----------
     averages : DataCube (N, 1, Qx, Qy)
-        What ``datacube.get_clustered_datacube()`` returned. A scan works as well, its patterns in
-        reading order: seeds before averaging are ``datacube.data[rx, ry]`` of each seed.
+        What ``datacube.get_clustered_datacube()`` returned.
     ax : matplotlib Axes, optional
         Where to draw; by default in a new figure.
     labels : sequence of int, optional
@@ -389,59 +378,122 @@ def plot_averages(
 
     Examples
     --------
-    >>> clusters = datacube.cluster(threshold=0.9, min_size=5, progress_bar=False)
+    >>> clusters = datacube.cluster(threshold=0.98, min_size=5, progress_bar=False)
     >>> ax = plot_averages(datacube.get_clustered_datacube(progress_bar=False))
     """
-    power = check_number("power", power, 1e-3)
-    data = _values(averages)
-    if np.ndim(data) != 4:
-        raise ValueError(f"averages of shape {np.shape(data)} must be (N, 1, Qx, Qy)")
-    n = data.shape[0] * data.shape[1]
-    chosen = list(range(min(n, 30))) if labels is None else list(labels)
+    data = _check_patterns("averages", averages)
+    if data.shape[1] != 1:
+        raise ValueError(
+            f"averages of shape {data.shape} must be (N, 1, Qx, Qy); plot_patterns draws a scan"
+        )
+    chosen = list(range(min(len(data), 30))) if labels is None else list(labels)
     for label in chosen:
-        if not 0 <= check_integer("label", label, 0) < n:
-            raise ValueError(f"label {label} does not exist; there are {n} patterns")
-    if not chosen:
-        raise ValueError("labels must name at least one pattern")
-    columns = int(np.ceil(np.sqrt(len(chosen)))) if columns is None else columns
-    columns = min(check_integer("columns", columns, 1), len(chosen))
-
+        if check_integer("label", label, 0) >= len(data):
+            raise ValueError(f"label {label} does not exist; there are {len(data)} averages")
     colors = None
     clusters = getattr(averages, "clusters", None)
-    if clusters is not None and clusters.n_clusters == n:
-        colors = cluster_colors(clusters.labels, n)
+    if clusters is not None and clusters.n_clusters == len(data):
+        colors = cluster_colors(clusters.labels, len(data))[chosen]
+    positions = [(label, 0) for label in chosen]
+    names = [str(label) for label in chosen]
+    return _draw_patterns(averages, data, positions, names, colors, ax, columns, power)
+
+
+def plot_patterns(
+    datacube: Any,
+    positions: Any,
+    ax: Any = None,
+    *,
+    columns: int | None = None,
+    power: float = 0.25,
+) -> Any:
+    """Draw the diffraction patterns of some scan positions as a grid.
+
+    Parameters
+    ----------
+    datacube : DataCube (Rx, Ry, Qx, Qy)
+    positions : array-like of int, (n, 2)
+        Scan positions (rx, ry), such as ``clusters.seeds``, to be compared with the averages, or
+        the first of ``clusters.growth_order(0, similarity)``.
+    ax, columns, power
+        As in `plot_averages`.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> similarity = datacube.get_similarity(progress_bar=False)
+    >>> clusters = datacube.cluster(threshold=0.98, similarity=similarity)
+    >>> ax = plot_patterns(datacube, clusters.growth_order(0, similarity)[:6])
+    """
+    data = _check_patterns("datacube", datacube)
+    places = np.asarray(positions)
+    if places.ndim != 2 or places.shape[1] != 2 or places.dtype.kind not in "iu":
+        raise ValueError("positions must be scan positions (rx, ry): whole numbers, (n, 2)")
+    if ((places < 0) | (places >= data.shape[:2])).any():
+        raise ValueError(f"positions must lie inside the scan of {tuple(data.shape[:2])}")
+    places = [tuple(place) for place in places.tolist()]
+    names = [f"{rx}, {ry}" for rx, ry in places]
+    return _draw_patterns(datacube, data, places, names, None, ax, columns, power)
+
+
+def _check_patterns(name: str, item: Any) -> Any:
+    data = _values(item)
+    if np.ndim(data) != 4:
+        raise ValueError(f"{name} of shape {np.shape(data)} must have four axes")
+    return data
+
+
+def _draw_patterns(
+    item: Any,
+    data: Any,
+    positions: list[tuple[int, int]],
+    names: list[str],
+    colors: np.ndarray | None,
+    ax: Any,
+    columns: int | None,
+    power: float,
+) -> Any:
+    power = check_number("power", power, 1e-3)
+    if not positions:
+        raise ValueError("there is nothing to draw: name at least one pattern")
+    columns = int(np.ceil(np.sqrt(len(positions)))) if columns is None else columns
+    columns = min(check_integer("columns", columns, 1), len(positions))
+    rows = -(-len(positions) // columns)
 
     ax = _axes(ax)
     qx, qy = data.shape[2:]
     gap = max(1, round(0.04 * max(qx, qy)))
-    for place, label in enumerate(chosen):
+    for place, position in enumerate(positions):
         row, column = divmod(place, columns)
         top, left = row * (qx + gap), column * (qy + gap)
-        pattern = np.asarray(data[divmod(label, data.shape[1])], dtype=np.float64)
-        pattern = np.clip(pattern, 0, None) ** power
+        pattern = np.clip(np.asarray(data[position], dtype=np.float64), 0, None) ** power
         low, high = np.nanpercentile(pattern, (1, 99.9)) if np.isfinite(pattern).any() else (0, 1)
         extent = (left - 0.5, left + qy - 0.5, top + qx - 0.5, top - 0.5)
         ax.imshow(pattern, cmap="inferno", vmin=low, vmax=high, extent=extent)
+        color = "0.5" if colors is None else colors[place]
         frame = (left - 0.5, top - 0.5), qy, qx
-        color = "0.5" if colors is None else colors[label]
         ax.add_patch(plt.Rectangle(*frame, fill=False, edgecolor=color, linewidth=2))
         ax.text(
             left + 0.03 * qy,
             top + 0.03 * qx,
-            str(label),
+            names[place],
             color="white",
             ha="left",
             va="top",
             fontsize=np.clip(60 / columns, 3, 8),
             path_effects=_OUTLINE,
         )
-    rows = -(-len(chosen) // columns)
     ax.set_xlim(-gap, columns * (qy + gap))
     ax.set_ylim(rows * (qx + gap), -gap)
     _frame(ax, None)
     ax.set_frame_on(False)
-    calibration = getattr(averages, "calibration", None)
+    calibration = getattr(item, "calibration", None)
     if calibration is not None and calibration.get_Q_pixel_units() != "pixels":
         size = calibration.get_Q_pixel_size()
-        add_scale_bar(ax, size, calibration.get_Q_pixel_units(), qy, color="black")
+        # Black beside the grid where its last row has room, white on the last pattern elsewhere.
+        color = "black" if len(positions) < rows * columns else "white"
+        add_scale_bar(ax, size, calibration.get_Q_pixel_units(), qy, color=color)
     return ax

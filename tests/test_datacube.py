@@ -288,6 +288,26 @@ def test_returncalc(cube):
     assert isinstance(cube.clusters, Clusters)
 
 
+def test_growth_order_starts_at_the_seed_and_never_leaves_the_cluster(cube):
+    similarity = cube.get_similarity(**QUIET)
+    clusters = cube.cluster(threshold=0.6, min_size=3, similarity=similarity)
+    for k in range(clusters.n_clusters):
+        order = clusters.growth_order(k, similarity)
+        assert order[0].tolist() == clusters.seeds[k].tolist()
+        assert sorted(order.tolist()) == clusters.members(k).tolist()
+        steps = clusters.growth_steps(k, similarity)
+        assert (np.diff(steps[tuple(order.T)]) >= 0).all()
+        for position in order[1:]:  # each has a neighbour that joined one step before
+            before = np.argwhere(steps == steps[tuple(position)] - 1)
+            offsets = [tuple(d) for d in before - position]
+            alike = [
+                similarity[tuple(position)][i] >= 0.6
+                for i, d in enumerate(similarity.directions)
+                if d in offsets
+            ]
+            assert any(alike)
+
+
 # --- averages --------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from threadpoolctl import threadpool_info
 
-from py4dstem_clustering.kernels import blocks, blur
+from py4dstem_clustering.kernels import blas, blocks, blur
 from py4dstem_clustering.kernels.averaging import averaging_core
 from py4dstem_clustering.kernels.correlative import correlative_core, footprint, radial_weight
 from py4dstem_clustering.kernels.similarity import (
@@ -73,6 +73,33 @@ def assert_close(result, expected, tolerance=1e-5):
 def tiny_blocks(monkeypatch):
     """Blocks of a single row."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
+
+
+# --- matrix products --------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["scipy", "numpy"])
+def either_blas(request, monkeypatch):
+    """The BLAS of scipy, and what takes its place where it cannot be called."""
+    if request.param == "numpy":
+        monkeypatch.setattr(blas, "_sgemm", None)
+    else:
+        assert blas._sgemm is not None
+
+
+@pytest.mark.usefixtures("either_blas")
+@pytest.mark.parametrize("seed", range(20))
+def test_matmul_equals_numpy_for_every_layout(seed):
+    rng = np.random.default_rng(seed)
+    n, m, k = rng.integers(1, 9, 3)
+    a, b = rng.random((2 * n, k), dtype=np.float32), rng.random((k, m + 2), dtype=np.float32)
+    for left in (a, a[::2], a[:n], a[::-1], np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2]):
+        for right in (b, b[:, 1:-1], b[:, :1], np.asfortranarray(b), b[:, ::2], b[::-1]):
+            expected = left.astype(float) @ right
+            np.testing.assert_allclose(blas.matmul(left, right), expected, rtol=1e-5)
+            total = np.full(expected.shape, 2, np.float32)
+            assert blas.matmul(left, right, add_to=total) is total
+            np.testing.assert_allclose(total, 2 + expected, rtol=1e-5)
 
 
 # --- blur ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from py4dstem_clustering import (
     plot_averages,
     plot_clusters,
     plot_growth,
+    plot_patterns,
     plot_similarity,
 )
 from py4dstem_clustering.plotting import (
@@ -122,7 +123,16 @@ def test_plot_averages(cube, clusters):
     np.testing.assert_allclose(
         ax.images[0].get_array(), averages.data[1, 0].astype(float) ** 0.25, rtol=1e-6
     )
-    drawn(plot_averages(cube, labels=[0, 10]))  # patterns of the scan itself
+
+
+def test_plot_patterns(cube, clusters):
+    ax = drawn(plot_patterns(cube, clusters.seeds[:3]))
+    assert texts(ax) == [f"{rx}, {ry}" for rx, ry in clusters.seeds[:3]]
+    for image, seed in zip(ax.images, clusters.seeds, strict=False):
+        np.testing.assert_allclose(image.get_array(), cube.data[tuple(seed)] ** 0.25, rtol=1e-6)
+    for wrong in ([[0, 9]], [[-1, 0]], [[0.0, 1.0]], [0, 1], np.zeros((2, 3), int)):
+        with pytest.raises(ValueError, match="positions must"):
+            plot_patterns(cube, wrong)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +144,18 @@ def test_plot_averages(cube, clusters):
         ({"power": 0}, "power=0"),
     ],
 )
-def test_plot_averages_refuses(cube, options, match):
+def test_plot_averages_refuses(options, match):
     with pytest.raises(ValueError, match=match):
-        plot_averages(cube, **options)
-    with pytest.raises(ValueError, match=r"must be \(N, 1, Qx, Qy\)"):
+        plot_averages(np.ones((3, 1, 5, 6)), **options)
+
+
+def test_plots_of_patterns_refuse_other_shapes(cube):
+    with pytest.raises(ValueError, match=r"must be \(N, 1, Qx, Qy\); plot_patterns draws a scan"):
+        plot_averages(cube)
+    with pytest.raises(ValueError, match="four axes"):
         plot_averages(np.zeros((3, 4, 5)))
+    with pytest.raises(ValueError, match="four axes"):
+        plot_patterns(np.zeros((3, 4, 5)), [[0, 0]])
 
 
 def test_plot_averages_with_missing_pixels():

@@ -7,14 +7,14 @@ array all look the same to the kernels, and memory is bounded by the block, neve
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+
+from .blas import single_threaded_blas
 
 # Bytes of float32 work held for one block. Large enough to keep the threads busy, small enough for
 # a laptop; a single row of the scan is the least that can be held.
@@ -36,51 +36,6 @@ def count_jobs(n_jobs: int | None) -> int:
     return os.cpu_count() or 1
 
 
-class _SingleThreadedBlas:
-    """Hold every BLAS pool at one thread while at least one caller is inside.
-
-    The pools belong to the process, and threadpoolctl restores what it found on entry: two
-    overlapping callers would restore in the wrong order and leave BLAS at one thread for good.
-    Since 3.8 it also lets one thread only change them, until that thread leaves its context. So a
-    thread of its own enters with the first caller and leaves with the last.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._keeper: threading.Thread | None = None
-        self._leave = threading.Event()
-
-    def _hold(self, held: threading.Event, leave: threading.Event) -> None:
-        try:
-            with threadpool_limits(limits=1, user_api="blas"):
-                held.set()
-                leave.wait()
-        finally:
-            held.set()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                held, self._leave = threading.Event(), threading.Event()
-                self._keeper = threading.Thread(
-                    target=self._hold, args=(held, self._leave), daemon=True
-                )
-                self._keeper.start()
-                held.wait()
-            self._inside += 1
-
-    def __exit__(self, *exc_info: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._leave.set()
-                self._keeper.join()
-
-
-_single_threaded_blas = _SingleThreadedBlas()
-
-
 @contextmanager
 def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]]:
     """A pool of threads as a function ``run(task, items)`` that returns when every item is done.
@@ -88,7 +43,7 @@ def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]
     The first exception of a task is raised, and items that have not started are dropped.
     """
     jobs = count_jobs(n_jobs)
-    with _single_threaded_blas, ThreadPoolExecutor(jobs) as pool:
+    with single_threaded_blas, ThreadPoolExecutor(jobs) as pool:
 
         def run(task: Callable, items: Iterable) -> None:
             futures = [pool.submit(task, item) for item in items]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .blas import matmul
+
 
 def gaussian_kernel(sigma: float) -> np.ndarray:
     """Normalised Gaussian, sampled at whole pixels out to ``int(4 sigma + 1/2)``."""
@@ -31,5 +33,5 @@ def blur_matrix(n: int, sigma: float) -> np.ndarray:
 def blur(patterns: np.ndarray, matrix_u: np.ndarray, matrix_v: np.ndarray) -> np.ndarray:
     """Blur patterns ``(n, Nu, Nv)`` along both detector axes."""
     n, nu, nv = patterns.shape
-    along_v = (patterns.reshape(n * nu, nv) @ matrix_v.T).reshape(n, nu, nv)
-    return np.matmul(matrix_u, along_v)
+    along_v = matmul(patterns.reshape(n * nu, nv), matrix_v.T).reshape(n, nu, nv)
+    return np.stack([matmul(matrix_u, pattern) for pattern in along_v])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from .blas import matmul
 from .blocks import Report, as_comparable, iterate_blocks, tiles, workers
 from .blur import blur, blur_matrix
 
@@ -79,15 +80,15 @@ def correlative_core(
         x -= (x @ share)[:, None]
         x *= weight
         norm = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
-        unit[:] = 0
         # Contrast below a millionth of the signal is the rounding of float32, not a pattern.
-        np.divide(x, norm, out=unit, where=norm > 1e-6 * size)
+        norm[norm <= 1e-6 * size] = np.inf
+        np.divide(x, norm, out=unit)
 
     def correlate(row: int, dx: int, columns: slice) -> None:
         index, width = band_of[dx]
         opposite = band_of[-dx][0] + 2 * width
         first, last = max(0, columns.start - width), min(ry, columns.stop + width)
-        products = units[row][columns] @ units[row + dx][first:last].T
+        products = matmul(units[row][columns], units[row + dx][first:last].T)
         products -= low
         products /= high - low
         np.clip(products, 0, 1, out=products)
@@ -125,8 +126,8 @@ def correlative_core(
                 patterns = np.where(present, patterns, 0)
                 if present_total is None:
                     present_total = np.repeat(total[:, None], target.shape[1], axis=1)
-                present_total -= band @ (~present).astype(np.float32)
-            target += band @ patterns
+                present_total -= matmul(band, (~present).astype(np.float32))
+            matmul(band, patterns, add_to=target)
         if present_total is None:
             target /= total[:, None]
             return

@@ -50,8 +50,8 @@ def similarity_core(
         if inside is not None:
             x = np.take(x, inside, axis=1)
         norm = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
-        unit[:] = 0
-        np.divide(x, norm, out=unit, where=norm > 0)
+        norm[norm == 0] = np.inf  # an empty pattern stays zero
+        np.divide(x, norm, out=unit)
 
     def compare(row: int, first: np.ndarray, second: np.ndarray, direction: int) -> None:
         dx, dy = DIRECTIONS[direction]

@@ -1,0 +1,111 @@
+"""Matrix products: which BLAS does them, and with how many threads."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from scipy.linalg import cython_blas
+from threadpoolctl import threadpool_limits
+
+
+def _scipy_sgemm() -> Callable[..., None] | None:
+    """``sgemm`` of the BLAS that scipy carries, called without Python's global lock.
+
+    NumPy 1.26, the newest that py4DSTEM 0.14 allows, carries an OpenBLAS of 2023 that does not know
+    later processors and falls back to code of 2004 there: 2 to 4 times slower than scipy's. The
+    wrapper ``scipy.linalg.blas.sgemm`` keeps the lock, so the C function is taken from
+    `scipy.linalg.cython_blas`, which exports it for such use. None where its integers are not C's.
+    """
+    capsule = cython_blas.__pyx_capi__["sgemm"]
+    get_name = ctypes.pythonapi.PyCapsule_GetName
+    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype = ctypes.c_void_p
+    get_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    signature = get_name(capsule)
+    if not signature.startswith(b"void (char *, char *, int *, int *, int *, "):
+        return None
+    # All thirteen arguments are pointers.
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(get_pointer(capsule, signature))
+
+
+_sgemm = _scipy_sgemm()
+
+
+def _layout(x: np.ndarray) -> tuple[np.ndarray, bytes, int]:
+    """A matrix with rows or columns contiguous, which of them, and the step between them."""
+    for order, (long, short) in ((b"N", (0, 1)), (b"T", (1, 0))):
+        step, rest = divmod(x.strides[long], 4)
+        if x.strides[short] == 4 and rest == 0 and step >= x.shape[short]:
+            return x, order, step
+    return np.ascontiguousarray(x), b"N", x.shape[1]
+
+
+def matmul(a: np.ndarray, b: np.ndarray, add_to: np.ndarray | None = None) -> np.ndarray:
+    """``a @ b`` of two float32 matrices, or ``add_to += a @ b`` for an `add_to` in C order."""
+    if _sgemm is None:
+        out = a @ b
+        if add_to is not None:
+            add_to += out
+        return out if add_to is None else add_to
+
+    out = np.empty((a.shape[0], b.shape[1]), dtype=np.float32) if add_to is None else add_to
+    a, order_a, step_a = _layout(a)
+    b, order_b, step_b = _layout(b)
+    # BLAS counts down columns, so it sees transposes: out.T = b.T @ a.T.
+    sizes = (ctypes.c_int * 6)(out.shape[1], out.shape[0], a.shape[1], step_b, step_a, out.shape[1])
+    m, n, k, ldb, lda, ldc = (ctypes.byref(sizes, 4 * i) for i in range(6))
+    factors = (ctypes.c_float * 2)(1.0, 0.0 if add_to is None else 1.0)
+    alpha, beta = ctypes.byref(factors), ctypes.byref(factors, 4)
+    pointers = [x.ctypes.data for x in (b, a, out)]
+    _sgemm(order_b, order_a, m, n, k, alpha, pointers[0], ldb, pointers[1], lda, beta,
+           pointers[2], ldc)  # fmt: skip
+    return out
+
+
+class _SingleThreadedBlas:
+    """Hold every BLAS pool at one thread while at least one caller is inside.
+
+    The pools belong to the process, and threadpoolctl restores what it found on entry: two
+    overlapping callers would restore in the wrong order and leave BLAS at one thread for good.
+    Since 3.8 it also lets one thread only change them, until that thread leaves its context. So a
+    thread of its own enters with the first caller and leaves with the last.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._keeper: threading.Thread | None = None
+        self._leave = threading.Event()
+
+    def _hold(self, held: threading.Event, leave: threading.Event) -> None:
+        try:
+            with threadpool_limits(limits=1, user_api="blas"):
+                held.set()
+                leave.wait()
+        finally:
+            held.set()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                held, self._leave = threading.Event(), threading.Event()
+                self._keeper = threading.Thread(
+                    target=self._hold, args=(held, self._leave), daemon=True
+                )
+                self._keeper.start()
+                held.wait()
+            self._inside += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._leave.set()
+                self._keeper.join()
+
+
+single_threaded_blas = _SingleThreadedBlas()
