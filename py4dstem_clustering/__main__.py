@@ -184,7 +184,7 @@ def _q_mask(cube: Any, q_range: Any, q_center: Any) -> np.ndarray | None:
 
 
 def _cluster(options: argparse.Namespace) -> None:
-    from .datacube import keep_clusters, keep_similarity
+    from .datacube import keep_clusters
 
     path = check_out(options.out, options.overwrite)
     figures = _make_folder(options.figures)
@@ -236,7 +236,6 @@ def _cluster(options: argparse.Namespace) -> None:
     print(f"averaged {found[-1].name!r} in {_since(start)}")
     for clusters in found:
         keep_clusters(averages, clusters)
-    keep_similarity(averages, similarity, "similarity")
     emd.save_new(path, averages)
     print(f"wrote {path}")
     if figures is not None:
@@ -248,7 +247,6 @@ def _cluster(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from .datacube import keep_similarity
     from .simulate import simulate_scan
 
     check_number("--electrons", options.electrons, 0)
@@ -267,7 +265,6 @@ def _demo(options: argparse.Namespace) -> None:
     averages = scan.get_clustered_datacube(clusters, progress_bar=False)
     print(f"filtered, compared, clustered and averaged in {_since(start)}: {clusters}")
 
-    keep_similarity(scan, similarity, "similarity")
     emd.save_new(folder / "demo.h5", scan)
     emd.save_new(folder / "averages.h5", averages)
     dark_field = scan.data[..., q_mask].sum(axis=-1, dtype=np.float64)
@@ -303,7 +300,7 @@ def _draw(
     pictures = {
         "similarity": lambda ax: plotting.plot_similarity(similarity, ax),
         clusters.name: lambda ax: plotting.plot_clusters(clusters, ax, image=image, seeds=True),
-        f"{clusters.name}_growth": lambda ax: plotting.plot_growth(clusters, similarity, ax=ax),
+        f"{clusters.name}_growth": lambda ax: plotting.plot_growth(clusters, ax),
     }
     if averages is not None:
         pictures["averages"] = lambda ax: plotting.plot_averages(averages, ax)

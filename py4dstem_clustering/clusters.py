@@ -13,6 +13,7 @@ from skimage.measure import find_contours, regionprops
 from . import emd
 from .checks import check_integer, check_name
 from .kernels.tree import growth_steps
+from .similarity import Similarity
 
 KIND = "clusters"
 
@@ -56,6 +57,9 @@ class Clusters:
         Mean similarity of each position with its neighbours, -1 to 1; NaN where there are none.
     settings : mapping, optional
         Every argument that made the clusters, and the versions of both packages.
+    similarity : Similarity, optional
+        What the clusters were grown on. It travels with them, so that another threshold never needs
+        the scan again: ``datacube.cluster(threshold=0.8, similarity=clusters.similarity)``.
     name : str
         Name in the tree of the datacube.
     pixel_size : float
@@ -83,6 +87,7 @@ class Clusters:
     seeds: np.ndarray
     similarity_mean: np.ndarray
     settings: Mapping[str, Any] = field(default_factory=dict)
+    similarity: Similarity | None = None
     name: str = "clusters"
     pixel_size: float = 1.0
     pixel_units: str = "pixels"
@@ -111,6 +116,11 @@ class Clusters:
             raise ValueError(
                 f"similarity_mean of shape {mean.shape} must have the shape of the labels, "
                 f"{labels.shape}"
+            )
+        if self.similarity is not None and self.similarity.shape[:2] != labels.shape:
+            raise ValueError(
+                f"similarity of a scan of {self.similarity.shape[:2]} must have the shape of the "
+                f"labels, {labels.shape}"
             )
         for key, value in (("labels", labels), ("seeds", seeds), ("similarity_mean", mean)):
             value.flags.writeable = False
@@ -256,15 +266,13 @@ class Clusters:
         out[inside] = values[self.labels[inside]]
         return out
 
-    def growth_steps(self, label: int, similarity: Any) -> np.ndarray:
+    def growth_steps(self, label: int) -> np.ndarray:
         """Step at which each position joined a cluster that was grown.
 
         Parameters
         ----------
         label : int
             Number of the cluster.
-        similarity : Similarity
-            The one that the clusters were grown on.
 
         Returns
         -------
@@ -272,24 +280,20 @@ class Clusters:
             0 at the seed; a position joins one step after the first neighbour that takes it in. -1
             outside the cluster, and where `join` added pieces that growth does not reach.
         """
-        threshold = self.settings.get("threshold")
-        if threshold is None:
-            raise ValueError("these clusters were not grown: their settings hold no threshold")
-        if np.shape(similarity) != (*self.shape, 8):
-            raise ValueError(
-                f"similarity of shape {np.shape(similarity)} does not fit clusters of a scan of "
-                f"{self.shape}"
-            )
         members = self.labels == self._check_label(label)
-        seed = tuple(self.seeds[label])
-        return growth_steps(np.asarray(similarity), members, seed, threshold)
+        threshold = self.settings.get("threshold")
+        if threshold is None or self.similarity is None:
+            raise ValueError(
+                f"how {self.name!r} grew is not known: it holds no threshold or no similarity"
+            )
+        return growth_steps(self.similarity.data, members, tuple(self.seeds[label]), threshold)
 
-    def growth_order(self, label: int, similarity: Any) -> np.ndarray:
+    def growth_order(self, label: int) -> np.ndarray:
         """Scan positions (rx, ry) of a cluster in the order in which they joined, (n, 2).
 
         The seed comes first; positions of one step are in reading order. See `growth_steps`.
         """
-        steps = self.growth_steps(label, similarity)
+        steps = self.growth_steps(label)
         members = np.argwhere(steps >= 0)
         return members[np.argsort(steps[steps >= 0], kind="stable")]
 
@@ -391,11 +395,13 @@ class Clusters:
         return node
 
     def fill_node(self, node: emdfile.Node, averages: np.ndarray | None = None) -> None:
-        """Add labels, mean similarity, seeds and averages to a node that stands in a tree."""
+        """Add labels, seeds, similarity and averages to a node that stands in a tree."""
         from py4DSTEM import RealSlice
 
         for name, data in (("labels", self.labels), ("similarity_mean", self.similarity_mean)):
             node.force_add_to_tree(RealSlice(data, name=name))
+        if self.similarity is not None:
+            node.force_add_to_tree(self.similarity.to_node())
         seeds = np.zeros(self.n_clusters, dtype=[("rx", np.int64), ("ry", np.int64)])
         seeds["rx"], seeds["ry"] = self.seeds.T
         node.force_add_to_tree(emdfile.PointList(seeds, name="seeds"))
@@ -415,11 +421,15 @@ class Clusters:
         labels = node.tree("labels")
         seeds = node.tree("seeds").data
         pixel_size, pixel_units = emd.scan_step(node)
+        similarity = None
+        if "similarity" in node.treekeys:
+            similarity = Similarity.from_node(node.tree("similarity"))
         return cls(
             labels.data,
             np.stack([seeds["rx"], seeds["ry"]], axis=1),
             node.tree("similarity_mean").data,
             emd.read_settings(node),
+            similarity,
             name=node.name,
             pixel_size=pixel_size,
             pixel_units=pixel_units,

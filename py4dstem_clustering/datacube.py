@@ -88,11 +88,6 @@ def _new_datacube(
     return cube
 
 
-def keep_similarity(datacube: DataCube, similarity: Similarity, name: str) -> None:
-    """Keep a similarity in the tree of a datacube."""
-    emd.put(datacube, similarity.to_node(name))
-
-
 def keep_clusters(
     datacube: DataCube, clusters: Clusters, averages: np.ndarray | None = None
 ) -> None:
@@ -273,22 +268,32 @@ def get_similarity(
     >>> datacube.tree("similarity").shape  # kept in the tree, for py4DSTEM.save
     (8, 10, 8)
     """
-    check_data(self.data)
-    q_mask = check_q_mask(q_mask, self.Qshape)
-    sigma = check_number("sigma", sigma, 0)
-    subtract_mean = check_flag("subtract_mean", subtract_mean)
     returncalc = check_flag("returncalc", returncalc)
     name = check_name(name)
-    n_jobs = check_n_jobs(n_jobs)
-    progress_bar = check_flag("progress_bar", progress_bar)
     emd.check_free(self, name, _similarity.KIND)
-
-    options = {"q_mask": q_mask, "sigma": sigma, "subtract_mean": subtract_mean}
-    with _progress(self.R_Nx, "Comparing", progress_bar) as report:
-        data = similarity_core(self.data, **options, n_jobs=n_jobs, report=report)
-    similarity = Similarity(data, {**options, **_versions()}, *emd.scan_step(self))
-    keep_similarity(self, similarity, name)
+    similarity = _measure_similarity(self, q_mask, sigma, subtract_mean, n_jobs, progress_bar)
+    emd.put(self, similarity.to_node(name))
     return similarity if returncalc else None
+
+
+def _measure_similarity(
+    datacube: DataCube,
+    q_mask: np.ndarray | None,
+    sigma: float,
+    subtract_mean: bool,
+    n_jobs: int | None,
+    progress_bar: bool,
+) -> Similarity:
+    check_data(datacube.data)
+    options = {
+        "q_mask": check_q_mask(q_mask, datacube.Qshape),
+        "sigma": check_number("sigma", sigma, 0),
+        "subtract_mean": check_flag("subtract_mean", subtract_mean),
+    }
+    n_jobs = check_n_jobs(n_jobs)
+    with _progress(datacube.R_Nx, "Comparing", check_flag("progress_bar", progress_bar)) as report:
+        data = similarity_core(datacube.data, **options, n_jobs=n_jobs, report=report)
+    return Similarity(data, {**options, **_versions()}, *emd.scan_step(datacube))
 
 
 def cluster(
@@ -331,8 +336,8 @@ def cluster(
         See `get_similarity`. Default True.
     similarity : Similarity or array-like (Rx, Ry, 8), optional
         A similarity made earlier, so that a second threshold costs milliseconds; `q_mask`, `sigma`
-        and `subtract_mean` belong to `get_similarity` then. By default it is made now, and kept in
-        the tree as "similarity".
+        and `subtract_mean` belong to `get_similarity` then. By default it is made now. Either way
+        the clusters keep it: ``clusters.similarity``.
     name : str
         Name in the tree. Clusterings of different names live side by side; one replaces another of
         the same name.
@@ -381,13 +386,13 @@ def cluster(
     check_flag("progress_bar", progress_bar)
     emd.check_free(self, name, _clusters.KIND)
     if similarity is None:
-        similarity = get_similarity(
+        similarity = _measure_similarity(
             self,
-            q_mask=q_mask,
-            sigma=0 if sigma is None else sigma,
-            subtract_mean=True if subtract_mean is None else subtract_mean,
-            n_jobs=n_jobs,
-            progress_bar=progress_bar,
+            q_mask,
+            0 if sigma is None else sigma,
+            True if subtract_mean is None else subtract_mean,
+            n_jobs,
+            progress_bar,
         )
     else:
         given = {"q_mask": q_mask, "sigma": sigma, "subtract_mean": subtract_mean}
@@ -416,6 +421,7 @@ def cluster(
             "name": name,
             **_versions(),
         },
+        similarity,
         name,
         *emd.scan_step(self),
     )

@@ -277,19 +277,17 @@ def plot_clusters(
     return ax
 
 
-def plot_growth(clusters: Any, similarity: Any, label: int | None = None, ax: Any = None) -> Any:
+def plot_growth(clusters: Any, ax: Any = None, *, label: int | None = None) -> Any:
     """Draw in which order positions joined, from the seed outwards.
 
     Parameters
     ----------
     clusters : Clusters
         Made by growth.
-    similarity : Similarity
-        The one that the clusters were grown on.
-    label : int, optional
-        One cluster; by default all.
     ax : matplotlib Axes, optional
         Where to draw; by default in a new figure.
+    label : int, optional
+        One cluster; by default all.
 
     Returns
     -------
@@ -299,14 +297,13 @@ def plot_growth(clusters: Any, similarity: Any, label: int | None = None, ax: An
 
     Examples
     --------
-    >>> similarity = datacube.get_similarity(progress_bar=False)
-    >>> clusters = datacube.cluster(threshold=0.9, similarity=similarity)
-    >>> ax = plot_growth(clusters, similarity, label=0)
+    >>> clusters = datacube.cluster(threshold=0.98, progress_bar=False)
+    >>> ax = plot_growth(clusters, label=0)
     """
     chosen = range(clusters.n_clusters) if label is None else [label]
     steps = np.full(clusters.shape, -1)
     for k in chosen:
-        grown = clusters.growth_steps(k, similarity)
+        grown = clusters.growth_steps(k)
         steps[grown >= 0] = grown[grown >= 0]
 
     ax = _axes(ax)
@@ -414,7 +411,7 @@ def plot_patterns(
     datacube : DataCube (Rx, Ry, Qx, Qy)
     positions : array-like of int, (n, 2)
         Scan positions (rx, ry), such as ``clusters.seeds``, to be compared with the averages, or
-        the first of ``clusters.growth_order(0, similarity)``.
+        the first of ``clusters.growth_order(0)``.
     ax, columns, power
         As in `plot_averages`.
 
@@ -424,9 +421,8 @@ def plot_patterns(
 
     Examples
     --------
-    >>> similarity = datacube.get_similarity(progress_bar=False)
-    >>> clusters = datacube.cluster(threshold=0.98, similarity=similarity)
-    >>> ax = plot_patterns(datacube, clusters.growth_order(0, similarity)[:6])
+    >>> clusters = datacube.cluster(threshold=0.98, progress_bar=False)
+    >>> ax = plot_patterns(datacube, clusters.growth_order(0)[:6])
     """
     data = _check_patterns("datacube", datacube)
     places = np.asarray(positions)

@@ -210,6 +210,7 @@ def test_labels_are_checked(clusters, call, error, match):
         ({"seeds": [(0, 2), (3, 2), (1, 6)]}, "member of its cluster"),
         ({"similarity_mean": np.zeros((6, 5))}, "shape of the labels"),
         ({"name": "a/b"}, "cannot be stored"),
+        ({"similarity": Similarity(np.full((1, 1, 8), np.nan))}, "shape of the labels"),
     ],
 )
 def test_construction_is_checked(change, match):

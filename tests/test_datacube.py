@@ -193,6 +193,7 @@ def test_cluster_takes_a_similarity_made_earlier(cube, monkeypatch):
         clusters = cube.cluster(threshold=0.8, similarity=given)
         np.testing.assert_array_equal(clusters.labels, expected.labels)
     clusters = cube.cluster(threshold=0.8, similarity=similarity)
+    assert clusters.similarity is similarity
     assert clusters.settings["sigma"] == 1
     np.testing.assert_array_equal(clusters.settings["q_mask"], q_mask)
 
@@ -289,13 +290,13 @@ def test_returncalc(cube):
 
 
 def test_growth_order_starts_at_the_seed_and_never_leaves_the_cluster(cube):
-    similarity = cube.get_similarity(**QUIET)
-    clusters = cube.cluster(threshold=0.6, min_size=3, similarity=similarity)
+    clusters = cube.cluster(threshold=0.6, min_size=3, **QUIET)
+    similarity = clusters.similarity
     for k in range(clusters.n_clusters):
-        order = clusters.growth_order(k, similarity)
+        order = clusters.growth_order(k)
         assert order[0].tolist() == clusters.seeds[k].tolist()
         assert sorted(order.tolist()) == clusters.members(k).tolist()
-        steps = clusters.growth_steps(k, similarity)
+        steps = clusters.growth_steps(k)
         assert (np.diff(steps[tuple(order.T)]) >= 0).all()
         for position in order[1:]:  # each has a neighbour that joined one step before
             before = np.argwhere(steps == steps[tuple(position)] - 1)

@@ -58,6 +58,8 @@ def test_everything_survives_exactly(saved):
         assert getattr(found, field).dtype == getattr(clusters, field).dtype
     assert (found.pixel_size, found.pixel_units) == (2.5, "nm")
     assert_same(found.settings, clusters.settings)
+    np.testing.assert_array_equal(found.similarity.data, similarity.data)
+    assert_same(found.similarity.settings, similarity.settings)
 
     again = Similarity.from_node(read.tree("similarity"))
     np.testing.assert_array_equal(again.data, similarity.data)
@@ -84,7 +86,7 @@ def test_clustering_goes_on_after_reading(saved):
     read = py4DSTEM.read(path)
     again = read.get_clustered_datacube(**QUIET)
     np.testing.assert_array_equal(again.data, averages.data)
-    other = read.cluster(threshold=0.6, similarity=read.tree("similarity"), name="other")
+    other = read.cluster(threshold=0.6, similarity=read.clusters.similarity, name="other")
     assert read.clusters.name == "other"
     assert other.n_clusters > 0
     filtered = read.filter_correlative(edge=2, **QUIET)
@@ -142,8 +144,8 @@ def test_opens_where_this_package_is_missing(saved):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "DataCube Node averages labels seeds similarity_mean"
-    assert lines[1] == "Array RealSlice PointList RealSlice"
+    assert lines[0] == "DataCube Node averages labels seeds similarity similarity_mean"
+    assert lines[1] == "Array RealSlice PointList Array RealSlice"
     assert lines[2] == "Array (7, 9, 8)"
     assert lines[3] == f"{clusters.n_clusters - 1} 2.5"
     assert lines[4] == "0.6 ('join([0, 1])',)"

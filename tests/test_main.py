@@ -46,7 +46,7 @@ def test_cluster_of_an_npy_file(npy, tmp_path, scan, capsys):
     expected = py4DSTEM.DataCube(scan).cluster(threshold=0.6, min_size=3, progress_bar=False)
     np.testing.assert_array_equal(clusters.labels, expected.labels)
     assert averages.shape == (clusters.n_clusters, 1, *scan.shape[2:])
-    assert averages.tree("similarity").data.shape == (7, 9, 8)
+    assert clusters.similarity.shape == (7, 9, 8)
     assert repr(expected) in capsys.readouterr().out
 
 

@@ -91,24 +91,21 @@ def test_the_number_stands_inside_its_cluster(clusters):
 def test_plots_of_no_clusters(cube):
     none = cube.cluster(threshold=1, min_size=60, **QUIET)
     drawn(none.plot(seeds=True))
-    drawn(plot_growth(none, cube.get_similarity(**QUIET)))
+    drawn(plot_growth(none))
 
 
-def test_plot_growth(cube, clusters):
-    similarity = cube.get_similarity(**QUIET)
-    ax = drawn(plot_growth(clusters, similarity))
+def test_plot_growth(clusters):
+    ax = drawn(plot_growth(clusters))
     steps = np.ma.filled(ax.images[1].get_array(), -1)
     np.testing.assert_array_equal(steps >= 0, clusters.labels >= 0)
     assert (steps[tuple(clusters.seeds.T)] == 0).all()
-    one = np.ma.filled(plot_growth(clusters, similarity, 1).images[1].get_array(), -1)
+    one = np.ma.filled(plot_growth(clusters, label=1).images[1].get_array(), -1)
     np.testing.assert_array_equal(one >= 0, clusters.labels == 1)
     with pytest.raises(ValueError, match="does not exist"):
-        plot_growth(clusters, similarity, 99)
+        plot_growth(clusters, label=99)
     bare = Clusters(clusters.labels, clusters.seeds, clusters.similarity_mean)
-    with pytest.raises(ValueError, match="not grown"):
-        plot_growth(bare, similarity)
-    with pytest.raises(ValueError, match="does not fit"):
-        plot_growth(Clusters([[0]], [(0, 0)], [[1]], {"threshold": 0.5}), similarity)
+    with pytest.raises(ValueError, match="grew is not known"):
+        plot_growth(bare)
 
 
 def test_plot_averages(cube, clusters):
