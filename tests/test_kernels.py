@@ -342,11 +342,14 @@ def test_every_scale(scan, scale):
     assert_close(run_averages(data, labels) / scale, reference.averages(scan, labels))
 
 
-def test_a_scale_beyond_float32(scan):
-    data = scan.astype(np.float64) * 1e150
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_a_scale_beyond_float32(scan, scale):
+    data = scan.astype(np.float64) * scale
     assert_close(run_similarity(data), reference.similarity(scan))
-    with pytest.raises(ValueError, match="float32 cannot hold"):
+    with pytest.raises(ValueError, match=r"row 0 to 6 of the scan holds values that float32"):
         run_filter(data)
+    with pytest.raises(ValueError, match=r"a cluster average holds values that float32"):
+        run_averages(data, labels_of(scan))
 
 
 def test_a_negative_background_does_not_matter(scan):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import Report, iterate_blocks, workers
+from .blocks import Report, iterate_blocks, to_float32, workers
 
 
 def averaging_core(
@@ -50,7 +50,7 @@ def averaging_core(
             count -= missing[label]
             count[count == 0] = np.nan
         total[label] /= count
-    return total.reshape(n_clusters, *data.shape[2:]).astype(np.float32)
+    return to_float32(total, "a cluster average").reshape(n_clusters, *data.shape[2:])
 
 
 def _members_by_label(labels: np.ndarray) -> dict[int, list[tuple[int, np.ndarray]]]:

@@ -101,6 +101,21 @@ def tiles(n: int, size: int = 64) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
+def to_float32(values: np.ndarray, what: str) -> np.ndarray:
+    """Values as float32; a ValueError where they are too large or all too small for it."""
+    with np.errstate(over="ignore", under="ignore"):
+        out = values.astype(np.float32, copy=False)
+    if values.dtype.kind == "f" and values.dtype.itemsize > 4:
+        overflows = np.isfinite(out).sum() < np.isfinite(values).sum()
+        if overflows or (values.any() and not out.any()):
+            limits = np.finfo(np.float32)
+            raise ValueError(
+                f"{what} holds values that float32 cannot hold ({limits.tiny:.0e} to "
+                f"{limits.max:.0e}); multiply the data by a constant"
+            )
+    return out
+
+
 def as_comparable(patterns: np.ndarray) -> np.ndarray:
     """Copy patterns ``(n, pixels)`` to float32, ready to be compared with each other.
 
@@ -111,11 +126,13 @@ def as_comparable(patterns: np.ndarray) -> np.ndarray:
     if patterns.dtype.kind in "bu" or (patterns.dtype.kind == "i" and patterns.itemsize < 8):
         return patterns.astype(np.float32)
 
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         out = patterns.astype(np.float32)
     peak = np.maximum(out.max(axis=1), -out.min(axis=1))
     low, high = _SAFE_RANGE
-    for i in np.flatnonzero(~((peak >= low) & (peak <= high)) & (peak != 0)):
+    for i in np.flatnonzero(~((peak >= low) & (peak <= high))):
+        if peak[i] == 0 and not patterns[i].any():
+            continue  # empty
         pattern = patterns[i].astype(np.float64)
         present = np.isfinite(pattern)
         if not present.any():

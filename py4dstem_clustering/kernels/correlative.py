@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from .blas import matmul
-from .blocks import Report, as_comparable, iterate_blocks, tiles, workers
+from .blocks import Report, as_comparable, iterate_blocks, tiles, to_float32, workers
 from .blur import blur, blur_matrix
 
 # Columns per matrix product. A tile of T columns meets T + 2 radius neighbours, so small tiles
@@ -144,8 +144,8 @@ def correlative_core(
     with workers(n_jobs) as run:
         for start, rows in iterate_blocks(data, copies=4):
             stop = start + len(rows)
-            with np.errstate(over="ignore"):
-                block = rows.reshape(len(rows), ry, -1).astype(np.float32, copy=False)
+            block = to_float32(rows, f"row {start} to {stop - 1} of the scan")
+            block = block.reshape(len(rows), ry, -1)
             for row in range(start, stop):
                 values[row] = block[row - start]
                 units[row] = np.empty((ry, inside.size), dtype=np.float32)
@@ -159,14 +159,8 @@ def correlative_core(
 
             run(prepare, product(range(start, stop), tiles(ry, _TILE)))
 
-            def check(row: int, rows: np.ndarray = rows, start: int = start):
-                present = np.isfinite(values[row])
-                has_missing[row] = not present.all()
-                if present.sum() < np.isfinite(rows[row - start]).sum():
-                    raise ValueError(
-                        f"row {row} of the scan holds values that float32 cannot hold "
-                        f"(above {np.finfo(np.float32).max:.1e}); divide the data by a constant"
-                    )
+            def check(row: int):
+                has_missing[row] = not np.isfinite(values[row]).all()
 
             run(check, range(start, stop))
             run(
