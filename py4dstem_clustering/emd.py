@@ -36,8 +36,6 @@ def _plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, (list, tuple)):
         return tuple(_plain(item) for item in value)
-    if isinstance(value, Mapping):
-        return freeze(value)
     return value
 
 
@@ -46,18 +44,14 @@ def freeze(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return MappingProxyType({key: _plain(value) for key, value in settings.items()})
 
 
-def _thaw(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _thaw(v) if isinstance(v, Mapping) else v for k, v in settings.items()}
-
-
-def add_settings(node: emdfile.Node, settings: Mapping[str, Any], name: str = "settings") -> None:
+def add_settings(node: emdfile.Node, settings: Mapping[str, Any]) -> None:
     """Keep settings with a node."""
-    node.metadata = emdfile.Metadata(name, _thaw(settings))
+    node.metadata = emdfile.Metadata("settings", dict(settings))
 
 
-def read_settings(node: emdfile.Node, name: str = "settings") -> Mapping[str, Any]:
+def read_settings(node: emdfile.Node) -> Mapping[str, Any]:
     """Settings kept with a node; empty where there are none."""
-    metadata = node.metadata.get(name)
+    metadata = node.metadata.get("settings")
     return freeze({} if metadata is None else metadata._params)
 
 

@@ -188,6 +188,16 @@ def test_keep_clusters_on_an_empty_tree(cube):
     np.testing.assert_array_equal(other.clusters.labels, clusters.labels)
 
 
+def test_settings_become_plain_python():
+    mask = np.array([True, False])
+    frozen = emd.freeze({"a": np.float32(0.5), "b": [np.int64(1), 2], "c": mask, "d": None})
+    assert (frozen["a"], frozen["b"], frozen["d"]) == (0.5, (1, 2), None)
+    assert type(frozen["a"]) is float
+    assert type(frozen["b"][0]) is int
+    mask[:] = False
+    assert frozen["c"].tolist() == [True, False]
+
+
 # --- complete or absent ----------------------------------------------------------------------
 
 
