@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import emdfile
 import numpy as np
 import skimage.filters
 
@@ -24,6 +25,8 @@ def check_data(data: Any) -> None:
             f"data of shape {shape} is not a scan: it must have the four axes (Rx, Ry, Qx, Qy); "
             "use data.reshape(Rx, Ry, Qx, Qy) or DataCube.set_scan_shape"
         )
+    if not all(isinstance(n, Integral) for n in shape):  # dask does not know them
+        raise ValueError(f"data of unknown shape {shape}; use dask's compute_chunk_sizes()")
     if 0 in shape:
         raise ValueError(f"data of shape {shape} is empty: every axis needs at least one element")
     dtype = np.dtype(data.dtype)
@@ -92,9 +95,14 @@ def check_edge(edge: Any, detector: tuple[int, int]) -> int:
     return edge
 
 
+def values_of(item: Any) -> Any:
+    """The array in a py4DSTEM object, or what was given."""
+    return item.data if isinstance(item, emdfile.Array) else item
+
+
 def check_mask(name: str, mask: Any, shape: tuple[int, int], what: str) -> np.ndarray:
     """A boolean map of the given shape that selects something."""
-    mask = np.asarray(mask)
+    mask = np.asarray(values_of(mask))
     if mask.dtype != bool:
         raise TypeError(
             f"{name} of type {mask.dtype} must be boolean, True where {what} count; "
@@ -120,7 +128,7 @@ def check_r_mask(r_mask: Any, scan: tuple[int, int]) -> float | str | np.ndarray
         if r_mask not in THRESHOLD_NAMES:
             raise ValueError(f"r_mask={r_mask!r} must be one of {', '.join(THRESHOLD_NAMES)}")
         return r_mask
-    if np.ndim(r_mask) == 0:
+    if np.ndim(values_of(r_mask)) == 0:
         return check_number("r_mask", r_mask, -1, 1)
     return check_mask("r_mask", r_mask, scan, "scan positions")
 
@@ -149,6 +157,10 @@ def check_name(name: Any) -> str:
     """A name that EMD and HDF5 can hold."""
     if not isinstance(name, str):
         raise TypeError(f"name={name!r} must be a string, not {type(name).__name__}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"name={name!r} is no valid text") from None
     if not name or "/" in name or "\0" in name or name in (".", "..") or name in _RESERVED_NAMES:
         raise ValueError(
             f"name={name!r} cannot be stored in an EMD file: it must not be empty, contain '/', "

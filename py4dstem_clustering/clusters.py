@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import emdfile
@@ -125,7 +125,11 @@ class Clusters:
         for key, value in (("labels", labels), ("seeds", seeds), ("similarity_mean", mean)):
             value.flags.writeable = False
             object.__setattr__(self, key, value)
-        object.__setattr__(self, "settings", emd.freeze(self.settings))
+        object.__setattr__(self, "settings", emd.Settings(self.settings))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made anew on unpickling, so that the arrays are read-only again.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     # --- what there is -----------------------------------------------------------------------
 
@@ -163,7 +167,7 @@ class Clusters:
         return label
 
     def _check_labels(self, labels: Any) -> list[int]:
-        labels = [labels] if np.ndim(labels) == 0 else list(labels)
+        labels = list(labels) if isinstance(labels, Iterable) else [labels]
         return sorted({self._check_label(label) for label in labels})
 
     def members(self, label: int) -> np.ndarray:
@@ -231,7 +235,7 @@ class Clusters:
                 region.axis_minor_length * step,
                 region.orientation,
                 region.eccentricity,
-                _solidity(region),
+                region.solidity,
                 region.perimeter * step,
                 similarity.mean(dtype=np.float64) if similarity.size else np.nan,
                 top == 0 or left == 0 or bottom == rx or right == ry,
@@ -387,28 +391,25 @@ class Clusters:
 
     # --- EMD ---------------------------------------------------------------------------------
 
-    def to_node(self) -> emdfile.Node:
-        """The clusters as a stock emdfile Node, to be filled by `fill_node` once it has a root."""
-        node = emdfile.Node(self.name)
-        emd.tag(node, KIND)
-        emd.add_settings(node, self.settings)
-        return node
+    def to_node(self, averages: np.ndarray | None = None) -> emdfile.Node:
+        """The clusters as one stock RealSlice of the labels; all else is in its metadata.
 
-    def fill_node(self, node: emdfile.Node, averages: np.ndarray | None = None) -> None:
-        """Add labels, seeds, similarity and averages to a node that stands in a tree."""
+        One node, since a clustering must be stored or replaced as a whole: appending to a file,
+        emdfile puts the children of a new node beside it instead of below it (0.0.16).
+        """
         from py4DSTEM import RealSlice
 
-        for name, data in (("labels", self.labels), ("similarity_mean", self.similarity_mean)):
-            node.force_add_to_tree(RealSlice(data, name=name))
-        if self.similarity is not None:
-            node.force_add_to_tree(self.similarity.to_node())
-        seeds = np.zeros(self.n_clusters, dtype=[("rx", np.int64), ("ry", np.int64)])
-        seeds["rx"], seeds["ry"] = self.seeds.T
-        node.force_add_to_tree(emdfile.PointList(seeds, name="seeds"))
+        node = RealSlice(self.labels, name=self.name)
+        emd.tag(node, KIND)
+        emd.add_settings(node, self.settings)
+        arrays = {"seeds": self.seeds, "similarity_mean": self.similarity_mean}
         if averages is not None:
-            node.force_add_to_tree(
-                emdfile.Array(averages, name="averages", dim_names=["cluster", "Qx", "Qy"])
-            )
+            arrays["averages"] = averages.copy()
+        if self.similarity is not None:
+            arrays["similarity"] = self.similarity.data
+            emd.add_settings(node, self.similarity.settings, "similarity_settings")
+        node.metadata = emdfile.Metadata("arrays", arrays)
+        return node
 
     @classmethod
     def from_node(cls, node: emdfile.Node) -> Clusters:
@@ -418,25 +419,18 @@ class Clusters:
                 f"{getattr(node, 'name', node)!r} holds no clusters of {emd.TAG}; "
                 "make some with datacube.cluster()"
             )
-        labels = node.tree("labels")
-        seeds = node.tree("seeds").data
-        pixel_size, pixel_units = emd.scan_step(node)
+        arrays = node.metadata["arrays"]
+        step = emd.scan_step(node)
         similarity = None
-        if "similarity" in node.treekeys:
-            similarity = Similarity.from_node(node.tree("similarity"))
+        if "similarity" in arrays.keys:
+            settings = emd.read_settings(node, "similarity_settings")
+            similarity = Similarity(arrays["similarity"], settings, *step)
         return cls(
-            labels.data,
-            np.stack([seeds["rx"], seeds["ry"]], axis=1),
-            node.tree("similarity_mean").data,
+            node.data,
+            arrays["seeds"],
+            arrays["similarity_mean"],
             emd.read_settings(node),
             similarity,
-            name=node.name,
-            pixel_size=pixel_size,
-            pixel_units=pixel_units,
+            node.name,
+            *step,
         )
-
-
-def _solidity(region: Any) -> float:
-    """Solidity; 1 for regions on a line, of which scikit-image finds no hull (0.26)."""
-    rows, columns = region.image.shape
-    return 1.0 if min(rows, columns) < 2 else float(region.solidity)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from os import PathLike
 from typing import Any
 
@@ -60,8 +61,8 @@ def _calibration(datacube: DataCube, labels: np.ndarray | None = None) -> Calibr
     for key, value in list(copy._params.items()):
         if key in ("_root_treepath", "_target_paths"):  # left behind by py4DSTEM.read (0.14.18)
             del copy._params[key]
-        elif isinstance(value, np.ndarray):
-            copy._params[key] = value.copy()
+        else:
+            copy._params[key] = deepcopy(value)
     if labels is None:
         return copy
 
@@ -83,8 +84,8 @@ def _new_datacube(
     data: Any, name: str, calibration: Calibration, metadata: Mapping[str, emdfile.Metadata]
 ) -> DataCube:
     cube = DataCube(data=data, name=name, calibration=calibration)
-    for item in metadata.values():
-        cube.metadata = item
+    for key, item in metadata.items():
+        cube.metadata = emdfile.Metadata(key, deepcopy(item._params))
     return cube
 
 
@@ -92,9 +93,7 @@ def keep_clusters(
     datacube: DataCube, clusters: Clusters, averages: np.ndarray | None = None
 ) -> None:
     """Keep clusters, and their averages, in the tree of a datacube as the newest."""
-    node = clusters.to_node()
-    emd.put(datacube, node)
-    clusters.fill_node(node, averages)
+    emd.put(datacube, clusters.to_node(averages))
 
 
 def filter_correlative(
@@ -133,7 +132,8 @@ def filter_correlative(
         Border of the detector that is left out of the comparison, detector pixels.
     out : path, optional
         Stream the result to this new EMD file, and leave it on disk. By default it is kept in
-        memory, as float32.
+        memory, as float32. The file stays open as long as the result lives, so save clusters to
+        another one, with the averages.
     overwrite : bool
         Replace `out` if it exists.
     name : str, optional
@@ -180,6 +180,8 @@ def filter_correlative(
     corr_range = check_corr_range(corr_range)
     edge = check_edge(edge, self.Qshape)
     name = self.name if name is None else check_name(name)
+    if out is not None:
+        check_name(name)  # that of the datacube may not fit into a file
     n_jobs = check_n_jobs(n_jobs)
     overwrite = check_flag("overwrite", overwrite)
     progress_bar = check_flag("progress_bar", progress_bar)
@@ -187,9 +189,9 @@ def filter_correlative(
 
     options = {"sigma": sigma, "radius": radius, "corr_range": corr_range, "edge": edge}
     metadata = dict(self.metadata)
-    metadata["filter_correlative"] = emdfile.Metadata(
-        "filter_correlative", {**options, "source": self.name, **_versions()}
-    )
+    again = sum(key.startswith("filter_correlative") for key in metadata)
+    key = f"filter_correlative_{again + 1}" if again else "filter_correlative"
+    metadata[key] = emdfile.Metadata(key, {**options, "source": self.name, **_versions()})
 
     def run(target: Any) -> None:
         with _progress(self.R_Nx, "Filtering", progress_bar) as report:
@@ -485,7 +487,8 @@ def get_clustered_datacube(
 
     Notes
     -----
-    A missing pixel (NaN or infinite) has no weight; it is NaN where all members miss it.
+    A missing pixel (NaN or infinite) has no weight; it is NaN where all members miss it. All
+    averages are in memory at once, as float64: thousands of clusters need a `min_size`.
 
     Examples
     --------

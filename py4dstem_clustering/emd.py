@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import emdfile
@@ -39,20 +38,37 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def freeze(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A read-only copy of settings."""
-    return MappingProxyType({key: _plain(value) for key, value in settings.items()})
+class Settings(Mapping):
+    """A read-only copy of settings, as plain Python and read-only arrays; can be pickled."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._items = {key: _plain(value) for key, value in settings.items()}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._items,)
 
 
-def add_settings(node: emdfile.Node, settings: Mapping[str, Any]) -> None:
+def add_settings(node: emdfile.Node, settings: Mapping[str, Any], name: str = "settings") -> None:
     """Keep settings with a node."""
-    node.metadata = emdfile.Metadata("settings", dict(settings))
+    node.metadata = emdfile.Metadata(name, dict(settings))
 
 
-def read_settings(node: emdfile.Node) -> Mapping[str, Any]:
+def read_settings(node: emdfile.Node, name: str = "settings") -> Settings:
     """Settings kept with a node; empty where there are none."""
-    metadata = node.metadata.get("settings")
-    return freeze({} if metadata is None else metadata._params)
+    metadata = node.metadata.get(name)
+    return Settings({} if metadata is None else metadata._params)
 
 
 # --- nodes -----------------------------------------------------------------------------------
@@ -127,6 +143,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
     The other name lies in the same folder and ends in ``.partial``. It is removed on an error; a
     killed process leaves it behind, never a half-written `path`.
     """
+    path = path.resolve()  # through a link to the file itself
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
     partial = Path(name)

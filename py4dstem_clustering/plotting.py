@@ -15,7 +15,7 @@ from matplotlib.colors import ListedColormap, hsv_to_rgb, rgb_to_hsv, to_rgb
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy.ndimage import distance_transform_edt
 
-from .checks import check_integer, check_number
+from .checks import check_integer, check_number, values_of
 
 # Okabe and Ito's colours, told apart by all common kinds of colour vision; black is left out.
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -24,11 +24,6 @@ _OUTLINE = [matplotlib.patheffects.withStroke(linewidth=1.5, foreground="black")
 
 def _axes(ax: Any) -> Any:
     return plt.subplots(layout="constrained")[1] if ax is None else ax
-
-
-def _values(item: Any) -> Any:
-    """The array in a py4DSTEM object, or an array as it is."""
-    return item if isinstance(item, np.ndarray) else getattr(item, "data", item)
 
 
 def _frame(ax: Any, title: str | None) -> None:
@@ -48,6 +43,8 @@ def add_scale_bar(
     color: str = "white",
 ) -> None:
     """A scale bar of 1, 2 or 5 times a power of ten, at most a quarter of the picture wide."""
+    if not pixel_size > 0:
+        return  # no scale that could be drawn
     target = 0.25 * n_pixels * pixel_size
     power = 10.0 ** np.floor(np.log10(target))
     length = max(m * power for m in (1, 2, 5) if m * power <= target * 1.0001)
@@ -229,7 +226,7 @@ def plot_clusters(
     if image is None:
         image = clusters.similarity_mean
     else:
-        image = np.asarray(_values(image))
+        image = np.asarray(values_of(image), dtype=np.float64)
         if image.shape != clusters.shape:
             raise ValueError(
                 f"image of shape {image.shape} must have the shape of the scan, {clusters.shape}"
@@ -436,7 +433,7 @@ def plot_patterns(
 
 
 def _check_patterns(name: str, item: Any) -> Any:
-    data = _values(item)
+    data = values_of(item)
     if np.ndim(data) != 4:
         raise ValueError(f"{name} of shape {np.shape(data)} must have four axes")
     return data

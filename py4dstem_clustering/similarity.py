@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -73,7 +73,11 @@ class Similarity:
             )
         data.flags.writeable = False
         object.__setattr__(self, "data", data)
-        object.__setattr__(self, "settings", emd.freeze(self.settings))
+        object.__setattr__(self, "settings", emd.Settings(self.settings))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made anew on unpickling, so that the array is read-only again.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def shape(self) -> tuple[int, int, int]:

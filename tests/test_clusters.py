@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -219,6 +221,59 @@ def test_construction_is_checked(change, match):
         Clusters(**{**good, **change})
 
 
+@pytest.mark.parametrize("copy", [lambda x: pickle.loads(pickle.dumps(x)), deepcopy])
+def test_copies_are_frozen_too(clusters, cube, copy):
+    again = copy(clusters)
+    np.testing.assert_array_equal(again.labels, clusters.labels)
+    assert (again.name, again.pixel_size, again.pixel_units) == ("clusters", 2.5, "nm")
+    assert again.settings["threshold"] == 0.9
+    assert not again.labels.flags.writeable
+    with pytest.raises(TypeError, match="item assignment"):
+        again.settings["threshold"] = 0
+    similarity = copy(cube.get_similarity(progress_bar=False))
+    assert similarity.settings["sigma"] == 0
+    assert not similarity.data.flags.writeable
+
+
+def test_sets_and_generators_of_labels(clusters):
+    assert clusters.remove({0, 1}).n_clusters == 1
+    assert clusters.remove(k for k in (0, 2)).n_clusters == 1
+    assert clusters.join(range(3)).n_clusters == 1
+
+
+def test_the_input_stays_writeable():
+    mean = np.zeros((1, 3), np.float32)
+    Clusters([[0, 0, -1]], [(0, 0)], mean)
+    assert mean.flags.writeable
+
+
+@pytest.mark.parametrize(("labels", "seed"), [([[0, 0, -2]], (0, 0)), ([[-1, 0, 0]], (0, -1))])
+def test_labels_and_seeds_that_numpy_would_take(labels, seed):
+    with pytest.raises(ValueError, match="must"):
+        Clusters(labels, [seed], np.zeros((1, 3)))
+
+
+def test_ties_and_unknown_similarities_when_renumbering():
+    mean = np.array([[np.nan, 0.5, 0.4]])
+    joined = Clusters([[0, 1, 1]], [(0, 0), (0, 1)], mean).join([0, 1])
+    assert joined.seeds.tolist() == [[0, 1]]
+    same = Clusters([[0, 1, 2]], [(0, 0), (0, 1), (0, 2)], mean)
+    assert same.relabel("size").labels.tolist() == [[0, 1, 2]]
+
+
+def test_lengths_scale_with_the_step():
+    labels = np.full((8, 9), -1)
+    labels[1:4, 2:8] = 0
+    one, wide = (
+        Clusters(labels, [(1, 2)], np.zeros((8, 9)), pixel_size=step).properties()[0]
+        for step in (1, 2.5)
+    )
+    for name in ("equivalent_diameter", "major_axis", "minor_axis", "perimeter"):
+        assert wide[name] == pytest.approx(2.5 * one[name])
+    for name in ("centroid_rx", "eccentricity", "orientation", "solidity"):
+        assert wide[name] == one[name]
+
+
 # --- Similarity ------------------------------------------------------------------------------
 
 
@@ -272,4 +327,17 @@ def test_a_symmetric_similarity_is_accepted():
 )
 def test_similarity_is_checked(data, match):
     with pytest.raises(ValueError, match=match):
+        Similarity(data)
+
+
+def test_similarity_keeps_to_itself(cube):
+    data = np.array(cube.get_similarity(progress_bar=False))
+    similarity = Similarity(data, {"x": 1})
+    assert data.flags.writeable
+    assert not np.shares_memory(data, similarity.data)
+    assert not similarity.mean.flags.writeable
+    with pytest.raises(TypeError, match="item assignment"):
+        similarity.settings["x"] = 2
+    data[1, 1, 5] += 1e-3
+    with pytest.raises(ValueError, match=r"pairs differ by 0\.00"):
         Similarity(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import subprocess
 import sys
@@ -96,6 +97,75 @@ def test_filter_carries_name_calibration_and_metadata(cube, scan):
     result.calibration.get_qx0()[:] = 0
     assert cube.R_pixel_size == 2.5  # a copy
     assert cube.calibration.get_qx0().any()
+
+
+def test_results_share_nothing_with_the_scan(cube):
+    cube.metadata = py4DSTEM.Metadata("microscope", {"voltage": 300e3, "log": [1, 2]})
+    cube.calibration["probe"] = [1, 2]
+    cube.cluster(threshold=0.5, **QUIET)
+    filtered, averages = cube.filter_correlative(**FILTER), cube.get_clustered_datacube(**QUIET)
+    for result in (filtered, averages):
+        result.metadata["microscope"]["log"].append(3)
+        result.metadata["microscope"]["voltage"] = 80e3
+        result.calibration["probe"].append(3)
+    assert cube.metadata["microscope"]["log"] == [1, 2]
+    assert cube.metadata["microscope"]["voltage"] == 300e3
+    assert cube.calibration["probe"] == [1, 2]
+    assert set(cube.metadata) == {"microscope"}
+    averages.data[:] = 0
+    assert cube.tree("clusters").metadata["arrays"]["averages"].any()
+
+
+def test_filtering_twice_keeps_both_settings(cube):
+    once = cube.filter_correlative(**FILTER)
+    twice = once.filter_correlative(**{**FILTER, "radius": 1}, name="twice")
+    thrice = twice.filter_correlative(**FILTER)
+    assert twice.metadata["filter_correlative"]["radius"] == 2
+    assert twice.metadata["filter_correlative_2"]["radius"] == 1
+    assert thrice.metadata["filter_correlative_3"]["source"] == "twice"
+
+
+def test_filter_through_a_link(cube, tmp_path):
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    link = tmp_path / "link.h5"
+    (target / "scan.h5").write_text("old")
+    link.symlink_to(target / "scan.h5")
+    cube.filter_correlative(**FILTER, out=link, overwrite=True)
+    assert link.is_symlink()
+    assert py4DSTEM.read(target / "scan.h5").shape == cube.shape
+
+
+def test_the_chunks_of_a_file(tmp_path):
+    wide = DataCube(make_scan((2, 300), (14, 11)))
+    result = wide.filter_correlative(**FILTER, out=tmp_path / "x.h5")
+    assert 2**15 < 4 * np.prod(result.data.chunks) <= 2**16
+    assert result.data.file.mode == "r"
+
+
+def test_filter_to_a_file_needs_a_name_that_fits(tmp_path):
+    cube = DataCube(make_scan(), name="a/b")
+    with pytest.raises(ValueError, match="name='a/b' cannot be stored"):
+        cube.filter_correlative(**FILTER, out=tmp_path / "x.h5")
+    assert cube.filter_correlative(**FILTER, out=tmp_path / "x.h5", name="ab").name == "ab"
+
+
+def test_n_jobs_reaches_the_kernels(cube, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "py4dstem_clustering.kernels.blocks.count_jobs", lambda n: asked.append(n) or 1
+    )
+    cube.filter_correlative(**FILTER, n_jobs=3)
+    cube.cluster(threshold=0.5, n_jobs=4, **QUIET)
+    cube.get_similarity(n_jobs=5, **QUIET)
+    cube.get_clustered_datacube(n_jobs=6, **QUIET)
+    assert asked == [3, 4, 5, 6]
+
+
+def test_a_datacube_without_calibration(cube):
+    del cube.root._metadata["calibration"]
+    assert cube.cluster(threshold=0.5, **QUIET).pixel_size == 1
+    assert cube.filter_correlative(**FILTER).R_pixel_size == 1
 
 
 def test_filter_to_a_file(cube, tmp_path):
@@ -198,6 +268,18 @@ def test_cluster_takes_a_similarity_made_earlier(cube, monkeypatch):
     np.testing.assert_array_equal(clusters.settings["q_mask"], q_mask)
 
 
+def test_cluster_hands_on_what_belongs_to_the_similarity(cube):
+    q_mask = np.ones(DETECTOR, bool)
+    q_mask[0] = False
+    options = {"q_mask": q_mask, "sigma": 0.7, "subtract_mean": False}
+    clusters = cube.cluster(threshold=0.5, **options, **QUIET)
+    expected = cube.get_similarity(**options, **QUIET)
+    np.testing.assert_array_equal(clusters.similarity.data, expected.data)
+    assert q_mask.flags.writeable
+    q_mask[:] = True
+    assert not clusters.settings["q_mask"][0].any()
+
+
 def test_settings_hold_every_argument_and_both_versions(cube):
     clusters = cube.cluster(r_mask="otsu", min_size=2, **QUIET)
     assert dict(clusters.settings) == {
@@ -214,7 +296,7 @@ def test_settings_hold_every_argument_and_both_versions(cube):
     }
 
 
-@pytest.mark.parametrize("r_mask", ["triangle", "otsu", "li", "mean", "yen", "isodata", 0.6])
+@pytest.mark.parametrize("r_mask", ["triangle", "otsu", "li", "mean", "yen", "isodata", 0.6, -0.5])
 def test_r_mask_by_name_and_number(cube, r_mask):
     import skimage.filters
 
@@ -284,6 +366,20 @@ def test_a_foreign_node_is_not_replaced(cube):
         cube.cluster(name="similarity", **QUIET)
 
 
+def test_a_taken_name_is_refused_before_any_work(cube, monkeypatch):
+    cube.attach(py4DSTEM.RealSlice(np.zeros(SCAN), name="mine"))
+    mine = dataclasses.replace(cube.cluster(threshold=0.5, **QUIET), name="mine")
+    for kernel in ("similarity_core", "averaging_core"):
+        monkeypatch.setattr(f"py4dstem_clustering.datacube.{kernel}", None)
+    for call in (
+        lambda: cube.cluster(name="mine", **QUIET),
+        lambda: cube.get_similarity(name="mine", **QUIET),
+        lambda: cube.get_clustered_datacube(mine, **QUIET),
+    ):
+        with pytest.raises(ValueError, match="taken"):
+            call()
+
+
 def test_returncalc(cube):
     assert cube.cluster(threshold=0.5, returncalc=False, **QUIET) is None
     assert isinstance(cube.clusters, Clusters)
@@ -330,7 +426,9 @@ def test_averages_of_the_raw_scan_with_clusters_of_the_filtered_one(cube):
     for carrier in (cube, averages):
         np.testing.assert_array_equal(carrier.clusters.labels, clusters.labels)
         np.testing.assert_array_equal(carrier.clusters.seeds, clusters.seeds)
-    np.testing.assert_array_equal(cube.tree("clusters/averages").data, averages.data[:, 0])
+    np.testing.assert_array_equal(
+        cube.tree("clusters").metadata["arrays"]["averages"], averages.data[:, 0]
+    )
 
 
 def test_averages_by_name(cube):
@@ -355,6 +453,17 @@ def test_averages_carry_the_calibration(cube):
         assert qx0[k, 0] == pytest.approx(expected)
     assert calibration.get_origin_meas_mask() is None
     assert calibration.get_qx0_mean() == cube.calibration.get_qx0_mean()
+
+
+def test_unknown_origins_are_left_out_of_the_mean(cube):
+    clusters = cube.cluster(threshold=0.6, min_size=3, **QUIET)
+    qx0 = np.ones(SCAN)
+    qx0[clusters.labels == 0] = np.nan
+    qx0[tuple(clusters.members(1)[0])] = np.nan
+    cube.calibration.set_origin((qx0, qx0))
+    found = cube.get_clustered_datacube(**QUIET).calibration.get_qx0()
+    assert np.isnan(found[0, 0])
+    assert found[1, 0] == 1
 
 
 def test_averages_from_joined_clusters(cube):

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import py4DSTEM
 import pytest
-from conftest import DETECTOR, SCAN, STRICT
+from conftest import DETECTOR, SCAN, STRICT, make_scan
 
 from py4dstem_clustering import Clusters, Similarity, emd
 from py4dstem_clustering.datacube import keep_clusters
@@ -66,7 +66,9 @@ def test_everything_survives_exactly(saved):
     assert_same(again.settings, similarity.settings)
     assert (again.pixel_size, again.pixel_units) == (2.5, "nm")
 
-    np.testing.assert_array_equal(read.tree("clusters/averages").data, averages.data[:, 0])
+    kept = read.tree("clusters").metadata["arrays"]["averages"]
+    np.testing.assert_array_equal(kept, averages.data[:, 0])
+    assert kept.dtype == averages.data.dtype
     zebra = read.get_clusters("zebra")
     np.testing.assert_array_equal(zebra.labels, cube.get_clusters("zebra").labels)
     assert zebra.settings["r_mask"] == "otsu"
@@ -123,14 +125,13 @@ import sys
 sys.modules["py4dstem_clustering"] = None  # as on a machine where it is missing
 import numpy as np, py4DSTEM
 cube = py4DSTEM.read(sys.argv[1])
-node = cube.tree("clusters")
-print(type(cube).__name__, type(node).__name__, *sorted(node.treekeys))
-print(*(type(node.tree(name)).__name__ for name in sorted(node.treekeys)))
-print(type(cube.tree("similarity")).__name__, cube.tree("similarity").data.shape)
-print(node.tree("labels").data.max(), node.tree("labels").calibration.get_R_pixel_size())
-print(node.metadata["settings"]["threshold"], node.metadata["settings"]["edits"])
-print(node.tree("seeds").data["rx"].sum(), node.tree("averages").data.shape)
-cube.tree(), repr(node), repr(node.tree("averages")), repr(cube.tree("similarity"))
+labels = cube.tree("clusters")
+arrays, settings = labels.metadata["arrays"], labels.metadata["settings"]
+print(type(cube).__name__, type(labels).__name__, type(cube.tree("similarity")).__name__)
+print(labels.data.max(), labels.calibration.get_R_pixel_size(), settings["threshold"])
+print(*sorted(arrays.keys), arrays["seeds"].shape, arrays["averages"].shape)
+print(arrays["similarity"].shape, cube.tree("similarity").data.shape, settings["edits"])
+cube.tree(), repr(labels), repr(arrays), repr(settings), repr(cube.tree("similarity"))
 """
 
 
@@ -143,13 +144,38 @@ def test_opens_where_this_package_is_missing(saved):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0] == "DataCube Node averages labels seeds similarity similarity_mean"
-    assert lines[1] == "Array RealSlice PointList Array RealSlice"
-    assert lines[2] == "Array (7, 9, 8)"
-    assert lines[3] == f"{clusters.n_clusters - 1} 2.5"
-    assert lines[4] == "0.6 ('join([0, 1])',)"
-    assert lines[5] == f"{clusters.seeds[:, 0].sum()} {averages.data[:, 0].shape}"
+    n = clusters.n_clusters
+    assert done.stdout.splitlines()[:4] == [
+        "DataCube RealSlice Array",
+        f"{n - 1} 2.5 0.6",
+        f"averages seeds similarity similarity_mean ({n}, 2) {averages.data[:, 0].shape}",
+        "(7, 9, 8) (7, 9, 8) ('join([0, 1])',)",
+    ]
+
+
+@pytest.mark.parametrize("mode", ["a", "ao"])
+def test_clusters_appended_to_a_file(cube, tmp_path, mode):
+    path = tmp_path / "scan.h5"
+    py4DSTEM.save(path, cube)
+    first = cube.cluster(threshold=0.3, **QUIET)
+    other = cube.cluster(threshold=0.9, name="other", **QUIET)
+    py4DSTEM.save(path, cube, mode=mode)
+    read = py4DSTEM.read(path)
+    np.testing.assert_array_equal(read.get_clusters("clusters").labels, first.labels)
+    np.testing.assert_array_equal(read.clusters.labels, other.labels)
+
+    # A clustering is kept or replaced as a whole, never mixed with another of its name.
+    second = cube.cluster(threshold=0.6, **QUIET)
+    averages = cube.get_clustered_datacube(second, **QUIET)
+    py4DSTEM.save(path, cube, mode=mode)
+    read = py4DSTEM.read(path)
+    found, arrays = read.get_clusters("clusters"), read.tree("clusters").metadata["arrays"]
+    kept = first if mode == "a" else second
+    np.testing.assert_array_equal(found.labels, kept.labels)
+    assert found.settings["threshold"] == kept.settings["threshold"]
+    assert ("averages" in arrays.keys) == (mode == "ao")
+    if mode == "ao":
+        np.testing.assert_array_equal(arrays["averages"], averages.data[:, 0])
 
 
 def test_only_stock_classes_are_written(saved):
@@ -161,7 +187,7 @@ def test_only_stock_classes_are_written(saved):
 
     with h5py.File(path) as file:
         file.visititems(visit)
-    stock = {"Root", "DataCube", "Array", "RealSlice", "Node", "PointList", "Metadata"}
+    stock = {"Root", "DataCube", "Array", "RealSlice", "Metadata"}
     assert classes - {None} <= stock | {"Calibration"}
 
 
@@ -190,12 +216,20 @@ def test_keep_clusters_on_an_empty_tree(cube):
 
 def test_settings_become_plain_python():
     mask = np.array([True, False])
-    frozen = emd.freeze({"a": np.float32(0.5), "b": [np.int64(1), 2], "c": mask, "d": None})
+    frozen = emd.Settings({"a": np.float32(0.5), "b": [np.int64(1), 2], "c": mask, "d": None})
     assert (frozen["a"], frozen["b"], frozen["d"]) == (0.5, (1, 2), None)
     assert type(frozen["a"]) is float
     assert type(frozen["b"][0]) is int
     mask[:] = False
     assert frozen["c"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("scan", [(9, 1), (1, 9)])
+def test_the_step_of_a_thin_scan_survives(scan):
+    cube = py4DSTEM.DataCube(make_scan(scan))
+    cube.calibration.set_R_pixel_size(2.5)
+    cube.get_similarity(**QUIET)
+    assert Similarity.from_node(cube.tree("similarity")).pixel_size == 2.5
 
 
 # --- complete or absent ----------------------------------------------------------------------
@@ -214,6 +248,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_other_name_lies_in_the_same_folder(tmp_path):
+    # Moving a file into place is all or nothing on one disk only.
+    with emd.complete_or_absent(tmp_path / "a") as partial:
+        assert partial.parent == tmp_path
+        partial.write_text("x")
 
 
 def test_a_new_file_has_the_usual_permissions(tmp_path):

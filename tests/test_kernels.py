@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -190,6 +193,7 @@ def test_filter_of_small_and_long_scans(shape):
 
 def test_footprint_of_the_paper_has_69_positions():
     assert len(footprint(4)) == 69
+    assert len(footprint(0.5)) == 5  # a distance of radius + 1/2 is inside
     assert [0, 0] in footprint(0).tolist()
     assert len(footprint(0)) == 1
 
@@ -245,6 +249,47 @@ def test_any_block_size_and_number_of_threads_gives_the_same_bits(monkeypatch, s
     np.testing.assert_array_equal(run_averages(data, labels, n_jobs), expected_averages)
 
 
+def test_a_scan_wider_than_a_tile_gives_the_same_bits():
+    data = make_scan((6, 150), (12, 11)).astype(np.float32) * np.float32(0.1)
+    expected = run_filter(data, n_jobs=1), run_similarity(data, n_jobs=1)
+    assert_close(expected[0], reference.correlative_filter(data, **FILTER))
+    for _ in range(5):
+        np.testing.assert_array_equal(run_filter(data, n_jobs=8), expected[0])
+        np.testing.assert_array_equal(run_similarity(data, n_jobs=8), expected[1])
+
+
+class CountedScan:
+    """A scan of zeros that is not kept in memory."""
+
+    shape, dtype = (120, 8, 32, 32), np.dtype(np.uint16)
+
+    def __getitem__(self, rows):
+        return np.zeros((len(range(*rows.indices(120))), *self.shape[1:]), self.dtype)
+
+
+class Nowhere:
+    def __setitem__(self, rows, values):
+        pass
+
+
+@pytest.mark.parametrize("kernel", ["similarity", "filter", "averages"])
+def test_memory_is_bounded_by_the_block(monkeypatch, kernel):
+    # The scan is 3.9 MB in float32; a block and what is made of it may hold 1 MB.
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2**20)
+    options = {"n_jobs": 1, "report": no_report}
+    run = {
+        "similarity": lambda: run_similarity(CountedScan(), n_jobs=1),
+        "filter": lambda: correlative_core(CountedScan(), Nowhere(), **FILTER, **options),
+        "averages": lambda: averaging_core(CountedScan(), np.zeros((120, 8), int), **options),
+    }[kernel]
+    run()
+    tracemalloc.start()
+    run()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * 2**20
+
+
 def test_row_blocks_cover_the_scan_once_within_the_budget(monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * 5 * 6 * 7 * 3)
     found = list(blocks.row_blocks((11, 5, 6, 7)))
@@ -269,6 +314,35 @@ def test_report_counts_every_row_once(scan):
 
 def blas_threads():
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+BLAS_THREADS = blas_threads()
+
+
+def test_blas_is_released_after_work(scan):
+    run_similarity(scan)
+    assert blas_threads() == BLAS_THREADS
+
+
+@pytest.mark.parametrize("moment", [0, 1])  # while the thread starts, while it takes hold
+def test_ctrl_c_on_entry_lets_blas_go(monkeypatch, moment):
+    waits = iter(range(10))
+
+    class Interrupted(threading.Event):
+        def wait(self, timeout=None):
+            done = super().wait(timeout)
+            if threading.current_thread() is threading.main_thread() and next(waits) == moment:
+                raise KeyboardInterrupt
+            return done
+
+    monkeypatch.setattr(blas.threading, "Event", Interrupted)
+    with pytest.raises(KeyboardInterrupt), blas.single_threaded_blas:
+        pass
+    monkeypatch.undo()
+    blas.single_threaded_blas._keeper.join(10)
+    with blas.single_threaded_blas:
+        pass
+    assert blas_threads() == BLAS_THREADS
 
 
 def test_blas_is_held_to_one_thread_and_released_in_any_order():
@@ -302,9 +376,24 @@ def test_workers_raise_the_error_of_a_task():
         run(fail, range(100))
 
 
-def test_count_jobs():
-    assert blocks.count_jobs(3) == 3
-    assert blocks.count_jobs(None) >= 1
+def test_after_an_error_what_has_not_started_is_dropped():
+    ran = []
+
+    def task(item):
+        if item == 0:
+            raise ValueError("first")
+        time.sleep(1e-3)
+        ran.append(item)
+
+    with blocks.workers(1) as run, pytest.raises(ValueError, match="first"):
+        run(task, range(300))
+    assert len(ran) < 100
+
+
+def test_count_jobs(monkeypatch):
+    assert blocks.count_jobs(5) == 5
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert blocks.count_jobs(None) == 3
 
 
 def test_a_reading_error_is_raised(scan):
@@ -331,6 +420,70 @@ def test_every_type(scan, dtype):
     assert_close(run_filter(data), reference.correlative_filter(as_float, **FILTER))
     labels = labels_of(scan)
     assert_close(run_averages(data, labels), reference.averages(as_float, labels), 1e-6)
+
+
+@pytest.mark.parametrize("subtract_mean", [True, False])
+def test_similarity_is_exact_on_a_large_detector(subtract_mean):
+    data = np.random.default_rng(0).poisson(3, (1, 2, 1024, 700)).astype(np.uint16)
+    result = run_similarity(data, subtract_mean=subtract_mean)
+    assert_close(result, reference.similarity(data, subtract_mean=subtract_mean))
+
+
+def test_the_filter_is_exact_on_a_large_detector():
+    data = np.random.default_rng(0).poisson(3, (1, 2, 900, 700)).astype(np.uint16)
+    options = {"sigma": 0, "radius": 1, "corr_range": (-0.01, 0.01), "edge": 2}
+    expected = reference.correlative_filter(data, **options)
+    assert_close(run_filter(data, **options), expected)
+
+
+@pytest.mark.parametrize("dtype", ["u4", "i8", "f4", "f8"])
+@pytest.mark.parametrize("offset", [1e4, 1e6, 1e9])
+def test_an_offset_does_not_matter(scan, dtype, offset):
+    if dtype == "f4" and offset > 1e6:
+        pytest.skip("float32 data do not hold such an offset and the counts")
+    data = (scan + np.uint32(offset)).astype(dtype)
+    assert_close(run_similarity(data, sigma=1), reference.similarity(scan, sigma=1))
+    filtered = run_filter(data).astype(np.float64) - offset
+    expected = reference.correlative_filter(scan, **FILTER)
+    np.testing.assert_allclose(filtered, expected, atol=2e-7 * offset + 1e-5 * scan.max())
+
+
+def test_similarity_never_leaves_the_range_of_a_cosine():
+    data = np.random.default_rng(0).random((40, 1, 60, 60)).astype(np.float32)
+    assert np.nanmax(run_similarity(np.repeat(data, 3, axis=1))) <= 1
+
+
+def test_negative_values_of_any_scale(scan):
+    data = -scan.astype(np.float64) * 1e25
+    assert_close(run_similarity(data), reference.similarity(scan))
+
+
+def test_zeros_with_a_missing_pixel(scan):
+    data = scan.astype(np.float32)
+    data[2, 3] = 0
+    data[2, 3, 1, 1] = np.nan
+    assert_close(run_similarity(data), reference.similarity(data))
+
+
+def test_what_is_masked_is_missing(scan):
+    mask = np.zeros(scan.shape, bool)
+    mask[:, :, 4, 5] = mask[2, 3] = True
+    hot = scan.copy()
+    hot[mask] = 60000
+    masked = np.ma.array(hot, mask=mask)
+    missing = np.where(mask, np.nan, scan).astype(np.float32)
+    labels = labels_of(scan)
+    np.testing.assert_array_equal(run_similarity(masked), run_similarity(missing))
+    np.testing.assert_array_equal(run_filter(masked), run_filter(missing))
+    np.testing.assert_array_equal(run_averages(masked, labels), run_averages(missing, labels))
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_float16_is_summed_in_float64(missing):
+    data = np.full((1, 50, 2, 3), 60000, np.float16)
+    if missing:
+        data[0, 0, 0, 0] = np.nan
+    assert (run_averages(data, np.zeros((1, 50), int)) == np.float32(np.float16(60000))).all()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e9, 1e25, 1e35])

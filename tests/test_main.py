@@ -231,7 +231,7 @@ def test_demo(tmp_path):
     scan, averages = py4DSTEM.read(tmp_path / "demo.h5"), py4DSTEM.read(tmp_path / "averages.h5")
     np.testing.assert_array_equal(scan.clusters.labels, averages.clusters.labels)
     assert isinstance(scan.clusters, Clusters)
-    assert scan.tree("clusters/averages").data.shape[0] == scan.clusters.n_clusters
+    assert len(scan.tree("clusters").metadata["arrays"]["averages"]) == scan.clusters.n_clusters
 
 
 def test_demo_refuses(tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -66,6 +68,11 @@ def test_plot_clusters_draws_into_ax(clusters):
     assert ax.get_ylim() == (clusters.shape[0] - 0.5, -0.5)
     shown = ax.images[1].get_array()
     np.testing.assert_array_equal(np.ma.filled(shown, -1), clusters.labels)
+
+
+def test_odd_images_and_scales(clusters):
+    drawn(clusters.plot(image=clusters.similarity_mean > 0.5))
+    drawn(dataclasses.replace(clusters, pixel_size=0.0).plot())
 
 
 def test_plot_clusters_options(clusters):

@@ -102,3 +102,17 @@ def test_growth_steps_count_from_the_seed():
     assert steps[3, 3] == 4  # around the gap
     assert (steps[~members] == -1).all()
     assert (steps[members] >= 0).all()
+
+
+def test_growth_steps_stop_at_the_threshold():
+    forward = np.full((1, 4, 4), 0.9, np.float32)
+    forward[0, 1] = 0.1
+    steps = growth_steps(symmetric(forward), np.ones((1, 4), bool), (0, 0), 0.5)
+    assert steps.tolist() == [[0, 1, -1, -1]]
+
+
+def test_the_forest_is_sorted():
+    s = symmetric(np.random.default_rng(0).uniform(-1, 1, (6, 5, 4)).astype(np.float32))
+    forest = spanning_forest(s, np.ones((6, 5), bool))
+    assert (np.diff(forest.level) <= 0).all()
+    assert len(forest.level) == 6 * 5 - 1

@@ -62,6 +62,9 @@ def read_rows(data: Any, start: int, stop: int) -> np.ndarray:
     rows = data[start:stop]
     if hasattr(rows, "compute"):  # dask
         rows = rows.compute()
+    if np.ma.isMaskedArray(rows) and np.ma.is_masked(rows):
+        # What is masked is missing.
+        rows = rows.astype(np.result_type(rows.dtype, np.float32)).filled(np.nan)
     return np.asarray(rows)
 
 
@@ -116,32 +119,43 @@ def to_float32(values: np.ndarray, what: str) -> np.ndarray:
     return out
 
 
-def as_comparable(patterns: np.ndarray) -> np.ndarray:
+def as_comparable(patterns: np.ndarray, subtract_mean: bool) -> np.ndarray:
     """Copy patterns ``(n, pixels)`` to float32, ready to be compared with each other.
 
-    A missing pixel (NaN or infinite) counts as the mean of its pattern. A pattern whose values lie
-    far from 1 is divided by its largest magnitude, which changes no cosine and no correlation, so
-    that its squares stay inside float32.
+    With `subtract_mean`, each minus its mean, also where the mean is so large that float32 would
+    lose the rest. A missing pixel (NaN or infinite) counts as the mean of its pattern. A pattern
+    whose values lie far from 1 is divided by its largest magnitude, which changes no cosine and no
+    correlation, so that its squares stay inside float32.
     """
-    if patterns.dtype.kind in "bu" or (patterns.dtype.kind == "i" and patterns.itemsize < 8):
-        return patterns.astype(np.float32)
-
-    with np.errstate(over="ignore", under="ignore"):
+    if patterns.dtype.kind in "bui" and patterns.itemsize <= 2:
         out = patterns.astype(np.float32)
-    peak = np.maximum(out.max(axis=1), -out.min(axis=1))
+        if subtract_mean:
+            out -= out.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+        return out
+
+    # float32 holds 7 digits; the types that hold more go through float64.
+    wide = patterns.itemsize > 4 or patterns.dtype.kind in "iu"
+    x = patterns.astype(np.float64 if wide else np.float32)
+    peak = np.maximum(x.max(axis=1), -x.min(axis=1))
     low, high = _SAFE_RANGE
-    for i in np.flatnonzero(~((peak >= low) & (peak <= high))):
-        if peak[i] == 0 and not patterns[i].any():
-            continue  # empty
-        pattern = patterns[i].astype(np.float64)
-        present = np.isfinite(pattern)
-        if not present.any():
-            out[i] = 0
-            continue
-        pattern[~present] = 0
-        largest = np.abs(pattern).max()
-        if largest > 0 and not low <= largest <= high:
-            pattern /= largest
-        pattern[~present] = pattern[present].mean()
-        out[i] = pattern
-    return out
+    for i in np.flatnonzero(~((peak >= low) & (peak <= high)) & (peak != 0)):
+        x[i] = _tame(patterns[i].astype(np.float64))
+    if subtract_mean:
+        mean = x.mean(axis=1, dtype=np.float64, keepdims=True)
+        rounded = mean.astype(x.dtype)
+        x -= rounded
+        if not wide:
+            x -= (mean - rounded).astype(np.float32)
+    return x.astype(np.float32, copy=False)
+
+
+def _tame(pattern: np.ndarray) -> np.ndarray:
+    """A pattern without missing pixels and near 1."""
+    present = np.isfinite(pattern)
+    if not present.any():
+        return np.zeros_like(pattern)
+    largest = np.abs(pattern[present]).max()
+    if largest > 0 and not _SAFE_RANGE[0] <= largest <= _SAFE_RANGE[1]:
+        pattern = pattern / largest
+    pattern[~present] = pattern[present].mean()
+    return pattern

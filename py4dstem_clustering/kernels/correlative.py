@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from .blas import matmul
+from .blas import matmul, products_of_rows, row_dots
 from .blocks import Report, as_comparable, iterate_blocks, tiles, to_float32, workers
 from .blur import blur, blur_matrix
 
@@ -70,16 +70,15 @@ def correlative_core(
         band_of[dx] = int(indices[0]), len(indices) // 2
 
     def normalise(patterns: np.ndarray, unit: np.ndarray) -> None:
-        x = as_comparable(patterns)
         # Correlations do not feel a constant; without it a flat pattern is exactly zero.
-        x -= x.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+        x = as_comparable(patterns, subtract_mean=True)
         if matrices is not None:
             x = blur(x.reshape(-1, qx, qy), *matrices).reshape(len(x), -1)
         x = np.take(x, inside, axis=1)
-        size = np.sqrt(np.einsum("ij,ij,j->i", x, x, weight**2))[:, None]
-        x -= (x @ share)[:, None]
+        size = np.sqrt(row_dots(x, x * weight**2))[:, None]
+        x -= row_dots(x, share).astype(np.float32)[:, None]
         x *= weight
-        norm = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
+        norm = np.sqrt(row_dots(x, x)).astype(np.float32)[:, None]
         # Contrast below a millionth of the signal is the rounding of float32, not a pattern.
         norm[norm <= 1e-6 * size] = np.inf
         np.divide(x, norm, out=unit)
@@ -88,7 +87,7 @@ def correlative_core(
         index, width = band_of[dx]
         opposite = band_of[-dx][0] + 2 * width
         first, last = max(0, columns.start - width), min(ry, columns.stop + width)
-        products = matmul(units[row][columns], units[row + dx][first:last].T)
+        products = products_of_rows(units[row][columns], units[row + dx][first:last])
         products -= low
         products /= high - low
         np.clip(products, 0, 1, out=products)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .blas import row_dots
 from .blocks import Report, as_comparable, iterate_blocks, tiles, workers
 from .blur import blur, blur_matrix
 
@@ -42,21 +43,19 @@ def similarity_core(
     out = np.full((rx, ry, 8), np.nan, dtype=np.float32)
 
     def normalise(patterns: np.ndarray, unit: np.ndarray) -> None:
-        x = as_comparable(patterns.reshape(len(patterns), -1))
-        if subtract_mean:
-            x -= x.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+        x = as_comparable(patterns.reshape(len(patterns), -1), subtract_mean)
         if matrices is not None:
             x = blur(x.reshape(-1, qx, qy), *matrices).reshape(len(x), -1)
         if inside is not None:
             x = np.take(x, inside, axis=1)
-        norm = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
+        norm = np.sqrt(row_dots(x, x)).astype(np.float32)[:, None]
         norm[norm == 0] = np.inf  # an empty pattern stays zero
         np.divide(x, norm, out=unit)
 
     def compare(row: int, first: np.ndarray, second: np.ndarray, direction: int) -> None:
         dx, dy = DIRECTIONS[direction]
         here, there = with_neighbour(ry, dy)
-        cosine = np.einsum("ij,ij->i", first[here], second[there])
+        cosine = row_dots(first[here], second[there])
         np.clip(cosine, -1, 1, out=cosine)
         out[row, here, direction] = cosine
         out[row + dx, there, direction - 4] = cosine
