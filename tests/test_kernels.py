@@ -436,11 +436,12 @@ def test_the_filter_is_exact_on_a_large_detector():
     assert_close(run_filter(data, **options), expected)
 
 
-@pytest.mark.parametrize("dtype", ["u4", "i8", "f4", "f8"])
-@pytest.mark.parametrize("offset", [1e4, 1e6, 1e9])
+@pytest.mark.parametrize(
+    ("dtype", "offset"),
+    # float32 data do not hold a larger offset and the counts.
+    [("f4", 1e4), ("f4", 1e6)] + [(d, o) for d in ("u4", "i8", "f8") for o in (1e4, 1e6, 1e9)],
+)
 def test_an_offset_does_not_matter(scan, dtype, offset):
-    if dtype == "f4" and offset > 1e6:
-        pytest.skip("float32 data do not hold such an offset and the counts")
     data = (scan + np.uint32(offset)).astype(dtype)
     assert_close(run_similarity(data, sigma=1), reference.similarity(scan, sigma=1))
     filtered = run_filter(data).astype(np.float64) - offset
