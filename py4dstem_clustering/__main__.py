@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace --out if it exists")
     add("--key", help="name of the array in an .npz file, or data path in an EMD file")
     add("--scan-shape", type=int, nargs=2, metavar=("RX", "RY"), help="shape of the scan")
+    add("--step", nargs=2, metavar=("SIZE", "UNIT"), help="distance of scan positions, such as "
+        "3.03 nm; by default what the file says")  # fmt: skip
     add("--threshold", type=float, nargs="+", default=[0.9], help="similarity to join at (0.9); "
         "several make several clusterings, and averages of the last that finds any")  # fmt: skip
     add("--min-size", type=int, default=1, help="drop smaller clusters (1)")
@@ -70,11 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--sigma", type=float, default=0, help="blur patterns before comparing, pixels (0)")
     add("--filter", action="store_true", help="apply the correlative filter first; averages are "
         "of the unfiltered scan all the same")  # fmt: skip
-    add("--corr-range", type=float, nargs=2, default=(0.85, 0.95), metavar=("LOW", "HIGH"),
+    add("--corr-range", type=float, nargs=2, metavar=("LOW", "HIGH"),
         help="where a neighbour starts to count, and counts fully (0.85 0.95)")  # fmt: skip
-    add("--filter-sigma", type=float, default=3, help="blur of the filter, pixels (3)")
-    add("--filter-radius", type=float, default=4, help="reach of the filter, positions (4)")
-    add("--filter-edge", type=int, default=12, help="border of the detector left out (12)")
+    add("--filter-sigma", type=float, help="blur of the filter, pixels (3)")
+    add("--filter-radius", type=float, help="reach of the filter, positions (4)")
+    add("--filter-edge", type=int, help="border of the detector left out (12)")
     add("--figures", type=Path, metavar="DIR", help="folder for figures (PNG)")
     add("--n-jobs", type=int, help="threads; by default all cores")
     add("--quiet", action="store_true", help="no progress bars")
@@ -97,6 +99,10 @@ def load_scan(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -
         data = _from_py4dstem(path, key, scan_shape)
     cube = data if isinstance(data, py4DSTEM.DataCube) else None
     values = data if cube is None else cube.data
+    if scan_shape is None and values.ndim == 3:
+        raise ValueError(
+            f"{path} holds a stack of {len(values)} patterns; give its shape, --scan-shape RX RY"
+        )
     if scan_shape is not None:
         values = _reshape(values, scan_shape, path)
     check_data(values)
@@ -186,33 +192,47 @@ def _q_mask(cube: Any, q_range: Any, q_center: Any) -> np.ndarray | None:
 def _cluster(options: argparse.Namespace) -> None:
     from .datacube import keep_clusters
 
+    if options.out.exists() and not options.overwrite:
+        raise ValueError(f"--out {options.out} exists; give another name, or --overwrite")
     path = check_out(options.out, options.overwrite)
+    filtering = {
+        "corr_range": options.corr_range and tuple(options.corr_range),
+        "sigma": options.filter_sigma,
+        "radius": options.filter_radius,
+        "edge": options.filter_edge,
+    }
+    filtering = {name: value for name, value in filtering.items() if value is not None}
+    if filtering and not options.filter:
+        raise ValueError("--corr-range and --filter-... go with --filter")
+    r_mask = options.r_mask
+    if r_mask is not None and r_mask not in THRESHOLD_NAMES:
+        try:
+            r_mask = check_number("--r-mask", float(r_mask), -1, 1)
+        except ValueError:
+            names = ", ".join(THRESHOLD_NAMES)
+            raise ValueError(
+                f"--r-mask {r_mask} must be a number from -1 to 1 or one of {names}"
+            ) from None
     figures = _make_folder(options.figures)
     start = time.perf_counter()
     scan = load_scan(options.file, options.key, options.scan_shape)
     common = {"n_jobs": options.n_jobs, "progress_bar": not options.quiet}
+    if options.step is not None:
+        size, unit = options.step
+        try:
+            scan.calibration.set_R_pixel_size(check_number("--step", float(size), 0))
+        except ValueError:
+            raise ValueError(f"--step {size} {unit} must be a number and a unit") from None
+        scan.calibration.set_R_pixel_units(unit)
     shape = " x ".join(map(str, scan.data.shape))
     print(f"{options.file}: {shape}, {scan.data.dtype}, opened in {_since(start)}")
 
-    r_mask = options.r_mask
-    if r_mask is not None and r_mask not in THRESHOLD_NAMES:
-        try:
-            r_mask = float(r_mask)
-        except ValueError:
-            names = ", ".join(THRESHOLD_NAMES)
-            raise ValueError(f"--r-mask {r_mask} must be a number or one of {names}") from None
     q_mask = _q_mask(scan, options.q_range, options.q_center)
 
     source = scan
     if options.filter:
         start = time.perf_counter()
-        source = scan.filter_correlative(
-            sigma=options.filter_sigma,
-            radius=options.filter_radius,
-            edge=options.filter_edge,
-            corr_range=tuple(options.corr_range),
-            **common,
-        )
+        source = scan.filter_correlative(**filtering, **common)
         print(f"filtered in {_since(start)}")
     start = time.perf_counter()
     similarity = source.get_similarity(q_mask=q_mask, sigma=options.sigma, **common)
@@ -226,10 +246,10 @@ def _cluster(options: argparse.Namespace) -> None:
             min_size=options.min_size,
             r_mask=r_mask,
             similarity=similarity,
-            name=f"clusters_{threshold:g}" if several else "clusters",
+            name=f"clusters_{threshold}" if several else "clusters",
         )
         found.append(clusters)
-        print(f"threshold {threshold:g}, {_since(start)}: {clusters}")
+        print(f"threshold {threshold}, {_since(start)}: {clusters}")
     found.sort(key=lambda clusters: clusters.n_clusters > 0)  # those without clusters first
     start = time.perf_counter()
     averages = scan.get_clustered_datacube(found[-1], **common)

@@ -103,13 +103,16 @@ def values_of(item: Any) -> Any:
 def check_mask(name: str, mask: Any, shape: tuple[int, int], what: str) -> np.ndarray:
     """A boolean map of the given shape that selects something."""
     mask = np.asarray(values_of(mask))
+    if mask.shape != tuple(shape):
+        raise ValueError(
+            f"{name} of shape {mask.shape} must have the shape {tuple(shape)}, True where {what} "
+            "count"
+        )
     if mask.dtype != bool:
         raise TypeError(
             f"{name} of type {mask.dtype} must be boolean, True where {what} count; "
             "use mask > 0 or mask.astype(bool)"
         )
-    if mask.shape != tuple(shape):
-        raise ValueError(f"{name} of shape {mask.shape} must have the shape {tuple(shape)}")
     if not mask.any():
         raise ValueError(f"{name} is empty: it must be True for at least one of the {what}")
     return mask

@@ -353,6 +353,8 @@ def cluster(
     Returns
     -------
     Clusters
+        Numbered in the order in which they grew, by the mean similarity of their seeds;
+        ``clusters.relabel("size")`` puts the largest first.
 
     Raises
     ------
@@ -401,8 +403,8 @@ def cluster(
         wrong = [key for key, value in given.items() if value is not None]
         if wrong:
             raise ValueError(
-                f"{' and '.join(wrong)} cannot change a similarity made earlier: give them to "
-                "get_similarity, or leave out similarity"
+                f"{' and '.join(wrong)} cannot change a similarity made earlier, but belongs to "
+                "get_similarity; or leave out similarity"
             )
         similarity = _as_similarity(similarity, self.Rshape)
 
@@ -460,7 +462,8 @@ def get_clustered_datacube(
     ----------
     clusters : Clusters or str, optional
         A clustering of a scan of this shape, for example of the filtered scan, or the name of one
-        in the tree; by default the newest one in the tree.
+        in the tree; by default the newest one in the tree. That it belongs to this scan is yours to
+        know: only the shape is checked.
     name : str
         Name of the result.
     n_jobs : int, optional

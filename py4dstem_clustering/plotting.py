@@ -187,7 +187,7 @@ def plot_clusters(
     ax: Any = None,
     *,
     image: Any = None,
-    alpha: float = 0.55,
+    alpha: float = 0.45,
     contours: bool = True,
     numbers: bool | None = None,
     seeds: bool = False,
@@ -483,10 +483,12 @@ def _draw_patterns(
     ax.set_ylim(rows * (qx + gap), -gap)
     _frame(ax, None)
     ax.set_frame_on(False)
+    ax.set_xlabel(f"intensity to the power {power:g}, each scaled by itself", fontsize=7)
     calibration = getattr(item, "calibration", None)
-    if calibration is not None and calibration.get_Q_pixel_units() != "pixels":
-        size = calibration.get_Q_pixel_size()
-        # Black beside the grid where its last row has room, white on the last pattern elsewhere.
-        color = "black" if len(positions) < rows * columns else "white"
-        add_scale_bar(ax, size, calibration.get_Q_pixel_units(), qy, color=color)
+    step = (1, "pixels")
+    if calibration is not None:
+        step = calibration.get_Q_pixel_size(), calibration.get_Q_pixel_units()
+    # Black beside the grid where its last row has room, white on the last pattern elsewhere.
+    color = "black" if len(positions) < rows * columns else "white"
+    add_scale_bar(ax, *step, qy, color=color)
     return ax

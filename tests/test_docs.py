@@ -31,9 +31,7 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     scan = simulate_scan((24, 20), (192, 192), n_grains=2, electrons=50_000, disk_radius=4, seed=2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(py4DSTEM, "import_file", lambda *args, **options: scan.datacube)
-    # py4DSTEM's own call needs a probe, which is none of our business here.
-    monkeypatch.setattr(py4DSTEM.DataCube, "find_Bragg_disks", lambda self, template: None)
-    names = {"probe": type("Probe", (), {"kernel": None})}
+    names = {}
     code = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
     assert len(code) == 4
     for block in code:

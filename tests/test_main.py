@@ -39,12 +39,13 @@ def error_line(capsys):
 
 
 def test_cluster_of_an_npy_file(npy, tmp_path, scan, capsys):
-    code, out = cluster(npy, tmp_path, "--threshold", 0.6, "--min-size", 3)
+    code, out = cluster(npy, tmp_path, "--threshold", 0.6, "--min-size", 3, "--step", 3.03, "nm")
     assert code == 0
     averages = py4DSTEM.read(out)
     clusters = averages.clusters
     expected = py4DSTEM.DataCube(scan).cluster(threshold=0.6, min_size=3, progress_bar=False)
     np.testing.assert_array_equal(clusters.labels, expected.labels)
+    assert (clusters.pixel_size, clusters.pixel_units) == (3.03, "nm")
     assert averages.shape == (clusters.n_clusters, 1, *scan.shape[2:])
     assert clusters.similarity.shape == (7, 9, 8)
     assert repr(expected) in capsys.readouterr().out
@@ -61,7 +62,7 @@ def test_several_thresholds_and_the_other_options(npy, tmp_path, scan):
     assert code == 0
     averages = py4DSTEM.read(out)
     assert averages.clusters.name == "clusters_0.6"  # the last that holds any
-    assert averages.get_clusters("clusters_1").n_clusters == 0
+    assert averages.get_clusters("clusters_1.0").n_clusters == 0
     assert len(averages.data) == averages.clusters.n_clusters
     settings = averages.clusters.settings
     assert settings["sigma"] == 0.5
@@ -73,7 +74,8 @@ def test_several_thresholds_and_the_other_options(npy, tmp_path, scan):
     np.testing.assert_allclose(averages.data[0, 0], scan[labels == 0].mean(axis=0), rtol=1e-6)
     assert {p.name for p in figures.iterdir()} == {
         "similarity.png", "averages.png", "clusters_0.5.png", "clusters_0.5_growth.png",
-        "clusters_0.6.png", "clusters_0.6_growth.png", "clusters_1.png", "clusters_1_growth.png",
+        "clusters_0.6.png", "clusters_0.6_growth.png",
+        "clusters_1.0.png", "clusters_1.0_growth.png",
     }  # fmt: skip
 
 
@@ -104,7 +106,7 @@ def test_npz(tmp_path, scan, capsys):
 def test_a_stack_of_patterns_with_its_scan_shape(tmp_path, scan, capsys):
     np.save(tmp_path / "stack.npy", scan.reshape(63, 14, 11))
     assert cluster(tmp_path / "stack.npy", tmp_path)[0] == 2
-    assert "four axes" in error_line(capsys)
+    assert "holds a stack of 63 patterns; give its shape, --scan-shape" in error_line(capsys)
     assert cluster(tmp_path / "stack.npy", tmp_path, "--scan-shape", 8, 8)[0] == 2
     assert "does not fit" in error_line(capsys)
     code, out = cluster(tmp_path / "stack.npy", tmp_path, "--scan-shape", 9, 7, "--threshold", 0.1)
@@ -158,11 +160,15 @@ def test_an_arina_master_file(tmp_path):
         (["--threshold", 2], "threshold=2.0"),
         (["--threshold", "nan"], "threshold=nan"),
         (["--min-size", 0], "min_size=0"),
-        (["--r-mask", "triangel"], "must be a number or one of"),
+        (["--r-mask", "triangel"], "must be a number from -1 to 1 or one of"),
         (["--q-range", 5, 2], "must rise"),
         (["--q-range", 50, 60], "q_mask is empty"),
         (["--q-center", 5, 2], "goes with --q-range"),
         (["--n-jobs", 0], "n_jobs=0"),
+        (["--r-mask", 1.2], "must be a number from -1 to 1"),
+        (["--corr-range", 0.5, 0.9], "go with --filter"),
+        (["--filter-edge", 2], "go with --filter"),
+        (["--step", "wide", "nm"], "--step wide nm must be a number and a unit"),
         (["--filter"], "edge=12 leaves no pixel"),
         (["--threshold", 1, "--min-size", 50], "nothing to average"),
         (["--sigma", -1], "sigma=-1.0"),
@@ -191,7 +197,7 @@ def test_out_is_checked_before_the_file_is_opened(npy, tmp_path, capsys, monkeyp
     monkeypatch.setattr("py4dstem_clustering.__main__.load_scan", None)
     (tmp_path / "out.h5").write_text("precious")
     assert cluster(npy, tmp_path)[0] == 2
-    assert "exists; give another name" in error_line(capsys)
+    assert "exists; give another name, or --overwrite" in error_line(capsys)
     assert run("cluster", npy, "--out", tmp_path / "no" / "x.h5") == 2
     assert "folder that does not exist" in error_line(capsys)
     assert (tmp_path / "out.h5").read_text() == "precious"
