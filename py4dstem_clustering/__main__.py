@@ -108,6 +108,8 @@ def load_scan(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -
     check_data(values)
     if cube is None:
         return py4DSTEM.DataCube(values, name="datacube")
+    if "calibration" not in cube.root.metadata:  # some files have none
+        cube.calibration = py4DSTEM.Calibration()
     if values is not cube.data:
         cube.data = values
         cube.calibrate()
@@ -169,6 +171,13 @@ def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> np.ndarray:
     return np.reshape(data, (*scan_shape, *detector))
 
 
+def _step(size: str, unit: str) -> tuple[float, str]:
+    try:
+        return check_number("--step", float(size), 0), unit
+    except ValueError:
+        raise ValueError(f"--step {size} {unit} must be a number and a unit") from None
+
+
 def _q_mask(cube: Any, q_range: Any, q_center: Any) -> np.ndarray | None:
     if q_range is None:
         if q_center is not None:
@@ -213,17 +222,14 @@ def _cluster(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--r-mask {r_mask} must be a number from -1 to 1 or one of {names}"
             ) from None
+    step = None if options.step is None else _step(*options.step)
     figures = _make_folder(options.figures)
     start = time.perf_counter()
     scan = load_scan(options.file, options.key, options.scan_shape)
     common = {"n_jobs": options.n_jobs, "progress_bar": not options.quiet}
-    if options.step is not None:
-        size, unit = options.step
-        try:
-            scan.calibration.set_R_pixel_size(check_number("--step", float(size), 0))
-        except ValueError:
-            raise ValueError(f"--step {size} {unit} must be a number and a unit") from None
-        scan.calibration.set_R_pixel_units(unit)
+    if step is not None:
+        scan.calibration.set_R_pixel_size(step[0])
+        scan.calibration.set_R_pixel_units(step[1])
     shape = " x ".join(map(str, scan.data.shape))
     print(f"{options.file}: {shape}, {scan.data.dtype}, opened in {_since(start)}")
 

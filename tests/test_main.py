@@ -127,7 +127,11 @@ def test_emd_with_a_scan_among_others(tmp_path, cube, capsys):
     root.force_add_to_tree(cube)
     root.force_add_to_tree(py4DSTEM.Array(np.zeros(3), name="other"))
     py4DSTEM.save(tmp_path / "two.h5", root)
-    assert cluster(tmp_path / "two.h5", tmp_path, "--threshold", 0.6)[0] == 0
+    code, out = cluster(
+        tmp_path / "two.h5", tmp_path, "--threshold", 0.6, "--step", 2, "nm", "--scan-shape", 9, 7
+    )
+    assert code == 0  # although this file has no calibration
+    assert py4DSTEM.read(out).clusters.pixel_units == "nm"
     capsys.readouterr()
     assert cluster(tmp_path / "two.h5", tmp_path, "--overwrite", "--key", "root/other")[0] == 2
     assert "holds no single scan but Array; name its data path with --key" in error_line(capsys)

@@ -161,7 +161,10 @@ def correlative_core(
             def check(row: int):
                 has_missing[row] = not np.isfinite(values[row]).all()
 
-            run(check, range(start, stop))
+            if rows.dtype.kind == "f":
+                run(check, range(start, stop))
+            else:  # whole numbers are never missing
+                has_missing.update(dict.fromkeys(range(start, stop), False))
             run(
                 lambda task: correlate(task[0] - task[1], task[1], task[2]),
                 (
