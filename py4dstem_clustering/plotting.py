@@ -60,10 +60,10 @@ def add_scale_bar(
         loc,
         color=color,
         pad=0.2,
-        borderpad=0.3,
+        borderpad=0.8,
         sep=2,
         frameon=False,
-        size_vertical=n_pixels / 80,
+        size_vertical=abs(np.subtract(*ax.get_xlim())) / 80,  # of the picture, not of a tile
     )
     if color == "white":
         # An outline rather than a box: it reads on any ground and hides less of the picture.
