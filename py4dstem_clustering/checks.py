@@ -68,19 +68,51 @@ def check_n_jobs(n_jobs: Any) -> int | None:
     return None if n_jobs is None else check_integer("n_jobs", n_jobs, 1)
 
 
-def check_corr_range(corr_range: Any) -> tuple[float, float]:
-    """Two rising correlations."""
+def check_corr_range(corr_range: Any) -> tuple[float, float] | str:
+    """Two rising correlations, or "auto"."""
+    if isinstance(corr_range, str) and corr_range == "auto":
+        return corr_range
     try:
         low, high = corr_range
     except (TypeError, ValueError):
         raise TypeError(
-            f"corr_range={corr_range!r} must be two numbers (low, high), such as (0.85, 0.95)"
+            f"corr_range={corr_range!r} must be two numbers (low, high), such as (0.85, 0.95), "
+            'or "auto"'
         ) from None
     low = check_number("corr_range[0]", low, -1, 1)
     high = check_number("corr_range[1]", high, -1, 1)
     if not low < high:
         raise ValueError(f"corr_range={corr_range!r} must rise: the first number below the second")
     return low, high
+
+
+def check_noise(
+    noise_correct: Any, gain: Any, offset: Any, scan: tuple[int, int]
+) -> tuple[bool, float | None, float | None]:
+    """Whether to correct for noise, and the gain and offset to do it with; None to measure them."""
+    noise_correct = check_flag("noise_correct", noise_correct)
+    if gain is not None:
+        if check_number("gain", gain) <= 0:
+            raise ValueError(
+                f"gain={gain!r} must be above 0: the recorded value of one electron; leave it out "
+                "to have it measured"
+            )
+        gain = float(gain)
+    if offset is not None:
+        offset = check_number("offset", offset)
+    if not noise_correct:
+        for name, value in (("gain", gain), ("offset", offset)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value!r} does nothing without noise_correct=True; add that, or leave "
+                    f"out {name}"
+                )
+    elif gain is None and max(scan) < 3:
+        raise ValueError(
+            f"gain=None cannot be measured in a scan of {scan[0]} x {scan[1]}: telling noise from "
+            "structure takes three positions in a row; give the gain, gain=1 for counted electrons"
+        )
+    return noise_correct, gain, offset
 
 
 def check_edge(edge: Any, detector: tuple[int, int]) -> int:

@@ -26,6 +26,7 @@ from .checks import (
     check_integer,
     check_n_jobs,
     check_name,
+    check_noise,
     check_number,
     check_out,
     check_q_mask,
@@ -34,7 +35,8 @@ from .checks import (
 )
 from .clusters import Clusters
 from .kernels.averaging import averaging_core
-from .kernels.correlative import correlative_core
+from .kernels.correlative import auto_range, correlative_core
+from .kernels.noise import Noise, noise_core, noise_windows
 from .kernels.similarity import similarity_core
 from .kernels.tree import cut_at, spanning_forest
 from .similarity import Similarity
@@ -101,7 +103,7 @@ def filter_correlative(
     *,
     sigma: float = 3,
     radius: float = 4,
-    corr_range: tuple[float, float] = (0.85, 0.95),
+    corr_range: tuple[float, float] | str = (0.85, 0.95),
     edge: int = 12,
     out: str | PathLike | None = None,
     overwrite: bool = False,
@@ -123,11 +125,13 @@ def filter_correlative(
     radius : float
         Neighbours out to ``radius + 1/2`` scan positions; 4 means 69 positions. Well below the size
         of a grain.
-    corr_range : (low, high)
+    corr_range : (low, high), or "auto"
         A correlation of `low` or less gives a neighbour the weight 0, `high` or more the weight 1,
         linear in between. Both from -1 to 1. Below about 1,000 electrons a pattern noise keeps
-        correlations under 0.85, and the default does nothing: lower both until a picture of the
-        result is smooth inside grains and sharp between them.
+        correlations under 0.85, and the default does nothing: choose "auto" then, which
+        places the range by the correlations of a sample of positions, near and far; or lower both
+        until a picture of the result is smooth inside grains and sharp between them. The range used
+        is kept in the metadata of the result.
     edge : int
         Border of the detector that is left out of the comparison, detector pixels.
     out : path, optional
@@ -186,6 +190,8 @@ def filter_correlative(
     overwrite = check_flag("overwrite", overwrite)
     progress_bar = check_flag("progress_bar", progress_bar)
     path = None if out is None else check_out(out, overwrite)
+    if corr_range == "auto":
+        corr_range = auto_range(self.data, sigma=sigma, edge=edge, n_jobs=n_jobs)
 
     options = {"sigma": sigma, "radius": radius, "corr_range": corr_range, "edge": edge}
     metadata = dict(self.metadata)
@@ -216,6 +222,9 @@ def get_similarity(
     q_mask: np.ndarray | None = None,
     sigma: float = 0,
     subtract_mean: bool = True,
+    noise_correct: bool = False,
+    gain: float | None = None,
+    offset: float | None = None,
     returncalc: bool = True,
     name: str = "similarity",
     n_jobs: int | None = None,
@@ -235,6 +244,20 @@ def get_similarity(
     subtract_mean : bool
         Subtract from each pattern its mean over the whole detector. Without it any two patterns
         with a common background are alike.
+    noise_correct : bool
+        Correct for counting noise, so that patterns of one grain have a similarity near 1 at any
+        dose, and one threshold serves many scans. For raw counts: filtered or averaged patterns
+        have less noise than this takes off. Where noise is more than 70 % of the power of a
+        pattern, only 70 % are taken off, and the similarity stays too low: blur more (`sigma`), or
+        leave out empty parts of the detector (`q_mask`).
+    gain : float, optional
+        Recorded value of one electron, for `noise_correct`: 1 for counts. By default measured where
+        the scan is quietest, which takes three positions in a row or column, and grains that fill
+        about a fifth of the scan. Give it where the camera lags, saturates, or cuts off low values:
+        its noise then says little about the gain.
+    offset : float, optional
+        Recorded value without electrons, for `noise_correct`. By default measured with the gain, or
+        0 with a `gain`.
     returncalc : bool
         Return the result; it is kept in the tree either way.
     name : str
@@ -248,12 +271,14 @@ def get_similarity(
     -------
     Similarity
         Array-like, (Rx, Ry, 8), from -1 to 1, NaN where the neighbour lies outside the scan. The
-        last axis is in the order of `Similarity.directions`.
+        last axis is in the order of `Similarity.directions`. Its settings hold the gain and offset
+        that were used.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule; before any work.
+        If an argument breaks its rule; before any work. With `noise_correct`, also if the scan
+        holds no noise to measure the gain by.
 
     Notes
     -----
@@ -261,6 +286,10 @@ def get_similarity(
     ``S(r, d) = <J(r), J(r + d)> / (|J(r)| |J(r + d)|)``, the cosine of the paper (Lee et al., 2026,
     section 2.3). 0 where a pattern is empty or constant. A missing pixel (NaN or infinite) counts
     as the mean of its pattern.
+
+    With `noise_correct`, ``S`` is divided by the root of ``(1 - V(r) / |J(r)|^2)`` times the same
+    of the neighbour, and clipped to -1 and 1. ``V(r)`` is the noise power, gain times the sum over
+    `q_mask` of ``I(r) - offset`` blurred by the square of the blur kernel; at most 0.7 |J|^2.
 
     Examples
     --------
@@ -273,7 +302,17 @@ def get_similarity(
     returncalc = check_flag("returncalc", returncalc)
     name = check_name(name)
     emd.check_free(self, name, _similarity.KIND)
-    similarity = _measure_similarity(self, q_mask, sigma, subtract_mean, n_jobs, progress_bar)
+    similarity = _measure_similarity(
+        self,
+        q_mask,
+        sigma,
+        subtract_mean,
+        n_jobs,
+        progress_bar,
+        noise_correct=noise_correct,
+        gain=gain,
+        offset=offset,
+    )
     emd.put(self, similarity.to_node(name))
     return similarity if returncalc else None
 
@@ -285,6 +324,10 @@ def _measure_similarity(
     subtract_mean: bool,
     n_jobs: int | None,
     progress_bar: bool,
+    *,
+    noise_correct: bool = False,
+    gain: float | None = None,
+    offset: float | None = None,
 ) -> Similarity:
     check_data(datacube.data)
     options = {
@@ -292,9 +335,20 @@ def _measure_similarity(
         "sigma": check_number("sigma", sigma, 0),
         "subtract_mean": check_flag("subtract_mean", subtract_mean),
     }
+    noise_correct, gain, offset = check_noise(noise_correct, gain, offset, datacube.Rshape)
     n_jobs = check_n_jobs(n_jobs)
-    with _progress(datacube.R_Nx, "Comparing", check_flag("progress_bar", progress_bar)) as report:
-        data = similarity_core(datacube.data, **options, n_jobs=n_jobs, report=report)
+    progress_bar = check_flag("progress_bar", progress_bar)
+    noise = None
+    if noise_correct and gain is None:
+        n_rows = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
+        with _progress(n_rows, "Measuring noise", progress_bar) as report:
+            noise = noise_core(datacube.data, n_jobs=n_jobs, report=report, offset=offset)
+    elif noise_correct:
+        noise = Noise(gain, 0.0 if offset is None else offset)
+    with _progress(datacube.R_Nx, "Comparing", progress_bar) as report:
+        data = similarity_core(datacube.data, **options, n_jobs=n_jobs, report=report, noise=noise)
+    options["noise_correct"] = noise_correct
+    options["gain"], options["offset"] = (None, None) if noise is None else noise
     return Similarity(data, {**options, **_versions()}, *emd.scan_step(datacube))
 
 

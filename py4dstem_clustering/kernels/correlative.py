@@ -7,19 +7,25 @@ of neighbouring columns.
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Callable
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from .blas import matmul, products_of_rows, row_dots
-from .blocks import Report, as_comparable, iterate_blocks, tiles, to_float32, workers
+from .blocks import Report, as_comparable, iterate_blocks, read_rows, tiles, to_float32, workers
 from .blur import blur, blur_matrix
 
 # Columns per matrix product. A tile of T columns meets T + 2 radius neighbours, so small tiles
 # waste little and large ones feed BLAS better; 16 is best from radius 2 to 6.
 _TILE = 16
+
+_PUBLISHED_RANGE = (0.85, 0.95)
+
+# The sample that an automatic range is taken from: pairs of rows, and positions far apart.
+_WINDOWS, _FAR = 12, 480
 
 
 def footprint(radius: float) -> np.ndarray:
@@ -41,33 +47,16 @@ def radial_weight(detector: tuple[int, int], edge: int) -> np.ndarray:
     return np.where(inside, weight, 0)
 
 
-def correlative_core(
-    data: Any,
-    out: Any,
-    *,
-    sigma: float,
-    radius: float,
-    corr_range: tuple[float, float],
-    edge: int,
-    n_jobs: int | None,
-    report: Report,
-) -> None:
-    """Write the filtered scan to `out`, anything that takes ``out[start:stop] = rows``."""
-    rx, ry, qx, qy = data.shape
-    low, high = corr_range
-    weight = radial_weight((qx, qy), edge).ravel()
+def _normaliser(
+    detector: tuple[int, int], sigma: float, edge: int
+) -> tuple[int, Callable[[np.ndarray, np.ndarray], None]]:
+    """Pixels that are compared, and a function that writes patterns as unit vectors of these."""
+    qx, qy = detector
+    weight = radial_weight(detector, edge).ravel()
     inside = np.flatnonzero(weight)
     weight = weight[inside].astype(np.float32)
     share = (weight / weight.sum(dtype=np.float64)).astype(np.float32)
     matrices = (blur_matrix(qx, sigma), blur_matrix(qy, sigma)) if sigma > 0 else None
-    offsets = footprint(radius)
-    reach = int(offsets[:, 0].max())
-    # Offsets with one dx are contiguous and run from dy = -width to width: band_of[dx] is where
-    # they start, and their width.
-    band_of = {}
-    for dx in range(-reach, reach + 1):
-        (indices,) = np.nonzero(offsets[:, 0] == dx)
-        band_of[dx] = int(indices[0]), len(indices) // 2
 
     def normalise(patterns: np.ndarray, unit: np.ndarray) -> None:
         # Correlations do not feel a constant; without it a flat pattern is exactly zero.
@@ -82,6 +71,87 @@ def correlative_core(
         # Contrast below a millionth of the signal is the rounding of float32, not a pattern.
         norm[norm <= 1e-6 * size] = np.inf
         np.divide(x, norm, out=unit)
+
+    return inside.size, normalise
+
+
+def auto_range(data: Any, *, sigma: float, edge: int, n_jobs: int | None) -> tuple[float, float]:
+    """A range of correlations for `correlative_core` that suits the noise of a scan.
+
+    From a sample of positions: `same`, the correlation that one tenth of neighbours exceeds, and
+    `other`, the median of positions far apart. The range lies between them, near `same` where
+    there is little noise. The noisier the patterns, the nearer to `other`: to lose neighbours of
+    the same kind then costs more than to take in some of another.
+    """
+    rx, ry, qx, qy = data.shape
+    n_pixels, normalise = _normaliser((qx, qy), sigma, edge)
+    height = min(rx, 2)
+    n = min(rx // height, _WINDOWS)
+    starts = np.linspace(0, rx - height, n).astype(int)
+    columns = np.unique(np.linspace(0, ry - 1, min(ry, _FAR // n)).astype(int))
+    near, far, places = [], [], []
+    with workers(n_jobs) as run:
+        for start in starts:
+            rows = read_rows(data, start, start + height).reshape(height, ry, -1)
+            unit = np.empty((height, ry, n_pixels), dtype=np.float32)
+
+            def prepare(
+                task: tuple[int, slice], rows: np.ndarray = rows, unit: np.ndarray = unit
+            ) -> None:
+                normalise(rows[task], unit[task])
+
+            run(prepare, product(range(height), tiles(ry, _TILE)))
+            near += [row_dots(row[1:], row[:-1]) for row in unit]
+            near += [row_dots(a, b) for a, b in pairwise(unit)]
+            far.append(unit[0, columns])
+            places += [(start, column) for column in columns]
+        near = np.concatenate(near)
+        if near.size == 0:  # a single position
+            return _PUBLISHED_RANGE
+        far = np.concatenate(far)
+        distance = np.linalg.norm(np.array(places)[:, None] - np.array(places), axis=2)
+        apart = distance >= max(np.median(distance), 1)
+        other = np.median(products_of_rows(far, far)[apart]) if apart.any() else near.min()
+    same = np.quantile(near, 0.9)
+    return _place_range(float(same), float(other))
+
+
+def _place_range(same: float, other: float) -> tuple[float, float]:
+    """From correlations of the same and of other patterns, see `auto_range`.
+
+    What tells patterns apart lies between `other` and 1; `kept` is the share of it that noise
+    leaves. The third power is measured on simulated scans of 30 to 10,000 electrons a pattern: a
+    higher one gains a little at low dose, and loses as much where grains are bent or blurred.
+    """
+    step = max(same - other, 0.02)
+    kept = np.clip((same - other) / max(1 - other, 0.02), 0, 1)
+    low = min(max(same - step + 0.75 * kept**3 * step, -1), 0.99)
+    return round(float(low), 4), round(float(min(low + 0.25 * step, 1)), 4)
+
+
+def correlative_core(
+    data: Any,
+    out: Any,
+    *,
+    sigma: float,
+    radius: float,
+    corr_range: tuple[float, float],
+    edge: int,
+    n_jobs: int | None,
+    report: Report,
+) -> None:
+    """Write the filtered scan to `out`, anything that takes ``out[start:stop] = rows``."""
+    rx, ry, qx, qy = data.shape
+    low, high = corr_range
+    n_pixels, normalise = _normaliser((qx, qy), sigma, edge)
+    offsets = footprint(radius)
+    reach = int(offsets[:, 0].max())
+    # Offsets with one dx are contiguous and run from dy = -width to width: band_of[dx] is where
+    # they start, and their width.
+    band_of = {}
+    for dx in range(-reach, reach + 1):
+        (indices,) = np.nonzero(offsets[:, 0] == dx)
+        band_of[dx] = int(indices[0]), len(indices) // 2
 
     def correlate(row: int, dx: int, columns: slice) -> None:
         index, width = band_of[dx]
@@ -147,7 +217,7 @@ def correlative_core(
             block = block.reshape(len(rows), ry, -1)
             for row in range(start, stop):
                 values[row] = block[row - start]
-                units[row] = np.empty((ry, inside.size), dtype=np.float32)
+                units[row] = np.empty((ry, n_pixels), dtype=np.float32)
                 weights[row] = np.zeros((ry, len(offsets)), dtype=np.float32)
             del block
 

@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 
 from .blas import row_dots
-from .blocks import Report, as_comparable, iterate_blocks, tiles, workers
+from .blocks import _SAFE_RANGE, Report, as_comparable, iterate_blocks, tiles, workers
 from .blur import blur, blur_matrix
+from .noise import Noise
 
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (1, 1), (1, 0), (1, -1), (0, 1))
 """Offsets (dRx, dRy) of the eight neighbours, in the order of the last axis of a similarity."""
 
 FORWARD = (4, 5, 6, 7)
 """One direction of each opposite pair; the other one is ``k - 4``."""
+
+MOST_NOISE = 0.7
+"""Largest share of noise in the power of a pattern that is corrected: beyond it, the rest is a
+small difference of large numbers."""
 
 
 def with_neighbour(n: int, step: int) -> tuple[slice, slice]:
@@ -35,20 +40,33 @@ def similarity_core(
     subtract_mean: bool,
     n_jobs: int | None,
     report: Report,
+    noise: Noise | None = None,
 ) -> np.ndarray:
-    """Similarity ``(Rx, Ry, 8)``, float32; NaN where the neighbour lies outside the scan."""
+    """Similarity ``(Rx, Ry, 8)``, float32; NaN where the neighbour lies outside the scan.
+
+    With `noise`, each norm is that of the pattern without noise: ``|J|^2`` less the noise power,
+    see `noise_weight`, of which at most `MOST_NOISE` of ``|J|^2`` is taken off.
+    """
     rx, ry, qx, qy = data.shape
     inside = None if q_mask is None or q_mask.all() else np.flatnonzero(q_mask)
     matrices = (blur_matrix(qx, sigma), blur_matrix(qy, sigma)) if sigma > 0 else None
     out = np.full((rx, ry, 8), np.nan, dtype=np.float32)
+    if noise is not None:
+        of_noise = noise_weight((qx, qy), q_mask, sigma).ravel()
+        gains = np.ones((rx, ry))  # what the cosines of a position are multiplied with
 
-    def normalise(patterns: np.ndarray, unit: np.ndarray) -> None:
+    def normalise(patterns: np.ndarray, unit: np.ndarray, row: int, columns: slice) -> None:
         x = as_comparable(patterns.reshape(len(patterns), -1), subtract_mean)
         if matrices is not None:
             x = blur(x.reshape(-1, qx, qy), *matrices).reshape(len(x), -1)
         if inside is not None:
             x = np.take(x, inside, axis=1)
-        norm = np.sqrt(row_dots(x, x)).astype(np.float32)[:, None]
+        power = row_dots(x, x)
+        if noise is not None:
+            share = _noise_power(patterns.reshape(len(patterns), -1), of_noise, noise)
+            np.divide(share, power, out=share, where=power > 0)
+            gains[row, columns] = 1 / np.sqrt(1 - np.clip(share, 0, MOST_NOISE))
+        norm = np.sqrt(power).astype(np.float32)[:, None]
         norm[norm == 0] = np.inf  # an empty pattern stays zero
         np.divide(x, norm, out=unit)
 
@@ -56,6 +74,8 @@ def similarity_core(
         dx, dy = DIRECTIONS[direction]
         here, there = with_neighbour(ry, dy)
         cosine = row_dots(first[here], second[there])
+        if noise is not None:
+            cosine *= gains[row, here] * gains[row + dx, there]
         np.clip(cosine, -1, 1, out=cosine)
         out[row, here, direction] = cosine
         out[row + dx, there, direction - 4] = cosine
@@ -69,8 +89,8 @@ def similarity_core(
                 unit = np.empty((len(rows) + 1, *last.shape), dtype=np.float32)
             unit[0] = last
             run(
-                lambda task, rows=rows, unit=unit: normalise(
-                    rows[task[0], task[1]], unit[task[0] + 1, task[1]]
+                lambda task, rows=rows, unit=unit, start=start: normalise(
+                    rows[task], unit[task[0] + 1, task[1]], start + task[0], task[1]
                 ),
                 product(range(len(rows)), tiles(ry)),
             )
@@ -86,6 +106,37 @@ def similarity_core(
             run(compare_row, range(len(rows)))
             report(len(rows))
     return out
+
+
+def noise_weight(detector: tuple[int, int], q_mask: np.ndarray | None, sigma: float) -> np.ndarray:
+    """Weight ``(Qx, Qy)`` of the noise of each detector pixel in the power ``|J|^2``.
+
+    Blur spreads the noise of a pixel over others, by the square of the kernel; what falls into
+    `q_mask` counts. The noise power is then a dot product: the variances of the noise times this.
+    The mean that is subtracted takes away one part in as many as there are pixels; left out here.
+    """
+    mask = np.ones(detector) if q_mask is None else q_mask.astype(np.float64)
+    if sigma > 0:
+        along_u, along_v = (blur_matrix(n, sigma).astype(np.float64) ** 2 for n in detector)
+        mask = along_u.T @ mask @ along_v
+    return mask
+
+
+def _noise_power(patterns: np.ndarray, weight: np.ndarray, noise: Noise) -> np.ndarray:
+    """Noise power of patterns ``(n, pixels)`` as `as_comparable` scales them, float64."""
+    values = patterns.astype(np.float64)
+    present = np.isfinite(values)
+    power = np.empty(len(values))
+    if present.all():
+        power[:] = row_dots(values, weight) - noise.offset * weight.sum()
+    else:  # a missing pixel counts as a mean, which has no noise
+        values = np.where(present, values, 0)
+        power[:] = row_dots(values, weight) - noise.offset * row_dots(present * 1.0, weight)
+    power *= noise.gain
+    peak = np.where(present, np.abs(values), 0).max(axis=1)
+    low, high = _SAFE_RANGE
+    scaled = ((peak < low) | (peak > high)) & (peak > 0)
+    return np.divide(power, peak**2, out=power, where=scaled)
 
 
 def similarity_mean(similarity: np.ndarray) -> np.ndarray:

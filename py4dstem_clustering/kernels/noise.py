@@ -1,0 +1,272 @@
+"""Gain and offset of the detector, from the noise of a scan.
+
+A recorded value is ``offset + gain * electrons``, and the number of electrons is Poisson
+distributed, so noise has the variance ``gain (mean - offset)``. It is measured by second
+differences of three positions in a row or column, ``(a - 2 b + c)^2 / 6``, in which an even change
+from position to position cancels: with half the mean squared difference of positions 1 and 2 apart
+this is ``(4 gamma_1 - gamma_2) / 3``. What does not cancel, borders of grains and speckle, is kept
+out by looking only where the scan is quietest.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .blocks import Report, read_rows, tiles, workers
+
+# Triples of positions that are looked at: enough for a gain within 1 %, so that a large scan is
+# not read twice to learn two numbers.
+_TRIPLES = 8192
+_LEAST_WINDOWS = 16
+
+# Share of the triples that counts as quiet. Grains have to fill about this much of the scan for the
+# noise to be told from speckle, which differs from position to position as noise does.
+_QUIET = 0.2
+
+# What a task takes: triples, and detector pixels.
+_TILE, _PIXELS = 16, 4096
+
+
+class Noise(NamedTuple):
+    """What the detector records: ``offset + gain * electrons``."""
+
+    gain: float
+    offset: float
+
+
+def noise_windows(scan: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows ``(start, stop)`` to look at: threes spread over the scan, or single rows of a thin one.
+
+    Raises
+    ------
+    ValueError
+        If the scan has fewer than three positions along both axes.
+    """
+    rx, ry = scan
+    if max(rx, ry) < 3:
+        raise ValueError(
+            f"a scan of {rx} x {ry} is too small to tell noise from structure, which takes three "
+            "positions in a row; give the gain, for example gain=1 for counted electrons"
+        )
+    height = 3 if rx >= 3 else 1
+    triples = height * max(ry - 2, 0) + (ry if height == 3 else 0)
+    n = min(rx // height, max(_LEAST_WINDOWS, -(-_TRIPLES // triples)))
+    starts = np.linspace(0, rx - height, n).astype(int)
+    return [(int(start), int(start) + height) for start in starts]
+
+
+def noise_core(
+    data: Any, *, n_jobs: int | None, report: Report, offset: float | None = None
+) -> Noise:
+    """Gain and offset of a scan; with `offset`, the gain that goes with it.
+
+    Raises
+    ------
+    ValueError
+        If the scan is too small, or holds no noise that grows with the signal.
+    """
+    mean, variance = noise_moments(data, n_jobs=n_jobs, report=report)
+    return fit_noise(mean, variance, offset)
+
+
+def noise_moments(
+    data: Any, *, n_jobs: int | None, report: Report
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of the noise of each detector pixel where the scan is quiet, float64.
+
+    The detector is halved like a chessboard. Where one half is quiet, the other one is measured:
+    where a half itself is quiet, its noise is small by chance. NaN where a pixel is always missing.
+    """
+    windows = noise_windows(data.shape[:2])
+    n_pixels = int(np.prod(data.shape[2:]))
+    u, v = np.indices(data.shape[2:])
+    half = ((u + v) % 2).ravel().astype(bool)
+    dark, brightness = _brightness(data, windows, n_pixels)
+    if not brightness.any():
+        raise _no_noise("every pattern is flat")
+    # Bright and dim pixels weigh alike, or the direct beam would drown all others; those that are
+    # all but dark weigh less.
+    weight = 1 / (brightness + brightness.mean())
+    weights = np.stack([weight * ~half, weight * half], axis=1)
+
+    def read(window: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        rows = read_rows(data, *window)
+        return rows.reshape(-1, n_pixels), _triples(*rows.shape[:2])
+
+    with workers(n_jobs) as run:
+        loudness = []
+        for window in windows:
+            patterns, triples = read(window)
+            level = np.full((len(triples), 2), np.inf)
+
+            def listen(
+                part: slice,
+                patterns: np.ndarray = patterns,
+                triples: np.ndarray = triples,
+                level: np.ndarray = level,
+            ) -> None:
+                mean, square, present = _second_differences(patterns, triples[part])
+                signal = np.maximum(np.where(present, mean - dark, 0), 0) @ weights
+                np.divide(square @ weights, signal, out=level[part], where=signal > 0)
+
+            run(listen, tiles(len(triples), _TILE))
+            loudness.append(level)
+            report(window[1] - window[0])
+
+        levels = np.concatenate(loudness)
+        heard = np.isfinite(levels).all(axis=1)
+        if not heard.any():
+            raise _no_noise("no three neighbouring positions hold a signal")
+        limits = np.quantile(levels[heard], _QUIET, axis=0)
+        total = np.zeros((3, n_pixels))  # of means, of squares, number of triples
+        for window, level in zip(windows, loudness, strict=True):
+            patterns, triples = read(window)
+            quiet = (level <= limits) & np.isfinite(level).all(axis=1, keepdims=True)
+
+            def add(
+                task: tuple[bool, slice],
+                patterns: np.ndarray = patterns,
+                triples: np.ndarray = triples,
+                quiet: np.ndarray = quiet,
+            ) -> None:
+                # A task owns its pixels, and adds up in order: the same bits for any number of
+                # threads.
+                odd, part = task
+                pixels = part.start + np.flatnonzero(half[part] == odd)
+                chosen = triples[quiet[:, 0 if odd else 1]]
+                for start in range(0, len(chosen), _TILE):
+                    some = chosen[start : start + _TILE]
+                    values = _second_differences(patterns, some, pixels)
+                    total[:, pixels] += [value.sum(axis=0) for value in values]
+
+            run(add, product((False, True), tiles(n_pixels, _PIXELS)))
+            report(window[1] - window[0])
+
+    mean, square = total[:2] / np.where(total[2] > 0, total[2], np.nan)
+    return mean.reshape(data.shape[2:]), square.reshape(data.shape[2:])
+
+
+def _brightness(
+    data: Any, windows: list[tuple[int, int]], n_pixels: int
+) -> tuple[float, np.ndarray]:
+    """Rough level of the dark pixels, and how far the mean of each pixel lies above it."""
+    means = []
+    for start, _ in windows[:: -(-len(windows) // 8)]:
+        row = read_rows(data, start, start + 1).reshape(-1, n_pixels)
+        present = np.isfinite(row)
+        total = row.sum(axis=0, dtype=np.float64, where=present)
+        means.append(total / np.maximum(present.sum(axis=0), 1))
+    mean = np.mean(means, axis=0)
+    dark = float(np.quantile(mean, 0.01))  # a few pixels may be dead
+    return dark, np.maximum(mean - dark, 0)
+
+
+def _triples(n_rows: int, n_columns: int) -> np.ndarray:
+    """Positions ``(n, 3)`` of three in a row or in a column, counted row by row."""
+    index = np.arange(n_rows * n_columns).reshape(n_rows, n_columns)
+    along = [index[:, :-2], index[:, 1:-1], index[:, 2:]] if n_columns >= 3 else []
+    across = [index[:-2], index[1:-1], index[2:]] if n_rows >= 3 else []
+    threes = [np.stack([x.ravel() for x in three], axis=1) for three in (along, across) if three]
+    return np.concatenate(threes)
+
+
+def _second_differences(
+    patterns: np.ndarray, triples: np.ndarray, pixels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and ``(a - 2 b + c)^2 / 6`` of triples, 0 where a pixel is missing, and where not."""
+    a, b, c = (
+        (patterns[k] if pixels is None else patterns[k[:, None], pixels]).astype(np.float64)
+        for k in triples.T
+    )
+    with np.errstate(invalid="ignore"):
+        mean = (a + b + c) / 3
+        square = (a - 2 * b + c) ** 2 / 6
+    present = np.isfinite(square)
+    if not present.all():
+        mean[~present] = square[~present] = 0
+    return mean, square, present
+
+
+def fit_noise(mean: np.ndarray, variance: np.ndarray, offset: float | None = None) -> Noise:
+    """Fit ``variance = gain (mean - offset) + c (mean - offset)^2`` with ``c >= 0`` over pixels.
+
+    The square takes up structure that was taken for noise: speckle and thickness change all pixels
+    in proportion. Pixels of similar brightness are first averaged in groups, since squares of a few
+    counts are too skewed for a robust fit, which would cut off their long tail and with it noise.
+    """
+    present = np.isfinite(mean) & np.isfinite(variance)
+    mean, variance = mean[present], variance[present]
+    order = np.argsort(mean, kind="stable")
+    starts, sizes = _groups(len(mean))
+    m, v = (np.add.reduceat(x[order], starts) / sizes for x in (mean, variance))
+    dark = m[0] if offset is None else offset
+    scale = m.mean() - dark
+    if len(m) < 3 or not scale > 0 or not v.any():
+        raise _no_noise("all detector pixels are alike")
+
+    d = (m - dark) / scale  # near 1, so that the squares are well conditioned
+    columns = np.stack([d, d**2, np.ones_like(d)][: 3 if offset is None else 2], axis=1)
+    gain, curve, zero = v.mean() / scale, 0.0, dark
+    keep = np.ones_like(d)
+    for _ in range(30):
+        # Variance of a Poisson variance: of rare counts, and of many; a floor for dark groups.
+        x = np.maximum(m - zero, 0) + 1e-3 * scale
+        spread = np.sqrt((gain**3 * x + 2 * (gain * x + curve * x**2) ** 2) / sizes)
+        factor = np.sqrt(keep) / spread
+        before = gain
+        gain, zero, curve = _solve(columns * factor[:, None], v * factor, dark, scale)
+        if not gain > 0:
+            raise _no_noise("the variance does not grow with the signal")
+        if abs(gain - before) <= 1e-9 * gain:
+            break
+        # Tukey's weights: the beam and hot pixels do not follow the structure of the others.
+        x = m - zero
+        residual = (v - gain * x - curve * x**2) / spread
+        width = 6 * 1.4826 * np.median(np.abs(residual))
+        if width > 0:
+            keep = np.maximum(1 - (residual / width) ** 2, 0) ** 2
+    return Noise(float(gain), float(zero))
+
+
+def _solve(
+    columns: np.ndarray, values: np.ndarray, dark: float, scale: float
+) -> tuple[float, float, float]:
+    """Gain, offset and curvature by least squares; without curvature where it is negative."""
+    a = np.linalg.lstsq(columns, values, rcond=None)[0]
+    constant = a[2] if len(a) == 3 else 0.0
+    inside = a[0] ** 2 - 4 * constant * a[1]
+    if a[1] > 0 and a[0] > 0 and inside > 0:
+        root = np.sqrt(inside)  # slope where the parabola crosses zero, which is the offset
+        return root / scale, dark - scale * 2 * constant / (a[0] + root), a[1] / scale**2
+    straight = np.delete(columns, 1, axis=1)
+    a = np.linalg.lstsq(straight, values, rcond=None)[0]
+    constant = a[1] if len(a) == 2 else 0.0
+    if not a[0] > 0:
+        return np.nan, np.nan, 0.0
+    return a[0] / scale, dark - scale * constant / a[0], 0.0
+
+
+def _groups(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and sizes of groups of pixels sorted by brightness, of 8 pixels at least.
+
+    Each half of what is left is cut in 32, so that the few bright pixels are not lumped together.
+    """
+    starts, start = [], 0
+    while start < n:
+        size = max((n - start) // 64, 8)
+        stop = n if size == 8 else start + 32 * size
+        starts += range(start, stop, size)
+        start = stop
+    if len(starts) > 1 and n - starts[-1] < 4:
+        del starts[-1]
+    return np.array(starts), np.diff([*starts, n])
+
+
+def _no_noise(reason: str) -> ValueError:
+    return ValueError(
+        f"the gain cannot be measured in this scan: {reason}; give it, for example gain=1 for "
+        "counted electrons"
+    )
