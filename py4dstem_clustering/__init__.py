@@ -4,22 +4,34 @@
 
 ``filter_correlative``      average each pattern with the neighbours that look like it
 ``get_similarity``          how alike each pattern is to its eight neighbours
-``cluster``                 regions of alike patterns, as `Clusters`
+``cluster``                 the grains: regions of alike patterns, as `Clusters`
+``get_cluster_tree``        the order in which positions join, to be cut at any level
 ``get_clustered_datacube``  the mean pattern of each cluster, as a DataCube
 ``clusters``                the newest clustering in the tree; ``get_clusters(name)`` for another
 """
 
 from ._version import __version__
+from .cluster_tree import ClusterTree
 from .clusters import Clusters
 from .datacube import register
 from .kernels.similarity import DIRECTIONS
-from .plotting import plot_averages, plot_clusters, plot_growth, plot_patterns, plot_similarity
+from .mixture import Mixture
+from .plotting import (
+    plot_averages,
+    plot_clusters,
+    plot_growth,
+    plot_patterns,
+    plot_similarity,
+    plot_tree,
+)
 from .similarity import Similarity
 from .simulate import SimulatedScan, simulate_scan
 
 __all__ = [
     "DIRECTIONS",
+    "ClusterTree",
     "Clusters",
+    "Mixture",
     "Similarity",
     "SimulatedScan",
     "__version__",
@@ -28,6 +40,7 @@ __all__ = [
     "plot_growth",
     "plot_patterns",
     "plot_similarity",
+    "plot_tree",
     "register",
     "simulate_scan",
 ]

@@ -13,6 +13,7 @@ from skimage.measure import find_contours, regionprops
 from . import emd
 from .checks import check_integer, check_name
 from .kernels.tree import growth_steps
+from .mixture import Mixture, measure_mixture
 from .similarity import Similarity
 
 KIND = "clusters"
@@ -66,6 +67,8 @@ class Clusters:
         Distance of neighbouring scan positions.
     pixel_units : str
         Unit of `pixel_size`.
+    background : sequence of int
+        Labels of clusters without Bragg peaks: liquid, vacuum, amorphous film.
 
     Raises
     ------
@@ -91,6 +94,7 @@ class Clusters:
     name: str = "clusters"
     pixel_size: float = 1.0
     pixel_units: str = "pixels"
+    background: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -126,6 +130,7 @@ class Clusters:
             value.flags.writeable = False
             object.__setattr__(self, key, value)
         object.__setattr__(self, "settings", emd.Settings(self.settings))
+        object.__setattr__(self, "background", tuple(self._check_labels(self.background)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Made anew on unpickling, so that the arrays are read-only again.
@@ -301,6 +306,42 @@ class Clusters:
         members = np.argwhere(steps >= 0)
         return members[np.argsort(steps[steps >= 0], kind="stable")]
 
+    def get_mixture(
+        self,
+        datacube: Any,
+        *,
+        reach: int = 4,
+        n_jobs: int | None = None,
+        progress_bar: bool = True,
+    ) -> Mixture:
+        """Share of each cluster in the pattern of each scan position.
+
+        Parameters
+        ----------
+        datacube : DataCube
+            The scan that was clustered, unfiltered.
+        reach : int
+            A position is compared with the clusters within this many positions: as far as probe
+            and stacked grains reach. Farther inside a cluster it counts as pure.
+        n_jobs : int, optional
+            Number of threads; by default all cores that the process may use.
+        progress_bar : bool
+            Show progress.
+
+        Returns
+        -------
+        Mixture
+            Shares, and ``purity``, the largest share of each position.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an argument breaks its rule, or the scan has another shape.
+        """
+        return measure_mixture(
+            datacube, self.labels, self.settings, reach, n_jobs=n_jobs, progress_bar=progress_bar
+        )
+
     # --- new from old ------------------------------------------------------------------------
 
     def _renumbered(self, number: np.ndarray, edit: str) -> Clusters:
@@ -313,7 +354,17 @@ class Clusters:
             if number[k] >= 0:
                 seeds[number[k]] = self.seeds[k]
         edits = (*self.settings.get("edits", ()), edit)
-        return replace(self, labels=labels, seeds=seeds, settings={**self.settings, "edits": edits})
+        # Background joined with a grain is no background.
+        crystalline = np.setdiff1d(np.arange(self.n_clusters), self.background)
+        background = set(number[list(self.background)].tolist()) - {-1}
+        background -= set(number[crystalline].tolist())
+        return replace(
+            self,
+            labels=labels,
+            seeds=seeds,
+            settings={**self.settings, "edits": edits},
+            background=tuple(background),
+        )
 
     def relabel(self, order: str | Iterable[int] = "size") -> Clusters:
         """Number the clusters anew.
@@ -402,7 +453,12 @@ class Clusters:
         node = RealSlice(self.labels, name=self.name)
         emd.tag(node, KIND)
         emd.add_settings(node, self.settings)
-        arrays = {"seeds": self.seeds, "similarity_mean": self.similarity_mean}
+        background = np.isin(np.arange(self.n_clusters), self.background)
+        arrays = {
+            "seeds": self.seeds,
+            "similarity_mean": self.similarity_mean,
+            "background": background,
+        }
         if averages is not None:
             arrays["averages"] = averages.copy()
         if self.similarity is not None:
@@ -433,4 +489,6 @@ class Clusters:
             similarity,
             node.name,
             *step,
+            # Files of 0.1.0 have none.
+            np.flatnonzero(arrays["background"]) if "background" in arrays.keys else (),
         )

@@ -14,6 +14,7 @@ import numpy as np
 import py4DSTEM
 from py4DSTEM import Calibration, DataCube
 
+from . import cluster_tree as _cluster_tree
 from . import clusters as _clusters
 from . import emd
 from . import similarity as _similarity
@@ -33,12 +34,22 @@ from .checks import (
     check_r_mask,
     resolve_r_mask,
 )
+from .cluster_tree import ClusterTree, check_cut
 from .clusters import Clusters
 from .kernels.averaging import averaging_core
 from .kernels.correlative import auto_range, correlative_core
+from .kernels.features import MAX_RANK
+from .kernels.merging import (
+    coarse_joins,
+    feature_similarity,
+    find_regions,
+    joins_of,
+    merge_positions,
+)
 from .kernels.noise import Noise, noise_core, noise_windows
-from .kernels.similarity import similarity_core
-from .kernels.tree import cut_at, spanning_forest
+from .kernels.similarity import similarity_core, similarity_mean
+from .kernels.tree import spanning_forest
+from .mixture import Mixture, measure_features
 from .similarity import Similarity
 
 
@@ -352,51 +363,36 @@ def _measure_similarity(
     return Similarity(data, {**options, **_versions()}, *emd.scan_step(datacube))
 
 
-def cluster(
+def get_cluster_tree(
     self,
     *,
-    method: str = "grow",
-    threshold: float = 0.9,
-    min_size: int = 1,
+    method: str = "merge",
+    rank: int | str = "auto",
     r_mask: np.ndarray | float | str | None = None,
     q_mask: np.ndarray | None = None,
     sigma: float | None = None,
     subtract_mean: bool | None = None,
     similarity: Similarity | emdfile.Array | np.ndarray | None = None,
-    name: str = "clusters",
+    name: str = "cluster_tree",
     returncalc: bool = True,
     n_jobs: int | None = None,
     progress_bar: bool = True,
-) -> Clusters | None:
-    """Find regions of the scan in which neighbouring diffraction patterns are alike.
+) -> ClusterTree | None:
+    """In which order scan positions join to clusters, to be cut at any level.
+
+    Reads the scan once (growth) or twice (merging); after that, a cut takes milliseconds.
 
     Parameters
     ----------
-    method : "grow"
-        Growth from seeds, the paper's "marching squares".
-    threshold : float
-        Neighbours join when their similarity is at least this, -1 to 1. Lower it when grains come
-        in pieces, raise it when grains run together; ``datacube.get_similarity().plot()`` shows
-        what there is to choose from.
-    min_size : int
-        Clusters of fewer positions are dropped: label -1.
-    r_mask : ndarray of bool (Rx, Ry), number, name, or None
-        Positions that can be in a cluster: a map; those with a mean similarity above a number; or
-        above a global threshold of scikit-image, such as "triangle" (the paper's) or "otsu". By
-        default all.
-    q_mask : ndarray of bool, (Qx, Qy), optional
-        Detector pixels that count, see `get_similarity`.
-    sigma : float, optional
-        Blur before comparing, detector pixels, see `get_similarity`. Default 0.
-    subtract_mean : bool, optional
-        See `get_similarity`. Default True.
-    similarity : Similarity or array-like (Rx, Ry, 8), optional
-        A similarity made earlier, so that a second threshold costs milliseconds; `q_mask`, `sigma`
-        and `subtract_mean` belong to `get_similarity` then. By default it is made now. Either way
-        the clusters keep it: ``clusters.similarity``.
+    method : "merge" or "grow"
+        Merging of regions that differ by no more than noise and the variation inside a grain, or
+        the paper's growth over alike neighbours. See `cluster`.
+    rank : int or "auto"
+        Merging: number of features, 1 to 60. "auto" takes those that stand out of the noise.
+    r_mask, q_mask, sigma, subtract_mean, similarity
+        See `cluster`.
     name : str
-        Name in the tree. Clusterings of different names live side by side; one replaces another of
-        the same name.
+        Name in the tree of this datacube.
     returncalc : bool
         Return the result; it is kept in the tree either way.
     n_jobs : int, optional
@@ -406,46 +402,67 @@ def cluster(
 
     Returns
     -------
-    Clusters
-        Numbered in the order in which they grew, by the mean similarity of their seeds;
-        ``clusters.relabel("size")`` puts the largest first.
+    ClusterTree
 
     Raises
     ------
     ValueError, TypeError
         If an argument breaks its rule; before any work.
 
-    Notes
-    -----
-    A cluster starts at the free position with the highest mean similarity, and takes in free
-    neighbours whose similarity with a member is at least `threshold`, until none is left; then the
-    next one starts (Lee et al., 2026, section 2.5). The result is cut from a maximum spanning
-    forest, which gives the same labels. Diagonal neighbours count.
-
     Examples
     --------
-    >>> similarity = datacube.get_similarity(progress_bar=False)
-    >>> for threshold in (0.95, 0.98):
-    ...     datacube.cluster(threshold=threshold, min_size=5, similarity=similarity).n_clusters
-    1
+    >>> tree = datacube.get_cluster_tree(method="grow", progress_bar=False)
+    >>> tree.cut(n_clusters=2, min_size=5).n_clusters
     2
-    >>> datacube.clusters.settings["threshold"]  # the newest
-    0.98
     """
-    check_data(self.data)
-    if method != "grow":
-        raise ValueError(f"method={method!r} is not known; it must be 'grow'")
-    threshold = check_number("threshold", threshold, -1, 1)
-    min_size = check_integer("min_size", min_size, 1)
-    r_mask = check_r_mask(r_mask, self.Rshape)
     name = check_name(name)
     returncalc = check_flag("returncalc", returncalc)
-    check_n_jobs(n_jobs)
-    check_flag("progress_bar", progress_bar)
-    emd.check_free(self, name, _clusters.KIND)
+    emd.check_free(self, name, _cluster_tree.KIND)
+    tree = _measure_tree(
+        self, method, rank, r_mask, q_mask, sigma, subtract_mean, similarity, n_jobs, progress_bar
+    )
+    emd.put(self, tree.to_node(name))
+    return tree if returncalc else None
+
+
+def _measure_tree(
+    datacube: DataCube,
+    method: str,
+    rank: Any,
+    r_mask: Any,
+    q_mask: Any,
+    sigma: Any,
+    subtract_mean: Any,
+    similarity: Any,
+    n_jobs: Any,
+    progress_bar: Any,
+) -> ClusterTree:
+    check_data(datacube.data)
+    if method not in ("merge", "grow"):
+        raise ValueError(f"method={method!r} is not known; it must be 'merge' or 'grow'")
+    if not (isinstance(rank, str) and rank == "auto"):
+        rank = check_integer("rank", rank, 1)
+        if rank > MAX_RANK:
+            raise ValueError(f"rank={rank} must be at most {MAX_RANK}, or 'auto'")
+    r_mask = check_r_mask(r_mask, datacube.Rshape)
+    n_jobs = check_n_jobs(n_jobs)
+    progress_bar = check_flag("progress_bar", progress_bar)
+    given = {"sigma": sigma, "subtract_mean": subtract_mean, "similarity": similarity}
+    if method == "merge":
+        wrong = [key for key, value in given.items() if value is not None]
+        if wrong:
+            raise ValueError(
+                f"{' and '.join(wrong)} belongs to growth, merging compares features instead; "
+                "leave it out, or use method='grow'"
+            )
+        q_mask = check_q_mask(q_mask, datacube.Qshape)
+        return _merge_tree(datacube, rank, r_mask, q_mask, n_jobs, progress_bar)
+
+    if rank != "auto":
+        raise ValueError("rank belongs to merging; leave it out, or use method='merge'")
     if similarity is None:
         similarity = _measure_similarity(
-            self,
+            datacube,
             q_mask,
             0 if sigma is None else sigma,
             True if subtract_mean is None else subtract_mean,
@@ -460,29 +477,211 @@ def cluster(
                 f"{' and '.join(wrong)} cannot change a similarity made earlier, but belongs to "
                 "get_similarity; or leave out similarity"
             )
-        similarity = _as_similarity(similarity, self.Rshape)
-
-    mean = similarity.mean
-    forest = spanning_forest(similarity.data, resolve_r_mask(r_mask, mean))
-    labels, seeds = cut_at(forest, threshold, mean, min_size)
+        similarity = _as_similarity(similarity, datacube.Rshape)
+    forest = spanning_forest(similarity.data, resolve_r_mask(r_mask, similarity.mean))
     made_with = similarity.settings
-    result = Clusters(
-        labels,
-        seeds,
-        mean,
-        {
-            "method": method,
-            "threshold": threshold,
-            "min_size": min_size,
-            "r_mask": r_mask,
-            **{key: made_with.get(key) for key in ("q_mask", "sigma", "subtract_mean")},
-            "name": name,
-            **_versions(),
-        },
+    settings = {
+        "method": method,
+        "r_mask": r_mask,
+        **{key: made_with.get(key) for key in ("q_mask", "sigma", "subtract_mean")},
+        **_versions(),
+    }
+    return ClusterTree(
+        method,
+        forest.first,
+        forest.second,
+        forest.level,
+        forest.mask,
+        settings,
         similarity,
-        name,
-        *emd.scan_step(self),
+        pixel_size=similarity.pixel_size,
+        pixel_units=similarity.pixel_units,
     )
+
+
+def _merge_tree(
+    datacube: DataCube,
+    rank: int | str,
+    r_mask: Any,
+    q_mask: np.ndarray | None,
+    n_jobs: int | None,
+    progress_bar: bool,
+) -> ClusterTree:
+    features = measure_features(
+        datacube, q_mask, None if rank == "auto" else rank, n_jobs=n_jobs, progress_bar=progress_bar
+    )
+    values = features.values
+    near = feature_similarity(values)
+    mask = resolve_r_mask(r_mask, similarity_mean(near))
+    merges = merge_positions(values, mask)
+    labels = find_regions(values, merges)
+    first, second, level = joins_of(merges)
+    pairs, coarse = coarse_joins(labels, values)
+    inside = np.flatnonzero(labels >= 0)
+    member = np.zeros(int(labels.max(initial=-1)) + 1, dtype=np.int64)
+    member[labels.ravel()[inside]] = inside
+    try:
+        noise = noise_core(datacube.data, n_jobs=n_jobs, report=lambda n: None)
+    except ValueError:  # a scan that does not tell; nothing but the settings needs it
+        noise = Noise(np.nan, np.nan)
+    settings = {
+        "method": "merge",
+        "r_mask": r_mask,
+        "q_mask": q_mask,
+        "rank": values.shape[2],
+        "gain": noise.gain,
+        "offset": noise.offset,
+        "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
+        **_versions(),
+    }
+    return ClusterTree(
+        "merge",
+        np.concatenate([first, member[pairs[:, 0]]]),
+        np.concatenate([second, member[pairs[:, 1]]]),
+        np.concatenate([level, coarse]),
+        mask,
+        settings,
+        near,
+        labels,
+        values,
+        features.brightness,
+        *emd.scan_step(datacube),
+    )
+
+
+def cluster(
+    self,
+    *,
+    method: str | None = None,
+    threshold: float | str | None = None,
+    n_clusters: int | None = None,
+    min_size: int = 1,
+    rank: int | str = "auto",
+    drop_background: bool | None = None,
+    r_mask: np.ndarray | float | str | None = None,
+    q_mask: np.ndarray | None = None,
+    sigma: float | None = None,
+    subtract_mean: bool | None = None,
+    similarity: Similarity | emdfile.Array | np.ndarray | None = None,
+    name: str = "clusters",
+    returncalc: bool = True,
+    n_jobs: int | None = None,
+    progress_bar: bool = True,
+) -> Clusters | None:
+    """Find the grains: regions of the scan in which diffraction patterns are alike.
+
+    Without arguments, regions are merged as long as they differ by no more than noise and the
+    variation inside a grain: nothing to tune, for raw scans of any dose. With a `threshold`,
+    clusters grow over alike neighbours, as in the paper.
+
+    Parameters
+    ----------
+    method : "merge" or "grow", optional
+        By default growth when `threshold` or anything else that belongs to growth is given, or else
+        merging.
+    threshold : float or "auto", optional
+        Growth: neighbours join when their similarity is at least this, -1 to 1 (the paper: 0.9).
+        Lower it when grains come in pieces, raise it when grains run together. "auto" takes the
+        clusters that last over most levels, each at its own level. Merging: 1 is the automatic
+        level; above it grains join that differ little, see `ClusterTree.cut`.
+    n_clusters : int, optional
+        Instead of a threshold: so many clusters.
+    min_size : int
+        Clusters of fewer positions are dropped: label -1.
+    rank : int or "auto"
+        Merging: number of features that are compared, 1 to 60. "auto" takes those that stand out of
+        the noise; a smaller number is for scans in which something else than grains varies.
+    drop_background : bool, optional
+        Merging: clusters without Bragg peaks (liquid, vacuum, amorphous film: no power beyond the
+        radial mean) become -1. True by default, since what comes next, averages, orientation and
+        strain, is about grains; with False they stay clusters, listed in ``clusters.background``.
+    r_mask : ndarray of bool (Rx, Ry), number, name, or None
+        Positions that can be in a cluster: a map; those with a mean similarity above a number; or
+        above a global threshold of scikit-image, such as "triangle" (the paper's) or "otsu". By
+        default all.
+    q_mask : ndarray of bool, (Qx, Qy), optional
+        Detector pixels that count, see `get_similarity`. Merging needs none: what is the same in
+        all patterns tells it nothing.
+    sigma : float, optional
+        Growth: blur before comparing, detector pixels, see `get_similarity`. Default 0.
+    subtract_mean : bool, optional
+        Growth: see `get_similarity`. Default True.
+    similarity : Similarity or array-like (Rx, Ry, 8), optional
+        Growth: a similarity made earlier, so that a second threshold costs milliseconds; `q_mask`,
+        `sigma` and `subtract_mean` belong to `get_similarity` then. By default it is made now.
+        Either way the clusters keep it: ``clusters.similarity``.
+    name : str
+        Name in the tree. Clusterings of different names live side by side; one replaces another of
+        the same name.
+    returncalc : bool
+        Return the result; it is kept in the tree either way.
+    n_jobs : int, optional
+        Number of threads; by default all cores that the process may use.
+    progress_bar : bool
+        Show progress.
+
+    Returns
+    -------
+    Clusters
+        Merging: numbered by size, the largest first; ``clusters.settings`` holds what was
+        estimated: gain, offset, noise (a detector pixel), rank, level. Growth: numbered in the
+        order in which they grew, by the mean similarity of their seeds.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument breaks its rule; before any work.
+
+    Notes
+    -----
+    Merging. What grains differ in lies in few directions, which are found from the covariance of
+    each pattern with its diagonal neighbours, where noise has mean zero; radial profiles, and what
+    descan moves of them, are taken out first. Regions then merge as long as the growth of the sum
+    of squares is small for the border that goes (Mumford and Shah's energy, after Koepfler et al.,
+    1994), with noise and the variation inside a grain as the measure. Thin regions that are
+    mixtures of their neighbours dissolve; regions without contrast at their common border join,
+    however much the lattice bends from end to end. Stacked grains belong to the larger share;
+    grains of one orientation that touch are told apart only where their patterns differ.
+
+    Growth. A cluster starts at the free position with the highest mean similarity, and takes in
+    free neighbours whose similarity with a member is at least `threshold`, until none is left; then
+    the next one starts (Lee et al., 2026, section 2.5). The result is cut from a maximum spanning
+    forest, which gives the same labels. Diagonal neighbours count.
+
+    Examples
+    --------
+    >>> from py4dstem_clustering import simulate_scan
+    >>> scan = simulate_scan((24, 20), (48, 44), n_grains=3, seed=1)
+    >>> scan.datacube.cluster(progress_bar=False).n_clusters
+    3
+    >>> similarity = datacube.get_similarity(progress_bar=False)
+    >>> for threshold in (0.95, 0.98):
+    ...     datacube.cluster(threshold=threshold, min_size=5, similarity=similarity).n_clusters
+    1
+    2
+    >>> datacube.clusters.settings["threshold"]  # the newest
+    0.98
+    """
+    check_data(self.data)
+    grows = (threshold, sigma, subtract_mean, similarity)
+    if method is None:
+        method = "merge" if all(value is None for value in grows) else "grow"
+    name = check_name(name)
+    returncalc = check_flag("returncalc", returncalc)
+    emd.check_free(self, name, _clusters.KIND)
+    cut = {
+        "threshold": threshold,
+        "n_clusters": n_clusters,
+        "min_size": min_size,
+        "drop_background": drop_background,
+    }
+    if method == "grow" and threshold is None and n_clusters is None:
+        cut["threshold"] = 0.9
+    check_cut(method, **cut)
+    tree = _measure_tree(
+        self, method, rank, r_mask, q_mask, sigma, subtract_mean, similarity, n_jobs, progress_bar
+    )
+    result = tree.cut(**cut, name=name)
     keep_clusters(self, result)
     return result if returncalc else None
 
@@ -506,6 +705,7 @@ def get_clustered_datacube(
     self,
     clusters: Clusters | str | None = None,
     *,
+    min_purity: float | None = None,
     name: str = "averages",
     n_jobs: int | None = None,
     progress_bar: bool = True,
@@ -518,6 +718,10 @@ def get_clustered_datacube(
         A clustering of a scan of this shape, for example of the filtered scan, or the name of one
         in the tree; by default the newest one in the tree. That it belongs to this scan is yours to
         know: only the shape is checked.
+    min_purity : float, optional
+        Average only positions where the cluster has at least this share of the pattern, 0 to 1,
+        such as 0.9: no borders, no stacked grains. A cluster without any is averaged from its
+        purest position. See ``clusters.get_mixture``; the scan is read twice more.
     name : str
         Name of the result.
     n_jobs : int, optional
@@ -574,16 +778,31 @@ def get_clustered_datacube(
     name = check_name(name)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
+    if min_purity is not None:
+        min_purity = check_number("min_purity", min_purity, 0, 1)
     emd.check_free(self, clusters.name, _clusters.KIND)
 
+    labels = clusters.labels
+    if min_purity is not None:
+        mixture = clusters.get_mixture(self, n_jobs=n_jobs, progress_bar=progress_bar)
+        labels = _pure_labels(labels, mixture, min_purity)
     with _progress(self.R_Nx, "Averaging", progress_bar) as report:
-        averages = averaging_core(self.data, clusters.labels, n_jobs=n_jobs, report=report)
+        averages = averaging_core(self.data, labels, n_jobs=n_jobs, report=report)
     keep_clusters(self, clusters, averages)
     cube = _new_datacube(
         averages[:, None], name, _calibration(self, clusters.labels), dict(self.metadata)
     )
     keep_clusters(cube, clusters)
     return cube
+
+
+def _pure_labels(labels: np.ndarray, mixture: Mixture, min_purity: float) -> np.ndarray:
+    """Labels of the positions that are pure enough; at least one for each cluster."""
+    own = np.where(mixture.labels == labels[..., None], mixture.shares, 0).sum(axis=2)
+    pure = np.where(own >= min_purity, labels, -1)
+    for label in np.setdiff1d(labels[labels >= 0], pure):
+        pure.flat[np.where(labels == label, own, -1).argmax()] = label
+    return pure
 
 
 def get_clusters(self, name: str | None = None) -> Clusters:
@@ -626,6 +845,7 @@ def clusters(self) -> Clusters:
 _ATTRIBUTES = {
     "filter_correlative": filter_correlative,
     "get_similarity": get_similarity,
+    "get_cluster_tree": get_cluster_tree,
     "cluster": cluster,
     "get_clustered_datacube": get_clustered_datacube,
     "get_clusters": get_clusters,

@@ -492,3 +492,82 @@ def _draw_patterns(
     color = "black" if len(positions) < rows * columns else "white"
     add_scale_bar(ax, *step, qy, color=color)
     return ax
+
+
+def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int = 24) -> Any:
+    """Number of clusters over the level at which a tree is cut, and a dendrogram of its top.
+
+    Parameters
+    ----------
+    tree : ClusterTree
+        From ``datacube.get_cluster_tree()``.
+    axes : two matplotlib axes, optional
+        Where to draw; by default a new figure.
+    min_size : int
+        Clusters of fewer positions do not count.
+    n_leaves : int
+        Most branches of the dendrogram; the rest is drawn as one. Their widths mean nothing.
+
+    Returns
+    -------
+    The two axes.
+    """
+    min_size = check_integer("min_size", min_size, 1)
+    n_leaves = check_integer("n_leaves", n_leaves, 2)
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")[1]
+    left, right = axes
+    grows = tree.method == "grow"
+    what = "similarity" if grows else "cost (1: noise and variation inside a grain)"
+    counts = tree.n_clusters(min_size=min_size)
+    left.step(tree.levels, counts, where="post", color=_PALETTE[0], linewidth=1.2)
+    left.set_xlabel(what)
+    left.set_ylabel(f"clusters of {min_size} positions or more")
+    if counts.size and counts.max() > 50:
+        left.set_yscale("symlog", linthresh=10)
+    if not grows:
+        left.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
+        right.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
+    _draw_branches(tree, right, min_size, n_leaves)
+    right.set_ylabel(what)
+    right.set_xticks([])
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _draw_branches(tree: Any, ax: Any, min_size: int, n_leaves: int) -> None:
+    """The coarsest joins of large clusters, as in any dendrogram."""
+    joins, levels, n_regions = tree.branches(min_size=min_size)
+    first = max(0, len(joins) - n_leaves + 1)  # finer ones are drawn as one branch
+    floor = levels[first] if first else (1.0 if not len(levels) else min(1.0, levels[0]))
+    if tree.method == "grow" and len(levels):
+        floor = levels[first] + 0.05 * max(levels[first] - levels[-1], 1e-3)
+    drawn = {n_regions + i: joins[i] for i in range(first, len(joins))}
+    below = {int(k) for pair in drawn.values() for k in pair}
+    roots = sorted(set(drawn) - below, reverse=True) or list(range(min(n_regions, n_leaves)))
+    place: dict[int, float] = {}
+    order: list[int] = []
+    stack = list(roots)
+    while stack:  # leaves from left to right, so that no lines cross
+        node = int(stack.pop(0))
+        if node in drawn:
+            stack = [*drawn[node], *stack]
+        else:
+            place[node] = float(len(order))
+            order.append(node)
+    height = dict.fromkeys(order, float(floor))
+    for node in order:
+        ax.plot([place[node]] * 2, [floor, floor], color=_PALETTE[0], linewidth=1)
+    for node in sorted(drawn):
+        a, b = (int(k) for k in drawn[node])
+        level = float(levels[node - n_regions])
+        ax.plot(
+            (place[a], place[a], place[b], place[b]),
+            (height[a], level, level, height[b]),
+            color=_PALETTE[0],
+            linewidth=1,
+        )
+        place[node], height[node] = (place[a] + place[b]) / 2, level
+    if tree.method == "grow":
+        ax.invert_yaxis()

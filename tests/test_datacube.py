@@ -67,7 +67,7 @@ def test_an_attribute_of_somebody_else_is_never_overwritten(held):
 def test_help_shows_the_docstring():
     code = "import py4dstem_clustering; from py4DSTEM import DataCube; help(DataCube.cluster)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Find regions of the scan in which neighbouring diffraction patterns" in done.stdout
+    assert "Find the grains: regions of the scan in which diffraction patterns" in done.stdout
     assert "threshold : float" in done.stdout
 
 
@@ -281,7 +281,7 @@ def test_cluster_hands_on_what_belongs_to_the_similarity(cube):
 
 
 def test_settings_hold_every_argument_and_both_versions(cube):
-    clusters = cube.cluster(r_mask="otsu", min_size=2, **QUIET)
+    clusters = cube.cluster(threshold=0.9, r_mask="otsu", min_size=2, **QUIET)
     assert dict(clusters.settings) == {
         "method": "grow",
         "threshold": 0.9,
@@ -555,7 +555,7 @@ def test_similarity_refuses(cube, monkeypatch, options, error, match):
         ({"method": "shrink"}, ValueError, "method='shrink' is not known"),
         ({"threshold": np.nan}, ValueError, "threshold=nan must be a finite number from -1 to 1"),
         ({"threshold": 1.01}, ValueError, "threshold=1.01"),
-        ({"threshold": "0.9"}, TypeError, "threshold='0.9'"),
+        ({"threshold": "0.9"}, ValueError, "threshold='0.9'"),
         ({"min_size": 0}, ValueError, "min_size=0 must be at least 1"),
         ({"min_size": 2.5}, TypeError, "min_size=2.5"),
         ({"r_mask": "triangel"}, ValueError, "r_mask='triangel' must be one of isodata"),

@@ -148,7 +148,8 @@ def test_opens_where_this_package_is_missing(saved):
     assert done.stdout.splitlines()[:4] == [
         "DataCube RealSlice Array",
         f"{n - 1} 2.5 0.6",
-        f"averages seeds similarity similarity_mean ({n}, 2) {averages.data[:, 0].shape}",
+        "averages background seeds similarity similarity_mean "
+        f"({n}, 2) {averages.data[:, 0].shape}",
         "(7, 9, 8) (7, 9, 8) ('join([0, 1])',)",
     ]
 

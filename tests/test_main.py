@@ -83,7 +83,7 @@ def test_the_centre_is_found(tmp_path):
     data = np.ones((3, 4, 20, 24))
     data[..., 8:11, 13:16] = 100
     np.save(tmp_path / "scan.npy", data)
-    code, out = cluster(tmp_path / "scan.npy", tmp_path, "--q-range", 3, 6)
+    code, out = cluster(tmp_path / "scan.npy", tmp_path, "--q-range", 3, 6, "--keep-background")
     assert code == 0
     q_mask = py4DSTEM.read(out).clusters.settings["q_mask"]
     np.testing.assert_allclose(np.argwhere(q_mask).mean(axis=0), [9, 14])
@@ -235,7 +235,7 @@ def test_demo(tmp_path):
     assert done.stderr == ""
     assert "intersection over union" in done.stdout
     assert {p.name for p in tmp_path.iterdir()} == {
-        "demo.h5", "averages.h5", "similarity.png", "clusters.png", "clusters_growth.png",
+        "demo.h5", "averages.h5", "similarity.png", "clusters.png", "grown.png", "grown_growth.png",
         "averages.png", "overview.png",
     }  # fmt: skip
     scan, averages = py4DSTEM.read(tmp_path / "demo.h5"), py4DSTEM.read(tmp_path / "averages.h5")

@@ -115,3 +115,76 @@ def growth_steps(
     for node in order[1:]:
         steps[node] = steps[parent[node]] + 1
     return steps.reshape(members.shape)
+
+
+def link(first: np.ndarray, second: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Joins as a binary tree: children ``(m, 2)`` of node ``n + i``, and the size of each node.
+
+    A leaf is a position; joins are given from the finest to the coarsest, each between positions of
+    two components.
+    """
+    m = len(first)
+    root = list(range(n + m))
+    size = [1] * (n + m)
+    children = np.empty((m, 2), dtype=np.int64)
+
+    def find(k: int) -> int:
+        top = k
+        while root[top] != top:
+            top = root[top]
+        while root[k] != top:
+            root[k], k = top, root[k]
+        return top
+
+    for i, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+        a, b = find(a), find(b)
+        children[i] = a, b
+        root[a] = root[b] = n + i
+        size[n + i] = size[a] + size[b]
+    return children, np.array(size)
+
+
+def most_stable(
+    children: np.ndarray, sizes: np.ndarray, level: np.ndarray, min_size: int
+) -> np.ndarray:
+    """Nodes of the tree that hold the excess of mass: the clusters that last over most levels.
+
+    Levels fall from the finest join to the coarsest. A cluster is a branch of at least `min_size`
+    positions. Its stability is the sum over its positions of how far the level falls from where a
+    position joins it to where it joins another cluster. Of a cluster and those inside it, the more
+    stable side is taken (Campello et al., 2013, as in HDBSCAN); each branch has its own level.
+    """
+    n = len(sizes) - len(children)
+    inside: dict[int, tuple[float, float, list[int]]] = {}  # sum of levels, best within, which
+    if min_size <= 1:
+        raise ValueError("a cluster of one position has no stability")
+
+    def close(node: int, end: float) -> tuple[float, list[int]]:
+        total, within, chosen = inside.pop(node)
+        own = total - sizes[node] * end
+        return (own, [node]) if own >= within else (within, chosen)
+
+    for i, (a, b) in enumerate(children.tolist()):
+        node, here = n + i, float(level[i])
+        if a in inside and b in inside:
+            (best_a, chosen_a), (best_b, chosen_b) = close(a, here), close(b, here)
+            inside[node] = (sizes[node] * here, best_a + best_b, chosen_a + chosen_b)
+        elif a in inside or b in inside:
+            grown, added = (a, b) if a in inside else (b, a)
+            total, within, chosen = inside.pop(grown)
+            inside[node] = (total + sizes[added] * here, within, chosen)
+        elif sizes[node] >= min_size:
+            inside[node] = (sizes[node] * here, 0.0, [])
+    end = float(level[-1]) if len(level) else 0.0
+    found = [k for node in list(inside) for k in close(node, end)[1]]
+    return np.array(sorted(found), dtype=np.int64)
+
+
+def label_nodes(children: np.ndarray, nodes: np.ndarray, n: int) -> np.ndarray:
+    """Number of the node that each leaf lies under, ``(n,)``; -1 where under none."""
+    number = np.full(n + len(children), -1, dtype=np.int64)
+    number[nodes] = np.arange(len(nodes))
+    for i in range(len(children) - 1, -1, -1):
+        if number[n + i] >= 0:
+            number[children[i]] = number[n + i]
+    return number[:n]

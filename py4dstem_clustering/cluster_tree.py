@@ -1,0 +1,447 @@
+"""ClusterTree: in which order positions and regions join, to be cut at any level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import emdfile
+import numpy as np
+
+from . import emd
+from .checks import check_flag, check_integer, check_number
+from .clusters import Clusters
+from .kernels.merging import consecutive, region_means
+from .kernels.similarity import similarity_mean
+from .kernels.tree import Forest, cut_at, label_nodes, link, most_stable
+from .similarity import Similarity
+
+KIND = "cluster_tree"
+
+STABLE_SIZE = 40
+"""Positions of the smallest cluster whose stability ``threshold="auto"`` of growth measures."""
+
+BACKGROUND = 0.05
+"""A region is background where the power of its mean pattern beyond the radial mean is below this
+share of the power of the radial mean. Simulated grains have 0.9 and more, liquid 0.003 and less."""
+
+_ARRAYS = ("first", "second", "level", "mask", "automatic", "features", "brightness", "similarity")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClusterTree:
+    """The order in which scan positions join to clusters.
+
+    Made by ``datacube.get_cluster_tree()``. `cut` makes `Clusters` of it without touching the scan.
+
+    Parameters
+    ----------
+    method : "grow" or "merge"
+        How it was made.
+    first, second : ndarray, (n,), int
+        The joins from the finest to the coarsest: flat indices of a position in either part.
+    level : ndarray, (n,)
+        Level of each join. Growth: the similarity of the two positions, falling. Merging: the cost
+        of the join, rising; 1 is where noise and the variation inside a grain end.
+    mask : ndarray of bool, (Rx, Ry)
+        Positions in the tree.
+    settings : mapping
+        How it was made, and what was estimated.
+    similarity : Similarity or ndarray (Rx, Ry, 8)
+        Similarity of neighbours; for merging, of their features.
+    automatic : ndarray, (Rx, Ry), int, optional
+        Merging: labels at level 1 with their borders refined; joins above 1 are of these.
+    features : ndarray, (Rx, Ry, rank), optional
+        Merging: what was compared, with noise of standard deviation 1.
+    brightness : ndarray, (Rx, Ry), optional
+        Merging: the mean radial profile in each pattern, in the same unit.
+    pixel_size : float
+        Distance of neighbouring scan positions.
+    pixel_units : str
+        Unit of `pixel_size`.
+
+    Examples
+    --------
+    >>> tree = datacube.get_cluster_tree(method="grow", progress_bar=False)
+    >>> [tree.cut(threshold, min_size=5).n_clusters for threshold in (0.95, 0.98)]
+    [1, 2]
+    """
+
+    method: str
+    first: np.ndarray
+    second: np.ndarray
+    level: np.ndarray
+    mask: np.ndarray
+    settings: Mapping[str, Any]
+    similarity: Any
+    automatic: np.ndarray | None = None
+    features: np.ndarray | None = None
+    brightness: np.ndarray | None = None
+    pixel_size: float = 1.0
+    pixel_units: str = "pixels"
+
+    def __post_init__(self) -> None:
+        if self.method not in ("grow", "merge"):
+            raise ValueError(f"method={self.method!r} must be 'grow' or 'merge'")
+        for key in _ARRAYS:
+            value = getattr(self, key)
+            if isinstance(value, np.ndarray):
+                value = value.view()
+                value.flags.writeable = False
+                object.__setattr__(self, key, value)
+        object.__setattr__(self, "settings", emd.Settings(self.settings))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made anew on unpickling, so that the arrays are read-only again.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
+    # --- what there is -----------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Rx, Ry)"""
+        return self.mask.shape
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Levels at which anything changes, from the finest to the coarsest."""
+        if self.method == "grow":
+            return np.unique(self.level)[::-1]
+        return np.unique(np.append(self.level, 1.0))  # where the automatic cut lies
+
+    @cached_property
+    def similarity_mean(self) -> np.ndarray:
+        """Mean similarity of each position with its neighbours, (Rx, Ry)."""
+        if isinstance(self.similarity, Similarity):
+            return self.similarity.mean
+        return similarity_mean(self.similarity)
+
+    @cached_property
+    def _fine(self) -> np.ndarray:
+        """Joins of positions; those that are left join regions of the automatic cut."""
+        if self.method == "grow":
+            return np.ones(len(self.level), dtype=bool)
+        return self.level <= 1
+
+    @cached_property
+    def _links(self) -> tuple[np.ndarray, np.ndarray]:
+        fine = self._fine
+        return link(self.first[fine], self.second[fine], self.mask.size)
+
+    def __repr__(self) -> str:
+        rx, ry = self.shape
+        return f"ClusterTree({self.method!r}, {len(self.level)} joins, {rx} x {ry} scan positions)"
+
+    def n_clusters(self, *, min_size: int = 1) -> np.ndarray:
+        """Number of clusters of at least `min_size` positions at each of `levels`."""
+        min_size = check_integer("min_size", min_size, 1)
+        children, sizes = self._links
+        n = self.mask.size
+        large = sizes >= min_size
+        change = large[n:].astype(int) - large[children].sum(axis=1)
+        start = int(self.mask.sum()) if min_size == 1 else 0
+        counts = start + np.cumsum(change)
+        level = self.level[self._fine]
+        if self.automatic is not None:
+            # Above the automatic cut there are its regions.
+            sizes = np.bincount(self.automatic[self.automatic >= 0])
+            coarse = self.level[~self._fine]
+            parts = [int((sizes >= min_size).sum())]
+            labels = self.automatic
+            for threshold in coarse:
+                labels = self._coarse(threshold)
+                parts.append(int((np.bincount(labels[labels >= 0]) >= min_size).sum()))
+            level = np.concatenate([level, [1.0], coarse])
+            counts = np.concatenate([counts, parts])
+        # What the last join at each level leaves.
+        order = level if self.method == "merge" else -level
+        last = np.append(order[1:] != order[:-1], True) if len(order) else np.empty(0, bool)
+        return counts[last]
+
+    def branches(self, *, min_size: int = 1) -> tuple[np.ndarray, np.ndarray, int]:
+        """Joins of large clusters, for a dendrogram.
+
+        Parameters
+        ----------
+        min_size : int
+            Growth: clusters of fewer positions do not count. Merging starts from the grains of the
+            automatic cut, whatever their size.
+
+        Returns
+        -------
+        joins : ndarray, (n, 2)
+            Join `i` makes branch ``n_leaves + i`` of two older ones.
+        level : ndarray, (n,)
+        n_leaves : int
+        """
+        min_size = check_integer("min_size", min_size, 1)
+        if self.method == "merge":
+            coarse = ~self._fine
+            flat = self.automatic.ravel()
+            n = int(flat.max(initial=-1)) + 1
+            joins, _ = link(flat[self.first[coarse]], flat[self.second[coarse]], n)
+            return joins, self.level[coarse], n
+        children, sizes = self._links
+        n = self.mask.size
+        # The branch that each large node continues; where two large ones meet, a new one.
+        branch = np.where(sizes >= min_size, -2, -1)
+        leaves = 0
+        joins, levels = [], []
+        for i, (a, b) in enumerate(children.tolist()):
+            parts = [branch[k] for k in (a, b) if branch[k] != -1]
+            for k in (a, b):
+                if branch[k] == -2:
+                    branch[k] = leaves
+                    leaves += 1
+            if len(parts) == 2:
+                joins.append((branch[a], branch[b]))
+                levels.append(self.level[i])
+                branch[n + i] = -3 - (len(joins) - 1)
+            elif len(parts) == 1:
+                branch[n + i] = branch[a] if branch[a] != -1 else branch[b]
+        pairs = np.array(joins, dtype=np.int64).reshape(-1, 2)
+        pairs = np.where(pairs <= -3, leaves - 3 - pairs, pairs)
+        return pairs, np.array(levels), max(leaves, 1)
+
+    # --- cuts --------------------------------------------------------------------------------
+
+    def cut(
+        self,
+        threshold: float | str | None = None,
+        *,
+        n_clusters: int | None = None,
+        min_size: int = 1,
+        drop_background: bool | None = None,
+        name: str = "clusters",
+    ) -> Clusters:
+        """Clusters at one level, or at the most stable ones.
+
+        Parameters
+        ----------
+        threshold : float or "auto", optional
+            Growth: the similarity from which neighbours join, -1 to 1. Merging: 1 is the automatic
+            cut, with refined borders; above it grains join that differ less than the others, below
+            it lie the pieces that grains were made of. "auto", the default: merging at 1; growth
+            where clusters are most stable, each branch at its own level.
+        n_clusters : int, optional
+            Instead: the level at which there are this many clusters of at least `min_size`
+            positions, or as many as possible below it.
+        min_size : int
+            Clusters of fewer positions are dropped: label -1. For "auto" of growth also the size
+            from which stability counts, where 1 stands for 40.
+        drop_background : bool, optional
+            Merging: regions without Bragg peaks become -1 (default), or stay clusters, listed in
+            ``clusters.background``. Growth knows no background; an `r_mask` leaves it out.
+        name : str
+            Name of the clusters.
+
+        Returns
+        -------
+        Clusters
+            Growth: numbered by the mean similarity of their seeds. Merging: by size.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an argument breaks its rule.
+        """
+        check_cut(self.method, threshold, n_clusters, min_size, drop_background)
+        min_size = int(min_size)
+        if threshold is None:
+            threshold = "auto"
+        elif threshold != "auto":
+            threshold = float(threshold)
+        if n_clusters is not None:
+            threshold = self._level_for(n_clusters, min_size)
+        settings = {**self.settings, "threshold": threshold, "min_size": min_size, "name": name}
+        if n_clusters is not None:
+            settings["n_clusters"] = n_clusters
+        if self.method == "grow":
+            labels, seeds = self._grown(threshold, min_size)
+            background: tuple[int, ...] = ()
+        else:
+            settings["level"] = 1.0 if threshold == "auto" else threshold
+            drop = True if drop_background is None else bool(drop_background)
+            settings["drop_background"] = drop
+            labels, seeds, background, dropped = self._merged(settings["level"], min_size, drop)
+            settings["n_background"] = dropped
+        return Clusters(
+            labels,
+            seeds,
+            self.similarity_mean,
+            settings,
+            self.similarity if isinstance(self.similarity, Similarity) else None,
+            name,
+            self.pixel_size,
+            self.pixel_units,
+            background,
+        )
+
+    def _level_for(self, n_clusters: int, min_size: int) -> float:
+        counts = self.n_clusters(min_size=min_size)
+        if not len(counts):
+            return float(self.levels[0]) if len(self.levels) else 1.0
+        enough = counts <= n_clusters
+        if not enough.any():
+            raise ValueError(
+                f"n_clusters={n_clusters} cannot be had: there are {counts.min()} clusters or more "
+                "at every level; parts of the mask that do not touch never join"
+            )
+        # The finest level among those that come closest from below.
+        best = np.flatnonzero(counts == counts[enough].max())
+        return float(self.levels[best[0]])
+
+    def _grown(self, threshold: float | str, min_size: int) -> tuple[np.ndarray, np.ndarray]:
+        forest = Forest(self.first, self.second, self.level, self.mask)
+        if threshold != "auto":
+            return cut_at(forest, threshold, self.similarity_mean, min_size)
+        children, sizes = self._links
+        # Levels as ranks: the share of joins still to come. Noise crowds similarities together at
+        # a value of its own, and ranks spread them again.
+        rank = np.linspace(1, 0, len(children))
+        nodes = most_stable(children, sizes, rank, STABLE_SIZE if min_size == 1 else min_size)
+        labels = label_nodes(children, nodes, self.mask.size).reshape(self.shape)
+        return _numbered(labels, self.similarity_mean, by_size=False)
+
+    def _coarse(self, level: float) -> np.ndarray:
+        """The regions of the automatic cut, joined up to a level above 1."""
+        labels = self.automatic
+        join = ~self._fine & (self.level <= level)
+        n = int(labels.max(initial=-1)) + 1
+        target = np.arange(n)
+        flat = labels.ravel()
+        for a, b in zip(flat[self.first[join]], flat[self.second[join]], strict=True):
+            target[target == target[b]] = target[a]
+        return consecutive(np.where(labels >= 0, target[labels], -1))
+
+    def _merged(
+        self, level: float, min_size: int, drop: bool
+    ) -> tuple[np.ndarray, np.ndarray, tuple[int, ...], int]:
+        if level >= 1:
+            labels = self._coarse(level)
+        else:
+            children, _ = self._links
+            keep = self.level[self._fine] <= level
+            top = np.arange(self.mask.size + len(children))
+            for i in np.flatnonzero(keep)[::-1]:
+                top[children[i]] = top[self.mask.size + i]
+            top = top[: self.mask.size].reshape(self.shape)
+            labels = consecutive(np.where(self.mask, top, -1))
+        background = self._background(labels)
+        small = np.bincount(labels[labels >= 0], minlength=len(background)) < min_size
+        gone = (small | background) if drop else small
+        labels = consecutive(np.where(np.append(gone, True)[labels], -1, labels))
+        labels, seeds = _numbered(labels, self.similarity_mean, by_size=True)
+        dropped = int((background & ~small).sum())
+        return labels, seeds, tuple(np.flatnonzero(self._background(labels))), dropped
+
+    def _background(self, labels: np.ndarray) -> np.ndarray:
+        """Which regions have no power beyond the radial mean."""
+        if labels.max(initial=-1) < 0:
+            return np.zeros(0, dtype=bool)
+        mean, size = region_means(labels, self.features)
+        radial, _ = region_means(labels, self.brightness[..., None])
+        rank = mean.shape[1]
+        # Noise and speckle leave as much power in a mean as the region scatters about it.
+        square, _ = region_means(labels, (self.features.astype(np.float64) ** 2))
+        scatter = np.maximum((square - mean**2).sum(axis=1), 0)
+        scatter = np.maximum(np.where(size > 1, scatter / np.maximum(size - 1, 1), 0), rank / size)
+        power = (mean**2).sum(axis=1) - scatter
+        return power <= np.maximum(BACKGROUND * radial[:, 0] ** 2, 2 * scatter)
+
+    # --- pictures ----------------------------------------------------------------------------
+
+    def plot(self, axes: Any = None, **options: Any) -> Any:
+        """Draw the number of clusters over the level, and a dendrogram; see `plot_tree`."""
+        from .plotting import plot_tree
+
+        return plot_tree(self, axes, **options)
+
+    # --- EMD ---------------------------------------------------------------------------------
+
+    def to_node(self, name: str = "cluster_tree") -> emdfile.Node:
+        """The tree as one stock RealSlice of the mean similarity; all else is in its metadata."""
+        from py4DSTEM import RealSlice
+
+        node = RealSlice(self.similarity_mean, name=name)
+        emd.tag(node, KIND)
+        emd.add_settings(node, self.settings)
+        arrays = {key: getattr(self, key) for key in _ARRAYS}
+        if isinstance(self.similarity, Similarity):
+            arrays["similarity"] = self.similarity.data
+            emd.add_settings(node, self.similarity.settings, "similarity_settings")
+        arrays = {key: value.copy() for key, value in arrays.items() if value is not None}
+        node.metadata = emdfile.Metadata("arrays", arrays)
+        return node
+
+    @classmethod
+    def from_node(cls, node: emdfile.Node) -> ClusterTree:
+        """The tree in a node of a datacube, also one read from a file."""
+        if emd.kind_of(node) != KIND:
+            raise ValueError(
+                f"{getattr(node, 'name', node)!r} holds no cluster tree of {emd.TAG}; "
+                "make one with datacube.get_cluster_tree()"
+            )
+        arrays = dict(node.metadata["arrays"]._params)
+        settings = emd.read_settings(node)
+        step = emd.scan_step(node)
+        if settings["method"] == "grow":
+            made = emd.read_settings(node, "similarity_settings")
+            arrays["similarity"] = Similarity(arrays["similarity"], made, *step)
+        values = {key: arrays.get(key) for key in _ARRAYS}
+        return cls(
+            method=settings["method"],
+            settings=settings,
+            pixel_size=step[0],
+            pixel_units=step[1],
+            **values,
+        )
+
+
+def check_cut(
+    method: str, threshold: Any, n_clusters: Any, min_size: Any, drop_background: Any
+) -> None:
+    """What `ClusterTree.cut` takes, for a tree of one method."""
+    check_integer("min_size", min_size, 1)
+    if n_clusters is not None:
+        check_integer("n_clusters", n_clusters, 1)
+        if threshold is not None:
+            raise ValueError(f"threshold={threshold!r} and n_clusters={n_clusters}: give only one")
+    if drop_background is not None:
+        check_flag("drop_background", drop_background)
+        if method == "grow":
+            raise ValueError(
+                "drop_background knows no background in clusters that were grown; leave it out "
+                "and give an r_mask, or use method='merge'"
+            )
+    if isinstance(threshold, str):
+        if threshold != "auto":
+            raise ValueError(f"threshold={threshold!r} must be a number or 'auto'")
+    elif threshold is not None and method == "grow":
+        check_number("threshold", threshold, -1, 1)
+    elif threshold is not None:
+        check_number("threshold", threshold, 0)
+
+
+def _numbered(
+    labels: np.ndarray, height: np.ndarray, by_size: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels numbered by the height of their seeds, or by size first; and the seeds.
+
+    The seed of a cluster is its highest position, the first in reading order among equals.
+    """
+    flat = labels.ravel()
+    inside = np.flatnonzero(flat >= 0)
+    level = np.nan_to_num(height.ravel()[inside], nan=-np.inf)
+    visit = inside[np.argsort(-level, kind="stable")]
+    found, first = np.unique(flat[visit], return_index=True)
+    order = np.argsort(first, kind="stable")
+    if by_size:
+        size = np.bincount(flat[inside])[found]
+        order = order[np.argsort(-size[order], kind="stable")]
+    number = np.full(int(labels.max(initial=-1)) + 2, -1, dtype=np.int32)
+    number[found[order]] = np.arange(len(found))
+    seeds = np.stack(np.unravel_index(visit[first[order]], labels.shape), axis=1)
+    return number[labels], seeds.reshape(-1, 2)

@@ -1,0 +1,258 @@
+"""Low-rank features of diffraction patterns, with noise of standard deviation 1.
+
+What grains differ in lies in few directions of the space of patterns. They are found from the
+covariance of each pattern with its diagonal neighbours, in which independent noise has mean zero:
+its eigenvalues scatter evenly about zero, and the most negative one says how far. So no noise is
+taken for structure, and a camera that lags along either axis of the scan adds nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from .blas import matmul
+from .blocks import Report, as_comparable, iterate_blocks, tiles, to_float32, workers
+
+MAX_BINS = 1300
+"""Most binned detector pixels; the covariance is a matrix of this size."""
+
+MAX_RANK = 60
+"""Most features: more than the grains of a scan differ in."""
+
+SMOOTH = 1.5
+"""Standard deviation of the weights of the diagonal neighbours, scan positions."""
+
+REACH = 2
+"""Diagonal neighbours out to this many positions along either axis."""
+
+
+class Features(NamedTuple):
+    """Features of every scan position."""
+
+    values: np.ndarray
+    """``(Rx, Ry, rank)``, float32, noise of standard deviation 1."""
+    brightness: np.ndarray
+    """Projection on the mean radial profile ``(Rx, Ry)``, in the same unit."""
+    mean: np.ndarray
+    """Mean of each binned pixel, for estimates of gain."""
+    variance: np.ndarray
+    """Variance of the noise of each binned pixel."""
+    pixels: np.ndarray
+    """Number of detector pixels in each."""
+
+
+def bin_matrix(n: int, n_bins: int) -> np.ndarray:
+    """Matrix ``(n_bins, n)`` that sums `n` pixels into bins of nearly equal width."""
+    edges = np.round(np.linspace(0, n, n_bins + 1)).astype(int)
+    matrix = np.zeros((n_bins, n), dtype=np.float32)
+    for i in range(n_bins):
+        matrix[i, edges[i] : edges[i + 1]] = 1
+    return matrix
+
+
+def bin_factor(shape: tuple[int, int], n_valid: int) -> int:
+    """Smallest whole factor that leaves at most `MAX_BINS` bins of the valid pixels."""
+    factor = 1
+    while n_valid > MAX_BINS * factor**2 and factor < min(shape):
+        factor += 1
+    return factor
+
+
+def find_centre(mean: np.ndarray) -> tuple[float, float]:
+    """Centre of the direct beam of a mean pattern: centroid about its brightest place."""
+    size = max(1.0, min(mean.shape) / 64)
+    blurred = gaussian_filter(mean - np.median(mean), size)
+    u, v = np.indices(mean.shape)
+    top = np.unravel_index(blurred.argmax(), mean.shape)
+    near = np.hypot(u - top[0], v - top[1]) <= max(3.0, min(mean.shape) / 16)
+    weight = np.maximum(blurred, 0) * near
+    if weight.sum() == 0:
+        return (mean.shape[0] - 1) / 2, (mean.shape[1] - 1) / 2
+    return float((weight * u).sum() / weight.sum()), float((weight * v).sum() / weight.sum())
+
+
+def nuisances(u: np.ndarray, v: np.ndarray, scale: np.ndarray, width: float) -> np.ndarray:
+    """Orthonormal basis ``(pixels, n)`` of what tells nothing of grains.
+
+    Any radial profile: diffuse rings, their thickness, an offset. And any profile times the cosine
+    or sine of the azimuth: rings and direct beam that descan has moved. `u` and `v` are places of
+    the pixels about the centre, `scale` what pixels are multiplied with.
+    """
+    radius = np.hypot(u, v) / width
+    inner = radius.astype(int)
+    part = radius - inner
+    rows = np.arange(radius.size)
+    profile = np.zeros((radius.size, inner.max() + 2))
+    profile[rows, inner] = 1 - part
+    profile[rows, inner + 1] = part
+    bases = [profile]
+    # Where the mask leaves little, keep it for the grains.
+    if 6 * 3 * profile.shape[1] <= radius.size:
+        far = np.maximum(radius * width, 1e-9)
+        bases += [profile * (u / far)[:, None], profile * (v / far)[:, None]]
+    basis = np.concatenate(bases, axis=1) * scale[:, None]
+    left, size, _ = np.linalg.svd(basis, full_matrices=False)
+    return left[:, size > 1e-6 * size[0]]
+
+
+def offsets(scan_shape: tuple[int, int]) -> list[tuple[int, int, float]]:
+    """One of each opposite pair of diagonal neighbours ``(dRx, dRy)``, and its weight.
+
+    A scan that is a line has no diagonals; its neighbours along the line must do.
+    """
+    line = min(scan_shape) == 1
+    found = []
+    for dx in range(REACH + 1):
+        for dy in range(-REACH, REACH + 1):
+            forward = (dx, dy) > (0, 0)
+            if forward and (line or (dx and dy)):
+                found.append((dx, dy, float(np.exp(-0.5 * (dx**2 + dy**2) / SMOOTH**2))))
+    total = 2 * sum(weight for *_, weight in found)
+    return [(dx, dy, weight / total) for dx, dy, weight in found]
+
+
+def noise_of_neighbours(values: np.ndarray) -> np.ndarray:
+    """Standard deviation of the noise of maps ``(Rx, Ry, n)``, from neighbours; robust."""
+    n = values.shape[2]
+    noise = np.ones(n)
+    for k in range(n):
+        field = values[..., k]
+        differences = np.concatenate([np.diff(field, axis=axis).ravel() for axis in (0, 1)])
+        if differences.size:
+            found = np.median(np.abs(differences)) / 0.6745 / np.sqrt(2)
+            # Where most of the scan is empty the median says nothing.
+            noise[k] = found if found > 0 else max(differences.std() / np.sqrt(2), 0)
+    noise[noise == 0] = 1
+    return noise
+
+
+def features_core(
+    data: Any,
+    *,
+    q_mask: np.ndarray | None,
+    rank: int | None,
+    centre: tuple[float, float] | None,
+    n_jobs: int | None,
+    report: Report,
+) -> Features:
+    """Features of every pattern; `rank` None counts the eigenvalues above the noise.
+
+    `centre` is that of the direct beam, detector pixels; None finds it. Reads the data twice.
+    """
+    rx, ry, qx, qy = data.shape
+    valid = np.ones((qx, qy), dtype=bool) if q_mask is None else q_mask
+    factor = bin_factor((qx, qy), int(valid.sum()))
+    n_u, n_v = max(1, round(qx / factor)), max(1, round(qy / factor))
+    bin_u, bin_v = bin_matrix(qx, n_u), bin_matrix(qy, n_v)
+    pixels = (bin_u @ valid @ bin_v.T).ravel()
+    inside = np.flatnonzero(pixels)
+    pixels = pixels[inside]
+    p = len(inside)
+    mask = None if valid.all() else valid.astype(np.float32)
+
+    mean_pattern = np.zeros(qx * qy)
+    total, squares = np.zeros(p), np.zeros(p)
+    covariance = np.zeros((p, p))
+    pairs = offsets((rx, ry))
+    # recent[-1] is the last binned row, recent[-2] the one before.
+    recent: list[np.ndarray] = []
+    n_pairs = 0
+
+    def binned(patterns: np.ndarray, out: np.ndarray) -> np.ndarray:
+        x = as_comparable(patterns.reshape(len(patterns), -1), False)
+        part = x.sum(axis=0, dtype=np.float64)
+        x = x.reshape(-1, qx, qy)
+        if mask is not None:
+            x *= mask
+        along_v = matmul(x.reshape(-1, qy), bin_v.T).reshape(-1, qx, n_v)
+        for i, pattern in enumerate(along_v):
+            out[i] = matmul(bin_u, pattern).ravel()[inside]
+        return part
+
+    with workers(n_jobs) as run:
+
+        def bin_block(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+            out = np.empty((len(rows), ry, p), dtype=np.float32)
+            pieces = [(i, tile) for i in range(len(rows)) for tile in tiles(ry)]
+            parts: dict[int, np.ndarray] = {}
+
+            def task(n: int) -> None:
+                i, tile = pieces[n]
+                parts[n] = binned(rows[i, tile], out[i, tile])
+
+            run(task, range(len(pieces)))
+            # To be added in order: the same bits for any block size and any number of threads.
+            return out, [parts[n] for n in range(len(pieces))]
+
+        for _, rows in iterate_blocks(data, copies=2):
+            block, sums = bin_block(rows)
+            for part in sums:
+                mean_pattern += part
+            for row in block:
+                total += row.sum(axis=0, dtype=np.float64)
+                squares += (np.diff(row, axis=0).astype(np.float64) ** 2).sum(axis=0)
+                n_pairs += ry - 1
+                if recent:
+                    squares += ((row - recent[-1]).astype(np.float64) ** 2).sum(axis=0)
+                    n_pairs += ry
+                near = np.zeros_like(row)
+                for dx, dy, weight in pairs:
+                    if dx > len(recent):
+                        continue
+                    other = row if dx == 0 else recent[-dx]
+                    here = slice(max(0, dy), ry + min(0, dy))
+                    there = slice(max(0, -dy), ry - max(0, dy))
+                    near[here] += np.float32(weight) * other[there]
+
+                def multiply(tile: slice, row: np.ndarray = row, near: np.ndarray = near) -> None:
+                    covariance[tile] += matmul(row[:, tile].T, near)
+
+                run(multiply, tiles(p, 256))
+                recent = [*recent[1 - REACH :], row.copy()] if REACH > 1 else [row]
+            report(len(rows))
+
+        n = rx * ry
+        mean, variance = total / n, squares / (2 * max(n_pairs, 1))
+        floor = 0.02 * variance.mean()
+        scale = 1 / np.sqrt(np.maximum(variance, floor)) if floor > 0 else np.ones(p)
+        if centre is None:
+            centre = find_centre(mean_pattern.reshape(qx, qy) / n)
+        u, v = (m @ np.arange(m.shape[1]) / m.sum(axis=1) for m in (bin_u, bin_v))
+        u, v = np.meshgrid(u - centre[0], v - centre[1], indexing="ij")
+        # A bin holds what its pixels hold together: uneven bins must not make a ring uneven.
+        rings = nuisances(u.ravel()[inside], v.ravel()[inside], scale * pixels, float(factor))
+
+        covariance *= scale[:, None] * scale / n
+        covariance += covariance.T
+        covariance -= rings @ (rings.T @ covariance)
+        covariance -= (covariance @ rings) @ rings.T
+        level, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+        if rank is None:
+            rank = int((level > -level[0]).sum())
+        rank = min(max(rank, 1), MAX_RANK, p)
+        basis = vectors[:, ::-1][:, :rank]
+        basis -= rings @ (rings.T @ basis)
+        # The mean radial profile, as a direction.
+        profile = rings @ (rings.T @ (mean * scale))
+        profile /= max(np.linalg.norm(profile), 1e-30)
+        weights = to_float32(
+            np.concatenate([basis, profile[:, None]], axis=1) * scale[:, None], "a pattern"
+        )
+        values = np.empty((rx, ry, rank + 1), dtype=np.float32)
+        for start, rows in iterate_blocks(data, copies=2):
+            block, _ = bin_block(rows)
+            for i, row in enumerate(block):
+                values[start + i] = matmul(row, weights)
+            report(len(rows))
+
+    noise = noise_of_neighbours(values[..., :-1])
+    return Features(
+        values=(values[..., :-1] / noise).astype(np.float32),
+        brightness=values[..., -1] / np.float32(np.median(noise)),
+        mean=mean,
+        variance=variance,
+        pixels=pixels,
+    )

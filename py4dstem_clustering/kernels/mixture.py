@@ -1,0 +1,65 @@
+"""Mixtures: what share each cluster has in the pattern of a scan position."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import nnls
+
+from .merging import region_means
+
+
+def mixture_core(
+    values: np.ndarray, labels: np.ndarray, reach: int, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters ``(Rx, Ry, most)`` and their shares, the largest first.
+
+    Shares are not negative and sum to 1: least squares on the mean features of the clusters within
+    `reach` positions. What is in no cluster (-1) is one of them. Where there are fewer than `most`
+    clusters, the rest is -2 with a share of 0.
+    """
+    rx, ry = labels.shape
+    known = labels - labels.min()  # -1 becomes a region like any other
+    present, number = np.unique(known, return_inverse=True)
+    number = number.reshape(labels.shape)
+    names = present + labels.min()
+    means = _pure_means(number, values, reach)
+    which = np.full((rx, ry, most), -2, dtype=np.int32)
+    shares = np.zeros((rx, ry, most), dtype=np.float32)
+    which[..., 0] = labels
+    shares[..., 0] = 1
+    # A row of large numbers makes the shares sum to 1.
+    weight = 1e3 * max(float(np.abs(means).max()), 1e-9)
+    for x, y in np.argwhere(_mixed(number, reach)):
+        window = number[max(0, x - reach) : x + reach + 1, max(0, y - reach) : y + reach + 1]
+        near = np.unique(window)
+        system = np.vstack([means[near].T, np.full(len(near), weight)])
+        share, _ = nnls(system, np.append(values[x, y], weight))
+        order = np.argsort(-share, kind="stable")[:most]
+        total = share.sum()
+        if total > 0:
+            which[x, y, : len(order)] = np.where(share[order] > 0, names[near[order]], -2)
+            shares[x, y, : len(order)] = share[order] / total
+    return which, shares
+
+
+def _mixed(number: np.ndarray, reach: int) -> np.ndarray:
+    """Positions with another cluster in their window."""
+    padded = np.pad(number, reach, mode="edge")
+    size = 2 * reach + 1
+    low = high = padded
+    for axis in (0, 1):
+        low = np.lib.stride_tricks.sliding_window_view(low, size, axis=axis).min(axis=-1)
+        high = np.lib.stride_tricks.sliding_window_view(high, size, axis=axis).max(axis=-1)
+    return low != high
+
+
+def _pure_means(number: np.ndarray, values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean features of each cluster away from the others, as far as it has such positions."""
+    means, _ = region_means(number, values)
+    for distance in range(1, reach + 1):
+        pure = np.where(_mixed(number, distance), -1, number)
+        counts = np.bincount(pure[pure >= 0], minlength=len(means))
+        enough = np.flatnonzero(counts >= 8)
+        for k in enough:
+            means[k] = values[pure == k].mean(axis=0)
+    return means
