@@ -13,7 +13,7 @@ import numpy as np
 from . import emd
 from .checks import check_flag, check_integer, check_number
 from .clusters import Clusters
-from .kernels.merging import consecutive, region_means
+from .kernels.merging import consecutive
 from .kernels.similarity import similarity_mean
 from .kernels.tree import Forest, cut_at, label_nodes, link, most_stable
 from .similarity import Similarity
@@ -23,9 +23,14 @@ KIND = "cluster_tree"
 STABLE_SIZE = 40
 """Positions of the smallest cluster whose stability ``threshold="auto"`` of growth measures."""
 
+WEAK = 0.1
+"""A region is background where the power of its mean pattern beyond the radial profile is below
+this share of the strongest one's. Simulated liquid: at most 0.01; film and vacuum beside MgO cubes:
+0.07 to 0.09; the weakest cube 0.3."""
+
 BACKGROUND = 0.05
-"""A region is background where the power of its mean pattern beyond the radial mean is below this
-share of the power of the radial mean. Simulated grains have 0.9 and more, liquid 0.003 and less."""
+"""And below this share of the power of the radial profile, which protects weak grains: simulated
+ones have 0.9 and more. A saturated direct beam makes it small for everything."""
 
 _ARRAYS = ("first", "second", "level", "mask", "automatic", "features", "brightness", "similarity")
 
@@ -134,27 +139,28 @@ class ClusterTree:
         rx, ry = self.shape
         return f"ClusterTree({self.method!r}, {len(self.level)} joins, {rx} x {ry} scan positions)"
 
-    def n_clusters(self, *, min_size: int = 1) -> np.ndarray:
-        """Number of clusters of at least `min_size` positions at each of `levels`."""
-        min_size = check_integer("min_size", min_size, 1)
+    def n_clusters(self, *, min_size: int = 1, drop_background: bool | None = None) -> np.ndarray:
+        """Number of clusters that `cut` finds at each of `levels`."""
+        check_cut(self.method, None, None, min_size, drop_background)
         children, sizes = self._links
-        n = self.mask.size
-        large = sizes >= min_size
-        change = large[n:].astype(int) - large[children].sum(axis=1)
-        start = int(self.mask.sum()) if min_size == 1 else 0
-        counts = start + np.cumsum(change)
+        counted = sizes >= min_size
+        counted[: self.mask.size] &= self.mask.ravel()
         level = self.level[self._fine]
-        if self.automatic is not None:
+        if self.method == "grow":
+            counts = _count(children, counted)[1:]
+        else:
+            drop = drop_background is None or drop_background
+            if drop:
+                totals = _sum_nodes(children, self._columns())
+                counted &= ~_is_background(totals, self._strongest)
             # Above the automatic cut there are its regions.
-            sizes = np.bincount(self.automatic[self.automatic >= 0])
-            coarse = self.level[~self._fine]
-            parts = [int((sizes >= min_size).sum())]
-            labels = self.automatic
-            for threshold in coarse:
-                labels = self._coarse(threshold)
-                parts.append(int((np.bincount(labels[labels >= 0]) >= min_size).sum()))
+            joins, coarse, _ = self.branches()
+            totals = _sum_nodes(joins, self._totals(self.automatic))
+            large = totals[:, -1] >= min_size
+            if drop:
+                large &= ~_is_background(totals, self._strongest)
             level = np.concatenate([level, [1.0], coarse])
-            counts = np.concatenate([counts, parts])
+            counts = np.concatenate([_count(children, counted)[1:], _count(joins, large)])
         # What the last join at each level leaves.
         order = level if self.method == "merge" else -level
         last = np.append(order[1:] != order[:-1], True) if len(order) else np.empty(0, bool)
@@ -227,7 +233,8 @@ class ClusterTree:
             where clusters are most stable, each branch at its own level.
         n_clusters : int, optional
             Instead: the level at which there are this many clusters of at least `min_size`
-            positions, or as many as possible below it.
+            positions, or as many as possible below it. Of several levels, the coarsest for growth,
+            and the nearest to the automatic one for merging.
         min_size : int
             Clusters of fewer positions are dropped: label -1. For "auto" of growth also the size
             from which stability counts, where 1 stands for 40.
@@ -254,7 +261,7 @@ class ClusterTree:
         elif threshold != "auto":
             threshold = float(threshold)
         if n_clusters is not None:
-            threshold = self._level_for(n_clusters, min_size)
+            threshold = self._level_for(n_clusters, min_size, drop_background)
         settings = {**self.settings, "threshold": threshold, "min_size": min_size, "name": name}
         if n_clusters is not None:
             settings["n_clusters"] = n_clusters
@@ -279,19 +286,20 @@ class ClusterTree:
             background,
         )
 
-    def _level_for(self, n_clusters: int, min_size: int) -> float:
-        counts = self.n_clusters(min_size=min_size)
+    def _level_for(self, n_clusters: int, min_size: int, drop_background: bool | None) -> float:
+        counts = self.n_clusters(min_size=min_size, drop_background=drop_background)
         if not len(counts):
-            return float(self.levels[0]) if len(self.levels) else 1.0
+            return 1.0
         enough = counts <= n_clusters
         if not enough.any():
             raise ValueError(
                 f"n_clusters={n_clusters} cannot be had: there are {counts.min()} clusters or more "
                 "at every level; parts of the mask that do not touch never join"
             )
-        # The finest level among those that come closest from below.
-        best = np.flatnonzero(counts == counts[enough].max())
-        return float(self.levels[best[0]])
+        best = self.levels[counts == counts[enough].max()]
+        if self.method == "merge":
+            return float(best[np.abs(best - 1).argmin()])
+        return float(best[-1])  # the coarsest, with the most positions in clusters
 
     def _grown(self, threshold: float | str, min_size: int) -> tuple[np.ndarray, np.ndarray]:
         forest = Forest(self.first, self.second, self.level, self.mask)
@@ -339,17 +347,31 @@ class ClusterTree:
 
     def _background(self, labels: np.ndarray) -> np.ndarray:
         """Which regions have no power beyond the radial mean."""
-        if labels.max(initial=-1) < 0:
-            return np.zeros(0, dtype=bool)
-        mean, size = region_means(labels, self.features)
-        radial, _ = region_means(labels, self.brightness[..., None])
-        rank = mean.shape[1]
-        # Noise and speckle leave as much power in a mean as the region scatters about it.
-        square, _ = region_means(labels, (self.features.astype(np.float64) ** 2))
-        scatter = np.maximum((square - mean**2).sum(axis=1), 0)
-        scatter = np.maximum(np.where(size > 1, scatter / np.maximum(size - 1, 1), 0), rank / size)
-        power = (mean**2).sum(axis=1) - scatter
-        return power <= np.maximum(BACKGROUND * radial[:, 0] ** 2, 2 * scatter)
+        return _is_background(self._totals(labels), self._strongest)
+
+    @cached_property
+    def _strongest(self) -> float:
+        """Power of the strongest region of the automatic cut; infinite where there is only one.
+
+        One alone is judged by its radial profile: at any dose, as much of that as the rings miss
+        is left in the mean of liquid (up to 0.025 where the centre of the beam is not calibrated).
+        """
+        power = _powers(self._totals(self.automatic))[0]
+        return float(power.max()) if len(power) > 1 else np.inf
+
+    def _columns(self) -> np.ndarray:
+        """Of each position: features, their sum of squares, brightness, and 1."""
+        flat = self.features.reshape(self.mask.size, -1).astype(np.float64)
+        last = ((flat**2).sum(axis=1), self.brightness.ravel(), np.ones(len(flat)))
+        return np.column_stack([flat, *last])
+
+    def _totals(self, labels: np.ndarray) -> np.ndarray:
+        """Sums of `_columns` over each region."""
+        inside = labels.ravel() >= 0
+        number = labels.ravel()[inside]
+        columns = self._columns()[inside].T
+        n = int(labels.max(initial=-1)) + 1
+        return np.stack([np.bincount(number, column, n) for column in columns], axis=1)
 
     # --- pictures ----------------------------------------------------------------------------
 
@@ -423,6 +445,46 @@ def check_cut(
         check_number("threshold", threshold, -1, 1)
     elif threshold is not None:
         check_number("threshold", threshold, 0)
+
+
+def _count(children: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Number of `counted` nodes that are roots, before the first join and after each."""
+    n = len(counted) - len(children)
+    change = counted[n:].astype(int) - counted[children].sum(axis=1)
+    return np.cumsum(np.append(counted[:n].sum(), change))
+
+
+def _sum_nodes(children: np.ndarray, leaves: np.ndarray) -> np.ndarray:
+    """Sums over the leaves under each node of a tree, given those of the leaves."""
+    n = len(leaves)
+    out = np.concatenate([leaves, np.empty((len(children), leaves.shape[1]))])
+    for i, (a, b) in enumerate(children.tolist()):
+        out[n + i] = out[a] + out[b]
+    return out
+
+
+def _powers(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Power of the mean features, what noise and speckle leave in it, and power of the radial mean.
+
+    Of regions, given the sums of their columns.
+    """
+    size = totals[:, -1]
+    mean, square, radial = np.split(totals[:, :-1] / size[:, None], [-2, -1], axis=1)
+    strength = (mean**2).sum(axis=1)
+    # Noise and speckle leave as much power in a mean as the region scatters about it.
+    scatter = np.maximum(square[:, 0] - strength, 0) / np.maximum(size - 1, 1)
+    scatter = np.maximum(np.where(size > 1, scatter, 0), mean.shape[1] / size)
+    return strength - scatter, scatter, radial[:, 0] ** 2
+
+
+def _is_background(totals: np.ndarray, strongest: float) -> np.ndarray:
+    """Which regions have no power beyond the radial mean, given the sums of their columns."""
+    rank = totals.shape[1] - 3
+    power, scatter, radial = _powers(totals)
+    weak = (power <= WEAK * strongest) & (power <= BACKGROUND * radial)
+    # Without any grain beside it: a quarter of the noise of a single pattern. Liquid has a tenth of
+    # that, a grain at 30 electrons ten times as much.
+    return weak | (power <= np.maximum(2 * scatter, rank / 4))
 
 
 def _numbered(

@@ -291,9 +291,9 @@ class Clusters:
         """
         members = self.labels == self._check_label(label)
         threshold = self.settings.get("threshold")
-        if threshold is None or self.similarity is None:
+        if threshold is None or isinstance(threshold, str) or self.similarity is None:
             raise ValueError(
-                f"how {self.name!r} grew is not known: it holds no threshold or no similarity"
+                f"how {self.name!r} grew is not known: it holds no one threshold or no similarity"
             )
         return growth_steps(self.similarity.data, members, tuple(self.seeds[label]), threshold)
 

@@ -9,7 +9,7 @@ from typing import Any
 import emdfile
 import numpy as np
 
-from .checks import check_data, check_flag, check_integer, check_n_jobs
+from .checks import check_data, check_flag, check_integer, check_n_jobs, check_q_mask
 from .kernels.features import Features, features_core
 from .kernels.mixture import mixture_core
 
@@ -101,7 +101,7 @@ def measure_mixture(
             f"clusters of a scan of {labels.shape} do not fit this scan of {datacube.Rshape}"
         )
     features = measure_features(
-        datacube, settings.get("q_mask"), settings.get("rank"), n_jobs=n_jobs,
-        progress_bar=progress_bar,
+        datacube, check_q_mask(settings.get("q_mask"), datacube.Qshape), settings.get("rank"),
+        n_jobs=n_jobs, progress_bar=progress_bar,
     )  # fmt: skip
     return Mixture(*mixture_core(features.values, labels, reach, MOST))

@@ -304,7 +304,10 @@ def test_thickness_of_what_has_no_direction_cancels():
     assert np.abs(np.corrcoef(result.brightness.ravel(), thick.ravel())[0, 1]) > 0.9
 
 
-def test_turned_scans_have_turned_features():
+def test_turned_scans_have_turned_features(monkeypatch):
+    # Hot pixels are looked for in some rows, which are others in a turned scan; in these random
+    # patterns without disks some pixels look hot.
+    monkeypatch.setattr(features, "find_hot_pixels", lambda data: np.zeros(data.shape[2:], bool))
     data, _ = planted()
     expected = run(data, rank=3).values
     moves = {
@@ -416,11 +419,11 @@ def test_few_pixels_of_a_large_detector_are_not_binned():
     mask[20:40, 10:40] = True
     result = run(data, mask, rank=2)
     np.testing.assert_array_equal(result.pixels, 1)
-    assert len(result.pixels) == 600
+    assert 590 < len(result.pixels) <= 600  # a few shine alone in these random patterns
     # 3000 pixels are more than fit.
     result = run(data, rank=2)
     assert len(result.pixels) <= features.MAX_BINS
-    np.testing.assert_array_equal(result.pixels, 4)
+    assert set(result.pixels) <= {3, 4}
 
 
 # --- parts ------------------------------------------------------------------------------------
@@ -495,3 +498,31 @@ def test_where_the_mask_leaves_little_only_rings_go():
     assert basis.shape[1] <= 17
     odd = np.sign(u)  # what descan would do
     np.testing.assert_allclose(basis.T @ odd, 0, atol=1e-9)
+
+
+# --- hot pixels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("electrons", [30, 1000, 10_000])
+def test_hot_pixels_are_found_and_bragg_disks_are_not(electrons):
+    options = {"scan_shape": (24, 20), "detector_shape": (48, 44), "n_grains": 3, "seed": 4}
+    clean = simulate_scan(electrons=electrons, **options).datacube.data
+    assert not features.find_hot_pixels(clean).any()
+    hot = clean.copy()
+    hot[:, :, 7, 30] += electrons // 10
+    hot[:, :, 40, 5] += electrons // 10
+    expected = np.zeros((48, 44), bool)
+    expected[7, 30] = expected[40, 5] = True
+    np.testing.assert_array_equal(features.find_hot_pixels(hot), expected)
+    # They change nothing.
+    centre = (23.5, 21.5)
+    without = run(clean, ~expected, centre=centre)
+    np.testing.assert_array_equal(run(hot, centre=centre).values, without.values)
+
+
+def test_hot_pixels_with_a_mask():
+    data = np.ones((6, 5, 20, 18))
+    data[..., 9, 8] = 100
+    only = np.zeros((20, 18), bool)
+    only[9, 8] = True
+    assert run(data, only, rank=1).pixels.tolist() == [1]  # better a hot pixel than none

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, maximum_filter
 
 from .blas import matmul
-from .blocks import Report, as_comparable, iterate_blocks, tiles, to_float32, workers
+from .blocks import Report, as_comparable, iterate_blocks, read_rows, tiles, to_float32, workers
 
 MAX_BINS = 1300
 """Most binned detector pixels; the covariance is a matrix of this size."""
@@ -72,6 +72,26 @@ def find_centre(mean: np.ndarray) -> tuple[float, float]:
     if weight.sum() == 0:
         return (mean.shape[0] - 1) / 2, (mean.shape[1] - 1) / 2
     return float((weight * u).sum() / weight.sum()), float((weight * v).sum() / weight.sum())
+
+
+def find_hot_pixels(data: Any) -> np.ndarray:
+    """Pixels that shine alone wherever the probe is, ``(Qx, Qy)`` bool.
+
+    Known in the mean patterns of some rows: even in the row that has least of it, where the Bragg
+    disks of most grains are missing, three times as bright as the brightest of its eight neighbours
+    is on average, and no less than a fiftieth of the direct beam.
+    """
+    rx, _, qx, qy = data.shape
+    means = []
+    for row in np.unique(np.linspace(0, rx - 1, min(rx, 8)).astype(int)):
+        patterns = read_rows(data, row, row + 1)[0].reshape(-1, qx * qy)
+        present = np.isfinite(patterns)
+        total = patterns.sum(axis=0, dtype=np.float64, where=present)
+        means.append((total / np.maximum(present.sum(axis=0), 1)).reshape(qx, qy))
+    dark = np.quantile(means, 0.01)
+    least, mean = np.min(means, axis=0) - dark, np.mean(means, axis=0) - dark
+    around = maximum_filter(mean, footprint=[[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="constant")
+    return (least > 3 * around) & (least > 0.02 * least.max())
 
 
 def nuisances(u: np.ndarray, v: np.ndarray, scale: np.ndarray, width: float) -> np.ndarray:
@@ -140,10 +160,16 @@ def features_core(
 ) -> Features:
     """Features of every pattern; `rank` None counts the eigenvalues above the noise.
 
-    `centre` is that of the direct beam, detector pixels; None finds it. Reads the data twice.
+    `centre` is that of the direct beam, detector pixels; None finds it. Hot pixels do not count.
+    Reads the data twice.
     """
     rx, ry, qx, qy = data.shape
-    valid = np.ones((qx, qy), dtype=bool) if q_mask is None else q_mask
+    hot = find_hot_pixels(data)
+    valid = ~hot
+    if q_mask is not None and (valid & q_mask).any():
+        valid &= q_mask
+    elif q_mask is not None:
+        valid = q_mask
     factor = bin_factor((qx, qy), int(valid.sum()))
     n_u, n_v = max(1, round(qx / factor)), max(1, round(qy / factor))
     bin_u, bin_v = bin_matrix(qx, n_u), bin_matrix(qy, n_v)
@@ -219,7 +245,8 @@ def features_core(
         floor = 0.02 * variance.mean()
         scale = 1 / np.sqrt(np.maximum(variance, floor)) if floor > 0 else np.ones(p)
         if centre is None:
-            centre = find_centre(mean_pattern.reshape(qx, qy) / n)
+            mean_pattern = np.where(hot, 0, mean_pattern.reshape(qx, qy)) / n
+            centre = find_centre(mean_pattern)
         u, v = (m @ np.arange(m.shape[1]) / m.sum(axis=1) for m in (bin_u, bin_v))
         u, v = np.meshgrid(u - centre[0], v - centre[1], indexing="ij")
         # A bin holds what its pixels hold together: uneven bins must not make a ring uneven.
