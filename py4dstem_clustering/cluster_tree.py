@@ -13,7 +13,7 @@ import numpy as np
 from . import emd
 from .checks import check_flag, check_integer, check_number
 from .clusters import Clusters
-from .kernels.merging import consecutive
+from .kernels.merging import Merges, consecutive, cut_merges
 from .kernels.similarity import similarity_mean
 from .kernels.tree import Forest, cut_at, label_nodes, link, most_stable
 from .similarity import Similarity
@@ -331,12 +331,7 @@ class ClusterTree:
             labels = self._coarse(level)
         else:
             children, _ = self._links
-            keep = self.level[self._fine] <= level
-            top = np.arange(self.mask.size + len(children))
-            for i in np.flatnonzero(keep)[::-1]:
-                top[children[i]] = top[self.mask.size + i]
-            top = top[: self.mask.size].reshape(self.shape)
-            labels = consecutive(np.where(self.mask, top, -1))
+            labels = cut_merges(Merges(children, self.level[self._fine], self.mask), level)
         background = self._background(labels)
         small = np.bincount(labels[labels >= 0], minlength=len(background)) < min_size
         gone = (small | background) if drop else small
