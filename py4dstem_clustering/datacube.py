@@ -773,7 +773,7 @@ def get_clustered_datacube(
     if clusters.n_clusters == 0:
         raise ValueError(
             f"{clusters.name!r} holds no clusters, so there is nothing to average; lower the "
-            "threshold or min_size, or widen r_mask"
+            "threshold or min_size, widen r_mask, or keep the background (drop_background=False)"
         )
     name = check_name(name)
     n_jobs = check_n_jobs(n_jobs)

@@ -580,3 +580,18 @@ def test_grains_of_simulated_scans_are_found(electrons, floor):
         assert (truth[labels == largest] < 0).mean() > 0.6
         quality.append(panoptic_quality(np.where(labels == largest, -1, labels), truth).quality)
     assert np.mean(quality) > floor
+
+
+def test_a_pocket_of_liquid_between_grains_stays():
+    # Two grains close a pocket off from the liquid beyond: it is no mixture of them.
+    rng = np.random.default_rng(0)
+    truth = np.zeros((18, 14), dtype=int)
+    truth[:, 7:] = 1
+    truth[:6, 5:9] = 2
+    grains = np.zeros((3, 8))
+    grains[0, 0] = grains[1, 1] = 30
+    values = (grains[truth] + rng.standard_normal((18, 14, 8))).astype(np.float32)
+    labels = merging.find_regions(values, merging.merge_positions(values, np.ones((18, 14), bool)))
+    assert labels.max() == 2
+    assert (labels[:5, 6:8] == labels[0, 6]).all()
+    assert (labels == labels[0, 6]).sum() == pytest.approx(24, abs=2)

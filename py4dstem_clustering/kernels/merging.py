@@ -275,6 +275,8 @@ def _explained(
     if rest**2 - noise >= MIXTURE * power:
         return None
     strong = strength > 0.1 * strength.max()
+    if strong.all() and share.sum() < 0.5:
+        return None  # a pocket of liquid between grains is no mixture of them
     if not strong.all() and share[strong].sum() < 0.5:
         largest = int(strength.argmin())  # more than half is what has no structure
     else:
