@@ -21,7 +21,8 @@ from .similarity import Similarity
 KIND = "cluster_tree"
 
 STABLE_SIZE = 40
-"""Positions of the smallest cluster whose stability ``threshold="auto"`` of growth measures."""
+"""Positions of the smallest cluster whose stability ``threshold="auto"`` of growth measures, in
+scans of 20 times as many positions or more. Smaller branches of noise last long by chance."""
 
 WEAK = 0.1
 """A region is background where the power of its mean pattern beyond the radial profile is below
@@ -237,7 +238,7 @@ class ClusterTree:
             and the nearest to the automatic one for merging.
         min_size : int
             Clusters of fewer positions are dropped: label -1. For "auto" of growth also the size
-            from which stability counts, where 1 stands for 40.
+            from which stability counts, which is at least 40 (a twentieth of a small scan).
         drop_background : bool, optional
             Merging: regions without Bragg peaks become -1 (default), or stay clusters, listed in
             ``clusters.background``. Growth knows no background; an `r_mask` leaves it out.
@@ -309,7 +310,8 @@ class ClusterTree:
         # Levels as ranks: the share of joins still to come. Noise crowds similarities together at
         # a value of its own, and ranks spread them again.
         rank = np.linspace(1, 0, len(children))
-        nodes = most_stable(children, sizes, rank, STABLE_SIZE if min_size == 1 else min_size)
+        least = max(2, min(STABLE_SIZE, int(self.mask.sum()) // 20), min_size)
+        nodes = most_stable(children, sizes, rank, least)
         labels = label_nodes(children, nodes, self.mask.size).reshape(self.shape)
         return _numbered(labels, self.similarity_mean, by_size=False)
 
