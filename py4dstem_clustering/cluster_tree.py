@@ -340,7 +340,8 @@ class ClusterTree:
         labels = consecutive(np.where(np.append(gone, True)[labels], -1, labels))
         labels, seeds = _numbered(labels, self.similarity_mean, by_size=True)
         dropped = int((background & ~small).sum())
-        return labels, seeds, tuple(np.flatnonzero(self._background(labels))), dropped
+        left = () if drop else tuple(np.flatnonzero(self._background(labels)))
+        return labels, seeds, left, dropped
 
     def _background(self, labels: np.ndarray) -> np.ndarray:
         """Which regions have no power beyond the radial mean."""
@@ -398,11 +399,7 @@ class ClusterTree:
     @classmethod
     def from_node(cls, node: emdfile.Node) -> ClusterTree:
         """The tree in a node of a datacube, also one read from a file."""
-        if emd.kind_of(node) != KIND:
-            raise ValueError(
-                f"{getattr(node, 'name', node)!r} holds no cluster tree of {emd.TAG}; "
-                "make one with datacube.get_cluster_tree()"
-            )
+        emd.check_kind(node, KIND, "cluster tree", "one with datacube.get_cluster_tree()")
         arrays = dict(node.metadata["arrays"]._params)
         settings = emd.read_settings(node)
         step = emd.scan_step(node)

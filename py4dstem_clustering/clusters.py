@@ -470,11 +470,7 @@ class Clusters:
     @classmethod
     def from_node(cls, node: emdfile.Node) -> Clusters:
         """The clusters in a node of a datacube's tree, also one read from a file."""
-        if emd.kind_of(node) != KIND:
-            raise ValueError(
-                f"{getattr(node, 'name', node)!r} holds no clusters of {emd.TAG}; "
-                "make some with datacube.cluster()"
-            )
+        emd.check_kind(node, KIND, "clusters", "some with datacube.cluster()")
         arrays = node.metadata["arrays"]
         step = emd.scan_step(node)
         similarity = None

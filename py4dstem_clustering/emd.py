@@ -92,6 +92,13 @@ def kind_of(node: Any) -> str | None:
     return None if metadata is None else metadata._params.get("kind")
 
 
+def check_kind(node: Any, kind: str, what: str, remedy: str) -> None:
+    """One of our nodes of one kind, `what` in words; `remedy` says what to make, and how."""
+    if kind_of(node) != kind:
+        name = getattr(node, "name", node)
+        raise ValueError(f"{name!r} holds no {what} of {TAG}; make {remedy}")
+
+
 def children(parent: emdfile.Node, kind: str) -> dict[str, emdfile.Node]:
     """Our nodes of one kind right under `parent`, from the oldest to the newest."""
     nodes = {name: parent.tree(name) for name in parent.treekeys}

@@ -143,11 +143,7 @@ class Similarity:
     @classmethod
     def from_node(cls, node: emdfile.Array) -> Similarity:
         """The similarity in a node that `to_node` made, also one read from a file."""
-        if emd.kind_of(node) != KIND:
-            raise ValueError(
-                f"{getattr(node, 'name', node)!r} holds no similarity of {emd.TAG}; "
-                "make one with datacube.get_similarity()"
-            )
+        emd.check_kind(node, KIND, "similarity", "one with datacube.get_similarity()")
         axis = max(node.dims[:2], key=len)
         return cls(
             node.data,

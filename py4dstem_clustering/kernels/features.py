@@ -37,7 +37,7 @@ class Features(NamedTuple):
     brightness: np.ndarray
     """Projection on the mean radial profile ``(Rx, Ry)``, in the same unit."""
     mean: np.ndarray
-    """Mean of each binned pixel, for estimates of gain."""
+    """Mean of each binned pixel."""
     variance: np.ndarray
     """Variance of the noise of each binned pixel."""
     pixels: np.ndarray
@@ -187,9 +187,9 @@ def features_core(
     recent: list[np.ndarray] = []
     n_pairs = 0
 
-    def binned(patterns: np.ndarray, out: np.ndarray) -> np.ndarray:
+    def binned(patterns: np.ndarray, out: np.ndarray, total: bool) -> np.ndarray | None:
         x = as_comparable(patterns.reshape(len(patterns), -1), False)
-        part = x.sum(axis=0, dtype=np.float64)
+        part = x.sum(axis=0, dtype=np.float64) if total else None
         x = x.reshape(-1, qx, qy)
         if mask is not None:
             x *= mask
@@ -200,23 +200,24 @@ def features_core(
 
     with workers(n_jobs) as run:
 
-        def bin_block(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        def bin_block(rows: np.ndarray, totals: bool) -> tuple[np.ndarray, list[np.ndarray]]:
             out = np.empty((len(rows), ry, p), dtype=np.float32)
             pieces = [(i, tile) for i in range(len(rows)) for tile in tiles(ry)]
             parts: dict[int, np.ndarray] = {}
 
             def task(n: int) -> None:
                 i, tile = pieces[n]
-                parts[n] = binned(rows[i, tile], out[i, tile])
+                parts[n] = binned(rows[i, tile], out[i, tile], totals)
 
             run(task, range(len(pieces)))
             # To be added in order: the same bits for any block size and any number of threads.
             return out, [parts[n] for n in range(len(pieces))]
 
         for _, rows in iterate_blocks(data, copies=2):
-            block, sums = bin_block(rows)
-            for part in sums:
-                mean_pattern += part
+            block, sums = bin_block(rows, totals=centre is None)
+            if centre is None:
+                for part in sums:
+                    mean_pattern += part
             for row in block:
                 total += row.sum(axis=0, dtype=np.float64)
                 squares += (np.diff(row, axis=0).astype(np.float64) ** 2).sum(axis=0)
@@ -237,7 +238,7 @@ def features_core(
                     covariance[tile] += matmul(row[:, tile].T, near)
 
                 run(multiply, tiles(p, 256))
-                recent = [*recent[1 - REACH :], row.copy()] if REACH > 1 else [row]
+                recent = [*recent, row.copy()][-REACH:]
             report(len(rows))
 
         n = rx * ry
@@ -270,7 +271,7 @@ def features_core(
         )
         values = np.empty((rx, ry, rank + 1), dtype=np.float32)
         for start, rows in iterate_blocks(data, copies=2):
-            block, _ = bin_block(rows)
+            block, _ = bin_block(rows, totals=False)
             for i, row in enumerate(block):
                 values[start + i] = matmul(row, weights)
             report(len(rows))

@@ -149,8 +149,9 @@ def merge_positions(values: np.ndarray, mask: np.ndarray, stop: float = 1.0) -> 
         node[i] = n + n_merges + np.arange(len(i))
         n_merges += len(i)
 
-        target, changed, stays = np.arange(len(mean)), np.zeros(len(mean), bool), None
+        target = np.arange(len(mean))
         target[j] = i
+        changed = np.zeros(len(mean), dtype=bool)
         changed[i] = True
         stays = np.ones(len(mean), dtype=bool)
         stays[j] = False
