@@ -39,6 +39,7 @@ from .clusters import Clusters
 from .kernels.averaging import averaging_core
 from .kernels.correlative import auto_range, correlative_core
 from .kernels.features import MAX_RANK
+from .kernels.lag import find_lag, undo_lag
 from .kernels.merging import (
     coarse_joins,
     feature_similarity,
@@ -510,11 +511,20 @@ def _merge_tree(
     features = measure_features(
         datacube, q_mask, None if rank == "auto" else rank, n_jobs=n_jobs, progress_bar=progress_bar
     )
+
+    def regions(values: np.ndarray) -> tuple:
+        near = feature_similarity(values)
+        mask = resolve_r_mask(r_mask, similarity_mean(near))
+        merges = merge_positions(values, mask)
+        return near, mask, merges, find_regions(values, merges)
+
+    near, mask, merges, labels = regions(features.values)
+    # Lag displaces borders, but it shows at borders only: they are found twice.
+    lag = find_lag(features.values, labels)
+    if lag is not None:
+        features = undo_lag(features, lag)
+        near, mask, merges, labels = regions(features.values)
     values = features.values
-    near = feature_similarity(values)
-    mask = resolve_r_mask(r_mask, similarity_mean(near))
-    merges = merge_positions(values, mask)
-    labels = find_regions(values, merges)
     first, second, level = joins_of(merges)
     pairs, coarse = coarse_joins(labels, values)
     inside = np.flatnonzero(labels >= 0)
@@ -532,6 +542,8 @@ def _merge_tree(
         "gain": noise.gain,
         "offset": noise.offset,
         "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
+        "lag": 0.0 if lag is None else lag.mean,
+        "lag_axis": None if lag is None else lag.name,
         **_versions(),
     }
     return ClusterTree(
@@ -624,8 +636,9 @@ def cluster(
     -------
     Clusters
         Merging: numbered by size, the largest first; ``clusters.settings`` holds what was
-        estimated: gain, offset, noise (a detector pixel), rank, level. Growth: numbered in the
-        order in which they grew, by the mean similarity of their seeds.
+        estimated: gain, offset, noise (a detector pixel), rank, level, and the lag of the camera
+        in scan positions (0 where none is sure) with its axis, such as "+Ry". Growth: numbered in
+        the order in which they grew, by the mean similarity of their seeds.
 
     Raises
     ------
@@ -641,7 +654,9 @@ def cluster(
     1994), with noise and the variation inside a grain as the measure. Thin regions that are
     mixtures of their neighbours dissolve; regions without contrast at their common border join,
     however much the lattice bends from end to end. Stacked grains belong to the larger share;
-    grains of one orientation that touch are told apart only where their patterns differ.
+    grains of one orientation that touch are told apart only where their patterns differ. Where
+    patterns follow behind every border along one axis of the scan in one sense, the camera lags:
+    that is undone, and regions are merged again.
 
     Growth. A cluster starts at the free position with the highest mean similarity, and takes in
     free neighbours whose similarity with a member is at least `threshold`, until none is left; then
@@ -706,6 +721,7 @@ def get_clustered_datacube(
     clusters: Clusters | str | None = None,
     *,
     min_purity: float | None = None,
+    align: bool | None = None,
     name: str = "averages",
     n_jobs: int | None = None,
     progress_bar: bool = True,
@@ -722,6 +738,10 @@ def get_clustered_datacube(
         Average only positions where the cluster has at least this share of the pattern, 0 to 1,
         such as 0.9: no borders, no stacked grains. A cluster without any is averaged from its
         purest position. See ``clusters.get_mixture``; the scan is read twice more.
+    align : bool, optional
+        Move each pattern to the mean origin of its cluster before averaging, so that descan does
+        not smear Bragg disks; linear between pixels. By default when the calibration holds an
+        origin that differs over the scan (``datacube.get_origin()``, ``datacube.fit_origin()``).
     name : str
         Name of the result.
     n_jobs : int, optional
@@ -780,20 +800,42 @@ def get_clustered_datacube(
     progress_bar = check_flag("progress_bar", progress_bar)
     if min_purity is not None:
         min_purity = check_number("min_purity", min_purity, 0, 1)
+    if align is not None:
+        align = check_flag("align", align)
     emd.check_free(self, clusters.name, _clusters.KIND)
+    origin = _origin(self)
+    if origin is None and align:
+        raise ValueError(
+            "align=True needs an origin for each scan position; measure it with "
+            "datacube.get_origin() and datacube.fit_origin()"
+        )
 
     labels = clusters.labels
     if min_purity is not None:
         mixture = clusters.get_mixture(self, n_jobs=n_jobs, progress_bar=progress_bar)
         labels = _pure_labels(labels, mixture, min_purity)
+    calibration = _calibration(self, labels)
+    shifts = None
+    if origin is not None and align is not False:
+        place = np.concatenate(calibration.get_origin(), axis=1)
+        shifts = np.nan_to_num(place[labels] - origin)  # of label -1 nobody asks
     with _progress(self.R_Nx, "Averaging", progress_bar) as report:
-        averages = averaging_core(self.data, labels, n_jobs=n_jobs, report=report)
+        averages = averaging_core(self.data, labels, n_jobs=n_jobs, report=report, shifts=shifts)
     keep_clusters(self, clusters, averages)
-    cube = _new_datacube(
-        averages[:, None], name, _calibration(self, clusters.labels), dict(self.metadata)
-    )
+    cube = _new_datacube(averages[:, None], name, calibration, dict(self.metadata))
     keep_clusters(cube, clusters)
     return cube
+
+
+def _origin(datacube: DataCube) -> np.ndarray | None:
+    """Origin of each pattern (Rx, Ry, 2); None where it is the same everywhere, or not known."""
+    calibration = datacube.root.metadata.get("calibration")
+    origin = None if calibration is None else calibration.get_origin()
+    if origin is None or any(np.shape(part) != datacube.Rshape for part in origin):
+        return None
+    origin = np.stack(origin, axis=2).astype(float)
+    known = origin[np.isfinite(origin).all(axis=2)]
+    return origin if len(known) and np.ptp(known, axis=0).any() else None
 
 
 def _pure_labels(labels: np.ndarray, mixture: Mixture, min_purity: float) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from .checks import check_data, check_flag, check_integer, check_n_jobs, check_q_mask
 from .kernels.features import Features, features_core
+from .kernels.lag import Lag, undo_lag
 from .kernels.mixture import mixture_core
 
 MOST = 4
@@ -104,4 +105,6 @@ def measure_mixture(
         datacube, check_q_mask(settings.get("q_mask"), datacube.Qshape), settings.get("rank"),
         n_jobs=n_jobs, progress_bar=progress_bar,
     )  # fmt: skip
+    if settings.get("lag_axis") is not None:
+        features = undo_lag(features, Lag.from_name(settings["lag_axis"], settings["lag"]))
     return Mixture(*mixture_core(features.values, labels, reach, MOST))

@@ -11,6 +11,7 @@ from py4dstem_clustering import simulate_scan
 from py4dstem_clustering.kernels import merging
 from py4dstem_clustering.kernels.features import features_core
 from py4dstem_clustering.kernels.merging import (
+    border_values,
     consecutive,
     contrasts,
     cut_merges,
@@ -19,7 +20,6 @@ from py4dstem_clustering.kernels.merging import (
     find_regions,
     grid_pairs,
     join_alike,
-    local_means,
     merge_positions,
     refine_borders,
     region_means,
@@ -272,21 +272,95 @@ def test_numbers_and_means_equal_loops():
         assert size[region] == (labels == region).sum()
 
 
-def test_local_means_equal_loops():
-    reach = int(3 * merging.NEAR + 0.5)
+def stiffness_by_loops(labels, values, region):
+    """Ridge of the gradient of a region, which may be part of its variation over NEAR."""
+    members = values[labels == region].astype(float)
+    rank = values.shape[2]
+    power = max(sum(members.mean(0) ** 2) / rank - 1 / len(members), 0)
+    expected = max(merging.GRADIENT * merging.VARIATION**2 * power, 1e-6)
+    return 1e-3 + 1 / (4 * np.pi * merging.NEAR**2) / expected
+
+
+def border_values_by_loops(labels, values, slopes=True):
+    """Weighted least squares at each position; without `slopes` plain weighted means."""
+    near, reach = merging.NEAR, int(3 * merging.NEAR + 0.5)
+    whole = sum(np.exp(-0.5 * d**2 / near**2) for d in range(-reach, reach + 1)) ** 2
+    every = positions(np.ones(labels.shape, bool))
+    deep = {
+        p
+        for p in every
+        if all(
+            labels[q] == labels[p] for q in every if np.hypot(*np.subtract(q, p)) <= merging.DEEP
+        )
+    }
+    out = np.zeros(values.shape)
+    for region in range(labels.max() + 1):
+        members = positions(labels == region)
+        ridge = np.sqrt(stiffness_by_loops(labels, values, region))
+        for p in members:
+            window = [q for q in members if max(abs(q[0] - p[0]), abs(q[1] - p[1])) <= reach]
+            offset = np.array([np.subtract(q, p) / near for q in window])
+            weight = np.exp(-0.5 * (offset**2).sum(1)) / whole
+            value = np.array([values[q] for q in window], float)
+            inner = np.array([q in deep for q in window])
+            gradient = np.zeros((2, values.shape[2]))
+            if inner.any() and slopes:
+                root = np.sqrt(weight[inner])[:, None]
+                rows = np.block(
+                    [[root, root * offset[inner]], [np.zeros((2, 1)), ridge * np.eye(2)]]
+                )
+                right = np.concatenate([root * value[inner], np.zeros((2, values.shape[2]))])
+                gradient = np.linalg.lstsq(rows, right, rcond=None)[0][1:]
+            level, middle = weight @ value / weight.sum(), weight @ offset / weight.sum()
+            out[p] = level - middle @ gradient
+    return out
+
+
+def test_border_values_equal_loops():
     scan = (9, 25)  # longer than the window
     many, values = labels_of(scan, 0)
     x, y = np.indices(scan)
+    bent = (values + (0.4 * y - 0.2 * x)[..., None]).astype(np.float32)
+    moved = []
     for labels in (many, np.where(many < 0, -1, 0), np.where(x + y > 15, 1, 0)):
-        found = local_means(labels, values)
-        for p in positions(np.ones(scan, bool)):
-            total, weight = np.zeros(values.shape[2]), 0.0
-            for q in positions(labels == labels[p]):
-                dx, dy = q[0] - p[0], q[1] - p[1]
-                if labels[p] >= 0 and max(abs(dx), abs(dy)) <= reach:
-                    w = np.exp(-0.5 * (dx**2 + dy**2) / merging.NEAR**2)
-                    total, weight = total + w * values[q], weight + w
-            np.testing.assert_allclose(found[p], total / max(weight, 1e-9), atol=2e-5)
+        for field in (values, bent):
+            found, expected = border_values(labels, field), border_values_by_loops(labels, field)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+            plain = border_values_by_loops(labels, field, slopes=False)
+            moved.append(np.abs(expected - plain).max())
+    assert max(moved) > 1
+
+
+def test_border_values_of_nothing():
+    values = noise((4, 5), 3)
+    np.testing.assert_array_equal(border_values(np.full((4, 5), -1), values), 0)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_cut_through_a_bent_grain_has_no_contrast(axis):
+    """Where the features change evenly, plain means differ by more than grains may."""
+    y = np.indices((24, 40))[1] - 19.5
+    mean = np.zeros((24, 40, 6))
+    mean[..., 0], mean[..., 1] = 30, 1.5 * y  # nearly 90 degrees from end to end
+    values = (mean + noise((24, 40), 6)).astype(np.float32)
+    labels = strips((20, 20))
+    if axis:
+        values, labels = np.ascontiguousarray(values.swapaxes(0, 1)), labels.T
+    assert contrasts(labels, values, border_values(labels, values))[1] < merging.LOCAL / 5
+    plain = border_values_by_loops(labels, values, slopes=False)
+    assert contrasts(labels, values, plain)[1] > merging.LOCAL
+
+
+@pytest.mark.parametrize("half_width", [1, 2, 3])
+def test_a_ramp_between_two_grains_keeps_its_contrast(half_width):
+    """The gradient of what lies deep does not carry one grain into the other."""
+    y = np.indices((24, 40))[1] - 19.5
+    share = np.clip(0.5 + 0.5 * y / half_width, 0, 1)[..., None]
+    one, two = np.array([[15.0, 0, 5, 0], [15.0, 5, 0, 5]])
+    values = ((1 - share) * one + share * two + noise((24, 40), 4)).astype(np.float32)
+    labels = strips((20, 20))
+    _, contrast = contrasts(labels, values, border_values(labels, values))
+    assert contrast > merging.LOCAL
 
 
 def contrasts_by_loops(labels, values, local):
@@ -300,7 +374,10 @@ def contrasts_by_loops(labels, values, local):
         weak, strong = sorted((one, two), key=lambda side: side @ side)
         thinner = min(max(one @ two / max(weak @ weak, 1e-9), 0.5), 2)
         squared = ((strong - thinner * weak) ** 2).sum()
-        noise = merging.NOISE * rank * (1 / n + 1 / m)
+        # The gradient carries noise over 0.8 NEAR, from members with a variance of 0.36 there.
+        free = [1 / (1 + stiffness_by_loops(labels, values, r) / 0.18) for r in (i, j)]
+        noisy = [1 + 0.8**2 / 0.36 * part**2 for part in free]
+        noise = merging.NOISE * rank * (noisy[0] / n + noisy[1] / m)
         signal = max(strong @ strong - rank / max(n, m), 1e-9)
         found[i, j] = max(squared - noise, 0) / signal
     return found
@@ -312,7 +389,7 @@ def test_contrasts_equal_loops():
         labels, values = labels_of((9, 14), seed)
         if seed > 1:  # nothing but noise
             values = noise((9, 14), 3, seed)
-        local = local_means(labels, values)
+        local = border_values(labels, values)
         expected = contrasts_by_loops(labels, values, local)
         borders, contrast = contrasts(labels, values, local)
         assert list(zip(borders.first, borders.second, strict=True)) == sorted(expected)

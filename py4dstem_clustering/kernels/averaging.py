@@ -10,15 +10,23 @@ from .blocks import Report, iterate_blocks, to_float32, workers
 
 
 def averaging_core(
-    data: Any, labels: np.ndarray, *, n_jobs: int | None, report: Report
+    data: Any,
+    labels: np.ndarray,
+    *,
+    n_jobs: int | None,
+    report: Report,
+    shifts: np.ndarray | None = None,
 ) -> np.ndarray:
     """Mean patterns ``(n_clusters, Qx, Qy)``, float32, accumulated in float64.
+
+    With `shifts` ``(Rx, Ry, 2)``, each pattern is moved by so many pixels first.
 
     A missing pixel (NaN or infinite) has no weight; where a pixel is missing in all members of a
     cluster, the mean is NaN.
     """
     n_clusters = int(labels.max()) + 1
-    pixels = int(np.prod(data.shape[2:]))
+    detector = data.shape[2:]
+    pixels = int(np.prod(detector))
     total = np.zeros((n_clusters, pixels))
     sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
     missing: dict[int, np.ndarray] = {}
@@ -27,12 +35,24 @@ def averaging_core(
         for start, rows in iterate_blocks(data, copies=1):
             rows = rows.reshape(len(rows), labels.shape[1], pixels)
             jobs = _members_by_label(labels[start : start + len(rows)])
+            moves = None if shifts is None else shifts[start : start + len(rows)]
 
-            def add(label: int, rows: np.ndarray = rows, jobs: dict = jobs) -> None:
+            def add(
+                label: int,
+                rows: np.ndarray = rows,
+                jobs: dict = jobs,
+                moves: np.ndarray | None = moves,
+            ) -> None:
                 # One thread owns a label, and adds its rows in order: the same bits for any block
                 # size and any number of threads.
                 for i, columns in jobs[label]:
                     patterns = rows[i, columns]
+                    if moves is not None:
+                        pairs = zip(patterns, moves[i, columns], strict=True)
+                        patterns = np.stack([
+                            move_pattern(pattern.reshape(detector), move).ravel()
+                            for pattern, move in pairs
+                        ])  # fmt: skip
                     part = patterns.sum(axis=0, dtype=np.float64)
                     if not np.isfinite(part).all():
                         present = np.isfinite(patterns)
@@ -50,7 +70,27 @@ def averaging_core(
             count -= missing[label]
             count[count == 0] = np.nan
         total[label] /= count
-    return to_float32(total, "a cluster average").reshape(n_clusters, *data.shape[2:])
+    return to_float32(total, "a cluster average").reshape(n_clusters, *detector)
+
+
+def move_pattern(pattern: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """A pattern moved by `shift` pixels along both axes, float64.
+
+    Linear between pixels: never negative, and the same counts. What enters at the border repeats
+    the border. A missing pixel makes those that it contributes to missing.
+    """
+    out = pattern.astype(np.float64)
+    for axis, distance in enumerate(shift):
+        n = out.shape[axis]
+        whole = int(np.floor(distance))
+        part = distance - whole
+        source = np.arange(n) - whole
+        moved = out.take(np.clip(source, 0, n - 1), axis=axis)
+        if part > 0:
+            moved *= 1 - part
+            moved += part * out.take(np.clip(source - 1, 0, n - 1), axis=axis)
+        out = moved
+    return out
 
 
 def _members_by_label(labels: np.ndarray) -> dict[int, list[tuple[int, np.ndarray]]]:

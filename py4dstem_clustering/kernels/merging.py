@@ -47,7 +47,7 @@ NEAR = 3.0
 """Standard deviation of the window at a border, scan positions."""
 
 DEEP = 2.0
-"""Distance from the border beyond which patterns are not blurred into those of others, positions."""
+"""Distance from a border, scan positions, beyond which patterns are hardly blurred by others."""
 
 GRADIENT = 0.1
 """Part of VARIATION, squared, that a grain may have over the distance NEAR."""
