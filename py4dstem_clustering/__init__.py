@@ -16,6 +16,7 @@ from .clusters import Clusters
 from .datacube import register
 from .kernels.similarity import DIRECTIONS
 from .mixture import Mixture
+from .orientation import get_symmetry, misorientation
 from .plotting import (
     plot_averages,
     plot_clusters,
@@ -35,6 +36,8 @@ __all__ = [
     "Similarity",
     "SimulatedScan",
     "__version__",
+    "get_symmetry",
+    "misorientation",
     "plot_averages",
     "plot_clusters",
     "plot_growth",

@@ -11,10 +11,12 @@ import numpy as np
 from skimage.measure import find_contours, regionprops
 
 from . import emd
-from .checks import check_integer, check_name
+from .checks import check_integer, check_name, check_number
 from .kernels.tree import growth_steps
 from .mixture import Mixture, measure_mixture
+from .orientation import expand_bragg, expand_orientation_map, find_boundaries
 from .similarity import Similarity
+from .strain import calculate_strain
 
 KIND = "clusters"
 
@@ -341,6 +343,200 @@ class Clusters:
         return measure_mixture(
             datacube, self.labels, self.settings, reach, n_jobs=n_jobs, progress_bar=progress_bar
         )
+
+    # --- orientations ------------------------------------------------------------------------
+
+    def expand_orientation_map(self, per_cluster: Any) -> Any:
+        """Orientations of clusters as a map of the scan.
+
+        Parameters
+        ----------
+        per_cluster : py4DSTEM.process.diffraction.OrientationMap, (N, 1)
+            From ``crystal.match_orientations`` of the Bragg peaks of the averages.
+
+        Returns
+        -------
+        OrientationMap, (Rx, Ry)
+            Every field and every match, one orientation for all positions of a cluster; it takes
+            what maps of py4DSTEM take (``crystal.plot_orientation_maps``, ``save_ang_file``).
+            Outside clusters, and where a cluster found no match, correlation 0 and the identity.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it is no OrientationMap with one entry for each cluster.
+        """
+        return expand_orientation_map(self.labels, per_cluster)
+
+    def expand_bragg(self, per_cluster: Any) -> Any:
+        """Bragg vectors of clusters as those of the scan.
+
+        Parameters
+        ----------
+        per_cluster : BraggVectors, (N, 1)
+            From ``averages.find_Bragg_disks``.
+
+        Returns
+        -------
+        BraggVectors, (Rx, Ry)
+            Each position has the peaks of its cluster, and none outside clusters, with a copy of
+            the calibration in which each position has the origin of its cluster.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If there is not one entry for each cluster.
+        """
+        return expand_bragg(self.labels, per_cluster)
+
+    def calculate_strain(
+        self,
+        crystal: Any,
+        bragg: Any,
+        orientation: Any,
+        *,
+        min_num_peaks: int = 6,
+        max_distance: float | None = None,
+        sigma_excitation_error: float | None = None,
+        min_correlation: float = 0.0,
+        mixture: Mixture | None = None,
+        min_purity: float = 0.8,
+        robust: bool = True,
+        progress_bar: bool = True,
+    ) -> Any:
+        """Strain of each scan position against the lattice of its cluster.
+
+        The paper's way: the orientation of the cluster, which is the better known, is that of the
+        lattice without strain, and the Bragg peaks of each single pattern tell how far the lattice
+        is from it. Fitted by ``crystal.calculate_strain``.
+
+        Parameters
+        ----------
+        crystal : py4DSTEM.process.diffraction.Crystal
+            The lattice without strain; strain is relative to its cell, so that a wrong pixel size
+            of the detector or camera length shows as equal ``e_xx`` and ``e_yy`` everywhere.
+        bragg : BraggVectors, (Rx, Ry), or (N, 1)
+            Of the scan, ``datacube.find_Bragg_disks(...)``; or of the averages, for one strain a
+            cluster, less noisy, and for clusters without gradients just as good. Calibrated: origin
+            and pixel size in 1/Angstrom, ellipse and rotation where there are any.
+        orientation : OrientationMap, (N, 1) or (Rx, Ry)
+            From ``crystal.match_orientations`` of the averages, as it is or expanded.
+        min_num_peaks : int
+            Fewest Bragg peaks, direct beam not counted, that must be matched; at least 3.
+        max_distance : float, optional
+            Farthest that a peak may lie from where the lattice without strain has it, 1/Angstrom:
+            more than ``strain * q`` at the outermost peaks, less than half the distance of
+            neighbouring ones. Default: ``corr_kernel_size`` of the orientation plan.
+        sigma_excitation_error : float, optional
+            Of the reference, 1/Angstrom. Default: that of the orientation plan.
+        min_correlation : float
+            Positions whose orientation has a lower correlation are left out.
+        mixture : Mixture, optional
+            From ``clusters.get_mixture(datacube)``: positions where the cluster holds less than
+            `min_purity` of the pattern are left out, at borders and under stacked grains.
+        min_purity : float
+            See `mixture`, 0 to 1.
+        robust : bool
+            Peaks far from the fit lose weight.
+        progress_bar : bool
+            Show progress.
+
+        Returns
+        -------
+        RealSlice, the shape of `bragg`
+            Slices ``e_xx``, ``e_yy``, ``e_xy``, ``theta`` (radian), ``mask`` (1 where defined), for
+            ``py4DSTEM.show_strain``; ``reason``, a number for each position: 0 defined, 1
+            unclustered, 2 too few peaks, 3 mixed, 4 low correlation or no orientation; and
+            ``n_peaks``, how many were matched. NaN where undefined. Keep it with
+            ``datacube.attach(strain)``. Axes, signs and reference: ``py4dstem_clustering.strain``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an argument breaks its rule, or the Bragg vectors are not calibrated.
+        """
+        return calculate_strain(
+            self.labels,
+            crystal,
+            bragg,
+            orientation,
+            min_num_peaks=min_num_peaks,
+            max_distance=max_distance,
+            sigma_excitation_error=sigma_excitation_error,
+            min_correlation=min_correlation,
+            mixture=mixture,
+            min_purity=min_purity,
+            robust=robust,
+            progress_bar=progress_bar,
+        )
+
+    def get_boundaries(
+        self,
+        orientation: Any,
+        crystal: Any,
+        *,
+        twin: tuple[float, tuple[float, float, float]] | str | None = "auto",
+        tolerance: float = 15 / 3**0.5,
+    ) -> np.ndarray:
+        """Boundaries between clusters that touch: length, misorientation, twins.
+
+        Parameters
+        ----------
+        orientation : OrientationMap, (N, 1) or (Rx, Ry)
+            Of clusters, or of the scan: then each cluster has that of its position with the highest
+            correlation.
+        crystal : py4DSTEM.process.diffraction.Crystal
+        twin : (degrees, (u, v, w)), "auto" or None
+            Misorientation of a twin: an angle about a lattice direction. "auto" is sigma 3, 60
+            degrees about <111>, for cubic crystals and none for others; in magnesium, for example,
+            {10-12} twins are 86.3 degrees about <11-20>, which is (1, 0, 0) or an equivalent.
+        tolerance : float
+            Deviation from the twin, degrees. Default: Brandon's 15 / sqrt(3) for sigma 3.
+
+        Returns
+        -------
+        structured ndarray, a row for each pair of clusters that touch
+            ``label_a``, ``label_b``, the lower first; ``length`` of the boundary in `pixel_units`
+            (counted in four directions, within 6 %); ``angle``, the misorientation, degrees;
+            ``axis_x``, ``axis_y``, ``axis_z``, its axis in Cartesian coordinates of the crystal,
+            one of all equivalent ones; ``twin_deviation``, degrees, and whether it is a ``twin``.
+            NaN where a cluster has no orientation.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an argument breaks its rule.
+        """
+        tolerance = check_number("tolerance", tolerance, 0, 180)
+        return find_boundaries(self.labels, orientation, crystal, twin, tolerance, self.pixel_size)
+
+    def join_by_misorientation(
+        self, orientation: Any, crystal: Any, *, max_angle: float = 5.0
+    ) -> Clusters:
+        """Join clusters that touch and have nearly the same orientation: pieces of one grain.
+
+        Parameters
+        ----------
+        orientation, crystal
+            See `get_boundaries`.
+        max_angle : float
+            Misorientation up to which neighbours join, degrees. Chains join: also clusters that
+            differ more from end to end. Above the error of the orientations, below the smallest
+            angle between grains.
+
+        Returns
+        -------
+        Clusters
+            Numbered like those here, without gaps. Average anew, with `get_clustered_datacube`.
+        """
+        max_angle = check_number("max_angle", max_angle, 0, 180)
+        table = self.get_boundaries(orientation, crystal, twin=None)
+        target = np.arange(self.n_clusters)
+        for row in table[table["angle"] <= max_angle]:
+            low, high = np.sort(target[[row["label_a"], row["label_b"]]])
+            target[target == high] = low
+        number = np.unique(target, return_inverse=True)[1].astype(np.int32)
+        return self._renumbered(number, f"join_by_misorientation({max_angle})")
 
     # --- new from old ------------------------------------------------------------------------
 

@@ -48,6 +48,9 @@ class SimulatedScan:
         they sum to 1.
     shifts : ndarray, (Rx, Ry, 2)
         How far descan moved each pattern along Qx and Qy, detector pixels.
+    strains : ndarray, (N, 3)
+        Strain ``e_xx, e_yy, e_xy`` of each grain, in the axes of scan and detector; positive where
+        the lattice is wider than that of `crystal`.
     """
 
     datacube: Any
@@ -57,6 +60,7 @@ class SimulatedScan:
     patterns: np.ndarray
     shares: np.ndarray
     shifts: np.ndarray
+    strains: np.ndarray
 
 
 def simulate_scan(
@@ -74,6 +78,7 @@ def simulate_scan(
     small_angles: float = 0.0,
     small_angle: float = 6.0,
     bending: float = 0.0,
+    strain: float = 0.0,
     uneven: float = 0.0,
     overlap: float = 0.0,
     film: float = 0.0,
@@ -122,6 +127,9 @@ def simulate_scan(
     bending : float
         Misorientation of the opposite ends of each grain, degrees, at most 30: the lattice turns
         evenly about an axis of its own, along a direction of its own.
+    strain : float
+        Each of ``e_xx``, ``e_yy`` and ``e_xy`` of each grain is drawn evenly from minus to plus
+        this, 0 to 0.1; the same everywhere in a grain, and without rotation.
     uneven : float
         Relative variation, 0 to 1, of the thickness of grains and of the liquid over the scan. What
         they scatter less stays in the direct beam.
@@ -178,6 +186,7 @@ def simulate_scan(
         raise ValueError(f"{twins=} and {small_angles=} must be at most 1 together")
     small_angle = check_number("small_angle", small_angle, 0, 45)
     bending = check_number("bending", bending, 0, 30)
+    strain = check_number("strain", strain, 0, 0.1)
     uneven = check_number("uneven", uneven, 0, 1)
     overlap = check_number("overlap", overlap, 0, 0.5)
     film = check_number("film", film, 0, 1)
@@ -201,6 +210,7 @@ def simulate_scan(
     orientations = np.array([Rotation.from_quat(q).as_matrix() for q in quaternions])
     orientations = orientations.reshape(-1, 3, 3)
     _relate(orientations, shares, twins, small_angles, small_angle, extra)
+    strains = strain * np.random.default_rng([seed, 2]).uniform(-1, 1, (n_found, 3))
     bends = _bends(shares, bending, extra)
     if probe_blur > 0:
         shares = gaussian_filter(shares, (probe_blur, probe_blur, 0), mode="nearest")
@@ -223,8 +233,16 @@ def simulate_scan(
     for k, t in np.ndindex(*disks.shape[:2]):
         axis = axes[k] / np.linalg.norm(axes[k])
         turn = Rotation.from_rotvec(np.deg2rad(bending * turns[t]) * axis).as_matrix()
+        xx, yy, xy = strains[k]
+        # Where the lattice is wider, its reciprocal lattice is narrower.
+        narrower = np.linalg.inv([[1 + xx, xy], [xy, 1 + yy]])
         disks[k, t] = _bragg_disks(
-            crystal, orientations[k] @ turn, detector_shape, centre, pixel_size, disk_radius
+            crystal,
+            orientations[k] @ turn,
+            detector_shape,
+            centre,
+            narrower / pixel_size,
+            disk_radius,
         )
 
     liquid = 0.5 * beam + 0.5 * diffuse
@@ -295,7 +313,7 @@ def simulate_scan(
     cube.calibration.set_origin(tuple(np.full(scan_shape, c) for c in centre))
     labels = shares.argmax(axis=2).astype(np.int32)
     labels[labels == n_found] = -1
-    return SimulatedScan(cube, labels, orientations, crystal, patterns, shares, shifts)
+    return SimulatedScan(cube, labels, orientations, crystal, patterns, shares, shifts, strains)
 
 
 def _check_shape(name: str, shape: Any) -> tuple[int, int]:
@@ -436,7 +454,7 @@ def _bragg_disks(
     orientation: np.ndarray,
     shape: tuple[int, int],
     centre: np.ndarray,
-    pixel_size: float,
+    to_pixels: np.ndarray,
     radius: float,
 ) -> np.ndarray:
     """Bragg disks of one orientation, the direct beam left out; sums to 1."""
@@ -446,7 +464,7 @@ def _bragg_disks(
     pattern = np.zeros(shape)
     for peak in peaks:
         if np.hypot(peak["qx"], peak["qy"]) > 1e-3:
-            place = centre + np.array([peak["qx"], peak["qy"]]) / pixel_size
+            place = centre + to_pixels @ [peak["qx"], peak["qy"]]
             # The square root stands in for dynamical scattering, which evens intensities out.
             pattern += np.sqrt(peak["intensity"]) * _disk(shape, place, radius)
     return pattern / max(pattern.sum(), 1e-12)
