@@ -7,6 +7,7 @@
 ``cluster``                 the grains: regions of alike patterns, as `Clusters`
 ``get_cluster_tree``        the order in which positions join, to be cut at any level
 ``get_clustered_datacube``  the mean pattern of each cluster, as a DataCube
+``cross_validate_orientation``  how well orientations of two halves of the scan agree
 ``clusters``                the newest clustering in the tree; ``get_clusters(name)`` for another
 """
 
@@ -14,12 +15,15 @@ from ._version import __version__
 from .cluster_tree import ClusterTree
 from .clusters import Clusters
 from .datacube import register
+from .disks import GainedDisks
 from .kernels.similarity import DIRECTIONS
 from .mixture import Mixture
-from .orientation import get_symmetry, misorientation
+from .orientation import get_symmetry, misorientation, refine_orientations
 from .plotting import (
     plot_averages,
     plot_clusters,
+    plot_cross_validation,
+    plot_disks,
     plot_growth,
     plot_patterns,
     plot_similarity,
@@ -27,11 +31,14 @@ from .plotting import (
 )
 from .similarity import Similarity
 from .simulate import SimulatedScan, simulate_scan
+from .validation import CrossValidation
 
 __all__ = [
     "DIRECTIONS",
     "ClusterTree",
     "Clusters",
+    "CrossValidation",
+    "GainedDisks",
     "Mixture",
     "Similarity",
     "SimulatedScan",
@@ -40,10 +47,13 @@ __all__ = [
     "misorientation",
     "plot_averages",
     "plot_clusters",
+    "plot_cross_validation",
+    "plot_disks",
     "plot_growth",
     "plot_patterns",
     "plot_similarity",
     "plot_tree",
+    "refine_orientations",
     "register",
     "simulate_scan",
 ]

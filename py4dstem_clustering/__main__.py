@@ -105,7 +105,7 @@ def _add_segmentation(commands: Any) -> None:
     add("--electrons", type=float, nargs="+",
         help="electrons a pattern (30 100 1000 10000 100000)")  # fmt: skip
     add("--seeds", type=int, default=20, metavar="N", help="number of scans at each dose (20)")
-    add("--first-seed", type=int, default=0, help="seed of the first (0); seeds 100 to 130 were "
+    add("--first-seed", type=int, default=0, help="seed of the first (0); seeds 100 to 163 were "
         "used for tuning and are refused")  # fmt: skip
     add("--methods", nargs="+", metavar="METHOD", help="some of paper, best-threshold, "
         "auto-threshold, merge, k-means, nmf, ward; by default all")  # fmt: skip

@@ -30,7 +30,7 @@ from .simulate import SimulatedScan, simulate_scan
 ELECTRONS = (30.0, 100.0, 1000.0, 10000.0, 100000.0)
 """Electrons a pattern."""
 
-TUNING_SEEDS = range(100, 131)
+TUNING_SEEDS = range(100, 164)
 """Seeds of the scans that the settings of the merge method were tuned on; refused."""
 
 SHAPES = {False: ((64, 56), (96, 90)), True: ((20, 18), (40, 36))}

@@ -12,6 +12,7 @@ from skimage.measure import find_contours, regionprops
 
 from . import emd
 from .checks import check_integer, check_name, check_number
+from .disks import GainedDisks, gained_disks
 from .kernels.tree import growth_steps
 from .mixture import Mixture, measure_mixture
 from .orientation import expand_bragg, expand_orientation_map, find_boundaries
@@ -537,6 +538,55 @@ class Clusters:
             target[target == high] = low
         number = np.unique(target, return_inverse=True)[1].astype(np.int32)
         return self._renumbered(number, f"join_by_misorientation({max_angle})")
+
+    def gained_disks(
+        self,
+        bragg_averages: Any,
+        bragg_scan: Any,
+        *,
+        crystal: Any = None,
+        orientation: Any = None,
+        max_distance: float | None = None,
+    ) -> GainedDisks:
+        """How many Bragg disks averages show, and how far out, against single patterns.
+
+        Parameters
+        ----------
+        bragg_averages : BraggVectors, (N, 1)
+            From ``averages.find_Bragg_disks``; calibrated: origin and pixel size in 1/Angstrom.
+        bragg_scan : BraggVectors, (Rx, Ry)
+            From ``datacube.find_Bragg_disks``, with the same options.
+        crystal : py4DSTEM.process.diffraction.Crystal, optional
+            With an orientation plan. With it and `orientation`, only disks near to a reflection of
+            the cluster count, each reflection once. Without, every peak counts, in single patterns
+            of few electrons mostly noise.
+        orientation : OrientationMap, (N, 1) or (Rx, Ry), optional
+            From ``crystal.match_orientations`` of the averages, as it is or expanded.
+        max_distance : float, optional
+            Farthest from a reflection, 1/Angstrom; noise hits less when it is small. Default:
+            ``corr_kernel_size`` of the orientation plan. Without a crystal: the disk nearest to the
+            origin is the direct beam when it is within this, by default 0.1.
+
+        Returns
+        -------
+        GainedDisks
+            ``table()`` has a row for each cluster; ``plot()`` draws disks over scattering vector.
+            The direct beam is not counted.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an argument breaks its rule, the Bragg vectors are not calibrated, or there are no
+            clusters.
+        """
+        return gained_disks(
+            self.labels,
+            bragg_averages,
+            bragg_scan,
+            crystal=crystal,
+            orientation=orientation,
+            max_distance=max_distance,
+        )
 
     # --- new from old ------------------------------------------------------------------------
 

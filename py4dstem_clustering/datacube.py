@@ -52,6 +52,7 @@ from .kernels.similarity import similarity_core, similarity_mean
 from .kernels.tree import spanning_forest
 from .mixture import Mixture, measure_features
 from .similarity import Similarity
+from .validation import cross_validate_orientation
 
 
 @contextmanager
@@ -806,8 +807,8 @@ def get_clustered_datacube(
     origin = _origin(self)
     if origin is None and align:
         raise ValueError(
-            "align=True needs an origin for each scan position; measure it with "
-            "datacube.get_origin() and datacube.fit_origin()"
+            "align=True needs the origin of each pattern; measure it with datacube.get_origin() "
+            "and datacube.fit_origin()"
         )
 
     labels = clusters.labels
@@ -816,9 +817,10 @@ def get_clustered_datacube(
         labels = _pure_labels(labels, mixture, min_purity)
     calibration = _calibration(self, labels)
     shifts = None
-    if origin is not None and align is not False:
+    if align is not False and origin is not None and _varies(origin):
         place = np.concatenate(calibration.get_origin(), axis=1)
-        shifts = np.nan_to_num(place[labels] - origin)  # of label -1 nobody asks
+        shifts = place[labels] - origin  # of label -1 nobody asks
+        shifts[~np.isfinite(shifts).all(axis=2)] = 0
     with _progress(self.R_Nx, "Averaging", progress_bar) as report:
         averages = averaging_core(self.data, labels, n_jobs=n_jobs, report=report, shifts=shifts)
     keep_clusters(self, clusters, averages)
@@ -828,14 +830,19 @@ def get_clustered_datacube(
 
 
 def _origin(datacube: DataCube) -> np.ndarray | None:
-    """Origin of each pattern (Rx, Ry, 2); None where it is the same everywhere, or not known."""
+    """Origin of each pattern (Rx, Ry, 2), NaN where it is not known; None without any."""
     calibration = datacube.root.metadata.get("calibration")
     origin = None if calibration is None else calibration.get_origin()
-    if origin is None or any(np.shape(part) != datacube.Rshape for part in origin):
+    if origin is None or any(np.shape(part) not in ((), datacube.Rshape) for part in origin):
         return None
-    origin = np.stack(origin, axis=2).astype(float)
+    parts = [np.broadcast_to(np.asarray(part, dtype=float), datacube.Rshape) for part in origin]
+    origin = np.stack(parts, axis=2)
+    return origin if np.isfinite(origin).all(axis=2).any() else None
+
+
+def _varies(origin: np.ndarray) -> bool:
     known = origin[np.isfinite(origin).all(axis=2)]
-    return origin if len(known) and np.ptp(known, axis=0).any() else None
+    return bool((known != known[0]).any())
 
 
 def _pure_labels(labels: np.ndarray, mixture: Mixture, min_purity: float) -> np.ndarray:
@@ -890,6 +897,7 @@ _ATTRIBUTES = {
     "get_cluster_tree": get_cluster_tree,
     "cluster": cluster,
     "get_clustered_datacube": get_clustered_datacube,
+    "cross_validate_orientation": cross_validate_orientation,
     "get_clusters": get_clusters,
     "clusters": property(clusters),
 }

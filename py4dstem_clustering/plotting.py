@@ -571,3 +571,97 @@ def _draw_branches(tree: Any, ax: Any, min_size: int, n_leaves: int) -> None:
         place[node], height[node] = (place[a] + place[b]) / 2, level
     if tree.method == "grow":
         ax.invert_yaxis()
+
+
+# --- orientations ----------------------------------------------------------------------------
+
+
+def plot_cross_validation(
+    validation: Any, axes: Any = None, *, max_error: float | None = None
+) -> Any:
+    """Draw the error map of each method side by side, with one colour bar.
+
+    Parameters
+    ----------
+    validation : CrossValidation
+        From ``datacube.cross_validate_orientation()``.
+    axes : sequence of matplotlib Axes, optional
+        Where to draw, one for each method; by default in a new figure.
+    max_error : float, optional
+        Error at the end of the colours, degrees; by default the 95th percentile of all errors, at
+        least 5.
+
+    Returns
+    -------
+    ndarray of matplotlib Axes
+        Grey where there is no error: no orientation, or none beside it. Titles hold the mean error
+        of each method over its own positions.
+    """
+    errors = validation.errors
+    if max_error is None:
+        values = np.concatenate([error[np.isfinite(error)] for error in errors.values()])
+        max_error = max(5.0, np.percentile(values, 95)) if values.size else 5.0
+    max_error = check_number("max_error", max_error, 1e-6)
+    if axes is None:
+        rx, ry = validation.shape
+        height = np.clip(2.6 * rx / ry, 1.5, 8) + 0.6
+        size = (2.6 * len(errors) + 0.8, height)
+        axes = plt.subplots(1, len(errors), figsize=size, layout="compressed", squeeze=False)[1]
+    axes = np.ravel(axes)
+    if len(axes) != len(errors):
+        raise ValueError(f"axes must be {len(errors)}, one for each method, not {len(axes)}")
+    colors = plt.get_cmap("viridis").with_extremes(bad="0.8")
+    for ax, row, error in zip(axes, validation.table(), errors.values(), strict=True):
+        picture = ax.imshow(error, cmap=colors, vmin=0, vmax=max_error, interpolation="nearest")
+        mean = f"mean {row['mean']:.2f}°" if row["n_positions"] else "no errors"
+        _frame(ax, None)
+        ax.set_title(f"{row['method']}\n{mean}", fontsize=10)
+    add_scale_bar(axes[0], validation.pixel_size, validation.pixel_units, validation.shape[1])
+    ax.figure.colorbar(
+        picture, ax=list(axes), label="misorientation (degrees)", extend="max", pad=0.02
+    )
+    return axes
+
+
+def plot_disks(gained: Any, ax: Any = None, *, step: float = 0.1) -> Any:
+    """Draw how many Bragg disks a pattern has over scattering vector: averages, single patterns.
+
+    Parameters
+    ----------
+    gained : GainedDisks
+        From ``clusters.gained_disks()``.
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    step : float
+        Width of the bins, 1/Angstrom.
+
+    Returns
+    -------
+    matplotlib Axes
+        Disks for each pattern in each bin. Every cluster weighs the same, whatever its size.
+    """
+    step = check_number("step", step, 1e-3)
+    pairs = [
+        (average, np.concatenate(single), len(single))
+        for average, single in zip(gained.average, gained.single, strict=True)
+        if average is not None
+    ]
+    farthest = max((q.max(initial=0) for pair in pairs for q in pair[:2]), default=0)
+    edges = step * np.arange(np.floor(farthest / step) + 2)
+    averages, singles = np.zeros((2, len(edges) - 1))
+    for average, single, n_members in pairs:
+        averages += np.histogram(average, edges)[0] / len(pairs)
+        singles += np.histogram(single, edges)[0] / n_members / len(pairs)
+    ax = _axes(ax)
+    for counts, name, color in (
+        (averages, "averages", _PALETTE[0]),
+        (singles, "single patterns", _PALETTE[1]),
+    ):
+        label = f"{name}: {counts.sum():.1f} disks"
+        ax.stairs(counts, edges, fill=True, color=color, alpha=0.25)
+        ax.stairs(counts, edges, color=color, linewidth=1.5, label=label)
+    ax.set_xlabel("scattering vector (Å⁻¹)")
+    ax.set_ylabel(f"Bragg disks a pattern, in {step:g} Å⁻¹")
+    ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -10,7 +10,6 @@ sign of py4DSTEM. Deformations are finite: the left stretch and the rotation of 
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import emdfile
@@ -19,7 +18,7 @@ import numpy as np
 from . import emd
 from .checks import check_flag, check_integer, check_number
 from .mixture import Mixture
-from .orientation import check_orientation
+from .orientation import calibrated_peaks, check_orientation, cluster_orientations, of_plan
 
 REASONS = ("defined", "unclustered", "too few peaks", "mixed", "low correlation")
 """What the numbers in the slice ``reason`` of a strain map mean."""
@@ -29,34 +28,6 @@ SLICES = ("e_xx", "e_yy", "e_xy", "theta", "mask", "reason", "n_peaks")
 
 _FLAT = 0.1
 """Least spread of matched peaks across the direction of their largest one, relative to that."""
-
-
-def calibrated_peaks(bragg: Any, shape: tuple[int, int]) -> list[np.ndarray]:
-    """Calibrated Bragg peaks of each position in reading order, without changing `bragg`.
-
-    With every calibration that is there; or those of ``bragg.setcal(...)``, where the user chose.
-    """
-    for attribute in ("get_vectors", "calstate", "calibration"):
-        if not hasattr(bragg, attribute):
-            raise TypeError(
-                f"bragg must be BraggVectors from find_Bragg_disks(), not {type(bragg).__name__}"
-            )
-    if tuple(bragg.shape) != tuple(shape):
-        raise ValueError(f"Bragg vectors of shape {tuple(bragg.shape)} must have shape {shape}")
-    calibration = bragg.calibration
-    missing = []
-    if calibration.get_origin() is None:
-        missing.append("the origin (datacube.get_origin(), fit_origin())")
-    if calibration.get_Q_pixel_units() == "pixels":
-        missing.append("the pixel size (calibration.set_Q_pixel_size(), set_Q_pixel_units('A^-1'))")
-    if missing:
-        raise ValueError(f"Bragg vectors are not calibrated; set {' and '.join(missing)} first")
-    chosen = dict(bragg.calstate)
-    if not any(chosen.values()):  # find_Bragg_disks leaves it so
-        chosen["ellipse"] = calibration.get_ellipse() is not None
-        chosen["rotate"] = calibration.get_QR_rotation() is not None
-    chosen["center"] = chosen["pixel"] = True
-    return [bragg.get_vectors(x, y, **chosen).data for x, y in np.ndindex(*shape)]
 
 
 class _Peaks:
@@ -94,8 +65,8 @@ def calculate_strain(
     min_purity = check_number("min_purity", min_purity, 0, 1)
     robust = check_flag("robust", robust)
     progress_bar = check_flag("progress_bar", progress_bar)
-    max_distance = _of_plan(crystal, "max_distance", max_distance, "orientation_kernel_size")
-    sigma = _of_plan(
+    max_distance = of_plan(crystal, "max_distance", max_distance, "orientation_kernel_size")
+    sigma = of_plan(
         crystal,
         "sigma_excitation_error",
         sigma_excitation_error,
@@ -108,18 +79,22 @@ def calculate_strain(
         raise TypeError(
             f"mixture must be a Mixture from clusters.get_mixture(), not {type(mixture).__name__}"
         )
-    shape = tuple(getattr(bragg, "shape", labels.shape))
+    shape, scan = tuple(getattr(bragg, "shape", labels.shape)), labels
     if shape == (n, 1) != labels.shape:  # averages
         labels = np.arange(n)[:, None]
         if mixture is not None:
             raise ValueError("mixture belongs to scan positions, not to averages; leave it out")
     peaks = calibrated_peaks(bragg, labels.shape)
     which = check_orientation(
-        orientation, {"each cluster": (n, 1), "each scan position": labels.shape}
+        orientation, {"each cluster": (n, 1), "each scan position": scan.shape}
     )
     matrices, corr = orientation.matrix[:, :, 0], np.nan_to_num(orientation.corr[:, :, 0])
     if which == "each cluster" and labels.shape != (n, 1):
         matrices, corr = matrices[labels, 0], corr[labels, 0]  # of label -1 nobody asks
+    elif which == "each scan position" and labels is not scan:
+        matrices, best = cluster_orientations(scan, orientation)[:, None], np.zeros(n)
+        np.maximum.at(best, scan[scan >= 0], corr[scan >= 0])
+        corr = best[:, None] * matrices.any(axis=(2, 3))
 
     reason = np.full(labels.shape, REASONS.index("defined"))
     reason[(corr <= 0) | (corr < min_correlation)] = REASONS.index("low correlation")
@@ -134,7 +109,7 @@ def calculate_strain(
     reason[labels < 0] = REASONS.index("unclustered")
 
     n_peaks = np.zeros(labels.shape, dtype=int)
-    matched: list[np.ndarray] = []
+    matched: list[tuple[np.ndarray, np.ndarray]] = []
     places = []
     known: dict[bytes, np.ndarray] = {}
     for place in map(tuple, np.argwhere(reason == REASONS.index("defined"))):
@@ -149,7 +124,7 @@ def calculate_strain(
         if len(found) < min_num_peaks or spread[-1] < _FLAT * spread[0]:
             reason[place] = REASONS.index("too few peaks")
         else:
-            matched.append(found)
+            matched.append((found, reference))
             places.append(place)
 
     data = np.full((len(SLICES), *labels.shape), np.nan)
@@ -172,20 +147,6 @@ def calculate_strain(
     }
     emd.add_settings(strain, settings)
     return strain
-
-
-def _of_plan(crystal: Any, name: str, value: float | None, attribute: str) -> float:
-    if not hasattr(crystal, "generate_diffraction_pattern"):
-        raise TypeError(f"crystal must be a py4DSTEM Crystal, not {type(crystal).__name__}")
-    if value is None:
-        value = getattr(crystal, attribute, None)
-        if value is None:
-            raise ValueError(
-                f"the crystal has no orientation plan to take {name} from; call "
-                f"crystal.orientation_plan(), or give {name}"
-            )
-        return float(value)
-    return check_number(name, value, 1e-6)
 
 
 def _reference(crystal: Any, matrix: np.ndarray, sigma: float) -> np.ndarray:
@@ -215,7 +176,7 @@ def _match(
 
 def _fit(
     crystal: Any,
-    peaks: list[np.ndarray],
+    matched: list[tuple[np.ndarray, np.ndarray]],
     matrices: np.ndarray,
     max_distance: float,
     sigma: float,
@@ -226,29 +187,30 @@ def _fit(
 
     Works around what that does in py4DSTEM 0.14.18: it changes the correlation of the map it is
     given; counts peaks instead of matched ones, and returns 0 or 1 where they are too few; adds
-    Euler angles to theta; and is of first order, 0.04 % short at a strain of 2 %.
+    Euler angles to theta; is of first order, 0.04 % short at a strain of 2 %; and takes its robust
+    weights from the transposed fit, so that they do nothing where the lattice is turned by a
+    degree, and fail where a fit is exact.
     """
     from py4DSTEM.process.diffraction.utils import OrientationMap
 
-    own = OrientationMap(len(peaks), 1, 1)
+    own = OrientationMap(len(matched), 1, 1)
     own.matrix[:, 0, 0] = matrices  # all angles are 0
-    with warnings.catch_warnings():
-        # Robust weights of an exact fit: 0 / 0.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        first_order = crystal.calculate_strain(
-            _Peaks(peaks),
-            own,
-            corr_kernel_size=max_distance,
-            sigma_excitation_error=sigma,
-            min_num_peaks=1,
-            robust=robust,
-            mask_from_corr=False,
-            progress_bar=progress_bar,
-        ).data[:4, :, 0]
+    first_order = crystal.calculate_strain(
+        _Peaks([found for found, _ in matched]),
+        own,
+        corr_kernel_size=max_distance,
+        sigma_excitation_error=sigma,
+        min_num_peaks=1,
+        robust=False,
+        mask_from_corr=False,
+        progress_bar=progress_bar,
+    ).data[:4, :, 0]
     xx, yy, xy, theta = first_order
     # What was fitted, q = m q_ref, and the deformation F = m^-T that it means.
-    m = np.array([[1 - xx, theta - xy], [-theta - xy, 1 - yy]])
-    deformation = np.linalg.inv(np.moveaxis(m, 2, 0)).transpose(0, 2, 1)
+    m = np.moveaxis(np.array([[1 - xx, theta - xy], [-theta - xy, 1 - yy]]), 2, 0)
+    if robust:
+        m = np.array([_robust(*pair) for pair in zip(m, matched, strict=True)])
+    deformation = np.linalg.inv(m).transpose(0, 2, 1)
     u, stretch, v = np.linalg.svd(deformation)
     left = (u * stretch[:, None]) @ u.transpose(0, 2, 1)
     turn = u @ v
@@ -260,3 +222,18 @@ def _fit(
             np.arctan2(turn[:, 0, 1], turn[:, 0, 0]),
         ]
     )
+
+
+def _robust(m: np.ndarray, matched: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """A fit ``q = m q_ref`` once more, with the weights that py4DSTEM means."""
+    found, reference = matched
+    found = np.stack([found["qx"], found["qy"]], axis=1)
+    for _ in range(5):
+        squared = ((found - reference @ m.T) ** 2).sum(axis=1)
+        usual = np.median(squared)
+        if usual == 0:  # exact
+            break
+        # Never nothing: an outlier may be all that lies off a line.
+        weight = np.maximum(np.exp(-squared / (2 * 3**2 * usual)), 1e-6)[:, None]
+        m = np.linalg.lstsq(reference * weight, found * weight, rcond=None)[0].T
+    return m

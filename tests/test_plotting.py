@@ -14,8 +14,12 @@ from matplotlib.colors import to_rgb
 
 from py4dstem_clustering import (
     Clusters,
+    CrossValidation,
+    GainedDisks,
     plot_averages,
     plot_clusters,
+    plot_cross_validation,
+    plot_disks,
     plot_growth,
     plot_patterns,
     plot_similarity,
@@ -173,6 +177,42 @@ def test_the_scale_bar_keeps_clear_of_numbers():
     assert _free_corner((50, 100), [(45, 90)]) == "lower left"
     assert _free_corner((50, 100), [(45, 90), (45, 10)]) == "upper right"
     assert _free_corner((50, 100), [(x, y) for x in (5, 45) for y in (10, 90)]) == "lower right"
+
+
+# --- orientations ----------------------------------------------------------------------------
+
+
+def test_plot_cross_validation():
+    errors = {"raw": np.arange(12.0).reshape(3, 4), "merged": np.full((3, 4), np.nan)}
+    costs = dict.fromkeys(errors, (1, 0.0, 0.0))
+    validation = CrossValidation(errors, {}, costs, 2.5, "nm")
+    axes = validation.plot()
+    drawn(axes[0])
+    assert [ax.get_title() for ax in axes] == ["raw\nmean 5.50°", "merged\nno errors"]
+    assert len(axes[0].figure.axes) == 3  # one colour bar
+    for ax, error in zip(axes, errors.values(), strict=True):
+        np.testing.assert_array_equal(np.ma.filled(ax.images[0].get_array(), np.nan), error)
+        assert ax.images[0].get_clim() == (0, np.percentile(errors["raw"], 95))
+    mine = plt.subplots(1, 2)[1]
+    assert plot_cross_validation(validation, mine, max_error=3)[1] is mine[1]
+    assert mine[0].images[0].get_clim() == (0, 3)
+    with pytest.raises(ValueError, match="axes must be 2, one for each method, not 1"):
+        plot_cross_validation(validation, mine[0])
+    with pytest.raises(ValueError, match="max_error=0"):
+        plot_cross_validation(validation, max_error=0)
+
+
+def test_plot_disks():
+    far, near = np.array([0.25, 0.75]), np.array([0.25])
+    gained = GainedDisks((far, None, near), ([near, near, near[:0]], None, [near[:0]]))
+    ax = drawn(plot_disks(gained, step=0.5))
+    averages, singles = (ax.patches[i].get_data() for i in (0, 2))
+    np.testing.assert_allclose(averages.edges, [0, 0.5, 1])
+    np.testing.assert_allclose(averages.values, [1, 0.5])
+    np.testing.assert_allclose(singles.values, [1 / 3, 0])
+    drawn(plot_disks(GainedDisks((), ())))
+    with pytest.raises(ValueError, match="step=0"):
+        plot_disks(gained, step=0)
 
 
 # --- colours ---------------------------------------------------------------------------------

@@ -350,6 +350,72 @@ def test_a_bend_runs_from_end_to_end(shape):
         assert inside.max() > 0.99
 
 
+def test_no_strain_by_default():
+    a, b = simulate_scan(**SMALL, seed=3), simulate_scan(**SMALL, strain=0, seed=3)
+    np.testing.assert_array_equal(a.datacube.data, b.datacube.data)
+    assert a.strains.shape == (len(a.orientations), 3)
+    assert not a.strains.any()
+    assert simulate_scan((4, 5), (20, 18), n_grains=0, strain=0.02).strains.shape == (0, 3)
+
+
+@pytest.mark.parametrize("strain", [0.02, 0.1])
+def test_strains_are_drawn_evenly_up_to_the_largest(strain):
+    scans = [
+        simulate_scan((24, 20), (16, 16), n_grains=10, strain=strain, seed=k) for k in range(6)
+    ]
+    drawn = np.concatenate([scan.strains for scan in scans])
+    assert len(drawn) > 40
+    assert 0.93 * strain < np.abs(drawn).max() <= strain
+    for column in drawn.T:  # standard deviation of even numbers
+        assert column.std() == pytest.approx(strain / 3**0.5, rel=0.2)
+        assert abs(column.mean()) < 4 * strain / (3 * len(drawn)) ** 0.5
+    assert np.abs(np.corrcoef(drawn.T)[np.triu_indices(3, 1)]).max() < 0.4
+
+
+def test_strain_changes_nothing_else():
+    plain, scan = (simulate_scan(**SMALL, seed=3, strain=strain) for strain in (0, 0.05))
+    for name in ("labels", "orientations", "shares", "shifts"):
+        np.testing.assert_array_equal(getattr(scan, name), getattr(plain, name))
+    np.testing.assert_array_equal(scan.patterns[-1], plain.patterns[-1])
+    assert (np.abs(scan.patterns - plain.patterns)[:-1].max(axis=(1, 2)) > 1e-4).all()
+    np.testing.assert_array_equal(scan.crystal.lat_real, plain.crystal.lat_real)
+    # Drawn from a generator of its own: a seed means what it meant for all older options.
+    own = np.random.default_rng([3, 2]).uniform(-0.05, 0.05, scan.strains.shape)
+    np.testing.assert_allclose(scan.strains, own, rtol=1e-12)
+    again = simulate_scan(**SMALL, seed=3, strain=0.1)
+    np.testing.assert_allclose(again.strains, 2 * scan.strains, rtol=1e-12)
+
+
+@pytest.mark.parametrize("bending", [0, 2])
+def test_disks_lie_where_the_strain_puts_them(bending):
+    options = {"n_grains": 3, "speckle": 0, "strain": 0.08, "bending": bending, "seed": 4}
+    scan = simulate_scan((8, 7), (120, 110), **options)
+    centre = np.array([59.5, 54.5])
+    u, v = np.indices((120, 110))
+    for k, orientation in enumerate(scan.orientations):
+        xx, yy, xy = scan.strains[k]
+        deformation = np.array([[1 + xx, xy], [xy, 1 + yy]])
+        peaks = scan.crystal.generate_diffraction_pattern(
+            orientation_matrix=orientation, sigma_excitation_error=0.03
+        ).data
+        bragg = scan.patterns[k] - 0.6 * scan.patterns[-1]
+        checked = 0
+        places = np.stack([peaks["qx"], peaks["qy"]], axis=1) / scan.datacube.Q_pixel_size
+        # q = F^-T q_0
+        places = centre + places @ np.linalg.inv(deformation)
+        for place in places:
+            distance = np.hypot(u - place[0], v - place[1])
+            others = np.hypot(*(places - place).T)
+            inside = (place > 4).all() and (place < [115, 105]).all()
+            if not inside or np.sort(others)[1] < 7 or np.hypot(*(place - centre)) < 10:
+                continue
+            disk = np.where(distance < 3.3, bragg, 0)
+            found = [(axis * disk).sum() / disk.sum() for axis in (u, v)]
+            np.testing.assert_allclose(found, place, atol=0.05)
+            checked += 1
+        assert checked >= 4
+
+
 def test_uneven():
     options = {"n_grains": 1, "speckle": 0, "electrons": 1e6, "seed": 4}
     for uneven, least, most in ((0, 0.97, 1.03), (0.7, 0.27, 0.75), (1, -0.03, 0.65)):
@@ -505,6 +571,9 @@ def test_recorded_values_never_wrap():
         ({"twins": 0.6, "small_angles": 0.5}, ValueError, "twins=0.6 and small_angles=0.5 must be"),
         ({"small_angle": 46}, ValueError, r"small_angle=46 .* from 0 to 45"),
         ({"bending": 31}, ValueError, r"bending=31 .* from 0 to 30"),
+        ({"strain": -0.01}, ValueError, r"strain=-0.01 must be .* from 0 to 0.1"),
+        ({"strain": 0.11}, ValueError, r"strain=0.11 must be .* from 0 to 0.1"),
+        ({"strain": "1"}, TypeError, "strain='1' must be"),
         ({"uneven": 1.1}, ValueError, r"uneven=1.1 .* from 0 to 1"),
         ({"overlap": 0.6}, ValueError, r"overlap=0.6 .* from 0 to 0.5"),
         ({"film": 1.1}, ValueError, r"film=1.1 .* from 0 to 1"),

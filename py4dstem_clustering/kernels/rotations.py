@@ -65,14 +65,29 @@ def _maps_onto_itself(
 def misorientation_angle(a: np.ndarray, b: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
     """Smallest angle, radian, that turns orientations `a` ``(..., 3, 3)`` into `b`; broadcast."""
     between = np.matmul(a, np.swapaxes(b, -1, -2))
-    flat = between.reshape(-1, 9)
+    flat = between.reshape(-1, 3, 3)
     out = np.empty(len(flat))
     operators = symmetry.transpose(0, 2, 1).reshape(-1, 9).T  # trace of a product
     for start in range(0, len(flat), _CHUNK):
         piece = slice(start, start + _CHUNK)
-        out[piece] = (flat[piece] @ operators).max(axis=1)
-    # From the sine of the half angle: the cosine of small angles knows them to 1e-8 only.
-    return 2 * np.arcsin(np.sqrt(np.clip((3 - out) / 4, 0, 1))).reshape(between.shape[:-2])
+        traces = flat[piece].reshape(-1, 9) @ operators
+        out[piece] = _angle_and_axis(symmetry[traces.argmax(axis=1)] @ flat[piece])[0]
+    return out.reshape(between.shape[:-2])
+
+
+def _angle_and_axis(turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Angles of rotations ``(..., 3, 3)``; and their axes ``(..., 3)``, times twice the sine."""
+    out = np.stack(
+        [
+            turns[..., 2, 1] - turns[..., 1, 2],
+            turns[..., 0, 2] - turns[..., 2, 0],
+            turns[..., 1, 0] - turns[..., 0, 1],
+        ],
+        axis=-1,
+    )
+    # By the sine too: the cosine alone knows small angles, and those near 180 degrees, to 1e-8.
+    trace = np.trace(turns, axis1=-2, axis2=-1)
+    return np.arctan2(np.linalg.norm(out, axis=-1), trace - 1), out
 
 
 def misorientation_axis(
@@ -85,9 +100,8 @@ def misorientation_axis(
     """
     turns = symmetry @ (a @ b.T)
     best = turns[np.trace(turns, axis1=1, axis2=2).argmax()]
-    # arcsin of the antisymmetric part near 0 and arccos elsewhere, both by arctan2.
-    twice = np.array([best[2, 1] - best[1, 2], best[0, 2] - best[2, 0], best[1, 0] - best[0, 1]])
-    angle = float(np.arctan2(np.linalg.norm(twice), np.trace(best) - 1))
+    angle, twice = _angle_and_axis(best)
+    angle = float(angle)
     if angle < 1e-7:
         return angle, np.full(3, np.nan)
     if np.pi - angle < 1e-4:  # no antisymmetric part: the axis is the eigenvector of 1

@@ -1,0 +1,158 @@
+"""Kinematical diffraction of many orientations at once, and how well measured peaks fit it."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+FAINT = 1e-4
+"""Intensity, relative to the strongest reflection, below which a disk is not expected."""
+
+FEWEST = 6
+"""Peaks that strain is told from."""
+
+_DIRECTIONS = np.array(sorted(product((-1.0, 0.0, 1.0), repeat=3), key=np.linalg.norm))
+
+
+class Lattice(NamedTuple):
+    """Reflections of a crystal, the direct beam left out."""
+
+    vectors: np.ndarray
+    """Reciprocal lattice vectors ``(3, n)``, 1/Angstrom, Cartesian coordinates of the crystal."""
+    intensity: np.ndarray
+    """Intensities ``(n,)`` at the Bragg angle, the strongest 1."""
+    wavelength: float
+    """Of the electrons, Angstrom."""
+    sigma: float
+    """Excitation error at which a reflection has lost 40 % of its intensity, 1/Angstrom."""
+
+
+class Window(NamedTuple):
+    """Part of the diffraction plane in which disks were looked for."""
+
+    to_pixels: np.ndarray
+    """``(2, 2)``: places, 1/Angstrom, times this are detector pixels from the origin."""
+    low: np.ndarray
+    """``(2,)``, pixels from the origin."""
+    high: np.ndarray
+
+
+class Peaks(NamedTuple):
+    """Measured peaks of one pattern, the direct beam left out."""
+
+    places: np.ndarray
+    """``(n, 2)``, 1/Angstrom."""
+    weights: np.ndarray
+    """``(n,)``, of length 1."""
+
+
+def predict(lattice: Lattice, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places ``(m, n, 2)`` and intensities ``(m, n)`` of reflections in orientations ``(m, 3, 3)``.
+
+    The excitation error is that of py4DSTEM: the distance to Ewald's sphere along the beam.
+    """
+    turned = np.matmul(matrices.transpose(0, 2, 1), lattice.vectors)
+    along = turned[:, 2]
+    squared = (lattice.vectors**2).sum(axis=0)
+    error = (2 * along - lattice.wavelength * squared) / (2 - 2 * lattice.wavelength * along)
+    intensity = lattice.intensity * np.exp(-0.5 * (error / lattice.sigma) ** 2)
+    return turned[:, :2].transpose(0, 2, 1), intensity
+
+
+def score(
+    lattice: Lattice,
+    window: Window,
+    matrices: np.ndarray,
+    peaks: Peaks,
+    reach: float,
+    power: float,
+) -> np.ndarray:
+    """How well orientations explain the peaks, 0 to 1 ``(m,)``.
+
+    The cosine between measured peaks and predicted ones (their intensity to `power`), where two
+    overlap by ``1 - distance / reach``. A predicted disk that is not there costs as much as a disk
+    that is not predicted.
+    """
+    places, intensity = predict(lattice, matrices)
+    expected = intensity > FAINT
+    some = expected.any(axis=0)
+    places, intensity, expected = places[:, some], intensity[:, some], expected[:, some]
+    pixels = places @ window.to_pixels
+    expected &= ((pixels >= window.low) & (pixels <= window.high)).all(axis=2)
+    weights = np.where(expected, intensity, 0) ** power if power > 0 else expected.astype(float)
+    gap = places[:, :, None] - peaks.places
+    overlap = np.maximum(1 - np.hypot(gap[..., 0], gap[..., 1]) / reach, 0)
+    product = np.einsum("mn,mnp,p->m", weights, overlap, peaks.weights, optimize=True)
+    return product / np.maximum(np.linalg.norm(weights, axis=1), 1e-12)
+
+
+def refine(
+    lattice: Lattice,
+    window: Window,
+    matrix: np.ndarray,
+    peaks: Peaks,
+    reach: float,
+    power: float,
+    first: float,
+    last: float,
+) -> tuple[float, np.ndarray]:
+    """Climb to the best orientation near `matrix`; steps from `first` to `last`, radian.
+
+    Strain is taken out of the peaks once that shows, and the climb goes on from there.
+    """
+    best = 0.0
+    for measured in (peaks, None, None):
+        if measured is None:
+            measured = unstrained(lattice, matrix, peaks, reach)
+            first = min(first, 8 * last)
+        best, step = -1.0, first
+        while step >= last:
+            near = matrix @ _turns(step * _DIRECTIONS)
+            found = score(lattice, window, near, measured, reach, power)
+            k = int(found.argmax())
+            if k == 0 or found[k] <= best:
+                best, step = max(best, float(found[0])), step / 2
+            else:
+                best, matrix = float(found[k]), near[k]
+    return best, matrix
+
+
+def unstrained(lattice: Lattice, matrix: np.ndarray, peaks: Peaks, reach: float) -> Peaks:
+    """Peaks as they would be without the strain that they have against an orientation.
+
+    Strain moves disks far out from under those that are expected, and would be taken for tilt.
+    Where fewer than `FEWEST` peaks are near to expected ones, or all on a line, as they are.
+    """
+    places, intensity = predict(lattice, matrix[None])
+    places = places[0, intensity[0] > FAINT]
+    if len(places) == 0:
+        return peaks
+    gap = peaks.places[:, None] - places
+    distance = np.hypot(gap[..., 0], gap[..., 1])
+    nearest = distance.argmin(axis=1)
+    near = distance[np.arange(len(nearest)), nearest] < reach
+    expected, found = places[nearest[near]], peaks.places[near]
+    weights = peaks.weights[near, None]
+    if len(found) < FEWEST:
+        return peaks
+    left, across = np.linalg.svd(weights * expected, compute_uv=False)
+    if across < 0.1 * left:
+        return peaks
+    deformation = np.linalg.lstsq(weights * expected, weights * found, rcond=None)[0].T
+    u, stretch, _ = np.linalg.svd(deformation)
+    if stretch[1] < 0.5:
+        return peaks
+    return Peaks(peaks.places @ (u / stretch) @ u.T, peaks.weights)
+
+
+def _turns(vectors: np.ndarray) -> np.ndarray:
+    """Rotations ``(n, 3, 3)`` about vectors by their lengths, Rodrigues' formula."""
+    angle = np.linalg.norm(vectors, axis=1)[:, None, None]
+    x, y, z = vectors.T
+    zero = np.zeros_like(x)
+    cross = np.array([[zero, -z, y], [z, zero, -x], [-y, x, zero]]).transpose(2, 0, 1)
+    # sinc, so that no rotation needs no division by zero.
+    linear, square = np.sinc(angle / np.pi), 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
+    return np.eye(3) + linear * cross + square * (cross @ cross)
