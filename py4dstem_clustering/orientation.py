@@ -416,7 +416,7 @@ def refine_orientations(
                 break
         for k, (value, matrix, match) in enumerate(chosen):
             out.matrix[place][k], out.inds[place][k] = matrix, orientation.inds[place][match]
-            out.corr[place][k] = corr[best[2]] * value / max(best[0], 1e-12)
+            out.corr[place][k] = corr[best[2]] * (value / max(best[0], 1e-12))
             _complete(crystal, out, place, k)
     bar.close()
     return out

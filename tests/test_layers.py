@@ -27,6 +27,7 @@ LAYERS = [
     "mixture",
     "similarity",
     "plotting",
+    "arina",
     "simulate",
     "metrics",
     "emd",

@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-FAINT = 1e-4
-"""Intensity, relative to the strongest reflection, below which a disk is not expected."""
+FAINT = 3e-4
+"""Intensity, relative to the strongest reflection, from which a disk is expected to be found."""
+
+WIDTH = 0.3
+"""Standard deviation of peaks, in units of how far apart they may lie."""
 
 FEWEST = 6
 """Peaks that strain is told from."""
@@ -61,6 +64,13 @@ def predict(lattice: Lattice, matrices: np.ndarray) -> tuple[np.ndarray, np.ndar
     return turned[:, :2].transpose(0, 2, 1), intensity
 
 
+def expected_weights(intensity: np.ndarray, power: float) -> np.ndarray:
+    """Intensities to `power`, less what disks that are too faint to be found have; at least 0."""
+    if power == 0:
+        return (intensity > FAINT).astype(float)
+    return np.maximum(intensity, FAINT) ** power - FAINT**power
+
+
 def score(
     lattice: Lattice,
     window: Window,
@@ -71,21 +81,31 @@ def score(
 ) -> np.ndarray:
     """How well orientations explain the peaks, 0 to 1 ``(m,)``.
 
-    The cosine between measured peaks and predicted ones (their intensity to `power`), where two
-    overlap by ``1 - distance / reach``. A predicted disk that is not there costs as much as a disk
-    that is not predicted.
+    The cosine between the measured pattern and the expected one (intensities to `power`), each a
+    sum of Gaussians at its peaks, with a standard deviation of ``WIDTH * reach``. An expected disk
+    that is not there costs as much as a disk that is not expected; and since it is a cosine of
+    functions, it is 1 for the true orientation only, however close peaks lie.
     """
     places, intensity = predict(lattice, matrices)
-    expected = intensity > FAINT
-    some = expected.any(axis=0)
-    places, intensity, expected = places[:, some], intensity[:, some], expected[:, some]
+    some = (intensity > FAINT).any(axis=0)
+    places, intensity = places[:, some], intensity[:, some]
     pixels = places @ window.to_pixels
-    expected &= ((pixels >= window.low) & (pixels <= window.high)).all(axis=2)
-    weights = np.where(expected, intensity, 0) ** power if power > 0 else expected.astype(float)
-    gap = places[:, :, None] - peaks.places
-    overlap = np.maximum(1 - np.hypot(gap[..., 0], gap[..., 1]) / reach, 0)
-    product = np.einsum("mn,mnp,p->m", weights, overlap, peaks.weights, optimize=True)
-    return product / np.maximum(np.linalg.norm(weights, axis=1), 1e-12)
+    inside = ((pixels >= window.low) & (pixels <= window.high)).all(axis=2)
+    weights = inside * expected_weights(intensity, power)
+    width = WIDTH * reach
+    both = (_overlap(places, peaks.places, width) @ peaks.weights * weights).sum(axis=1)
+    own = _overlap(places, places, width)
+    expected_norm = np.einsum("mi,mij,mj->m", weights, own, weights, optimize=True)
+    measured_norm = peaks.weights @ _overlap(peaks.places, peaks.places, width) @ peaks.weights
+    return both / np.sqrt(np.maximum(expected_norm * measured_norm, 1e-24))
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
+    """Of Gaussians at places ``(..., n, 2)`` and ``(..., p, 2)``: ``(..., n, p)``."""
+    squared = (a**2).sum(axis=-1)[..., :, None] + (b**2).sum(axis=-1)[..., None, :]
+    squared -= 2 * (a @ np.swapaxes(b, -1, -2))
+    # Two Gaussians of one width overlap like one that is wider by the root of 2.
+    return np.exp(squared / (-4 * width**2))
 
 
 def refine(
