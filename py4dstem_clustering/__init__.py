@@ -12,6 +12,7 @@
 """
 
 from ._version import __version__
+from .arina import ScanArray, open_scan
 from .cluster_tree import ClusterTree
 from .clusters import Clusters
 from .datacube import register
@@ -40,11 +41,13 @@ __all__ = [
     "CrossValidation",
     "GainedDisks",
     "Mixture",
+    "ScanArray",
     "Similarity",
     "SimulatedScan",
     "__version__",
     "get_symmetry",
     "misorientation",
+    "open_scan",
     "plot_averages",
     "plot_clusters",
     "plot_cross_validation",

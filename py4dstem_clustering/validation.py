@@ -17,7 +17,7 @@ import numpy as np
 from . import emd
 from .checks import check_data, check_flag, check_mask, check_n_jobs, check_r_mask, values_of
 from .kernels.blocks import read_rows, row_blocks
-from .orientation import get_symmetry, misorientation
+from .orientation import get_symmetry, misorientation, refine_orientations
 
 METHODS = ("raw", "filtered", "filtered + clustered", "merged")
 """Ways to the orientations of a scan that can be compared."""
@@ -131,6 +131,7 @@ def cross_validate_orientation(
     grow: Mapping[str, Any] | None = None,
     merge: Mapping[str, Any] | None = None,
     match: Mapping[str, Any] | None = None,
+    refine: bool = True,
     r_mask: np.ndarray | None = None,
     n_jobs: int | None = None,
     progress_bar: bool = True,
@@ -164,6 +165,9 @@ def cross_validate_orientation(
         Options of `cluster`, for merging.
     match : mapping, optional
         Options of ``crystal.match_orientations``. The best match counts.
+    refine : bool
+        Refine the orientations of averages, see `refine_orientations`: of one pattern a cluster
+        that is cheap, and one average that was taken for its twin spoils a whole grain.
     r_mask : ndarray of bool, (Rx, Ry), optional
         Positions that count; by default all. Matching patterns one by one is slow. Clusters are
         found in the whole scan all the same, see `grow` and `merge`.
@@ -208,6 +212,7 @@ def cross_validate_orientation(
     progress_bar = check_flag("progress_bar", progress_bar)
     if r_mask is not None:
         r_mask = check_mask("r_mask", r_mask, self.Rshape, "scan positions")
+    refine = check_flag("refine", refine)
     common = {"n_jobs": n_jobs, "progress_bar": progress_bar}
     filter, grow, merge = _check_clustering(self, methods, filter, grow, merge)
     matching = _check_matching(self, crystal, template, disks, match, progress_bar)
@@ -240,7 +245,7 @@ def cross_validate_orientation(
                         averages = source.get_clustered_datacube(clusters, **common)
                     before += perf_counter() - start
                     start = perf_counter()
-                    found, n = _match_clusters(clusters, averages, matching)
+                    found, n = _match_clusters(clusters, averages, matching, refine)
                 matrices[method][places] = np.where(inside[..., None, None], found, np.nan)
                 costs[method] += n, perf_counter() - start, before
     return CrossValidation(
@@ -444,7 +449,7 @@ class _Matching:
     match: Mapping[str, Any]
     progress_bar: bool
 
-    def __call__(self, patterns: Any) -> Any:
+    def __call__(self, patterns: Any, refine: bool = False) -> Any:
         if self.progress_bar:
             bragg = patterns.find_Bragg_disks(template=self.template, **self.disks)
         else:
@@ -455,9 +460,12 @@ class _Matching:
         with warnings.catch_warnings():
             # Not every microscope has an ellipse or a rotation to correct.
             warnings.filterwarnings("ignore", ".*bragg peaks not .* calibrated", UserWarning)
-            return self.crystal.match_orientations(
+            found = self.crystal.match_orientations(
                 bragg, progress_bar=self.progress_bar, **self.match
             )
+        if refine:
+            found = refine_orientations(self.crystal, bragg, found, progress_bar=self.progress_bar)
+        return found
 
     def try_one(self, datacube: Any, r_mask: np.ndarray | None) -> None:
         """Match one pattern, so that a wrong option shows before the long work."""
@@ -485,9 +493,11 @@ def _match_each(cube: Any, inside: np.ndarray, matching: _Matching) -> tuple[np.
     return out, n
 
 
-def _match_clusters(clusters: Any, averages: Any, matching: _Matching) -> tuple[np.ndarray, int]:
+def _match_clusters(
+    clusters: Any, averages: Any, matching: _Matching, refine: bool
+) -> tuple[np.ndarray, int]:
     """Matrices ``(Rx, Ry, 3, 3)`` from the average of each cluster, and how many were matched."""
     if averages is None:
         return np.full((*clusters.shape, 3, 3), np.nan), 0
-    per_cluster = matching(averages)
+    per_cluster = matching(averages, refine)
     return _matrices(clusters.expand_orientation_map(per_cluster)), clusters.n_clusters

@@ -1,0 +1,1005 @@
+"""Scans left on disk: Dectris Arina and Eiger master files with their chunk files, plain HDF5.
+
+What is read is taken as it was counted: nothing is cast to fewer bits, and a fault of a file is an
+error that names the file and the frame, never a frame of zeros.
+
+Layout of the files (DECTRIS, "Header documentation: NeXus"): ``*_master.h5`` holds
+``entry/data/data_000001`` and so on, each a link to a dataset (frames, Qx, Qy) in a file of its
+own, and what the detector knows in ``entry/instrument/detector``.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from os import PathLike
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import emdfile
+import h5py
+import numpy as np
+
+from .checks import check_integer, check_name
+
+if TYPE_CHECKING:
+    from py4DSTEM import DataCube
+
+NAME = "arina"
+"""Name of the Metadata that `open_scan` adds."""
+
+BAD_PIXELS = ("fill", "missing", "keep")
+SATURATED = ("raise", "missing", "keep")
+
+DETECTOR = "entry/instrument/detector"
+PIXEL_MASKS = (f"{DETECTOR}/detectorSpecific/pixel_mask", f"{DETECTOR}/pixel_mask")
+
+# What is copied into the metadata where a file has it, under its own name.
+_FACTS = (
+    "entry/instrument/beam/incident_energy",
+    "entry/instrument/beam/incident_wavelength",
+    *(
+        f"{DETECTOR}/{name}"
+        for name in (
+            "bit_depth_image",
+            "bit_depth_readout",
+            "count_time",
+            "countrate_correction_applied",
+            "description",
+            "detector_distance",
+            "detector_number",
+            "flatfield_correction_applied",
+            "frame_time",
+            "pixel_mask_applied",
+            "saturation_value",
+            "sensor_material",
+            "sensor_thickness",
+            "threshold_energy",
+            "x_pixel_size",
+            "y_pixel_size",
+        )
+    ),
+    *(
+        f"{DETECTOR}/detectorSpecific/{name}"
+        for name in (
+            "countrate_correction_count_cutoff",
+            "data_collection_date",
+            "nimages",
+            "ntrigger",
+            "pixel_mask_applied",
+            "saturation_value",
+            "software_version",
+        )
+    ),
+)
+
+# Bits of the pixel mask that make a pixel worthless; those above tell of special pixels whose
+# counts are good (NeXus, NXdetector).
+_BAD_BITS = 0xFFFF
+
+# Frames are read and mended this many bytes at a time, so that a column of pixels over the whole
+# scan does not hold the scan in memory.
+_BATCH_BYTES = 16 * 2**20
+
+# A scan may have thousands of chunk files, a process may often open no more than 1,024.
+_MAX_OPEN = 64
+
+
+# --- files and links --------------------------------------------------------------------------
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to read; what h5py has to say about it as a line with its name."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; check the path")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        if h5py.is_hdf5(path):
+            what = f"is damaged, cut short or still written ({error}); copy it again"
+        else:
+            what = f"is no HDF5 file ({error}); give a *_master.h5 file, or another HDF5 file"
+        raise OSError(f"{path} {what}") from error
+    with file:
+        yield file
+
+
+def _walk(file: h5py.File, path: str, hops: int = 8) -> Any:
+    """The object at a path, an ExternalLink where the path leaves the file, None where it ends.
+
+    h5py would follow a link to any file of the computer; here no other file is opened.
+    """
+    node: Any = file
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    for i, part in enumerate(parts):
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+        rest = parts[i + 1 :]
+        if link is None:
+            return None
+        if isinstance(link, h5py.ExternalLink):
+            return h5py.ExternalLink(link.filename, "/".join([link.path, *rest]))
+        if isinstance(link, h5py.SoftLink):
+            target = link.path if link.path.startswith("/") else f"{node.name}/{link.path}"
+            return _walk(file, "/".join([target, *rest]), hops - 1) if hops else None
+        try:
+            node = node[part]
+        except (KeyError, OSError, RuntimeError) as error:
+            raise OSError(
+                f"{file.filename} is damaged: {path} cannot be opened ({error}); copy it again"
+            ) from error
+    return node
+
+
+def _value(file: h5py.File, path: str) -> Any:
+    """A dataset of one value as plain Python; None where there is none in this file."""
+    item = _walk(file, path)
+    if not isinstance(item, h5py.Dataset) or item.size != 1 or item.dtype.kind not in "buifSO":
+        return None
+    if item.external or item.is_virtual:
+        return None
+    value = np.asarray(item[()]).reshape(-1)[0]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, str):
+        return value
+    return value.item() if isinstance(value, np.generic) else None
+
+
+def _beside(master: Path, filename: str, sibling: Path | None) -> Path:
+    """The file that a link in `master` means: inside its folder, or `sibling`, nothing else."""
+    folder = master.parent
+    # Links are written by the computer of the detector, which may be Windows.
+    name = PureWindowsPath(filename)
+    inside = not (name.drive or name.root or ".." in name.parts)
+    candidates = [folder.joinpath(*name.parts)] if inside else []
+    candidates += [folder / name.name] if name.name else []
+    candidates += [sibling] if sibling is not None else []
+    for path in candidates:
+        if path.is_file():
+            return path
+    if inside:
+        raise FileNotFoundError(
+            f"{candidates[0]} is missing, {master.name} links to it; copy all chunk files of the "
+            "scan into the folder of the master file"
+        )
+    raise OSError(
+        f"{master} links to {filename!r} outside its folder, which is not followed; copy that file "
+        "into the folder of the master file"
+    )
+
+
+class _Piece(NamedTuple):
+    """Frames that lie in one dataset, in a row of it if it is 4D."""
+
+    file: Path
+    dataset: str
+    row: int | None
+    shape: tuple[int, ...]  # of the dataset
+    dtype: np.dtype
+
+    @property
+    def n_frames(self) -> int:
+        return self.shape[0] if self.row is None else self.shape[1]
+
+
+def _find(path: Path, name: str, sibling: Path | None = None, hops: int = 4) -> list[_Piece]:
+    """The frames of a dataset, through links into files beside `path`; the dataset is whole."""
+    with _open(path) as file:
+        item = _walk(file, name)
+        if isinstance(item, h5py.Dataset):
+            return _pieces(path, item)
+    if item is None:
+        raise ValueError(f"{path} holds no {name!r}; {_suggest(path)}")
+    if not isinstance(item, h5py.ExternalLink):
+        raise ValueError(f"{name!r} of {path} is no dataset; {_suggest(path)}")
+    if not hops:
+        raise OSError(f"{name!r} of {path} is a chain of links without end; name a dataset")
+    return _find(_beside(path, item.filename, sibling), item.path, hops=hops - 1)
+
+
+def _suggest(path: Path) -> str:
+    """What a file holds that could be a scan."""
+    found: list[str] = []
+
+    def note(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim in (3, 4) and len(found) < 5:
+            found.append(f"dataset={name!r}")
+
+    with _open(path) as file:
+        file.visititems(note)  # does not follow links
+    return f"give {' or '.join(found)}" if found else "there is no 3D or 4D dataset in it"
+
+
+def _pieces(path: Path, dataset: h5py.Dataset) -> list[_Piece]:
+    where, shape, dtype = f"{dataset.name!r} of {path}", dataset.shape, dataset.dtype
+    if dataset.ndim not in (3, 4):
+        raise ValueError(
+            f"{where} of shape {shape} is no scan: it must be (frames, Qx, Qy) or "
+            f"(Rx, Ry, Qx, Qy); {_suggest(path)}"
+        )
+    if dtype.kind not in "buif":
+        raise TypeError(f"{where} of type {dtype} is no scan: it must hold real numbers")
+    if 0 in shape:
+        raise ValueError(f"{where} of shape {shape} is empty")
+    if dataset.external or dataset.is_virtual:
+        # Both name other files, and HDF5 reads zeros where those are missing.
+        raise OSError(
+            f"{where} takes its values from other files, which is not followed; open the file that "
+            "holds them, or copy the values (h5repack)"
+        )
+    _check_filters(dataset, where)
+    _check_written(dataset, where)
+    rows = range(shape[0]) if dataset.ndim == 4 else [None]
+    return [_Piece(path, dataset.name, row, shape, dtype.newbyteorder("=")) for row in rows]
+
+
+def _check_filters(dataset: h5py.Dataset, where: str) -> None:
+    properties = dataset.id.get_create_plist()
+    for i in range(properties.get_nfilters()):
+        code, _, _, name = properties.get_filter(i)
+        if not h5py.h5z.filter_avail(code):
+            raise OSError(
+                f"{where} is compressed by the HDF5 filter {code} ({name.decode()}), which is not "
+                "installed; pip install hdf5plugin"
+            )
+
+
+def _check_written(dataset: h5py.Dataset, where: str) -> None:
+    """HDF5 reads zeros where nothing was ever written."""
+    if dataset.chunks is None:
+        if dataset.id.get_storage_size() >= dataset.size * dataset.dtype.itemsize:
+            return
+        missing: Any = 0
+    else:
+        grid = [-(-n // size) for n, size in zip(dataset.shape, dataset.chunks, strict=True)]
+        if dataset.id.get_num_chunks() == int(np.prod(grid, dtype=object)):
+            return
+        corners = (np.multiply(place, dataset.chunks) for place in np.ndindex(*grid))
+        chunk = (dataset.id.get_chunk_info_by_coord(tuple(map(int, at))) for at in corners)
+        missing = next(i for i, info in enumerate(chunk) if info.byte_offset is None)
+        missing = int(np.unravel_index(missing, grid)[0]) * dataset.chunks[0]
+    raise OSError(
+        f"{where} was not written to its end: the first frame that is missing is {missing} of "
+        f"{len(dataset)}; copy the file again, or, if the scan was stopped, the frames before into "
+        "a file of their own"
+    )
+
+
+# --- frames of one scan -----------------------------------------------------------------------
+
+
+class ScanArray:
+    """A 4D scan that stays on disk, read by frame; the `data` of what `open_scan` returns.
+
+    Indexed like a NumPy array, and returns NumPy arrays: integers, slices, arrays of integers and
+    boolean maps of the scan, in any way that leaves the detector whole or cuts it by integers and
+    slices. Only the frames asked for are read. ``numpy.asarray(array)`` reads them all.
+
+    Any number of threads may read at the same time; HDF5 itself reads one by one. It can be copied
+    and pickled: what travels are the names of the files.
+
+    Attributes
+    ----------
+    shape : (Rx, Ry, Qx, Qy)
+    dtype : numpy.dtype
+        As counted, or a floating point type where missing pixels are NaN.
+    """
+
+    ndim = 4
+
+    def __init__(
+        self,
+        pieces: list[_Piece],
+        index: np.ndarray,
+        *,
+        bad: np.ndarray,
+        limit: float | None,
+        bad_pixels: str,
+        saturated: str,
+    ) -> None:
+        self._pieces = pieces
+        self._starts = np.cumsum([0, *(piece.n_frames for piece in pieces)])
+        self._index = index
+        self._limit = limit
+        self._saturated = saturated
+        self._bad_pixels = bad_pixels
+        self._bad = np.flatnonzero(bad)
+        self._neighbours = _good_neighbours(bad) if bad_pixels == "fill" else []
+
+        self._raw = pieces[0].dtype
+        floats = bad_pixels == "missing" and self._bad.size
+        floats = floats or (saturated == "missing" and limit is not None)
+        self.dtype = np.result_type(self._raw, np.float32) if floats else self._raw
+        self.shape = (*index.shape, *pieces[0].shape[-2:])
+        self._sizes = {path: path.stat().st_size for path in {piece.file for piece in pieces}}
+        self._start()
+
+    def _start(self) -> None:
+        self._handles: OrderedDict[tuple[Path, str], h5py.Dataset] = OrderedDict()  # newest last
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_handles", "_lock")  # of this process
+        return {key: value for key, value in self.__dict__.items() if key not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    # --- what an array has
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=object))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the whole scan takes in memory."""
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        files = len({piece.file for piece in self._pieces})
+        first = self._pieces[0].file.name
+        more = f" and {files - 1} more" if files > 1 else ""
+        return f"<ScanArray {self.shape} {self.dtype} in {first}{more}>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        out = self[...]
+        return out if dtype is None else out.astype(dtype, copy=False)
+
+    def copy(self) -> ScanArray:
+        """Itself: it cannot be written to."""
+        return self
+
+    def mean(self, axis: Any = None, **options: Any) -> Any:
+        """Mean along `axis`, as numpy.mean; over the scan, ``axis=(0, 1)``, row by row."""
+        if axis != (0, 1) or _given(options):
+            return np.asarray(self).mean(axis=axis, **options)
+        total = np.zeros(self.shape[2:])
+        for row in self:
+            total += row.sum(axis=0, dtype=np.float64)
+        return total / self._index.size
+
+    def max(self, axis: Any = None, **options: Any) -> Any:
+        """Largest value along `axis`, as numpy.max; over the scan, ``axis=(0, 1)``, row by row."""
+        if axis != (0, 1) or _given(options):
+            return np.asarray(self).max(axis=axis, **options)
+        out = self[0].max(axis=0)
+        for row in range(1, len(self)):
+            np.maximum(out, self[row].max(axis=0), out=out)
+        return out
+
+    def close(self) -> None:
+        """Close the files; they open again when something is read."""
+        with self._lock:
+            while self._handles:
+                self._handles.popitem()[1].file.close()
+
+    # --- reading
+
+    def __getitem__(self, key: Any) -> Any:
+        scan_key, pattern_key = self._split(key)
+        frames = self._index[scan_key]
+        pattern = np.broadcast_to(np.int8(0), self.shape[2:])[pattern_key].shape
+        numbers, places = np.unique(frames, return_inverse=True)  # each frame is read once
+        out = np.empty((len(numbers), *pattern), dtype=self.dtype)
+        frame_bytes = self._raw.itemsize * self.shape[2] * self.shape[3]
+        step = max(1, _BATCH_BYTES // frame_bytes)
+        for start in range(0, len(numbers), step):
+            batch = slice(start, start + step)
+            out[batch] = self._read(numbers[batch])[(slice(None), *pattern_key)]
+        if not np.array_equal(places, np.arange(len(numbers))):
+            out = out[places.reshape(-1)]
+        return out.reshape(frames.shape + pattern)[()]
+
+    def _split(self, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Cut an index into the part of the scan and the part of the detector."""
+        keys = list(key) if isinstance(key, tuple) else [key]
+        keys = [k if _is_basic(k) else np.asarray(k) for k in keys]
+        if any(k is None for k in keys):
+            raise IndexError("None makes no new axis here; read first, data[...][None]")
+        axes = [k.ndim if isinstance(k, np.ndarray) and k.dtype == bool else 1 for k in keys]
+        dots = [i for i, k in enumerate(keys) if k is Ellipsis]
+        if len(dots) > 1:
+            raise IndexError("an index may hold one ellipsis (...) only")
+        given = sum(axes) - len(dots)
+        if given > self.ndim:
+            raise IndexError(f"{given} indices for an array of {self.ndim} axes")
+        at = dots[0] if dots else len(keys)
+        whole = [slice(None)] * (self.ndim - given)
+        keys[at : at + 1] = whole
+        axes[at : at + 1] = [1] * len(whole)
+
+        n_scan = int(np.searchsorted(np.cumsum(axes), 2)) + 1
+        scan, pattern = keys[:n_scan], keys[n_scan:]
+        if sum(axes[:n_scan]) != 2 or any(isinstance(k, np.ndarray) for k in pattern):
+            raise IndexError(
+                "the detector axes take integers and slices, scan axes arrays too; read first, "
+                "data[scan index][..., detector index]"
+            )
+        if any(isinstance(k, np.ndarray) for k in scan) and not all(
+            isinstance(k, slice) for k in pattern
+        ):
+            # NumPy may move axes then.
+            raise IndexError(
+                "with arrays for the scan axes, the detector axes take slices only; read first, "
+                "data[scan index][..., detector index]"
+            )
+        return tuple(scan), tuple(pattern)
+
+    def _read(self, numbers: np.ndarray) -> np.ndarray:
+        """Frames of rising numbers, mended."""
+        out = np.empty((len(numbers), *self.shape[2:]), dtype=self._raw)
+        places = np.searchsorted(self._starts, numbers, side="right") - 1
+        cuts = np.flatnonzero((np.diff(numbers) != 1) | np.diff(places)) + 1
+        for run in np.split(np.arange(len(numbers)), cuts):
+            if run.size:
+                first = int(numbers[run[0]] - self._starts[places[run[0]]])
+                target = out[run[0] : run[-1] + 1]
+                self._read_run(self._pieces[places[run[0]]], first, target)
+        return self._mend(out, numbers)
+
+    def _read_run(self, piece: _Piece, first: int, out: np.ndarray) -> None:
+        """Frames of one dataset, one after the other."""
+
+        def read(start: int, stop: int, out: np.ndarray) -> None:
+            rows = slice(first + start, first + stop)
+            dataset.read_direct(out, rows if piece.row is None else (piece.row, rows))
+
+        with self._lock:
+            dataset = self._dataset(piece)
+            try:
+                read(0, len(out), out)
+            except (OSError, RuntimeError) as error:
+                self._check_size(piece)
+                raise self._corrupt(piece, first, out, read) from error
+            # HDF5 reads zeros behind the end of a file.
+            self._check_size(piece)
+
+    def _corrupt(self, piece: _Piece, first: int, out: np.ndarray, read: Callable) -> OSError:
+        """The error for the first frame that cannot be read."""
+        for i in range(len(out)):
+            try:
+                read(i, i + 1, out[i : i + 1])
+            except (OSError, RuntimeError) as error:
+                at = first + i if piece.row is None else (piece.row, first + i)
+                number = self._starts[self._pieces.index(piece)] + first + i
+                return OSError(
+                    f"frame {at} of {piece.dataset!r} in {piece.file}, {self._position(number)}, "
+                    f"cannot be read ({error}); copy the file again, or leave the position out"
+                )
+        return OSError(f"{piece.file} cannot be read at one time and can at another; try again")
+
+    def _position(self, number: int) -> str:
+        x, y = (int(n[0]) for n in np.nonzero(self._index == number))
+        return f"scan position ({x}, {y})"
+
+    def _dataset(self, piece: _Piece) -> h5py.Dataset:
+        key = piece.file, piece.dataset
+        if key not in self._handles:
+            if len(self._handles) >= _MAX_OPEN:
+                self._handles.popitem(last=False)[1].file.close()
+            self._check_size(piece)
+            try:
+                dataset = h5py.File(piece.file, "r")[piece.dataset]
+                same = (
+                    dataset.shape == piece.shape and dataset.dtype.newbyteorder("=") == piece.dtype
+                )
+            except (OSError, KeyError, AttributeError) as error:
+                raise OSError(f"{piece.file} cannot be opened any more ({error})") from error
+            if not same:
+                raise OSError(f"{piece.file} is not what it was; open the scan again")
+            self._handles[key] = dataset
+        self._handles.move_to_end(key)
+        return self._handles[key]
+
+    def _check_size(self, piece: _Piece) -> None:
+        try:
+            size = piece.file.stat().st_size
+        except OSError as error:
+            raise OSError(f"{piece.file} is gone ({error}); bring it back") from error
+        if size < self._sizes[piece.file]:
+            raise OSError(
+                f"{piece.file} shrank from {self._sizes[piece.file]} to {size} bytes since it was "
+                "opened; copy it again, and open the scan again"
+            )
+
+    # --- mending
+
+    def _mend(self, raw: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Look for saturated counts, and give bad pixels a value."""
+        flat = raw.reshape(len(raw), -1)
+        out = flat
+        if self._limit is not None and self._saturated != "keep":
+            recorded = flat[:, self._bad]
+            flat[:, self._bad] = 0  # what they hold tells nothing
+            over = flat.max() > self._limit
+            where = flat > self._limit if over else None
+            flat[:, self._bad] = recorded
+            if over and self._saturated == "raise":
+                self._complain(flat, where, numbers)
+            out = flat.astype(self.dtype, copy=False)
+            if over:
+                out[where] = np.nan
+        out = out.astype(self.dtype, copy=False)
+        if self._bad_pixels == "missing" and self._bad.size:
+            out[:, self._bad] = np.nan
+        for pixels, neighbours in self._neighbours:
+            values = _median(out[:, neighbours])
+            out[:, pixels] = np.rint(values) if out.dtype.kind in "iu" else values
+        return out.reshape(raw.shape)
+
+    def _complain(self, flat: np.ndarray, where: np.ndarray, numbers: np.ndarray) -> None:
+        frame, pixel = (int(n[0]) for n in np.nonzero(where))
+        u, v = (int(n) for n in np.unravel_index(pixel, self.shape[2:]))
+        raise ValueError(
+            f"pixel ({u}, {v}) at {self._position(numbers[frame])} is saturated: it holds "
+            f"{flat[frame, pixel]}, the largest good count is {self._limit:g}, and so in "
+            f"{np.count_nonzero(where)} pixels of the {len(flat)} frames just read; "
+            "open_scan(..., saturated='missing') makes them NaN, 'keep' takes them as they are"
+        )
+
+
+def _is_basic(key: Any) -> bool:
+    if isinstance(key, (bool, np.bool_)):
+        return False
+    return key is None or key is Ellipsis or isinstance(key, (slice, int, np.integer))
+
+
+def _given(options: dict[str, Any]) -> bool:
+    """Whether numpy.mean and the like passed on more than its defaults."""
+    return any(value is not None and value is not False for value in options.values())
+
+
+def _good_neighbours(bad: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each bad pixel the good ones in the smallest square that holds three.
+
+    Returns
+    -------
+    list of (pixels (n,), neighbours (n, k)), flat indices, one for each k.
+    """
+    shape = bad.shape
+    least = min(3, int((~bad).sum()))
+    pending = np.argwhere(bad)
+    groups: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    reach = 0
+    while len(pending):
+        reach += 1
+        offsets = np.indices((2 * reach + 1,) * 2).reshape(2, -1).T - reach
+        # A large gap of a large detector would not fit in one piece.
+        left = []
+        for part in np.array_split(pending, len(pending) * len(offsets) // 2**22 + 1):
+            places = part[:, None] + offsets
+            inside = ((places >= 0) & (places < shape)).all(axis=2)
+            flat = np.ravel_multi_index(np.moveaxis(places, 2, 0), shape, mode="clip")
+            good = inside & ~bad.ravel()[flat]
+            count = good.sum(axis=1)
+            for k in np.unique(count[count >= least]):
+                chosen = count == k
+                pixels = np.ravel_multi_index(part[chosen].T, shape)
+                neighbours = flat[chosen][good[chosen]].reshape(-1, k)
+                groups.setdefault(int(k), []).append((pixels, neighbours))
+            left.append(part[count < least])
+        pending = np.concatenate(left)
+    return [
+        (np.concatenate([p for p, _ in group]), np.concatenate([n for _, n in group]))
+        for group in groups.values()
+    ]
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Median along the last axis of what is not NaN, in float64; NaN where all is."""
+    values = np.sort(values, axis=-1)  # NaN goes to the end
+    count = (values.shape[-1] - np.isnan(values).sum(axis=-1))[..., None]
+    low = np.take_along_axis(values, np.maximum(count - 1, 0) // 2, axis=-1)
+    high = np.take_along_axis(values, np.minimum(count // 2, values.shape[-1] - 1), axis=-1)
+    return ((low.astype(np.float64) + high.astype(np.float64)) / 2)[..., 0]
+
+
+# --- opening ----------------------------------------------------------------------------------
+
+
+def open_scan(
+    path: str | PathLike,
+    *,
+    scan_shape: tuple[int, int] | None = None,
+    skip_frames: int | tuple[int, int] = 0,
+    flyback: int = 0,
+    dataset: str | None = None,
+    bad_pixels: str = "fill",
+    saturated: str = "raise",
+    name: str | None = None,
+) -> DataCube:
+    """Open a scan that stays on disk: Dectris Arina and Eiger, or plain HDF5.
+
+    Where ``py4DSTEM.import_file(..., filetype="arina")`` reads the whole scan into memory and cuts
+    32-bit counts to 16 bits, this reads a frame when it is asked for, as it was counted.
+
+    Parameters
+    ----------
+    path : path
+        The ``*_master.h5`` file, with its chunk files beside it; or, with `dataset`, another HDF5
+        file.
+    scan_shape : (Rx, Ry), optional
+        Rows and columns of the scan, without flyback. By default what the file says (a 4D dataset,
+        or several triggers of several frames each), else a square.
+    skip_frames : int or (int, int)
+        Frames before the first row that are dropped; a pair also drops frames after the last row.
+    flyback : int
+        Frames at the end of each row that are dropped: the beam on its way back. The last row may
+        lack them.
+    dataset : str, optional
+        Name of a dataset in the file, (frames, Qx, Qy) or (Rx, Ry, Qx, Qy); by default the chunks
+        of a master file.
+    bad_pixels : "fill", "missing" or "keep"
+        What becomes of the pixels that the detector's own mask marks as bad (any of the lower 16
+        bits). "fill" gives them the median of the good pixels in the smallest square around them
+        that holds three; the scan keeps its type, and whatever looks for Bragg disks works.
+        "missing" makes them NaN and the scan floating point. "keep" leaves what was recorded, often
+        the largest value of the type.
+    saturated : "raise", "missing" or "keep"
+        What becomes of counts, in other than bad pixels, that are no counts: the largest value of
+        an integer type, which the detector writes where it has none, and values above the
+        saturation that the file states. "raise" stops at the first one with its position, when it
+        is read; ``datacube.get_dp_max()`` looks through the whole scan. "missing" makes
+        them NaN and the scan floating point, so choose it after "raise" found some. "keep"
+        leaves them, as for patterns that were rescaled to the full range of their type.
+    name : str, optional
+        Name of the datacube; by default that of the file, without ``_master``.
+
+    Returns
+    -------
+    DataCube
+        Its `data` are a `ScanArray`, (Rx, Ry, Qx, Qy), where Qx and Qy are the axes of the frames
+        in the file, slow and fast. All methods of this package read it in blocks, and py4DSTEM's
+        that go from pattern to pattern read one at a time. ``numpy.asarray(datacube.data)`` and
+        ``py4DSTEM.save(path, datacube)`` read all of it into memory. The files stay open;
+        ``datacube.data.close()`` closes them until something is read again.
+
+        ``datacube.metadata["arina"]`` holds what the file says of the detector, in the file's own
+        names and units, and ``"bad_pixels"``, a boolean map (Qx, Qy) where there is a mask:
+        ``q_mask & ~datacube.metadata["arina"]["bad_pixels"]`` leaves bad pixels out. The pixel size
+        of the scan is set where the file ``<name>.h5`` of the microscope states it, as py4DSTEM
+        does; nothing else is calibrated.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument breaks its rule, frames do not make up the scan, or, on reading, counts are
+        saturated.
+    OSError
+        If a file is missing, damaged, cut short, compressed in a way that is not installed, or
+        leads to another file outside its folder; on reading, also if it shrank or a frame of it
+        cannot be decompressed. The error names the file and the frame.
+
+    Notes
+    -----
+    Links are followed to files in the folder of the master file only, by their name where the path
+    is another; ``<name>_data_000001.h5`` stands in for a chunk file that was renamed with the
+    master file. Bitshuffle/LZ4 has no checksum: a flipped bit that still decompresses is not seen.
+
+    Examples
+    --------
+    >>> raw = open_scan("scan_master.h5", scan_shape=(512, 256), flyback=2)  # doctest: +SKIP
+    >>> clusters = raw.cluster(threshold=0.9)  # doctest: +SKIP
+
+    Any HDF5 file:
+
+    >>> import h5py, numpy, os, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = os.path.join(folder.name, "counts.h5")
+    >>> with h5py.File(path, "w") as file:
+    ...     file["frames"] = numpy.ones((12, 8, 6), dtype="uint16")
+    >>> raw = open_scan(path, dataset="frames", scan_shape=(3, 4))
+    >>> raw.shape
+    (3, 4, 8, 6)
+    >>> raw.data[1, 2].sum()
+    48
+    >>> raw.data.close(), folder.cleanup()
+    (None, None)
+    """
+    from py4DSTEM import DataCube
+
+    _load_filters()
+    try:
+        path = Path(path).absolute()
+    except TypeError:
+        raise TypeError(f"path={path!r} must be a path, not {type(path).__name__}") from None
+    skip = _check_skip(skip_frames)
+    flyback = check_integer("flyback", flyback, 0)
+    for option, value, choices in (
+        ("bad_pixels", bad_pixels, BAD_PIXELS),
+        ("saturated", saturated, SATURATED),
+    ):
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{option}={value!r} must be one of {', '.join(map(repr, choices))}")
+    if dataset is not None and not isinstance(dataset, str):
+        raise TypeError(f"dataset={dataset!r} must be a string, the name of a dataset")
+    prefix = path.stem.removesuffix("_master")
+    name = _default_name(prefix) if name is None else check_name(name)
+
+    facts, mask = _read_facts(path, bad_pixels)
+    pieces = _master_pieces(path, prefix) if dataset is None else _find(path, dataset)
+    _check_alike(pieces)
+    n_frames = sum(piece.n_frames for piece in pieces)
+    shape = _scan_shape(n_frames, pieces[0], scan_shape, skip, flyback, facts)
+    starts = skip[0] + (shape[1] + flyback) * np.arange(shape[0])
+    index = starts[:, None] + np.arange(shape[1])
+
+    bad = _bad_map(mask, pieces[0].shape[-2:], facts, bad_pixels, path)
+    data = ScanArray(
+        pieces,
+        index,
+        bad=bad,
+        limit=_largest_good(pieces[0].dtype, facts),
+        bad_pixels=bad_pixels,
+        saturated=saturated,
+    )
+
+    cube = DataCube(data=data, name=name)
+    if mask is not None:
+        facts |= {"pixel_mask": mask, "bad_pixels": bad}
+    settings = {"path": str(path), "dataset": dataset, "skip_frames": skip, "flyback": flyback}
+    settings |= {"bad_pixels": bad_pixels, "saturated": saturated}
+    cube.metadata = emdfile.Metadata(NAME, {**facts, "opened": settings})
+    step = _pixel_size(path.with_name(f"{prefix}.h5"))
+    if step is not None:
+        cube.calibration.set_R_pixel_size(step)
+        cube.calibration.set_R_pixel_units("A")
+    return cube
+
+
+def _load_filters() -> None:
+    """Bitshuffle and LZ4 for HDF5, which py4DSTEM depends on; a file may do without."""
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401
+
+
+def _check_skip(skip_frames: Any) -> tuple[int, int]:
+    pair = skip_frames if isinstance(skip_frames, (tuple, list)) else (skip_frames, 0)
+    if len(pair) != 2:
+        raise ValueError(
+            f"skip_frames={skip_frames!r} must be a number, or two: before the first row and after "
+            "the last"
+        )
+    first, last = (check_integer("skip_frames", n, 0) for n in pair)
+    return first, last
+
+
+def _default_name(prefix: str) -> str:
+    try:
+        return check_name(prefix)
+    except ValueError:
+        return "scan"
+
+
+def _master_pieces(path: Path, prefix: str) -> list[_Piece]:
+    """The chunks of a master file, in their order, none missing."""
+    if re.search(r"_data_\d+$", path.stem):
+        master = re.sub(r"_data_\d+$", "_master.h5", path.stem)
+        raise ValueError(
+            f"{path} is one chunk file of a scan; give the master file, {master}, or this one with "
+            "dataset='entry/data/data'"
+        )
+    with _open(path) as file:
+        group = _walk(file, "entry/data")
+        names = list(group) if isinstance(group, h5py.Group) else None
+    if names is None:
+        raise ValueError(
+            f"{path} is no master file of Dectris: it holds no 'entry/data'; {_suggest(path)}"
+        )
+
+    siblings = {}
+    for sibling in path.parent.glob("*.h5"):
+        number = sibling.stem.removeprefix(f"{prefix}_data_")
+        if number != sibling.stem and number.isdecimal():
+            siblings[int(number)] = sibling
+    chunks = {int(n[5:]): n for n in names if n.startswith("data_") and n[5:].isdecimal()}
+    if not chunks and "data" in names:
+        return _find(path, "entry/data/data")
+    numbers = sorted(chunks or siblings)
+    if not numbers:
+        raise FileNotFoundError(
+            f"{path} has no chunks: 'entry/data' holds no 'data_000001', and no file "
+            f"{prefix}_data_000001.h5 lies beside it; copy the chunk files there"
+        )
+    # Files are numbered from 1, old firmware started at 0.
+    missing = sorted(set(range(min(numbers[0], 1), numbers[-1])) - set(numbers))
+    if missing:
+        raise FileNotFoundError(
+            f"{path} has no chunk data_{missing[0]:06d}, but data_{numbers[-1]:06d}; copy all "
+            "chunk files of the scan into its folder"
+        )
+    pieces = []
+    for number in numbers:
+        if chunks:
+            pieces += _find(path, f"entry/data/{chunks[number]}", siblings.get(number))
+        else:
+            pieces += _find(siblings[number], "entry/data/data")
+    return pieces
+
+
+def _check_alike(pieces: list[_Piece]) -> None:
+    first = pieces[0]
+    for piece in pieces[1:]:
+        if piece.shape[-2:] != first.shape[-2:] or piece.dtype != first.dtype:
+            raise ValueError(
+                f"{piece.dataset!r} of {piece.file} holds frames of {piece.shape[-2:]} "
+                f"{piece.dtype}, that of {first.file} {first.shape[-2:]} {first.dtype}; these are "
+                "not chunks of one scan, copy its files into a folder of their own"
+            )
+
+
+def _read_facts(path: Path, bad_pixels: str) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What a file says of the detector, in its own names and units, and its pixel mask."""
+    facts = {}
+    with _open(path) as file:
+        for place in _FACTS:
+            value = _value(file, place)
+            if value is not None:
+                name = place.rpartition("/")[2]
+                facts[name] = value
+                units = _walk(file, place).attrs.get("units")
+                if isinstance(units, (str, bytes)):
+                    facts[f"{name}_units"] = units if isinstance(units, str) else units.decode()
+        for place in PIXEL_MASKS:
+            item = _walk(file, place)
+            if item is None:
+                continue
+            if isinstance(item, h5py.ExternalLink) and bad_pixels == "keep":
+                continue
+            if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
+                raise OSError(
+                    f"{place!r} of {path} leads to another file, which is not followed; copy the "
+                    "pixel mask into the master file, or do without, bad_pixels='keep'"
+                )
+            if item.ndim != 2 or item.dtype.kind not in "bui":
+                raise ValueError(
+                    f"{place!r} of {path}, {item.dtype} of shape {item.shape}, is no pixel mask: "
+                    "it must be whole numbers (Qx, Qy)"
+                )
+            _check_filters(item, f"{place!r} of {path}")
+            try:
+                return facts, item[...]
+            except (OSError, RuntimeError) as error:
+                raise OSError(
+                    f"{place!r} of {path} cannot be read ({error}); copy the file again"
+                ) from error
+    return facts, None
+
+
+def _bad_map(
+    mask: np.ndarray | None,
+    detector: tuple[int, ...],
+    facts: dict[str, Any],
+    bad_pixels: str,
+    path: Path,
+) -> np.ndarray:
+    """Pixels without counts, (Qx, Qy)."""
+    if mask is None:
+        return np.zeros(detector, dtype=bool)
+    if mask.shape != detector:
+        raise ValueError(
+            f"the pixel mask of {path}, {mask.shape}, does not fit its frames, {detector}; "
+            "copy the frames into a file of their own, without the mask"
+        )
+    # A detector that applies its mask marks every pixel with any bit (EIGER2 manual, 11.1).
+    bad = mask != 0 if facts.get("pixel_mask_applied") else (mask & _BAD_BITS) != 0
+    if bad.all() and bad_pixels != "keep":
+        raise ValueError(
+            f"the pixel mask of {path} marks every pixel as bad; bad_pixels='keep' takes them as "
+            "they are"
+        )
+    return bad
+
+
+def _largest_good(dtype: np.dtype, facts: dict[str, Any]) -> int | float | None:
+    """The largest value that can be a count; None for floating point and boolean data."""
+    if dtype.kind not in "iu":
+        return None
+    largest = int(np.iinfo(dtype).max)
+    bits = facts.get("bit_depth_image")
+    if isinstance(bits, int) and 1 < bits < 8 * dtype.itemsize:
+        largest = 2**bits - 1
+    limits = [largest - 1]
+    for name in ("saturation_value", "countrate_correction_count_cutoff"):
+        value = facts.get(name)
+        if isinstance(value, (int, float)) and value > 0:
+            limits.append(value)
+            break
+    return min(limits)
+
+
+def _scan_shape(
+    n_frames: int,
+    piece: _Piece,
+    scan_shape: Any,
+    skip: tuple[int, int],
+    flyback: int,
+    facts: dict[str, Any],
+) -> tuple[int, int]:
+    """Rows and columns that the frames make up."""
+    kept = n_frames - sum(skip)
+    what = f"{n_frames} frames"
+    if skip != (0, 0):
+        what = f"the {kept} of {what} that skip_frames={skip} leaves"
+    if kept < 1:
+        raise ValueError(f"skip_frames={skip} leaves none of {n_frames} frames; skip fewer")
+
+    if scan_shape is not None:
+        try:
+            rows, columns = scan_shape
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"scan_shape={scan_shape!r} must be two whole numbers, (rows, columns)"
+            ) from None
+        rows, columns = (check_integer("scan_shape", n, 1) for n in (rows, columns))
+        needed = rows * (columns + flyback)
+        if kept not in (needed, needed - flyback):
+            over = kept - needed
+            remedy = f"it can be {_shapes(kept, flyback)}"
+            if over > 0:
+                remedy += f", or skip_frames={(skip[0], skip[1] + over)} drops the last {over}"
+            raise ValueError(
+                f"scan_shape={(rows, columns)} with flyback={flyback} needs {needed} frames and "
+                f"does not fit {what}; {remedy}"
+            )
+        return rows, columns
+
+    if piece.row is not None and skip == (0, 0) and piece.shape[1] > flyback:
+        return piece.shape[0], piece.shape[1] - flyback
+    triggers, each = facts.get("ntrigger"), facts.get("nimages")
+    if isinstance(triggers, int) and isinstance(each, int):
+        if triggers * each != n_frames:
+            raise ValueError(
+                f"there are {n_frames} frames, but the file announces {triggers * each}; copy all "
+                f"chunk files, or give scan_shape if the scan was stopped: {_shapes(kept, flyback)}"
+            )
+        if skip == (0, 0) and min(triggers, each - flyback) > 1:
+            return triggers, each - flyback
+    for frames in {kept, kept + flyback}:
+        columns = round((np.sqrt(flyback**2 + 4 * frames) - flyback) / 2)
+        if columns > 0 and columns * (columns + flyback) == frames:
+            return columns, columns
+    raise ValueError(
+        f"{what} with flyback={flyback} make no square; give scan_shape: {_shapes(kept, flyback)}"
+    )
+
+
+def _shapes(frames: int, flyback: int) -> str:
+    """The scans that so many frames can be, those nearest to a square."""
+    found = {
+        (rows, total // rows - flyback)
+        for total in {frames, frames + flyback}
+        for rows in _divisors(total)
+        if total // rows > flyback
+    }
+    nearest = sorted(found, key=lambda shape: abs(np.log(shape[0] / shape[1])))[:6]
+    return " or ".join(map(str, sorted(nearest)))
+
+
+def _divisors(n: int) -> list[int]:
+    small = [i for i in range(1, int(np.sqrt(n)) + 1) if n % i == 0]
+    return small + [n // i for i in small]
+
+
+def _pixel_size(path: Path) -> float | None:
+    """Distance of scan positions in Å, where the microscope wrote it beside the master file."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return None
+    with _open(path) as file:
+        group = _walk(file, "STEM Metadata")
+        if not isinstance(group, h5py.Group) or "Pixel Size" not in group.attrs:
+            return None
+        size = np.ravel(group.attrs["Pixel Size"])
+    if size.size == 0 or size.dtype.kind not in "iuf" or not (np.isfinite(size[0]) and size[0] > 0):
+        return None
+    return 10 * float(size[0])  # it is in nm
