@@ -19,7 +19,13 @@ from .datacube import register
 from .disks import GainedDisks
 from .kernels.similarity import DIRECTIONS
 from .mixture import Mixture
-from .orientation import get_symmetry, misorientation, refine_orientations
+from .orientation import (
+    get_symmetry,
+    misorientation,
+    orientation_from_node,
+    orientation_to_node,
+    refine_orientations,
+)
 from .plotting import (
     plot_averages,
     plot_clusters,
@@ -48,6 +54,8 @@ __all__ = [
     "get_symmetry",
     "misorientation",
     "open_scan",
+    "orientation_from_node",
+    "orientation_to_node",
     "plot_averages",
     "plot_clusters",
     "plot_cross_validation",

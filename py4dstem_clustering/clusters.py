@@ -446,7 +446,7 @@ class Clusters:
         -------
         RealSlice, the shape of `bragg`
             Slices ``e_xx``, ``e_yy``, ``e_xy``, ``theta`` (radian), ``mask`` (1 where defined), for
-            ``py4DSTEM.show_strain``; ``reason``, a number for each position: 0 defined, 1
+            ``py4DSTEM.visualize.show_strain``; ``reason``, a number for each position: 0 defined, 1
             unclustered, 2 too few peaks, 3 mixed, 4 low correlation or no orientation; and
             ``n_peaks``, how many were matched. NaN where undefined. Keep it with
             ``datacube.attach(strain)``. Axes, signs and reference: ``py4dstem_clustering.strain``.

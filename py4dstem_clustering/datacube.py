@@ -50,7 +50,7 @@ from .kernels.merging import (
 from .kernels.noise import Noise, noise_core, noise_windows
 from .kernels.similarity import similarity_core, similarity_mean
 from .kernels.tree import spanning_forest
-from .mixture import Mixture, measure_features
+from .mixture import Mixture, known_origins, measure_features, varies
 from .similarity import Similarity
 from .validation import cross_validate_orientation
 
@@ -804,7 +804,7 @@ def get_clustered_datacube(
     if align is not None:
         align = check_flag("align", align)
     emd.check_free(self, clusters.name, _clusters.KIND)
-    origin = _origin(self)
+    origin = known_origins(self)
     if origin is None and align:
         raise ValueError(
             "align=True needs the origin of each pattern; measure it with datacube.get_origin() "
@@ -817,7 +817,7 @@ def get_clustered_datacube(
         labels = _pure_labels(labels, mixture, min_purity)
     calibration = _calibration(self, labels)
     shifts = None
-    if align is not False and origin is not None and _varies(origin):
+    if align is not False and origin is not None and varies(origin):
         place = np.concatenate(calibration.get_origin(), axis=1)
         shifts = place[labels] - origin  # of label -1 nobody asks
         shifts[~np.isfinite(shifts).all(axis=2)] = 0
@@ -827,22 +827,6 @@ def get_clustered_datacube(
     cube = _new_datacube(averages[:, None], name, calibration, dict(self.metadata))
     keep_clusters(cube, clusters)
     return cube
-
-
-def _origin(datacube: DataCube) -> np.ndarray | None:
-    """Origin of each pattern (Rx, Ry, 2), NaN where it is not known; None without any."""
-    calibration = datacube.root.metadata.get("calibration")
-    origin = None if calibration is None else calibration.get_origin()
-    if origin is None or any(np.shape(part) not in ((), datacube.Rshape) for part in origin):
-        return None
-    parts = [np.broadcast_to(np.asarray(part, dtype=float), datacube.Rshape) for part in origin]
-    origin = np.stack(parts, axis=2)
-    return origin if np.isfinite(origin).all(axis=2).any() else None
-
-
-def _varies(origin: np.ndarray) -> bool:
-    known = origin[np.isfinite(origin).all(axis=2)]
-    return bool((known != known[0]).any())
 
 
 def _pure_labels(labels: np.ndarray, mixture: Mixture, min_purity: float) -> np.ndarray:

@@ -60,6 +60,38 @@ def known_centre(datacube: Any) -> tuple[float, float] | None:
     return float(origin[0]), float(origin[1])
 
 
+def known_origins(datacube: Any) -> np.ndarray | None:
+    """Origin of each pattern (Rx, Ry, 2), NaN where it is not known; None without any."""
+    calibration = datacube.root.metadata.get("calibration")
+    origin = None if calibration is None else calibration.get_origin()
+    if origin is None or any(np.shape(part) not in ((), datacube.Rshape) for part in origin):
+        return None
+    parts = [np.broadcast_to(np.asarray(part, dtype=float), datacube.Rshape) for part in origin]
+    origin = np.stack(parts, axis=2)
+    return origin if np.isfinite(origin).all(axis=2).any() else None
+
+
+def varies(origin: np.ndarray) -> bool:
+    """Whether the known origins differ over the scan."""
+    known = origin[np.isfinite(origin).all(axis=2)]
+    return bool((known != known[0]).any())
+
+
+def whole_shifts(datacube: Any) -> np.ndarray | None:
+    """Whole pixels (Rx, Ry, 2) that bring each pattern to the mean origin; None where all are 0.
+
+    What descan leaves, parts of a pixel, is among what features leave out.
+    """
+    origin = known_origins(datacube)
+    if origin is None:
+        return None
+    known = np.isfinite(origin).all(axis=2)
+    shifts = np.zeros(origin.shape, dtype=int)
+    shifts[known] = np.round(origin[known].mean(axis=0) - origin[known]).astype(int)
+    limit = np.array(datacube.Qshape) // 2
+    return np.clip(shifts, -limit, limit) if shifts.any() else None
+
+
 def measure_features(
     datacube: Any,
     q_mask: np.ndarray | None,
@@ -76,6 +108,7 @@ def measure_features(
             q_mask=q_mask,
             rank=rank,
             centre=known_centre(datacube),
+            shifts=whole_shifts(datacube),
             n_jobs=n_jobs,
             report=bar.update,
         )

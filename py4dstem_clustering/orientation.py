@@ -8,7 +8,8 @@ from typing import Any
 import emdfile
 import numpy as np
 
-from .checks import check_flag, check_integer, check_number
+from . import emd
+from .checks import check_flag, check_integer, check_name, check_number
 from .kernels.kinematic import Lattice, Peaks, Window, refine
 from .kernels.merging import grid_pairs
 from .kernels.rotations import (
@@ -176,6 +177,55 @@ def expand_orientation_map(labels: np.ndarray, per_cluster: Any) -> Any:
     unmatched = ~_defined(out.matrix) | ~(out.corr > 0)
     out.matrix[unmatched] = out.family[unmatched] = np.eye(3)
     out.corr[unmatched] = 0
+    return out
+
+
+def orientation_to_node(orientation: Any, name: str = "orientation_map") -> emdfile.Array:
+    """An OrientationMap as something that a file can hold; py4DSTEM cannot save one (0.14.18).
+
+    Parameters
+    ----------
+    orientation : OrientationMap
+    name : str
+        Name in the tree: ``datacube.attach(orientation_to_node(orientation))``, then
+        ``py4DSTEM.save``.
+
+    Returns
+    -------
+    emdfile.Array, (Rx, Ry, matches, 3, 3)
+        The matrices; all other fields are in its metadata. Opens where this package is missing.
+    """
+    check_orientation(orientation, {"": tuple(np.shape(getattr(orientation, "matrix", 0))[:2])})
+    node = emdfile.Array(np.array(orientation.matrix), name=check_name(name))
+    emd.tag(node, "orientation_map")
+    fields = {
+        key: np.array(value)
+        for key, value in vars(orientation).items()
+        if isinstance(value, np.ndarray) and key != "matrix"
+    }
+    node.metadata = emdfile.Metadata("arrays", fields)
+    return node
+
+
+def orientation_from_node(node: emdfile.Array) -> Any:
+    """The OrientationMap in a node of a tree, also one read from a file.
+
+    Parameters
+    ----------
+    node : emdfile.Array
+        ``datacube.tree("orientation_map")``.
+
+    Returns
+    -------
+    OrientationMap
+    """
+    from py4DSTEM.process.diffraction.utils import OrientationMap
+
+    emd.check_kind(node, "orientation_map", "orientation map", "one with orientation_to_node()")
+    out = OrientationMap(*node.data.shape[:3])
+    out.matrix = np.array(node.data)
+    for key, value in node.metadata["arrays"]._params.items():
+        setattr(out, key, np.array(value))
     return out
 
 

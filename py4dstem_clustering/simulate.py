@@ -219,7 +219,7 @@ def simulate_scan(
 
     pixel_size = k_max / (min(detector_shape) / 2 - disk_radius - 1)
     centre = np.array([(n - 1) / 2 for n in detector_shape])
-    crystal = _gold(1.5 * k_max)
+    crystal = crystal_of_gold(1.5 * k_max)
     beam = _disk(detector_shape, centre, disk_radius)
     beam /= beam.sum()
     ring = _ring(detector_shape, centre, pixel_size)
@@ -420,7 +420,8 @@ def _smooth_fields(shape: tuple[int, int], n: int, rng: np.random.Generator) -> 
     return noise / np.maximum(noise.max(axis=(0, 1)), 1e-12)
 
 
-def _gold(k_max: float) -> Any:
+def crystal_of_gold(k_max: float) -> Any:
+    """py4DSTEM's Crystal of gold, with structure factors out to `k_max`, 1/Angstrom."""
     from py4DSTEM.process.diffraction import Crystal
 
     positions = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]

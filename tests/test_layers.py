@@ -15,6 +15,7 @@ PACKAGE = Path(py4dstem_clustering.__file__).parent
 # From top to bottom; a module may import those below it.
 LAYERS = [
     "__main__",
+    "benchmark_orientation",
     "benchmark",
     "__init__",
     "datacube",

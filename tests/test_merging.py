@@ -672,3 +672,13 @@ def test_a_pocket_of_liquid_between_grains_stays():
     assert labels.max() == 2
     assert (labels[:5, 6:8] == labels[0, 6]).all()
     assert (labels == labels[0, 6]).sum() == pytest.approx(24, abs=2)
+
+
+def test_refining_may_take_all_of_a_region():
+    values = noise((9, 12), 3, 0) * 0.1
+    labels = np.zeros((9, 12), dtype=int)
+    labels[:, 6:], labels[4, 5] = 2, 1  # a single position that looks like all others
+    values[:, 6:, 0] += 20
+    np.testing.assert_array_equal(
+        refine_borders(labels, values), np.repeat([0, 1], 6)[None].repeat(9, axis=0)
+    )

@@ -24,7 +24,7 @@ from py4dstem_clustering.kernels.kinematic import (
     unstrained,
 )
 from py4dstem_clustering.orientation import get_symmetry, twin_turns
-from py4dstem_clustering.simulate import _gold
+from py4dstem_clustering.simulate import crystal_of_gold
 
 SIGMA, REACH, PIXEL, CENTRE = 0.03, 0.08, 0.03, (47.5, 44.0)
 ANYWHERE = Window(np.eye(2), np.full(2, -np.inf), np.full(2, np.inf))
@@ -32,7 +32,7 @@ ANYWHERE = Window(np.eye(2), np.full(2, -np.inf), np.full(2, np.inf))
 
 @pytest.fixture(scope="module")
 def gold():
-    return _gold(1.4)
+    return crystal_of_gold(1.4)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_without_twins_the_wrong_one_stays(gold):
 
 def test_family_is_that_of_py4dstem(gold):
     pytest.importorskip("pymatgen")
-    crystal = _gold(1.4)
+    crystal = crystal_of_gold(1.4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # numpy and spglib in py4DSTEM
         crystal.orientation_plan(
@@ -285,7 +285,7 @@ def test_bad_input(gold):
     plain = BraggVectors((1, 1), (96, 89))
     with pytest.raises(ValueError, match="not calibrated"):
         refine_orientations(gold, plain, start, **options)
-    crystal = _gold(1.4)
+    crystal = crystal_of_gold(1.4)
     crystal.orientation_precession_angle_degrees = 1.0
     with pytest.raises(ValueError, match="precession"):
         refine_orientations(crystal, bragg, start, **options)

@@ -157,11 +157,13 @@ def features_core(
     centre: tuple[float, float] | None,
     n_jobs: int | None,
     report: Report,
+    shifts: np.ndarray | None = None,
 ) -> Features:
     """Features of every pattern; `rank` None counts the eigenvalues above the noise.
 
     `centre` is that of the direct beam, detector pixels; None finds it. Hot pixels do not count.
-    Reads the data twice.
+    With whole `shifts` ``(Rx, Ry, 2)`` each pattern is moved by so many pixels first, its border
+    repeated. Reads the data twice.
     """
     rx, ry, qx, qy = data.shape
     hot = find_hot_pixels(data)
@@ -187,10 +189,21 @@ def features_core(
     recent: list[np.ndarray] = []
     n_pairs = 0
 
-    def binned(patterns: np.ndarray, out: np.ndarray, total: bool) -> np.ndarray | None:
+    def binned(
+        patterns: np.ndarray, moves: np.ndarray | None, out: np.ndarray, total: bool
+    ) -> np.ndarray | None:
         x = as_comparable(patterns.reshape(len(patterns), -1), False)
-        part = x.sum(axis=0, dtype=np.float64) if total else None
+        if moves is not None:
+            x[:, hot.ravel()] = 0  # or they would move with the pattern
         x = x.reshape(-1, qx, qy)
+        if moves is not None:
+            for i in np.flatnonzero(moves.any(axis=1)):
+                u, v = (
+                    np.clip(np.arange(n) - s, 0, n - 1)
+                    for n, s in zip((qx, qy), moves[i], strict=True)
+                )
+                x[i] = x[i][np.ix_(u, v)]
+        part = x.reshape(len(x), -1).sum(axis=0, dtype=np.float64) if total else None
         if mask is not None:
             x *= mask
         along_v = matmul(x.reshape(-1, qy), bin_v.T).reshape(-1, qx, n_v)
@@ -200,21 +213,24 @@ def features_core(
 
     with workers(n_jobs) as run:
 
-        def bin_block(rows: np.ndarray, totals: bool) -> tuple[np.ndarray, list[np.ndarray]]:
+        def bin_block(
+            start: int, rows: np.ndarray, totals: bool
+        ) -> tuple[np.ndarray, list[np.ndarray]]:
             out = np.empty((len(rows), ry, p), dtype=np.float32)
             pieces = [(i, tile) for i in range(len(rows)) for tile in tiles(ry)]
             parts: dict[int, np.ndarray] = {}
 
             def task(n: int) -> None:
                 i, tile = pieces[n]
-                parts[n] = binned(rows[i, tile], out[i, tile], totals)
+                moves = None if shifts is None else shifts[start + i, tile]
+                parts[n] = binned(rows[i, tile], moves, out[i, tile], totals)
 
             run(task, range(len(pieces)))
             # To be added in order: the same bits for any block size and any number of threads.
             return out, [parts[n] for n in range(len(pieces))]
 
-        for _, rows in iterate_blocks(data, copies=2):
-            block, sums = bin_block(rows, totals=centre is None)
+        for start, rows in iterate_blocks(data, copies=2):
+            block, sums = bin_block(start, rows, totals=centre is None)
             if centre is None:
                 for part in sums:
                     mean_pattern += part
@@ -271,7 +287,7 @@ def features_core(
         )
         values = np.empty((rx, ry, rank + 1), dtype=np.float32)
         for start, rows in iterate_blocks(data, copies=2):
-            block, _ = bin_block(rows, totals=False)
+            block, _ = bin_block(start, rows, totals=False)
             for i, row in enumerate(block):
                 values[start + i] = matmul(row, weights)
             report(len(rows))

@@ -474,7 +474,7 @@ def refine_borders(labels: np.ndarray, values: np.ndarray, rounds: int = 8) -> n
             ]
         if np.array_equal(moved, labels):
             break
-        labels = moved
+        labels = consecutive(moved)  # a region may be gone
     return consecutive(labels)
 
 
