@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from py4dstem_clustering import simulate_scan
 from py4dstem_clustering.kernels import blocks, features
@@ -16,6 +17,7 @@ from py4dstem_clustering.kernels.features import (
     nuisances,
     offsets,
 )
+from py4dstem_clustering.mixture import whole_shifts
 
 
 def run(data, q_mask=None, rank=None, centre=None, n_jobs=1):
@@ -526,3 +528,40 @@ def test_hot_pixels_with_a_mask():
     only = np.zeros((20, 18), bool)
     only[9, 8] = True
     assert run(data, only, rank=1).pixels.tolist() == [1]  # better a hot pixel than none
+
+
+def test_whole_shifts_undo_descan(monkeypatch):
+    rng = np.random.default_rng(3)
+    still = np.zeros((9, 11, 30, 26), dtype=np.uint16)
+    inner = np.s_[..., 6:24, 5:21]  # zero at the border, which is repeated
+    # Smooth, or single pixels would be taken for hot ones.
+    means = 20 * gaussian_filter(rng.random((2, 1, 18, 16)), (0, 0, 2, 2)).repeat([4, 5], axis=0)
+    still[inner] = rng.poisson(np.broadcast_to(means, still[inner].shape))
+    moves = np.stack([rng.integers(-5, 6, (9, 11)), rng.integers(-4, 5, (9, 11))], axis=2)
+    moving = np.empty_like(still)
+    for x, y in np.ndindex(9, 11):
+        moving[x, y] = np.roll(still[x, y], moves[x, y], axis=(0, 1))
+    options = {"q_mask": None, "rank": 4, "centre": (14.5, 12.5), "report": lambda n: None}
+    expected = features_core(still, n_jobs=1, **options)
+    found = features_core(moving, n_jobs=1, shifts=-moves, **options)
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.brightness, expected.brightness)
+    assert np.abs(features_core(moving, n_jobs=1, **options).values - expected.values).max() > 1
+    monkeypatch.setattr("py4dstem_clustering.kernels.blocks.BLOCK_BYTES", 1)
+    again = features_core(moving, n_jobs=2, shifts=-moves, **options)
+    np.testing.assert_array_equal(again.values, expected.values)
+
+
+def test_a_calibrated_origin_is_used():
+    scan = simulate_scan((20, 18), (48, 44), n_grains=2, electrons=3000, descan=6, seed=8)
+    cube = scan.datacube
+    centre = np.array([(n - 1) / 2 for n in cube.Qshape])
+    origin = centre + scan.shifts
+    assert whole_shifts(cube) is None  # the same everywhere, so far
+    cube.calibration.set_origin((origin[..., 0], origin[..., 1]))
+    shifts = whole_shifts(cube)
+    assert shifts.dtype.kind == "i"
+    assert np.abs(origin + shifts - origin.mean(axis=(0, 1))).max() <= 0.5 + 1e-9
+    origin[0, 0] = np.nan
+    cube.calibration.set_origin((origin[..., 0], origin[..., 1]))
+    np.testing.assert_array_equal(whole_shifts(cube)[0, 0], 0)
