@@ -5,8 +5,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import py4DSTEM
 import pytest
@@ -15,6 +18,7 @@ from test_layers import MODULES
 import py4dstem_clustering
 from py4dstem_clustering import simulate_scan
 from py4dstem_clustering.__main__ import main
+from py4dstem_clustering.benchmark_orientation import _kernel
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -31,12 +35,38 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     scan = simulate_scan((24, 20), (192, 192), n_grains=2, electrons=50_000, disk_radius=4, seed=2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(py4DSTEM, "import_file", lambda *args, **options: scan.datacube)
+    monkeypatch.setattr(py4dstem_clustering, "open_scan", lambda *args, **options: None)
     names = {}
     code = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
-    assert len(code) == 4
+    assert len(code) == 6
     for block in code:
-        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+        if "orientation_plan" in block:
+            run_orientations(block)
+        else:
+            exec(compile(block, "README.md", "exec"), names)  # noqa: S102
     assert py4DSTEM.read("averages.h5").clusters.n_clusters == names["clusters"].n_clusters
+
+
+def run_orientations(block):
+    """With a scan, a crystal and a probe of its own: that is where it starts."""
+    pytest.importorskip("pymatgen")
+    scan = simulate_scan((14, 12), (96, 90), n_grains=2, electrons=10_000, seed=2)
+    cube = scan.datacube
+    names = {
+        "py4DSTEM": py4DSTEM,
+        "scan": cube,
+        "clusters": cube.cluster(progress_bar=False),
+        "crystal": scan.crystal,
+        "k_max": 1.5,
+        "probe": SimpleNamespace(kernel=_kernel(cube.Qshape)),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of py4DSTEM, and what it depends on
+        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+    plt.close("all")
+    assert names["strain"].data.shape == (7, 14, 12)
+    assert names["whole"].n_clusters == 2
+    assert {"strain", "orientation_map"} <= set(cube.treekeys)
 
 
 def test_the_command_in_the_readme_runs(tmp_path, monkeypatch):
