@@ -405,7 +405,7 @@ def _print_table(clusters: Any, truth: np.ndarray) -> None:
 def _segmentation(options: argparse.Namespace) -> None:
     from . import benchmark
 
-    seeds = benchmark.check_seeds(options.first_seed, options.seeds)
+    seeds = benchmark.check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
     methods = benchmark.check_methods(options.methods or benchmark.METHODS)
     methods, notes = benchmark.without_missing(methods)
     doses = options.electrons or benchmark.ELECTRONS
@@ -432,8 +432,9 @@ def _segmentation(options: argparse.Namespace) -> None:
 
 def _orientation(options: argparse.Namespace) -> None:
     from . import benchmark_orientation as benchmark
+    from .benchmark import check_seeds, write_csv
 
-    seeds = benchmark.check_seeds(options.first_seed, options.seeds)
+    seeds = check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
     doses = options.electrons or benchmark.ELECTRONS
     for electrons in doses:
         check_number("--electrons", electrons, 1, 1e9)
@@ -453,7 +454,7 @@ def _orientation(options: argparse.Namespace) -> None:
         + f"\n{benchmark.cost_line(rows)}\n"
     )
     print(text)
-    benchmark.write_csv(folder / "orientation.csv", rows)
+    write_csv(folder / "orientation.csv", rows)
     (folder / "orientation.md").write_text(text, encoding="utf-8")
     print(f"wrote orientation.csv and .md to {folder} in {_since(start)}")
 

@@ -63,14 +63,14 @@ def make_scan(seed: int, electrons: float, *, easy: bool, small: bool) -> Simula
     )
 
 
-def check_seeds(first: int, number: int) -> range:
-    """Seeds from `first` on; none that was used for tuning."""
+def check_seeds(first: int, number: int, tuning: range) -> range:
+    """Seeds from `first` on; none of those used for tuning."""
     number = check_integer("--seeds", number, 1)
     first = check_integer("--first-seed", first, 0)
     seeds = range(first, first + number)
-    if set(seeds) & set(TUNING_SEEDS):
+    if set(seeds) & set(tuning):
         raise ValueError(
-            f"seeds {first} to {seeds[-1]} take in some of {TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]},"
+            f"seeds {first} to {seeds[-1]} take in some of {tuning[0]} to {tuning[-1]},"
             " on which settings were tuned; choose others with --first-seed and --seeds"
         )
     return seeds
@@ -465,11 +465,11 @@ def _markdown(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """A line for each method on each scan; no threshold is an empty cell."""
+def write_csv(path: Path, rows: list[Any]) -> None:
+    """A line for each row, under the names of its fields; None is an empty cell."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
+        writer.writerow(rows[0]._fields)
         for row in rows:
             writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row])
 

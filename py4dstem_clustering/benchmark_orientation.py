@@ -6,19 +6,17 @@ strain; so are single patterns well inside the same grains.
 
 from __future__ import annotations
 
-import csv
 import io
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import emdfile
 import numpy as np
 
-from .checks import check_integer, check_number
+from .checks import check_number
 from .orientation import misorientation, refine_orientations
 from .simulate import ACCELERATING_VOLTAGE, crystal_of_gold, simulate_scan
 from .strain import calculate_strain
@@ -87,19 +85,6 @@ class Row(NamedTuple):
     seconds: float
     """For disks and matching."""
     seconds_refining: float
-
-
-def check_seeds(first: int, number: int) -> range:
-    """Seeds from `first` on; none that was used for tuning."""
-    number = check_integer("--seeds", number, 1)
-    first = check_integer("--first-seed", first, 0)
-    seeds = range(first, first + number)
-    if set(seeds) & set(TUNING_SEEDS):
-        raise ValueError(
-            f"seeds {first} to {seeds[-1]} take in some of {TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]},"
-            " on which settings were tuned; choose others with --first-seed and --seeds"
-        )
-    return seeds
 
 
 def run_benchmark(
@@ -326,12 +311,3 @@ def cost_line(rows: list[Row]) -> str:
         for field in ("seconds", "seconds_refining")
     )
     return f"{matching:.0f} ms a pattern for disks and matching, {refining:.0f} ms to refine it"
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """A line for each average and each single pattern."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        for row in rows:
-            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row])

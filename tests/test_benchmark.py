@@ -137,9 +137,9 @@ def test_out_is_a_file(tmp_path, capsys):
 def test_tuning_seeds_are_refused():
     for first, number in ((110, 1), (100, 1), (0, 101), (0, 1000)):
         with pytest.raises(ValueError, match="tuned"):
-            benchmark.check_seeds(first, number)
-    assert benchmark.check_seeds(0, 100) == range(100)
-    assert benchmark.check_seeds(131, 5) == range(131, 136)
+            benchmark.check_seeds(first, number, benchmark.TUNING_SEEDS)
+    assert benchmark.check_seeds(0, 100, benchmark.TUNING_SEEDS) == range(100)
+    assert benchmark.check_seeds(164, 5, benchmark.TUNING_SEEDS) == range(164, 169)
 
 
 def test_a_seed_means_the_same_grains_at_every_dose(small):
