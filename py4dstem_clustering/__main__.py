@@ -13,7 +13,14 @@ import numpy as np
 
 from . import emd
 from ._version import __version__
-from .checks import THRESHOLD_NAMES, check_data, check_number, check_out
+from .checks import (
+    THRESHOLD_NAMES,
+    check_data,
+    check_integer,
+    check_n_jobs,
+    check_number,
+    check_out,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--filter-edge", type=int, help="border of the detector left out (12)")
     add("--figures", type=Path, metavar="DIR", help="folder for figures (PNG)")
     add("--n-jobs", type=int, help="threads; by default all cores")
+    add("--max-memory", metavar="SIZE", help="memory for blocks of the scan, such as 1GB")
     add("--quiet", action="store_true", help="no progress bars")
     cluster.set_defaults(run=_cluster)
 
@@ -90,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmarks = benchmark.add_subparsers(required=True, metavar="WHAT")
     _add_segmentation(benchmarks)
     _add_orientation(benchmarks)
+    _add_speed(benchmarks)
     return parser
 
 
@@ -133,6 +142,23 @@ def _add_orientation(commands: Any) -> None:
     add("--small", action="store_true", help="tiny scans, to try the command itself")
     add("--quiet", action="store_true", help="no progress bar")
     orientation.set_defaults(run=_orientation)
+
+
+def _add_speed(commands: Any) -> None:
+    speed = commands.add_parser(
+        "speed",
+        help="how fast the kernels are",
+        description="Time filter, similarity, averages, blur and growth beside slow loops, the "
+        "published way and other packages, in one run, and beside what memory and BLAS of this "
+        "machine can do.",
+    )
+    add = speed.add_argument
+    add("--positions", type=int, default=1600, metavar="N", help="scan positions (1600)")
+    add("--detector", type=int, default=192, metavar="N", help="detector pixels along one axis "
+        "(192)")  # fmt: skip
+    add("--turns", type=int, default=5, metavar="N", help="how often each is timed (5)")
+    add("--n-jobs", type=int, help="threads; by default all cores")
+    speed.set_defaults(run=_speed)
 
 
 # --- cluster ---------------------------------------------------------------------------------
@@ -277,7 +303,11 @@ def _cluster(options: argparse.Namespace) -> None:
     figures = _make_folder(options.figures)
     start = time.perf_counter()
     scan = load_scan(options.file, options.key, options.scan_shape)
-    common = {"n_jobs": options.n_jobs, "progress_bar": not options.quiet}
+    common = {
+        "n_jobs": options.n_jobs,
+        "max_memory": options.max_memory,
+        "progress_bar": not options.quiet,
+    }
     if step is not None:
         scan.calibration.set_R_pixel_size(step[0])
         scan.calibration.set_R_pixel_units(step[1])
@@ -457,6 +487,25 @@ def _orientation(options: argparse.Namespace) -> None:
     write_csv(folder / "orientation.csv", rows)
     (folder / "orientation.md").write_text(text, encoding="utf-8")
     print(f"wrote orientation.csv and .md to {folder} in {_since(start)}")
+
+
+def _speed(options: argparse.Namespace) -> None:
+    from . import benchmark_speed as benchmark
+
+    positions = check_integer("--positions", options.positions, 9)
+    detector = check_integer("--detector", options.detector, 8)
+    turns = check_integer("--turns", options.turns, 1)
+    n_jobs = check_n_jobs(options.n_jobs)
+    if (load := benchmark.load_text()) != "":
+        print(load)
+    machine = benchmark.measure_machine(n_jobs)
+    print(benchmark.machine_text(machine))
+    data, labels = benchmark.make_scan(positions, detector)
+    print(f"scan {' x '.join(map(str, data.shape))}, {data.dtype}; medians of {turns}", flush=True)
+    for row in benchmark.run_tasks(benchmark.make_tasks(data, labels, n_jobs), machine, turns):
+        print(benchmark.row_text(row), flush=True)
+    side = benchmark.growth_side(positions)
+    print(benchmark.growth_text(side, *benchmark.growth_seconds(side, turns)))
 
 
 # --- shared ----------------------------------------------------------------------------------

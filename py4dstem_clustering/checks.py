@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,15 @@ from typing import Any
 import emdfile
 import numpy as np
 import skimage.filters
+
+from .kernels.blocks import Need
+
+COMPRESSIONS = ("gzip", "lzf", "bitshuffle")
+"""How HDF5 files may be compressed; bitshuffle, with LZ4, needs the package hdf5plugin."""
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", 1):
+    _UNITS |= {f"{_letter}b": 1000**_power, f"{_letter}ib": 1024**_power}
 
 THRESHOLD_NAMES = ("isodata", "li", "mean", "minimum", "otsu", "triangle", "yen")
 """Names of scikit-image's global thresholds, ``skimage.filters.threshold_<name>``."""
@@ -66,6 +78,57 @@ def check_flag(name: str, value: Any) -> bool:
 def check_n_jobs(n_jobs: Any) -> int | None:
     """None, or a number of threads."""
     return None if n_jobs is None else check_integer("n_jobs", n_jobs, 1)
+
+
+def check_memory(max_memory: Any, *needs: Callable[[], Need]) -> int | None:
+    """Rows of the scan in a block, for a number of bytes or a text such as "1 GB"; None for None.
+
+    `needs` are those of all that is done, made only where they count. 1 where none is given.
+    """
+    if max_memory is None:
+        return None
+    rule = "a number of bytes, or a text such as '1 GB', '500 MB' or '1.5 GiB'"
+    if isinstance(max_memory, str):
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", max_memory.lower())
+        if match is None or match[2] not in _UNITS:
+            raise ValueError(f"max_memory={max_memory!r} must be {rule}")
+        limit = int(float(match[1]) * _UNITS[match[2]])
+    elif isinstance(max_memory, Integral) and not isinstance(max_memory, (bool, np.bool_)):
+        limit = int(max_memory)
+    else:
+        raise TypeError(
+            f"max_memory={max_memory!r} must be {rule}, not {type(max_memory).__name__}"
+        )
+    if limit <= 0:
+        raise ValueError(f"max_memory={max_memory!r} must be above 0: {rule}")
+    found = [need() for need in needs]
+    least = max((need.fixed + need.row for need in found), default=0)
+    if limit < least:
+        raise ValueError(
+            f"max_memory={max_memory!r} must be at least {least} bytes ({-(-least // 10**6)} MB): "
+            "what one row of this scan takes here; give more, fewer n_jobs, or bin the detector "
+            "(datacube.bin_Q)"
+        )
+    return max(1, min(((limit - n.fixed) // n.row for n in found if n.row), default=1))
+
+
+def check_compression(compression: Any) -> dict[str, Any]:
+    """Options of h5py for None, or for one of `COMPRESSIONS`."""
+    if compression is None:
+        return {}
+    if not isinstance(compression, str) or compression not in COMPRESSIONS:
+        names = ", ".join(map(repr, COMPRESSIONS))
+        raise ValueError(f"compression={compression!r} must be None or one of {names}")
+    if compression != "bitshuffle":
+        return {"compression": compression, "shuffle": True}
+    if find_spec("hdf5plugin") is None:
+        raise ValueError(
+            "compression='bitshuffle' needs the package hdf5plugin; pip install hdf5plugin, or use "
+            "'lzf'"
+        )
+    import hdf5plugin
+
+    return dict(hdf5plugin.Bitshuffle(cname="lz4"))
 
 
 def check_corr_range(corr_range: Any) -> tuple[float, float] | str:

@@ -315,6 +315,7 @@ class Clusters:
         *,
         reach: int = 4,
         n_jobs: int | None = None,
+        max_memory: int | str | None = None,
         progress_bar: bool = True,
     ) -> Mixture:
         """Share of each cluster in the pattern of each scan position.
@@ -328,6 +329,9 @@ class Clusters:
             and stacked grains reach. Farther inside a cluster it counts as pure.
         n_jobs : int, optional
             Number of threads; by default all cores that the process may use.
+        max_memory : int or str, optional
+            Bytes, or a text such as "1 GB", within which the scan is read in blocks of rows; see
+            ``datacube.filter_correlative``.
         progress_bar : bool
             Show progress.
 
@@ -342,8 +346,9 @@ class Clusters:
             If an argument breaks its rule, or the scan has another shape.
         """
         return measure_mixture(
-            datacube, self.labels, self.settings, reach, n_jobs=n_jobs, progress_bar=progress_bar
-        )
+            datacube, self.labels, self.settings, reach, n_jobs=n_jobs, max_memory=max_memory,
+            progress_bar=progress_bar,
+        )  # fmt: skip
 
     # --- orientations ------------------------------------------------------------------------
 

@@ -7,9 +7,12 @@ missing. What makes a node ours is a Metadata called `TAG`.
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,12 @@ import numpy as np
 
 TAG = "py4dstem_clustering"
 FORMAT = 1
+
+# Seconds after which a file that a dead process was writing counts as left behind.
+_STALE = 60
+
+# Blocks are compressed and written in pieces of about so many bytes, so that Ctrl-C need not wait.
+_PIECE_BYTES = 4 * 2**20
 
 
 # --- settings --------------------------------------------------------------------------------
@@ -147,11 +156,14 @@ def scan_step(node: emdfile.Node) -> tuple[float, str]:
 def complete_or_absent(path: Path) -> Iterator[Path]:
     """A file name to write to; what was written moves to `path` when all went well.
 
-    The other name lies in the same folder and ends in ``.partial``. It is removed on an error; a
-    killed process leaves it behind, never a half-written `path`.
+    The other name lies in the same folder, ``.<name>.<host>-<process>-<random>.partial``. It is
+    removed on an error; a killed process leaves it behind, never a half-written `path`, and the
+    next one that writes `path` removes it.
     """
     path = path.resolve()  # through a link to the file itself
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    _remove_leftovers(path)
+    prefix = f".{path.name}.{_host()}-{os.getpid()}-"
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".partial", dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -166,6 +178,33 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def _host() -> str:
+    return "".join(c if c.isalnum() else "_" for c in socket.gethostname())[:32]
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes of this machine left of `path`; it may be as large as a scan."""
+    if os.name != "posix":  # only there a signal 0 asks, and does nothing
+        return
+    start = f".{path.name}.{_host()}-"
+    for partial in path.parent.iterdir():
+        name = partial.name
+        if not (name.startswith(start) and name.endswith(".partial")):
+            continue
+        process, dash, _ = name[len(start) :].partition("-")
+        if not (dash and process.isdecimal()):
+            continue
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            # One that is being written now, in a container of the same name, is younger.
+            with suppress(OSError):
+                if time.time() - partial.stat().st_mtime > _STALE:
+                    partial.unlink()
+        except (OSError, OverflowError):
+            continue
+
+
 def save_new(path: Path, data: Any) -> None:
     """`py4DSTEM.save`, complete or absent: emdfile writes in place (0.0.16)."""
     import py4DSTEM
@@ -174,8 +213,50 @@ def save_new(path: Path, data: Any) -> None:
         py4DSTEM.save(str(partial), data, mode="o")
 
 
+class _Target:
+    """Takes ``target[start:stop] = rows`` for a dataset, in pieces."""
+
+    def __init__(self, dataset: h5py.Dataset, path: Path) -> None:
+        self._dataset, self._path = dataset, path
+
+    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+        columns, qx, qy = self._dataset.shape[1:]
+        per_chunk = self._dataset.chunks[1]
+        step = max(1, _PIECE_BYTES // (4 * qx * qy * per_chunk)) * per_chunk
+        for row, patterns in zip(range(rows.start, rows.stop), values, strict=True):
+            for start in range(0, columns, step):
+                with _named_errors(self._path):
+                    self._dataset[row, start : start + step] = patterns[start : start + step]
+
+
 @contextmanager
-def scan_writer(path: Path, skeleton: Any, shape: tuple[int, ...]) -> Iterator[h5py.Dataset]:
+def _named_errors(path: Path) -> Iterator[None]:
+    """Errors of HDF5 while it writes as an OSError that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"{path} cannot be written ({error}); nothing is left of it. Make room, or choose "
+            "another disk"
+        ) from error
+
+
+def _check_room(path: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(path.resolve().parent).free
+    if n_bytes > free:
+        raise OSError(
+            f"{path} needs {n_bytes / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB free; make "
+            "room, choose another disk, or compress it (compression='bitshuffle')"
+        )
+
+
+@contextmanager
+def scan_writer(
+    path: Path,
+    skeleton: Any,
+    shape: tuple[int, ...],
+    compression: Mapping[str, Any] | None = None,
+) -> Iterator[_Target]:
     """An EMD file with a float32 scan to be filled block by block.
 
     Parameters
@@ -185,25 +266,49 @@ def scan_writer(path: Path, skeleton: Any, shape: tuple[int, ...]) -> Iterator[h
         emdfile stores an evenly spaced axis as its first two coordinates, so those of the skeleton
         serve for a scan of any size; its data are replaced.
     shape : (Rx, Ry, Qx, Qy)
+    compression : options of h5py; by default none.
 
     Yields
     ------
-    h5py dataset, chunked by diffraction pattern; chunks of at least 64 kB.
+    What takes ``target[start:stop] = rows`` for a dataset that is chunked by diffraction pattern,
+    chunks of at least 64 kB, or one pattern.
     """
     import py4DSTEM
 
+    if not compression:
+        _check_room(path, 4 * int(np.prod(shape, dtype=object)))
+
     per_chunk = int(np.clip(2**16 // (4 * shape[2] * shape[3]), 1, shape[1]))
     with complete_or_absent(path) as partial:
-        py4DSTEM.save(str(partial), skeleton, mode="o")
-        with h5py.File(partial, "r+") as file:
+        with _named_errors(path):
+            py4DSTEM.save(str(partial), skeleton, mode="o")
+        with _closed(partial, path) as file:
             group = file[f"{skeleton.root.name}/{skeleton.name}"]
             units = group["data"].attrs["units"]
             del group["data"]
             dataset = group.create_dataset(
-                "data", shape, dtype=np.float32, chunks=(1, per_chunk, *shape[2:])
+                "data",
+                shape,
+                dtype=np.float32,
+                chunks=(1, per_chunk, *shape[2:]),
+                **(compression or {}),
             )
             dataset.attrs["units"] = units
-            yield dataset
+            yield _Target(dataset, path)
+
+
+@contextmanager
+def _closed(partial: Path, path: Path) -> Iterator[h5py.File]:
+    """The file `partial` to write to; an error on closing it, too, names `path`."""
+    file = h5py.File(partial, "r+")
+    try:
+        yield file
+    except BaseException:
+        with suppress(OSError, RuntimeError):  # a full disk is full still
+            file.close()
+        raise
+    with _named_errors(path):
+        file.close()
 
 
 def open_dataset(path: Path, root: str, name: str) -> h5py.Dataset:

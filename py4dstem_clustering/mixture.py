@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import emdfile
 import numpy as np
 
-from .checks import check_data, check_flag, check_integer, check_n_jobs, check_q_mask
-from .kernels.features import Features, features_core
+from .checks import check_data, check_flag, check_integer, check_memory, check_n_jobs, check_q_mask
+from .kernels.features import Features, features_core, features_need
 from .kernels.lag import Lag, undo_lag
 from .kernels.mixture import mixture_core
 
@@ -99,6 +100,7 @@ def measure_features(
     *,
     n_jobs: int | None,
     progress_bar: bool,
+    n_rows: int | None = None,
 ) -> Features:
     """Features of a scan, with py4DSTEM's progress bar."""
     bar = emdfile.tqdmnd(2 * datacube.R_Nx, desc="Comparing", unit="rows", disable=not progress_bar)
@@ -111,6 +113,7 @@ def measure_features(
             shifts=whole_shifts(datacube),
             n_jobs=n_jobs,
             report=bar.update,
+            n_rows=n_rows,
         )
     finally:
         bar.close()
@@ -123,6 +126,7 @@ def measure_mixture(
     reach: int,
     *,
     n_jobs: int | None,
+    max_memory: int | str | None,
     progress_bar: bool,
 ) -> Mixture:
     """Shares of clusters made with `settings`, which say what of the patterns was compared."""
@@ -134,10 +138,15 @@ def measure_mixture(
         raise ValueError(
             f"clusters of a scan of {labels.shape} do not fit this scan of {datacube.Rshape}"
         )
+    n_rows = check_memory(max_memory, partial(features_need, datacube.data, n_jobs))
     features = measure_features(
         datacube, check_q_mask(settings.get("q_mask"), datacube.Qshape), settings.get("rank"),
-        n_jobs=n_jobs, progress_bar=progress_bar,
+        n_jobs=n_jobs, progress_bar=progress_bar, n_rows=n_rows,
     )  # fmt: skip
     if settings.get("lag_axis") is not None:
         features = undo_lag(features, Lag.from_name(settings["lag_axis"], settings["lag"]))
-    return Mixture(*mixture_core(features.values, labels, reach, MOST))
+    bar = emdfile.tqdmnd(len(labels), desc="Finding shares", unit="rows", disable=not progress_bar)
+    try:
+        return Mixture(*mixture_core(features.values, labels, reach, MOST, bar.update))
+    finally:
+        bar.close()

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from . import emd
-from .checks import check_data, check_flag, check_mask, check_n_jobs, check_r_mask, values_of
+from .checks import (
+    check_data,
+    check_flag,
+    check_mask,
+    check_memory,
+    check_n_jobs,
+    check_r_mask,
+    values_of,
+)
 from .kernels.blocks import read_rows, row_blocks
 from .orientation import get_symmetry, misorientation, refine_orientations
 
@@ -134,6 +142,7 @@ def cross_validate_orientation(
     refine: bool = True,
     r_mask: np.ndarray | None = None,
     n_jobs: int | None = None,
+    max_memory: int | str | None = None,
     progress_bar: bool = True,
 ) -> CrossValidation:
     """Compare orientations of two halves of the scan that know nothing of each other.
@@ -173,6 +182,9 @@ def cross_validate_orientation(
         found in the whole scan all the same, see `grow` and `merge`.
     n_jobs : int, optional
         Threads for filter, clusters and averages; by default all cores that the process may use.
+    max_memory : int or str, optional
+        For filter, clusters and averages of a half, see `filter_correlative`. The half itself, and
+        its filtered copy, are in memory and come on top.
     progress_bar : bool
         Show progress.
 
@@ -213,7 +225,8 @@ def cross_validate_orientation(
     if r_mask is not None:
         r_mask = check_mask("r_mask", r_mask, self.Rshape, "scan positions")
     refine = check_flag("refine", refine)
-    common = {"n_jobs": n_jobs, "progress_bar": progress_bar}
+    check_memory(max_memory)
+    common = {"n_jobs": n_jobs, "max_memory": max_memory, "progress_bar": progress_bar}
     filter, grow, merge = _check_clustering(self, methods, filter, grow, merge)
     matching = _check_matching(self, crystal, template, disks, match, progress_bar)
 
@@ -295,9 +308,9 @@ def _check_clustering(
     """Options of filter, growth and merging; those of `methods` are tried on empty patterns."""
     from py4DSTEM import DataCube
 
-    cube, common = type(datacube), {"name", "n_jobs", "progress_bar"}
+    cube, common = type(datacube), {"name", "n_jobs", "max_memory", "progress_bar"}
     filtering = _check_options(
-        "filter", filtering, cube.filter_correlative, common | {"out", "overwrite"}
+        "filter", filtering, cube.filter_correlative, common | {"out", "overwrite", "compression"}
     )
     ours = common | {"method", "similarity", "returncalc"}
     grow = _check_options("grow", grow, cube.cluster, ours)

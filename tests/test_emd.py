@@ -267,7 +267,7 @@ def test_a_new_file_has_the_usual_permissions(tmp_path):
 
 def test_an_error_while_filtering_leaves_no_file(cube, tmp_path, monkeypatch):
     def fail(data, out, **options):
-        out[0] = 1
+        out[0:1] = data[0:1]
         raise OSError("No space left on device")
 
     monkeypatch.setattr("py4dstem_clustering.datacube.correlative_core", fail)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from threadpoolctl import threadpool_info
 
-from py4dstem_clustering.kernels import blas, blocks, blur
+from py4dstem_clustering.kernels import blas, blocks, blur, correlative
 from py4dstem_clustering.kernels.averaging import averaging_core
 from py4dstem_clustering.kernels.correlative import correlative_core, footprint, radial_weight
 from py4dstem_clustering.kernels.similarity import (
@@ -122,6 +122,39 @@ def test_blur_keeps_the_axes_apart():
     np.testing.assert_allclose(result, gaussian_filter(x, (0, 0.7, 2.1)), atol=1e-5)
 
 
+def test_blur_by_bands_equals_scipy_and_takes_parts():
+    x = np.random.default_rng(0).random((2, 200, 140)).astype(np.float32)
+    matrix_u, matrix_v = blur.blur_matrix(200, 2), blur.blur_matrix(140, 3.3)
+    expected = gaussian_filter(x, (0, 2, 3.3))
+    np.testing.assert_allclose(blur.blur(x, matrix_u, matrix_v), expected, atol=1e-5)
+    part = blur.Blur(matrix_u[12:-12], matrix_v[5:])
+    out = np.empty((2, 176, 135), np.float32)
+    assert part(x, out=out) is out
+    np.testing.assert_allclose(out, expected[:, 12:-12, 5:], atol=1e-5)
+
+
+@pytest.mark.usefixtures("either_blas")
+def test_matmul_writes_between_other_columns():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((4, 5), dtype=np.float32), rng.random((5, 3), dtype=np.float32)
+    whole = np.full((4, 9), 7, np.float32)
+    assert blas.matmul(a, b, out=whole[:, 2:5]).base is whole
+    blas.matmul(a, b, add_to=whole[:, 2:5])
+    np.testing.assert_allclose(whole[:, 2:5], 2 * (a.astype(float) @ b), rtol=1e-5)
+    assert (np.delete(whole, range(2, 5), axis=1) == 7).all()
+
+
+@pytest.mark.usefixtures("either_blas")
+@pytest.mark.parametrize("pixels", [1, 1024, 1500, 30000])
+def test_sums_and_products_of_rows(pixels):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 60000, (n, pixels)).astype(np.float32) for n in (3, 5))
+    exact = a.astype(float) @ b.T.astype(float)
+    np.testing.assert_allclose(blas.row_sums(a), a.sum(axis=1, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(blas.products_of_few_rows(a, b), exact, rtol=1e-6)
+    np.testing.assert_allclose(blas.products_of_rows(a, b), exact, rtol=1e-6)
+
+
 # --- similarity ------------------------------------------------------------------------------
 
 
@@ -191,6 +224,54 @@ def test_filter_of_small_and_long_scans(shape):
     assert_close(run_filter(data), reference.correlative_filter(data, **FILTER))
 
 
+def test_the_filter_in_modes_equals_loop():
+    """Where blur leaves few numbers of a pattern, these are compared instead of its pixels."""
+    data = make_scan((5, 6), (60, 52))
+    data[1, 2] = 0
+    data[2, 2] = 9
+    data[3, 3, 0, 0] = 60000
+    options = {"sigma": 3, "radius": 2, "corr_range": (0.3, 0.9), "edge": 4}
+    modes, normalise = correlative._normaliser((60, 52), 3, 4)
+    assert modes < 52 * 44 / 2
+    expected = reference.correlative_filter(data, **options)
+    assert_close(run_filter(data, **options), expected, 3e-5)
+    # Correlations themselves, of noise alone, which fills all modes.
+    noise = np.random.default_rng(1).poisson(3, (6, 60 * 52)).astype(np.uint16)
+    unit = np.empty((6, modes), np.float32)
+    normalise(noise, unit)
+    weight = radial_weight((60, 52), 4)
+    blurred = gaussian_filter(noise.reshape(6, 60, 52).astype(float), (0, 3, 3))
+    mean = (weight * blurred).sum(axis=(1, 2)) / weight.sum()
+    exact = (weight * (blurred - mean[:, None, None])).reshape(6, -1)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit @ unit.T, exact @ exact.T, atol=2e-5)
+
+
+@pytest.mark.parametrize("value", [0, 7, 0.1, 1e8 + 0.3])
+def test_a_flat_pattern_has_no_modes(value):
+    data = np.full((2, 60 * 52), value, np.float32)
+    n, normalise = correlative._normaliser((60, 52), 3, 4)
+    unit = np.empty((2, n), np.float32)
+    normalise(data, unit)
+    assert not unit.any()
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 5])
+def test_the_filter_in_modes_gives_the_same_bits(monkeypatch, n_jobs):
+    data = make_scan((7, 20), (60, 52))
+    options = {"sigma": 3, "radius": 2, "corr_range": (0.3, 0.9), "edge": 4}
+    expected = run_filter(data, n_jobs=1, **options)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
+    np.testing.assert_array_equal(run_filter(data, n_jobs=n_jobs, **options), expected)
+
+
+def test_a_filter_that_is_written_elsewhere_is_the_same():
+    data = make_scan((5, 6), (16, 14))
+    out = np.empty((5, 6, 16, 28), np.float32)[..., ::2]
+    correlative_core(data, out, **FILTER, n_jobs=2, report=no_report)
+    np.testing.assert_array_equal(out, run_filter(data))
+
+
 def test_footprint_of_the_paper_has_69_positions():
     assert len(footprint(4)) == 69
     assert len(footprint(0.5)) == 5  # a distance of radius + 1/2 is inside
@@ -224,9 +305,12 @@ def test_averages_of_every_kind_of_array(scan, wrap, tiny_blocks):
     assert_close(run_averages(wrap(scan), labels), reference.averages(scan, labels), 1e-6)
 
 
-def test_averages_do_not_overflow():
-    data = np.full((40, 50, 2, 3), 65535, np.uint16)
-    assert (run_averages(data, np.zeros((40, 50), int)) == 65535).all()
+@pytest.mark.parametrize(("dtype", "value"), [("u2", 65535), ("i2", -32768), ("u1", 255)])
+def test_averages_do_not_overflow(dtype, value):
+    data = np.full((40, 50, 2, 3), value, dtype)
+    assert (run_averages(data, np.zeros((40, 50), int)) == value).all()
+    data = np.full((1, 2**16, 1, 2), value, dtype)  # more than 32 bits hold
+    assert (run_averages(data, np.zeros((1, 2**16), int)) == value).all()
 
 
 # --- blocks, threads, bits -------------------------------------------------------------------

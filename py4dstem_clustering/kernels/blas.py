@@ -33,42 +33,61 @@ def _scipy_sgemm() -> Callable[..., None] | None:
 
 
 _sgemm = _scipy_sgemm()
+_Sizes = ctypes.c_int * 6
+_FACTORS = (ctypes.c_float * 2)(0.0, 1.0)
+_ZERO = ctypes.addressof(_FACTORS)
+_ONE = _ZERO + 4
 
 
 def _layout(x: np.ndarray) -> tuple[np.ndarray, bytes, int]:
     """A matrix with rows or columns contiguous, which of them, and the step between them."""
-    for order, (long, short) in ((b"N", (0, 1)), (b"T", (1, 0))):
-        step, rest = divmod(x.strides[long], 4)
-        if x.strides[short] == 4 and rest == 0 and step >= x.shape[short]:
-            return x, order, step
+    rows, columns = x.strides
+    if columns == 4 and rows % 4 == 0 and rows >= 4 * x.shape[1]:
+        return x, b"N", rows // 4
+    if rows == 4 and columns % 4 == 0 and columns >= 4 * x.shape[0]:
+        return x, b"T", columns // 4
     return np.ascontiguousarray(x), b"N", x.shape[1]
 
 
-def matmul(a: np.ndarray, b: np.ndarray, add_to: np.ndarray | None = None) -> np.ndarray:
-    """``a @ b`` of two float32 matrices, or ``add_to += a @ b`` for an `add_to` in C order."""
-    if _sgemm is None:
-        out = a @ b
-        if add_to is not None:
-            add_to += out
-        return out if add_to is None else add_to
+def matmul(
+    a: np.ndarray,
+    b: np.ndarray,
+    add_to: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """``a @ b`` of two float32 matrices, written to `out` or added to `add_to` if given.
 
-    out = np.empty((a.shape[0], b.shape[1]), dtype=np.float32) if add_to is None else add_to
+    The rows of `out` and of `add_to` are contiguous; there may be gaps between them.
+    """
+    if _sgemm is None:
+        if add_to is not None:
+            add_to += a @ b
+            return add_to
+        return np.matmul(a, b, out=out)
+
+    if add_to is not None:
+        out = add_to
+    elif out is None:
+        out = np.empty((a.shape[0], b.shape[1]), dtype=np.float32)
     a, order_a, step_a = _layout(a)
     b, order_b, step_b = _layout(b)
+    step_out = max(out.strides[0] // 4, out.shape[1])
     # BLAS counts down columns, so it sees transposes: out.T = b.T @ a.T.
-    sizes = (ctypes.c_int * 6)(out.shape[1], out.shape[0], a.shape[1], step_b, step_a, out.shape[1])
-    m, n, k, ldb, lda, ldc = (ctypes.byref(sizes, 4 * i) for i in range(6))
-    factors = (ctypes.c_float * 2)(1.0, 0.0 if add_to is None else 1.0)
-    alpha, beta = ctypes.byref(factors), ctypes.byref(factors, 4)
-    pointers = [x.ctypes.data for x in (b, a, out)]
-    _sgemm(order_b, order_a, m, n, k, alpha, pointers[0], ldb, pointers[1], lda, beta,
-           pointers[2], ldc)  # fmt: skip
+    # Numbers are passed as addresses in one array: with ctypes' own pointers a call would cost more
+    # than many a product.
+    sizes = _Sizes(out.shape[1], out.shape[0], a.shape[1], step_b, step_a, step_out)
+    m = ctypes.addressof(sizes)
+    n, k, ldb, lda, ldc = m + 4, m + 8, m + 12, m + 16, m + 20
+    beta = _ZERO if add_to is None else _ONE
+    at_b, at_a, at_out = (x.__array_interface__["data"][0] for x in (b, a, out))
+    _sgemm(order_b, order_a, m, n, k, _ONE, at_b, ldb, at_a, lda, beta, at_out, ldc)
     return out
 
 
 # Pixels summed in float32 before the sum goes on in float64: a long sum in float32 alone is off by
 # 1e-3 for a detector of 1024 x 1024.
 _SHORT_SUM = 1024
+_FEW_ROWS_PRODUCT = 3 * 2**12
 _SHORT_PRODUCT = 2**16  # BLAS sums in blocks by itself
 
 
@@ -86,6 +105,19 @@ def row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out
 
 
+def row_sums(a: np.ndarray) -> np.ndarray:
+    """Sums of the rows of a float32 matrix, float64."""
+    n, pixels = a.shape
+    whole = pixels - pixels % _SHORT_SUM
+    out = np.zeros(n)
+    if whole:
+        pieces = a[:, :whole].reshape(n, -1, _SHORT_SUM)
+        out += np.einsum("ijk->ij", pieces).sum(axis=-1, dtype=np.float64)
+    if whole < pixels:
+        out += np.einsum("ik->i", a[:, whole:])
+    return out
+
+
 def products_of_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """``a @ b.T`` of two float32 matrices with many columns, summed in float64 where it is long."""
     pixels = a.shape[1]
@@ -96,6 +128,19 @@ def products_of_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         piece = slice(start, start + _SHORT_PRODUCT)
         out += matmul(a[:, piece], b[:, piece].T)
     return out.astype(np.float32)
+
+
+def products_of_few_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``a @ b.T`` of two float32 matrices of few rows and many columns, float64.
+
+    OpenBLAS multiplies small matrices without copying them first; the pieces are small to it.
+    """
+    pixels = a.shape[1]
+    out = np.zeros((len(a), len(b)))
+    for start in range(0, pixels, _FEW_ROWS_PRODUCT):
+        piece = slice(start, start + _FEW_ROWS_PRODUCT)
+        out += matmul(a[:, piece], b[:, piece].T)
+    return out
 
 
 class _SingleThreadedBlas:

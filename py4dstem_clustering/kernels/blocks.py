@@ -10,15 +10,22 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from threading import Event
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .blas import single_threaded_blas
+from .blas import row_sums, single_threaded_blas
 
 # Bytes of float32 work held for one block. Large enough to keep the threads busy, small enough for
 # a laptop; a single row of the scan is the least that can be held.
 BLOCK_BYTES = 128 * 2**20
+
+# A block is read in pieces of about so many bytes, so that Ctrl-C need not wait for all of it.
+_PIECE_BYTES = 8 * 2**20
+
+# What a walk takes beside the arrays that are counted: stacks of threads, buffers of HDF5 and BLAS.
+_OVERHEAD = 32 * 2**20
 
 # Squares of values inside this range, summed over any detector, neither overflow nor vanish in
 # float32; patterns outside it are rescaled before they are compared.
@@ -36,25 +43,59 @@ def count_jobs(n_jobs: int | None) -> int:
     return os.cpu_count() or 1
 
 
+class Need(NamedTuple):
+    """Bytes that a kernel holds at most beside its result, as a function of its block of rows."""
+
+    fixed: int
+    """Whatever the block: a halo, what threads work with, matrices."""
+    row: int = 0
+    """More for each row of the scan in a block."""
+
+
+def row_need(data: Any, float32: bool = False) -> int:
+    """Bytes of a row of the scan as it is read; nothing for an array that is not copied."""
+    itemsize = 4 if float32 else np.dtype(data.dtype).itemsize
+    if isinstance(data, np.ndarray) and not np.ma.isMaskedArray(data) and not float32:
+        return 0
+    return itemsize * int(np.prod(data.shape[1:]))
+
+
+def scratch_need(data: Any, n_jobs: int | None, patterns: int, copies: float) -> int:
+    """Bytes of threads that each hold `copies` of a number of patterns in float32, or float64."""
+    wide = np.dtype(data.dtype).itemsize > 4 or np.dtype(data.dtype) in (np.int32, np.uint32)
+    pixels = int(np.prod(data.shape[2:]))
+    jobs, patterns = count_jobs(n_jobs), min(patterns, data.shape[1])
+    return _OVERHEAD + int(jobs * patterns * pixels * 4 * (copies + 2 * wide))
+
+
+class Stopped(Exception):
+    """Raised in threads that nobody waits for any more."""
+
+
 @contextmanager
 def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]]:
     """A pool of threads as a function ``run(task, items)`` that returns when every item is done.
 
-    The first exception of a task is raised, and items that have not started are dropped.
+    The first exception of a task, or Ctrl-C, is raised, and items that have not started are
+    dropped; no thread is left.
     """
-    jobs = count_jobs(n_jobs)
-    with single_threaded_blas, ThreadPoolExecutor(jobs) as pool:
+    with single_threaded_blas:
+        pool = ThreadPoolExecutor(count_jobs(n_jobs))
 
         def run(task: Callable, items: Iterable) -> None:
-            futures = [pool.submit(task, item) for item in items]
+            futures = []
             try:
+                futures += (pool.submit(task, item) for item in items)
                 for future in futures:
                     future.result()
             finally:
                 for future in futures:
                     future.cancel()
 
-        yield run
+        try:
+            yield run
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_rows(data: Any, start: int, stop: int) -> np.ndarray:
@@ -62,10 +103,62 @@ def read_rows(data: Any, start: int, stop: int) -> np.ndarray:
     rows = data[start:stop]
     if hasattr(rows, "compute"):  # dask
         rows = rows.compute()
+    _check_whole(data)
     if np.ma.isMaskedArray(rows) and np.ma.is_masked(rows):
         # What is masked is missing.
         rows = rows.astype(np.result_type(rows.dtype, np.float32)).filled(np.nan)
     return np.asarray(rows)
+
+
+def _check_whole(data: Any) -> None:
+    """An OSError if the file of an h5py dataset or a memmap has become shorter.
+
+    HDF5 reads zeros behind the end of a file, and reading a memmap there kills the process.
+    """
+    if isinstance(data, np.memmap):
+        path, size = data.filename, data.offset + data.nbytes
+    elif hasattr(data, "read_direct") and getattr(data.file, "mode", None) == "r":  # h5py
+        path, size = data.file.filename, data.file.id.get_filesize()
+    else:
+        return
+    if path is None or not os.path.isfile(path):
+        return
+    found = os.path.getsize(path)
+    if found < size:
+        raise OSError(
+            f"{os.fspath(path)} shrank from {size} to {found} bytes since it was opened; copy it "
+            "again, and open it again"
+        )
+
+
+def _read_block(data: Any, start: int, stop: int, stopped: Event) -> np.ndarray:
+    """As `read_rows`, in pieces, until `stopped` is set."""
+    if isinstance(data, np.ndarray) or hasattr(data, "dask"):
+        return read_rows(data, start, stop)
+    _, columns, *detector = data.shape
+    # Pieces as HDF5 holds them: a chunk that is cut is decompressed twice.
+    chunk = getattr(data, "chunks", None) or (1, 1)
+    pattern_bytes = np.dtype(data.dtype).itemsize * int(np.prod(detector))
+    n_rows = max(chunk[0], _PIECE_BYTES // (pattern_bytes * columns), 1)
+    n_columns = columns
+    if hasattr(data, "read_direct"):  # h5py
+        n_columns = max(1, _PIECE_BYTES // (pattern_bytes * n_rows))
+        n_columns = -(-n_columns // chunk[1]) * chunk[1]
+    if n_columns >= columns and n_rows >= stop - start:
+        return read_rows(data, start, stop)
+    out = np.empty((stop - start, columns, *detector), dtype=data.dtype)
+    for first in range(start, stop, n_rows):
+        last = min(first + n_rows, stop)
+        for column in range(0, columns, n_columns):
+            if stopped.is_set():
+                raise Stopped
+            if n_columns >= columns:
+                piece = data[first:last]
+            else:
+                piece = data[first:last, column : column + n_columns]
+            out[first - start : last - start, column : column + n_columns] = piece
+    _check_whole(data)
+    return out
 
 
 def row_blocks(shape: tuple[int, ...], copies: int = 1) -> Iterator[tuple[int, int]]:
@@ -83,16 +176,33 @@ def row_blocks(shape: tuple[int, ...], copies: int = 1) -> Iterator[tuple[int, i
         yield start, min(start + step, n_rows)
 
 
-def iterate_blocks(data: Any, copies: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield ``(first_row, rows)`` for every block; the next block is read while one is used."""
-    blocks = list(row_blocks(data.shape, copies))
-    with ThreadPoolExecutor(1) as reader:
-        pending = reader.submit(read_rows, data, *blocks[0])
+def iterate_blocks(
+    data: Any, copies: int = 1, n_rows: int | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield ``(first_row, rows)`` for every block; the next block is read while one is used.
+
+    Blocks have `n_rows`; by default as `row_blocks` cuts them. When the loop ends early, by an
+    error or Ctrl-C, what is being read is given up at once.
+    """
+    if n_rows is None:
+        blocks = list(row_blocks(data.shape, copies))
+    else:
+        starts = range(0, data.shape[0], n_rows)
+        blocks = [(start, min(start + n_rows, data.shape[0])) for start in starts]
+    stopped = Event()
+    reader = ThreadPoolExecutor(1)
+    try:
+        pending = reader.submit(_read_block, data, *blocks[0], stopped)
         for index, (start, _) in enumerate(blocks):
             rows = pending.result()
+            pending = None  # which would keep the block
             if index + 1 < len(blocks):
-                pending = reader.submit(read_rows, data, *blocks[index + 1])
+                pending = reader.submit(_read_block, data, *blocks[index + 1], stopped)
             yield start, rows
+            del rows
+    finally:
+        stopped.set()
+        reader.shutdown(cancel_futures=True)
 
 
 def tiles(n: int, size: int = 64) -> list[slice]:
@@ -119,8 +229,10 @@ def to_float32(values: np.ndarray, what: str) -> np.ndarray:
     return out
 
 
-def as_comparable(patterns: np.ndarray, subtract_mean: bool) -> np.ndarray:
-    """Copy patterns ``(n, pixels)`` to float32, ready to be compared with each other.
+def as_comparable(
+    patterns: np.ndarray, subtract_mean: bool, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Copy patterns ``(n, pixels)`` to float32, or into `out`, ready to be compared.
 
     With `subtract_mean`, each minus its mean, also where the mean is so large that float32 would
     lose the rest. A missing pixel (NaN or infinite) counts as the mean of its pattern. A pattern
@@ -128,9 +240,11 @@ def as_comparable(patterns: np.ndarray, subtract_mean: bool) -> np.ndarray:
     correlation, so that its squares stay inside float32.
     """
     if patterns.dtype.kind in "bui" and patterns.itemsize <= 2:
-        out = patterns.astype(np.float32)
+        if out is None:
+            out = np.empty(patterns.shape, dtype=np.float32)
+        np.copyto(out, patterns)
         if subtract_mean:
-            out -= out.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+            out -= (row_sums(out) / out.shape[1]).astype(np.float32)[:, None]
         return out
 
     # float32 holds 7 digits; the types that hold more go through float64.
@@ -146,7 +260,10 @@ def as_comparable(patterns: np.ndarray, subtract_mean: bool) -> np.ndarray:
         x -= rounded
         if not wide:
             x -= (mean - rounded).astype(np.float32)
-    return x.astype(np.float32, copy=False)
+    if out is None:
+        return x.astype(np.float32, copy=False)
+    np.copyto(out, x, casting="same_kind")
+    return out
 
 
 def _tame(pattern: np.ndarray) -> np.ndarray:

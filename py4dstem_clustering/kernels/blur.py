@@ -5,6 +5,8 @@ Same conventions as `scipy.ndimage.gaussian_filter`: cut at 4 sigma, reflecting 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from .blas import matmul
@@ -32,6 +34,48 @@ def blur_matrix(n: int, sigma: float) -> np.ndarray:
 
 def blur(patterns: np.ndarray, matrix_u: np.ndarray, matrix_v: np.ndarray) -> np.ndarray:
     """Blur patterns ``(n, Nu, Nv)`` along both detector axes."""
-    n, nu, nv = patterns.shape
-    along_v = matmul(patterns.reshape(n * nu, nv), matrix_v.T).reshape(n, nu, nv)
-    return np.stack([matmul(matrix_u, pattern) for pattern in along_v])
+    return Blur(matrix_u, matrix_v)(patterns)
+
+
+# Outputs per matrix product. A band of width 2 r + 1 is cut into pieces that are dense: the smaller
+# they are, the less is multiplied with zero, and the worse for BLAS.
+_PIECE = 64
+
+
+def _pieces(matrix: np.ndarray) -> list[tuple[slice, slice, np.ndarray]]:
+    """Outputs, the inputs that they need, and the matrix between them."""
+    found = []
+    n = len(matrix)
+    number = max(1, round(n / _PIECE))
+    edges = [n * i // number for i in range(number + 1)]
+    for start, stop in pairwise(edges):
+        used = np.flatnonzero(matrix[start:stop].any(axis=0))
+        source = slice(int(used[0]), int(used[-1]) + 1)
+        piece = np.ascontiguousarray(matrix[start:stop, source])
+        found.append((slice(start, stop), source, piece))
+    return found
+
+
+class Blur:
+    """Blur patterns ``(n, Nu, Nv)`` along both detector axes, by bands of the two matrices.
+
+    Rows of the matrices may be left out: only what they give is computed.
+    """
+
+    def __init__(self, matrix_u: np.ndarray, matrix_v: np.ndarray) -> None:
+        self._along_u, self._along_v = _pieces(matrix_u), _pieces(matrix_v)
+        self._shape = len(matrix_u), len(matrix_v)
+
+    def __call__(self, patterns: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        n, nu, nv = patterns.shape
+        to_u, to_v = self._shape
+        if out is None:
+            out = np.empty((n, to_u, to_v), dtype=np.float32)
+        along_v = np.empty((n, nu, to_v), dtype=np.float32)
+        lines, blurred = patterns.reshape(n * nu, nv), along_v.reshape(n * nu, to_v)
+        for here, source, matrix in self._along_v:
+            matmul(lines[:, source], matrix.T, out=blurred[:, here])
+        for i in range(n):
+            for here, source, matrix in self._along_u:
+                matmul(matrix, along_v[i, source], out=out[i, here])
+        return out

@@ -14,7 +14,18 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, maximum_filter
 
 from .blas import matmul
-from .blocks import Report, as_comparable, iterate_blocks, read_rows, tiles, to_float32, workers
+from .blocks import (
+    Need,
+    Report,
+    as_comparable,
+    iterate_blocks,
+    read_rows,
+    row_need,
+    scratch_need,
+    tiles,
+    to_float32,
+    workers,
+)
 
 MAX_BINS = 1300
 """Most binned detector pixels; the covariance is a matrix of this size."""
@@ -149,6 +160,16 @@ def noise_of_neighbours(values: np.ndarray) -> np.ndarray:
     return noise
 
 
+def features_need(data: Any, n_jobs: int | None) -> Need:
+    """Memory that `features_core` takes beside the features."""
+    ry, qx, qy = data.shape[1:]
+    binned = 4 * ry * min(MAX_BINS, qx * qy)
+    matrices = 6 * 8 * min(MAX_BINS, qx * qy) ** 2
+    sums = 8 * len(tiles(ry)) * qx * qy
+    fixed = matrices + 10 * binned + 2 * row_need(data) + scratch_need(data, n_jobs, 64, 2.5)
+    return Need(fixed, 2 * (row_need(data) + binned + sums))
+
+
 def features_core(
     data: Any,
     *,
@@ -158,6 +179,7 @@ def features_core(
     n_jobs: int | None,
     report: Report,
     shifts: np.ndarray | None = None,
+    n_rows: int | None = None,
 ) -> Features:
     """Features of every pattern; `rank` None counts the eigenvalues above the noise.
 
@@ -229,7 +251,7 @@ def features_core(
             # To be added in order: the same bits for any block size and any number of threads.
             return out, [parts[n] for n in range(len(pieces))]
 
-        for start, rows in iterate_blocks(data, copies=2):
+        for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
             block, sums = bin_block(start, rows, totals=centre is None)
             if centre is None:
                 for part in sums:
@@ -286,16 +308,20 @@ def features_core(
             np.concatenate([basis, profile[:, None]], axis=1) * scale[:, None], "a pattern"
         )
         values = np.empty((rx, ry, rank + 1), dtype=np.float32)
-        for start, rows in iterate_blocks(data, copies=2):
+        for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
             block, _ = bin_block(start, rows, totals=False)
             for i, row in enumerate(block):
                 values[start + i] = matmul(row, weights)
             report(len(rows))
 
     noise = noise_of_neighbours(values[..., :-1])
+    brightness = values[..., -1] / np.float32(np.median(noise))
+    scaled = np.empty((rx, ry, rank), dtype=np.float32)
+    for row, found in zip(scaled, values, strict=True):
+        row[:] = found[:, :-1] / noise
     return Features(
-        values=(values[..., :-1] / noise).astype(np.float32),
-        brightness=values[..., -1] / np.float32(np.median(noise)),
+        values=scaled,
+        brightness=brightness,
         mean=mean,
         variance=variance,
         pixels=pixels,

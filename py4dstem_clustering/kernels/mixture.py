@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import nnls
 
+from .blocks import Report
 from .merging import region_means
 
 
 def mixture_core(
-    values: np.ndarray, labels: np.ndarray, reach: int, most: int
+    values: np.ndarray,
+    labels: np.ndarray,
+    reach: int,
+    most: int,
+    report: Report = lambda n: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clusters ``(Rx, Ry, most)`` and their shares, the largest first.
 
@@ -29,7 +34,11 @@ def mixture_core(
     shares[..., 0] = 1
     # A row of large numbers makes the shares sum to 1.
     weight = 1e3 * max(float(np.abs(means).max()), 1e-9)
+    done = 0
     for x, y in np.argwhere(_mixed(number, reach)):
+        if x > done:
+            report(int(x) - done)
+            done = int(x)
         window = number[max(0, x - reach) : x + reach + 1, max(0, y - reach) : y + reach + 1]
         near = np.unique(window)
         system = np.vstack([means[near].T, np.full(len(near), weight)])
@@ -39,6 +48,7 @@ def mixture_core(
         if total > 0:
             which[x, y, : len(order)] = np.where(share[order] > 0, names[near[order]], -2)
             shares[x, y, : len(order)] = share[order] / total
+    report(rx - done)
     return which, shares
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .blocks import Report, read_rows, tiles, workers
+from .blocks import Need, Report, read_rows, row_need, scratch_need, tiles, workers
 
 # Triples of positions that are looked at: enough for a gain within 1 %, so that a large scan is
 # not read twice to learn two numbers.
@@ -72,6 +72,11 @@ def noise_core(
     return fit_noise(mean, variance, offset)
 
 
+def noise_need(data: Any, n_jobs: int | None) -> Need:
+    """Memory that `noise_core` takes: three rows of the scan, the next three, and float64."""
+    return Need(6 * row_need(data) + scratch_need(data, n_jobs, _TILE, 20))
+
+
 def noise_moments(
     data: Any, *, n_jobs: int | None, report: Report
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -115,6 +120,7 @@ def noise_moments(
             run(listen, tiles(len(triples), _TILE))
             loudness.append(level)
             report(window[1] - window[0])
+        del patterns, listen  # or a window more would be held
 
         levels = np.concatenate(loudness)
         heard = np.isfinite(levels).all(axis=1)

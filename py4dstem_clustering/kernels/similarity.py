@@ -11,9 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from .blas import row_dots
-from .blocks import _SAFE_RANGE, Report, as_comparable, iterate_blocks, tiles, workers
-from .blur import blur, blur_matrix
+from .blas import products_of_few_rows, row_dots
+from .blocks import (
+    _SAFE_RANGE,
+    Need,
+    Report,
+    as_comparable,
+    iterate_blocks,
+    row_need,
+    scratch_need,
+    tiles,
+    workers,
+)
+from .blur import Blur, blur_matrix
 from .noise import Noise
 
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (1, 1), (1, 0), (1, -1), (0, 1))
@@ -21,6 +31,10 @@ DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (1, 1), (1, 0), (1, -1), (0, 
 
 FORWARD = (4, 5, 6, 7)
 """One direction of each opposite pair; the other one is ``k - 4``."""
+
+# Columns that are worked on together, few enough to stay in the cache of a core. A task takes more:
+# threads that hand over small tasks wait for each other.
+_TILE = 4
 
 MOST_NOISE = 0.7
 """Largest share of noise in the power of a pattern that is corrected: beyond it, the rest is a
@@ -41,6 +55,7 @@ def similarity_core(
     n_jobs: int | None,
     report: Report,
     noise: Noise | None = None,
+    n_rows: int | None = None,
 ) -> np.ndarray:
     """Similarity ``(Rx, Ry, 8)``, float32; NaN where the neighbour lies outside the scan.
 
@@ -49,63 +64,103 @@ def similarity_core(
     """
     rx, ry, qx, qy = data.shape
     inside = None if q_mask is None or q_mask.all() else np.flatnonzero(q_mask)
-    matrices = (blur_matrix(qx, sigma), blur_matrix(qy, sigma)) if sigma > 0 else None
+    blur = Blur(blur_matrix(qx, sigma), blur_matrix(qy, sigma)) if sigma > 0 else None
     out = np.full((rx, ry, 8), np.nan, dtype=np.float32)
+    # What a dot product is multiplied with to be a cosine: one over the norm of either side.
+    scale = np.zeros((rx, ry))
     if noise is not None:
         of_noise = noise_weight((qx, qy), q_mask, sigma).ravel()
-        gains = np.ones((rx, ry))  # what the cosines of a position are multiplied with
 
-    def normalise(patterns: np.ndarray, unit: np.ndarray, row: int, columns: slice) -> None:
-        x = as_comparable(patterns.reshape(len(patterns), -1), subtract_mean)
-        if matrices is not None:
-            x = blur(x.reshape(-1, qx, qy), *matrices).reshape(len(x), -1)
+    def prepare(patterns: np.ndarray, target: np.ndarray, row: int, columns: slice) -> None:
+        for tile in tiles(len(patterns), 2 * _TILE):
+            here = slice(columns.start + tile.start, columns.start + tile.stop)
+            prepare_tile(patterns[tile], target[tile], row, here)
+
+    def prepare_tile(patterns: np.ndarray, target: np.ndarray, row: int, columns: slice) -> None:
+        n = len(patterns)
+        flat = patterns.reshape(n, -1)
+        # The last step writes to the target, so that nothing is copied.
+        if blur is None:
+            x = as_comparable(flat, subtract_mean, out=target if inside is None else None)
+        else:
+            x = as_comparable(flat, subtract_mean).reshape(n, qx, qy)
+            x = blur(x, out=target.reshape(x.shape) if inside is None else None).reshape(n, -1)
         if inside is not None:
-            x = np.take(x, inside, axis=1)
-        power = row_dots(x, x)
+            np.take(x, inside, axis=1, out=target, mode="clip")
+        power = row_dots(target, target)
         if noise is not None:
-            share = _noise_power(patterns.reshape(len(patterns), -1), of_noise, noise)
+            share = _noise_power(flat, of_noise, noise)
             np.divide(share, power, out=share, where=power > 0)
-            gains[row, columns] = 1 / np.sqrt(1 - np.clip(share, 0, MOST_NOISE))
-        norm = np.sqrt(power).astype(np.float32)[:, None]
-        norm[norm == 0] = np.inf  # an empty pattern stays zero
-        np.divide(x, norm, out=unit)
+            power *= 1 - np.clip(share, 0, MOST_NOISE)
+        power[power == 0] = np.inf  # an empty pattern is like nothing
+        scale[row, columns] = 1 / np.sqrt(power)
 
-    def compare(row: int, first: np.ndarray, second: np.ndarray, direction: int) -> None:
-        dx, dy = DIRECTIONS[direction]
-        here, there = with_neighbour(ry, dy)
-        cosine = row_dots(first[here], second[there])
-        if noise is not None:
-            cosine *= gains[row, here] * gains[row + dx, there]
-        np.clip(cosine, -1, 1, out=cosine)
-        out[row, here, direction] = cosine
-        out[row + dx, there, direction - 4] = cosine
+    def compare(row: int, above: np.ndarray, this: np.ndarray, columns: slice) -> None:
+        """Pairs within `columns` of a row, and of the row above it at `columns` with that row."""
+        start, stop = columns.start, columns.stop
+        last = min(ry, stop + 1)
+        # Dot products of each column above with the columns to the left, below and to the right;
+        # and of each column with the one to the right.
+        dots = np.zeros((stop - start, 4))
+        for first in range(start, stop, _TILE) if row > 0 else ():
+            until, left = min(first + _TILE, stop), max(0, first - 1)
+            products = products_of_few_rows(above[first:until], this[left : min(ry, until + 1)])
+            for dy in (-1, 0, 1):
+                skip = max(0, -dy - first)  # the first column has none to the left
+                diagonal = products[skip:, first + skip + dy - left :].diagonal()
+                at = first + skip - start
+                dots[at : at + len(diagonal), 1 + dy] = diagonal
+        for first in range(start, last - 1, _TILE):
+            until = min(first + _TILE, last - 1)
+            dots[first - start : until - start, 3] = row_dots(
+                this[first:until], this[first + 1 : until + 1]
+            )
+        for direction in FORWARD:
+            dx, dy = DIRECTIONS[direction]
+            here = slice(max(start, -dy), min(stop, ry - max(0, dy)))
+            if here.start >= here.stop or row < dx:
+                continue
+            there = slice(here.start + dy, here.stop + dy)
+            cosine = dots[here.start - start : here.stop - start, 1 + dy if dx else 3]
+            cosine = cosine * scale[row - dx, here] * scale[row, there]
+            np.clip(cosine, -1, 1, out=cosine)
+            out[row - dx, here, direction] = cosine
+            out[row, there, direction - 4] = cosine
 
-    # unit[0] is the last row of the block before, unit[1:] the rows of this block.
+    # unit[0] is the last row of the block before, unit[1:] the rows of this block: J, not divided
+    # by its norm, which is left to the dot products.
     unit = np.empty((1, ry, qx * qy if inside is None else inside.size), dtype=np.float32)
     with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, copies=3):
+        for start, rows in iterate_blocks(data, copies=3, n_rows=n_rows):
             last = unit[-1].copy()
             if len(unit) != len(rows) + 1:
                 unit = np.empty((len(rows) + 1, *last.shape), dtype=np.float32)
             unit[0] = last
             run(
-                lambda task, rows=rows, unit=unit, start=start: normalise(
+                lambda task, rows=rows, unit=unit, start=start: prepare(
                     rows[task], unit[task[0] + 1, task[1]], start + task[0], task[1]
                 ),
                 product(range(len(rows)), tiles(ry)),
             )
 
-            def compare_row(i: int, unit: np.ndarray = unit, start: int = start) -> None:
-                row = start + i
-                for direction in FORWARD:
-                    if DIRECTIONS[direction][0] == 0:
-                        compare(row, unit[i + 1], unit[i + 1], direction)
-                    elif row > 0:
-                        compare(row - 1, unit[i], unit[i + 1], direction)
+            def compare_tile(
+                task: tuple[int, slice], unit: np.ndarray = unit, start: int = start
+            ) -> None:
+                i, columns = task
+                compare(start + i, unit[i], unit[i + 1], columns)
 
-            run(compare_row, range(len(rows)))
+            run(compare_tile, product(range(len(rows)), tiles(ry)))
             report(len(rows))
     return out
+
+
+def similarity_need(data: Any, q_mask: np.ndarray | None, n_jobs: int | None) -> Need:
+    """Memory that `similarity_core` takes."""
+    pixels = int(np.prod(data.shape[2:])) if q_mask is None else int(q_mask.sum())
+    unit = 4 * data.shape[1] * pixels
+    # With noise, patterns in float64 and what is present of them come on top: 5 copies.
+    fixed = 3 * unit + scratch_need(data, n_jobs, 8, 9)
+    return Need(fixed, unit + 2 * row_need(data))
 
 
 def noise_weight(detector: tuple[int, int], q_mask: np.ndarray | None, sigma: float) -> np.ndarray:

@@ -1,0 +1,85 @@
+"""The benchmark of speed: it runs, and what it compares is the same. Speed is not asserted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+
+from py4dstem_clustering import benchmark_speed as benchmark
+from py4dstem_clustering.__main__ import main
+
+
+def test_command(capsys):
+    arguments = ["--positions", "16", "--detector", "24", "--turns", "1", "--n-jobs", "2"]
+    assert main(["benchmark", "speed", *arguments]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    for text in (
+        "BLAS: ",
+        "GFLOP/s",
+        "scan 4 x 4 x 24 x 24, uint16; medians of 1",
+        "similarity           published",
+        "similarity, blur 2   this package",
+        "filter               slow loop",
+        "averages             reading once",
+        "blur 2               scipy",
+        "of the roofline",
+        "growth               32 x 32 positions",
+    ):
+        assert text in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--positions", "4"], "--positions"),
+        (["--detector", "2"], "--detector"),
+        (["--turns", "0"], "--turns"),
+        (["--n-jobs", "0"], "n_jobs"),
+    ],
+)
+def test_bad_arguments(capsys, arguments, message):
+    assert main(["benchmark", "speed", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_published_way_is_the_same_similarity():
+    data, _ = benchmark.make_scan(25, 20)
+    mask = benchmark._annulus(20)
+    places = benchmark._places(5)
+    expected = reference.similarity(data, mask, 2)
+    found = benchmark.published_similarity(data, places, mask, 2)
+    np.testing.assert_allclose(found, [expected[place] for place in places], atol=1e-5)
+
+
+def test_the_slow_filter_is_the_same_filter():
+    data, _ = benchmark.make_scan(16, 20)
+    options = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2}
+    weight = benchmark.radial_weight((20, 20), 2)
+    features = {
+        place: benchmark.slow_features(data[place], weight, 1.2) for place in np.ndindex(4, 4)
+    }
+    places = benchmark._places(4)
+    found = benchmark.slow_filter(data, places, features, options)
+    expected = reference.correlative_filter(data, **options)
+    np.testing.assert_allclose(found, [expected[place] for place in places], rtol=1e-4)
+
+
+def test_slow_averages():
+    data, labels = benchmark.make_scan(100, 6)
+    np.testing.assert_allclose(
+        benchmark.slow_averages(data, labels), reference.averages(data, labels)
+    )
+
+
+def test_ways_are_compared_by_pattern_and_in_turn():
+    order = []
+    ways = [benchmark.Way(name, lambda name=name: order.append(name), 2) for name in "ab"]
+    machine = benchmark.Machine("cpu", 1, "blas", 1, bandwidth=1e9, flops=1e9)
+    rows = list(benchmark.run_tasks([benchmark.Task("task", ways, 1, 1)], machine, 3))
+    assert order == list("abababab")
+    assert [row.way for row in rows] == ["a", "b"]
+    assert rows[0].ratio == 1
+    assert rows[0].share > 0
+    assert np.isnan(rows[1].share)
