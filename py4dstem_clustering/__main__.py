@@ -111,18 +111,11 @@ def _add_segmentation(commands: Any) -> None:
         "the liquid: they are told the number of grains, and a cluster that is mostly liquid by "
         "the truth counts as background.",
     )
+    _add_scans(segmentation, "30 100 1000 10000 100000", 20, "100 to 163")
     add = segmentation.add_argument
-    add("--out", required=True, type=Path, metavar="DIR", help="folder for results")
-    add("--electrons", type=float, nargs="+",
-        help="electrons a pattern (30 100 1000 10000 100000)")  # fmt: skip
-    add("--seeds", type=int, default=20, metavar="N", help="number of scans at each dose (20)")
-    add("--first-seed", type=int, default=0, help="seed of the first (0); seeds 100 to 163 were "
-        "used for tuning and are refused")  # fmt: skip
     add("--methods", nargs="+", metavar="METHOD", help="some of paper, best-threshold, "
         "auto-threshold, merge, k-means, nmf, ward; by default all")  # fmt: skip
     add("--easy", action="store_true", help="perfect grains with sharp borders")
-    add("--small", action="store_true", help="tiny scans, to try the command itself")
-    add("--quiet", action="store_true", help="no progress bar")
     segmentation.set_defaults(run=_segmentation)
 
 
@@ -133,15 +126,21 @@ def _add_orientation(commands: Any) -> None:
         description="Orientations and strains of simulated gold grains, by py4DSTEM from averages "
         "and from single patterns, against the truth: orientation.csv and .md.",
     )
-    add = orientation.add_argument
+    _add_scans(orientation, "100 300 1000 3000 10000", 10, "40 to 59")
+    orientation.set_defaults(run=_orientation)
+
+
+def _add_scans(command: argparse.ArgumentParser, doses: str, n_seeds: int, tuning: str) -> None:
+    """Options of benchmarks on simulated scans; `tuning` are seeds that are refused."""
+    add = command.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="folder for results")
-    add("--electrons", type=float, nargs="+", help="electrons a pattern (100 300 1000 3000 10000)")
-    add("--seeds", type=int, default=10, metavar="N", help="number of scans at each dose (10)")
-    add("--first-seed", type=int, default=0, help="seed of the first (0); seeds 40 to 59 were "
+    add("--electrons", type=float, nargs="+", help=f"electrons a pattern ({doses})")
+    add("--seeds", type=int, default=n_seeds, metavar="N",
+        help=f"number of scans at each dose ({n_seeds})")  # fmt: skip
+    add("--first-seed", type=int, default=0, help=f"seed of the first (0); seeds {tuning} were "
         "used for tuning and are refused")  # fmt: skip
     add("--small", action="store_true", help="tiny scans, to try the command itself")
     add("--quiet", action="store_true", help="no progress bar")
-    orientation.set_defaults(run=_orientation)
 
 
 def _add_speed(commands: Any) -> None:

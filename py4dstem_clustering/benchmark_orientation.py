@@ -117,7 +117,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _kernel(shape: tuple[int, int]) -> np.ndarray:
+def disk_template(shape: tuple[int, int]) -> np.ndarray:
     """Template of a disk."""
     from py4DSTEM import Probe
 
@@ -189,7 +189,7 @@ def _single_patterns(datacube: Any, index: tuple[np.ndarray, ...]) -> Any:
 def _match(patterns: Any, crystal: Any) -> tuple[Any, Any, float]:
     start = perf_counter()
     with _quiet():
-        bragg = patterns.find_Bragg_disks(template=_kernel(patterns.Qshape), **DISKS)
+        bragg = patterns.find_Bragg_disks(template=disk_template(patterns.Qshape), **DISKS)
         bragg.setcal()
         matched = crystal.match_orientations(bragg, progress_bar=False)
     return bragg, matched, perf_counter() - start

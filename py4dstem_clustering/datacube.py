@@ -79,13 +79,7 @@ def _versions() -> dict[str, str]:
 
 def _calibration(datacube: DataCube, labels: np.ndarray | None = None) -> Calibration:
     """A copy of the calibration; with `labels`, maps of the scan become means over each cluster."""
-    calibration = datacube.root.metadata.get("calibration")  # some files have none
-    copy = Calibration() if calibration is None else calibration.copy(name="calibration")
-    for key, value in list(copy._params.items()):
-        if key in ("_root_treepath", "_target_paths"):  # left behind by py4DSTEM.read (0.14.18)
-            del copy._params[key]
-        else:
-            copy._params[key] = deepcopy(value)
+    copy = emd.copy_calibration(datacube.root.metadata.get("calibration"))  # some files have none
     if labels is None:
         return copy
 
@@ -578,7 +572,7 @@ def _merge_tree(
     except ValueError:  # a scan that does not tell; nothing but the settings needs it
         noise = Noise(np.nan, np.nan)
 
-    def regions(values: np.ndarray) -> tuple:
+    def regions(values: np.ndarray, report: Any) -> tuple:
         near = feature_similarity(values)
         mask = resolve_r_mask(r_mask, similarity_mean(near))
         merges = merge_positions(values, mask)
@@ -588,14 +582,14 @@ def _merge_tree(
         return near, mask, merges, labels
 
     with _progress(4, "Merging", progress_bar, "steps") as report:
-        near, mask, merges, labels = regions(features.values)
+        near, mask, merges, labels = regions(features.values, report)
         # Lag displaces borders, but it shows at borders only: they are found twice.
         lag = find_lag(features.values, labels)
         report(1)
         if lag is not None:
             report(-2)  # these steps come once more
             features = undo_lag(features, lag)
-            near, mask, merges, labels = regions(features.values)
+            near, mask, merges, labels = regions(features.values, report)
         values = features.values
         first, second, level = joins_of(merges)
         pairs, coarse = coarse_joins(labels, values)
@@ -914,7 +908,7 @@ def get_clustered_datacube(
 
 def _pure_labels(labels: np.ndarray, mixture: Mixture, min_purity: float) -> np.ndarray:
     """Labels of the positions that are pure enough; at least one for each cluster."""
-    own = np.where(mixture.labels == labels[..., None], mixture.shares, 0).sum(axis=2)
+    own = mixture.shares_at(labels)
     pure = np.where(own >= min_purity, labels, -1)
     for label in np.setdiff1d(labels[labels >= 0], pure):
         pure.flat[np.where(labels == label, own, -1).argmax()] = label

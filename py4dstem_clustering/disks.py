@@ -9,7 +9,7 @@ import numpy as np
 
 from .checks import check_number
 from .orientation import calibrated_peaks, cluster_orientations, of_plan
-from .strain import _match, _reference
+from .strain import match_peaks, reference_peaks
 
 GAINED = np.dtype(
     [
@@ -115,16 +115,13 @@ def gained_disks(
         max_distance = BEAM if max_distance is None else max_distance
         max_distance = check_number("max_distance", max_distance, 0)
     else:
-        max_distance = of_plan(crystal, "max_distance", max_distance, "orientation_kernel_size")
-        sigma = of_plan(
-            crystal, "sigma_excitation_error", None, "orientation_sigma_excitation_error"
-        )
+        max_distance, sigma = of_plan(crystal, max_distance)
         matrices = cluster_orientations(labels, orientation)
     averages = calibrated_peaks(bragg_averages, (n, 1))
     scan = calibrated_peaks(bragg_scan, labels.shape)
     if crystal is not None:
         for label in np.flatnonzero(matrices.any(axis=(1, 2))):
-            lattices[label] = _reference(crystal, matrices[label], sigma)
+            lattices[label] = reference_peaks(crystal, matrices[label], sigma)
     average: list[np.ndarray | None] = []
     single: list[list[np.ndarray] | None] = []
     for label, lattice in enumerate(lattices):
@@ -141,7 +138,7 @@ def gained_disks(
 def _lengths(peaks: np.ndarray, lattice: np.ndarray | None, max_distance: float) -> np.ndarray:
     """Scattering vectors of the disks that count: on the lattice, or all but the direct beam."""
     if lattice is not None:
-        peaks, _ = _match(peaks, lattice, max_distance)
+        peaks, _ = match_peaks(peaks, lattice, max_distance)
         return np.hypot(peaks["qx"], peaks["qy"])
     length = np.hypot(peaks["qx"], peaks["qy"])
     if len(length) and length.min() <= max_distance:

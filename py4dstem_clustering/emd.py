@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,22 @@ def put(parent: emdfile.Node, node: emdfile.Node) -> None:
     # HDF5 lists names in alphabetical order, so the order of making is kept as a number.
     node.metadata[TAG]["sequence"] = newest + 1
     parent.force_add_to_tree(node)
+
+
+def copy_calibration(calibration: Any = None) -> Any:
+    """A copy of a py4DSTEM Calibration that shares nothing with it; of None an empty one.
+
+    Without what py4DSTEM.read leaves in it, the place in the file and what it calibrates (0.14.18).
+    """
+    from py4DSTEM import Calibration
+
+    copy = Calibration() if calibration is None else calibration.copy(name="calibration")
+    for key, value in list(copy._params.items()):
+        if key in ("_root_treepath", "_target_paths"):
+            del copy._params[key]
+        else:
+            copy._params[key] = deepcopy(value)
+    return copy
 
 
 def scan_step(node: emdfile.Node) -> tuple[float, str]:

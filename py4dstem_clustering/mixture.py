@@ -42,7 +42,11 @@ class Mixture:
     def share_of(self, label: int) -> np.ndarray:
         """Share of one cluster, or of no cluster (-1), at each position, (Rx, Ry)."""
         label = check_integer("label", label, -1)
-        return np.where(self.labels == label, self.shares, 0).sum(axis=2)
+        return self.shares_at(np.full(self.purity.shape, label))
+
+    def shares_at(self, labels: np.ndarray) -> np.ndarray:
+        """Share of one cluster for each position, those of a map (Rx, Ry); (Rx, Ry)."""
+        return np.where(self.labels == labels[..., None], self.shares, 0).sum(axis=2)
 
     def __repr__(self) -> str:
         rx, ry = self.purity.shape

@@ -132,6 +132,17 @@ def check_orientation(orientation: Any, shapes: dict[str, tuple[int, int]]) -> s
     raise ValueError(f"orientation of shape {shape} does not fit; it must be {known}")
 
 
+def check_calibrated(calibration: Any, what: str) -> None:
+    """Origin and pixel size of the detector are set; ValueError where `what` is not calibrated."""
+    missing = []
+    if calibration is None or calibration.get_origin() is None:
+        missing.append("the origin (datacube.get_origin(), fit_origin())")
+    if calibration is None or calibration.get_Q_pixel_units() == "pixels":
+        missing.append("the pixel size (calibration.set_Q_pixel_size(), set_Q_pixel_units('A^-1'))")
+    if missing:
+        raise ValueError(f"{what} not calibrated; set {' and '.join(missing)} first")
+
+
 def calibrated_peaks(bragg: Any, shape: tuple[int, int]) -> list[np.ndarray]:
     """Calibrated Bragg peaks of each position in reading order, without changing `bragg`.
 
@@ -145,13 +156,7 @@ def calibrated_peaks(bragg: Any, shape: tuple[int, int]) -> list[np.ndarray]:
     if tuple(bragg.shape) != tuple(shape):
         raise ValueError(f"Bragg vectors of shape {tuple(bragg.shape)} must have shape {shape}")
     calibration = bragg.calibration
-    missing = []
-    if calibration.get_origin() is None:
-        missing.append("the origin (datacube.get_origin(), fit_origin())")
-    if calibration.get_Q_pixel_units() == "pixels":
-        missing.append("the pixel size (calibration.set_Q_pixel_size(), set_Q_pixel_units('A^-1'))")
-    if missing:
-        raise ValueError(f"Bragg vectors are not calibrated; set {' and '.join(missing)} first")
+    check_calibrated(calibration, "Bragg vectors are")
     chosen = dict(bragg.calstate)
     if not any(chosen.values()):  # find_Bragg_disks leaves it so
         chosen["ellipse"] = calibration.get_ellipse() is not None
@@ -242,12 +247,10 @@ def expand_bragg(labels: np.ndarray, per_cluster: Any) -> Any:
             f"Bragg vectors of shape {tuple(per_cluster.shape)} must have shape {(n, 1)}, one "
             "entry for each cluster"
         )
-    calibration = per_cluster.calibration.copy(name="calibration")
+    calibration = emd.copy_calibration(per_cluster.calibration)
     inside = labels >= 0
-    for key, value in list(calibration._params.items()):
-        if key in ("_root_treepath", "_target_paths"):  # see datacube._calibration
-            del calibration._params[key]
-        elif isinstance(value, np.ndarray) and value.shape == (n, 1):
+    for key, value in calibration._params.items():
+        if isinstance(value, np.ndarray) and value.shape == (n, 1):
             # Outside clusters nobody asks, but a calibration knows no gaps.
             spread = np.full(labels.shape, np.nanmean(value) if n else np.nan)
             spread[inside] = value[labels[inside], 0]
@@ -408,13 +411,7 @@ def refine_orientations(
     """
     shape = tuple(getattr(bragg, "shape", ()))
     check_orientation(orientation, {"the Bragg vectors": shape})
-    reach = of_plan(crystal, "max_distance", max_distance, "orientation_kernel_size")
-    sigma = of_plan(
-        crystal,
-        "sigma_excitation_error",
-        sigma_excitation_error,
-        "orientation_sigma_excitation_error",
-    )
+    reach, sigma = of_plan(crystal, max_distance, sigma_excitation_error)
     power = check_number("power_intensity", power_intensity, 0)
     measured_power = check_number("power_intensity_experiment", power_intensity_experiment, 0)
     n_twins = check_integer("n_twins", n_twins, 0)
@@ -429,6 +426,8 @@ def refine_orientations(
     window = _window(bragg, peaks)
     symmetry = get_symmetry(crystal)
     twins = twin_turns(lattice, symmetry, n_twins)
+    # The direct beam is nearer to the centre than any reflection.
+    beam = 0.5 * np.linalg.norm(lattice.vectors, axis=0).min(initial=np.inf)
     out = type(orientation)(*shape, 2)
     out.matrix[:] = out.family[:] = np.eye(3)
     places = list(np.ndindex(*shape))
@@ -436,8 +435,7 @@ def refine_orientations(
         len(places), desc="Refining orientations", unit="pattern", disable=not progress_bar
     )
     for place, found, length in zip(places, peaks, lengths, strict=True):
-        # The direct beam is nearer to the centre than any reflection.
-        found = found[length > 0.5 * np.linalg.norm(lattice.vectors, axis=0).min(initial=np.inf)]
+        found = found[length > beam]
         weights = np.maximum(found["intensity"], 0) ** measured_power
         norm = np.linalg.norm(weights)
         corr = np.nan_to_num(orientation.corr[place])
@@ -495,19 +493,26 @@ _APART = np.deg2rad(5)
 """Angle from which orientations are not the same, but for errors."""
 
 
-def of_plan(crystal: Any, name: str, value: float | None, attribute: str) -> float:
-    """An option that the orientation plan of the crystal holds where it is not given."""
+def of_plan(
+    crystal: Any, max_distance: float | None, sigma_excitation_error: float | None = None
+) -> tuple[float, float]:
+    """Both options, from the orientation plan of the crystal where they are not given."""
     if not hasattr(crystal, "generate_diffraction_pattern"):
         raise TypeError(f"crystal must be a py4DSTEM Crystal, not {type(crystal).__name__}")
-    if value is None:
-        value = getattr(crystal, attribute, None)
-        if value is None:
+    found = []
+    for name, value, attribute in (
+        ("max_distance", max_distance, "orientation_kernel_size"),
+        ("sigma_excitation_error", sigma_excitation_error, "orientation_sigma_excitation_error"),
+    ):
+        if value is not None:
+            value = check_number(name, value, 1e-6)
+        elif (value := getattr(crystal, attribute, None)) is None:
             raise ValueError(
                 f"the crystal has no orientation plan to take {name} from; call "
                 f"crystal.orientation_plan(), or give {name}"
             )
-        return float(value)
-    return check_number(name, value, 1e-6)
+        found.append(float(value))
+    return found[0], found[1]
 
 
 def _lattice(crystal: Any, k_max: float, sigma: float) -> Lattice:

@@ -65,13 +65,7 @@ def calculate_strain(
     min_purity = check_number("min_purity", min_purity, 0, 1)
     robust = check_flag("robust", robust)
     progress_bar = check_flag("progress_bar", progress_bar)
-    max_distance = of_plan(crystal, "max_distance", max_distance, "orientation_kernel_size")
-    sigma = of_plan(
-        crystal,
-        "sigma_excitation_error",
-        sigma_excitation_error,
-        "orientation_sigma_excitation_error",
-    )
+    max_distance, sigma = of_plan(crystal, max_distance, sigma_excitation_error)
     n = int(labels.max(initial=-1)) + 1
     if n == 0:
         raise ValueError("there are no clusters, so no lattice to measure strain against")
@@ -104,8 +98,7 @@ def calculate_strain(
                 f"mixture of a scan of {mixture.labels.shape[:2]} must have the shape of the "
                 f"clusters, {labels.shape}"
             )
-        own = np.where(mixture.labels == labels[..., None], mixture.shares, 0).sum(axis=2)
-        reason[own < min_purity] = REASONS.index("mixed")
+        reason[mixture.shares_at(labels) < min_purity] = REASONS.index("mixed")
     reason[labels < 0] = REASONS.index("unclustered")
 
     n_peaks = np.zeros(labels.shape, dtype=int)
@@ -116,9 +109,9 @@ def calculate_strain(
         matrix = matrices[place]
         key = matrix.tobytes()  # a cluster has one
         if key not in known:
-            known[key] = _reference(crystal, matrix, sigma)
+            known[key] = reference_peaks(crystal, matrix, sigma)
         found = peaks[np.ravel_multi_index(place, labels.shape)]
-        found, reference = _match(found, known[key], max_distance)
+        found, reference = match_peaks(found, known[key], max_distance)
         n_peaks[place] = len(found)
         spread = np.linalg.svd(reference, compute_uv=False) if len(found) else np.zeros(2)
         if len(found) < min_num_peaks or spread[-1] < _FLAT * spread[0]:
@@ -149,7 +142,7 @@ def calculate_strain(
     return strain
 
 
-def _reference(crystal: Any, matrix: np.ndarray, sigma: float) -> np.ndarray:
+def reference_peaks(crystal: Any, matrix: np.ndarray, sigma: float) -> np.ndarray:
     """Bragg peaks (n, 2) of the lattice without strain, the direct beam left out."""
     peaks = crystal.generate_diffraction_pattern(
         orientation_matrix=matrix, sigma_excitation_error=sigma
@@ -158,7 +151,7 @@ def _reference(crystal: Any, matrix: np.ndarray, sigma: float) -> np.ndarray:
     return peaks[np.hypot(*peaks.T) > 1e-6]
 
 
-def _match(
+def match_peaks(
     peaks: np.ndarray, reference: np.ndarray, max_distance: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Peaks near to one of the reference, the nearest to each; and those of the reference."""

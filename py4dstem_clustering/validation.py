@@ -7,7 +7,6 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from copy import deepcopy
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -25,7 +24,7 @@ from .checks import (
     values_of,
 )
 from .kernels.blocks import read_rows, row_blocks
-from .orientation import get_symmetry, misorientation, refine_orientations
+from .orientation import check_calibrated, get_symmetry, misorientation, refine_orientations
 
 METHODS = ("raw", "filtered", "filtered + clustered", "merged")
 """Ways to the orientations of a scan that can be compared."""
@@ -365,13 +364,7 @@ def _check_matching(
                 f"{datacube.Qshape}; use the kernel of a probe of this detector"
             )
     calibration = datacube.root.metadata.get("calibration")  # some files have none
-    missing = []
-    if calibration is None or calibration.get_origin() is None:
-        missing.append("the origin (datacube.get_origin(), fit_origin())")
-    if calibration is None or calibration.get_Q_pixel_units() == "pixels":
-        missing.append("the pixel size (calibration.set_Q_pixel_size(), set_Q_pixel_units('A^-1'))")
-    if missing:
-        raise ValueError(f"the datacube is not calibrated; set {' and '.join(missing)} first")
+    check_calibrated(calibration, "the datacube is")
     return _Matching(crystal, template, disks, match, progress_bar)
 
 
@@ -409,14 +402,10 @@ def _take(datacube: Any, data: np.ndarray, places: tuple[np.ndarray, np.ndarray]
     """A DataCube of patterns from some places, with the calibration that they have there."""
     from py4DSTEM import DataCube
 
-    calibration = datacube.root.metadata["calibration"].copy(name="calibration")
-    for key, value in list(calibration._params.items()):
-        if key in ("_root_treepath", "_target_paths"):  # see datacube._calibration
-            del calibration._params[key]
-        elif isinstance(value, np.ndarray) and value.shape == datacube.Rshape:
+    calibration = emd.copy_calibration(datacube.root.metadata["calibration"])
+    for key, value in calibration._params.items():
+        if isinstance(value, np.ndarray) and value.shape == datacube.Rshape:
             calibration._params[key] = value[places]
-        else:
-            calibration._params[key] = deepcopy(value)
     return DataCube(data=data, name="half", calibration=calibration)
 
 

@@ -13,7 +13,7 @@ import py4DSTEM
 import pytest
 
 import py4dstem_clustering as clustering
-from py4dstem_clustering.benchmark_orientation import DISKS, PLAN, _kernel
+from py4dstem_clustering.benchmark_orientation import DISKS, PLAN, disk_template
 from py4dstem_clustering.simulate import crystal_of_gold
 
 OURS = str(Path(clustering.__file__).parent)
@@ -44,7 +44,7 @@ def chain(tmp_path_factory):
         crystal.orientation_plan(**PLAN)
         clusters = out["clusters"] = cube.cluster(progress_bar=False)
         averages = cube.get_clustered_datacube(progress_bar=False)
-        options = {"template": _kernel(cube.Qshape), **DISKS}
+        options = {"template": disk_template(cube.Qshape), **DISKS}
         bragg = averages.find_Bragg_disks(**options)
         bragg_scan = cube.find_Bragg_disks(**options)
         bragg.setcal()

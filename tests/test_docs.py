@@ -18,7 +18,7 @@ from test_layers import MODULES
 import py4dstem_clustering
 from py4dstem_clustering import simulate_scan
 from py4dstem_clustering.__main__ import main
-from py4dstem_clustering.benchmark_orientation import _kernel
+from py4dstem_clustering.benchmark_orientation import disk_template
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -58,7 +58,7 @@ def run_orientations(block):
         "clusters": cube.cluster(progress_bar=False),
         "crystal": scan.crystal,
         "k_max": 1.5,
-        "probe": SimpleNamespace(kernel=_kernel(cube.Qshape)),
+        "probe": SimpleNamespace(kernel=disk_template(cube.Qshape)),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of py4DSTEM, and what it depends on

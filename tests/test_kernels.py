@@ -118,7 +118,7 @@ def test_blur_matrix_equals_scipy(n, sigma, seed):
 
 def test_blur_keeps_the_axes_apart():
     x = np.random.default_rng(0).random((3, 14, 11)).astype(np.float32)
-    result = blur.blur(x, blur.blur_matrix(14, 0.7), blur.blur_matrix(11, 2.1))
+    result = blur.Blur(blur.blur_matrix(14, 0.7), blur.blur_matrix(11, 2.1))(x)
     np.testing.assert_allclose(result, gaussian_filter(x, (0, 0.7, 2.1)), atol=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_blur_by_bands_equals_scipy_and_takes_parts():
     x = np.random.default_rng(0).random((2, 200, 140)).astype(np.float32)
     matrix_u, matrix_v = blur.blur_matrix(200, 2), blur.blur_matrix(140, 3.3)
     expected = gaussian_filter(x, (0, 2, 3.3))
-    np.testing.assert_allclose(blur.blur(x, matrix_u, matrix_v), expected, atol=1e-5)
+    np.testing.assert_allclose(blur.Blur(matrix_u, matrix_v)(x), expected, atol=1e-5)
     part = blur.Blur(matrix_u[12:-12], matrix_v[5:])
     out = np.empty((2, 176, 135), np.float32)
     assert part(x, out=out) is out

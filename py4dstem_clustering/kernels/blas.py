@@ -87,8 +87,8 @@ def matmul(
 # Pixels summed in float32 before the sum goes on in float64: a long sum in float32 alone is off by
 # 1e-3 for a detector of 1024 x 1024.
 _SHORT_SUM = 1024
-_FEW_ROWS_PRODUCT = 3 * 2**12
 _SHORT_PRODUCT = 2**16  # BLAS sums in blocks by itself
+_FEW_ROWS_PRODUCT = 3 * 2**12  # small enough for OpenBLAS not to copy it
 
 
 def row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:

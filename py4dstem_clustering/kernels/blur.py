@@ -32,11 +32,6 @@ def blur_matrix(n: int, sigma: float) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def blur(patterns: np.ndarray, matrix_u: np.ndarray, matrix_v: np.ndarray) -> np.ndarray:
-    """Blur patterns ``(n, Nu, Nv)`` along both detector axes."""
-    return Blur(matrix_u, matrix_v)(patterns)
-
-
 # Outputs per matrix product. A band of width 2 r + 1 is cut into pieces that are dense: the smaller
 # they are, the less is multiplied with zero, and the worse for BLAS.
 _PIECE = 64

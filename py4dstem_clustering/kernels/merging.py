@@ -329,12 +329,11 @@ def border_values(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
     deep = minimum_filter(labels, footprint=disk) == maximum_filter(labels, footprint=disk)
     for label, box in enumerate(find_objects(labels + 1)):
         member = labels[box] == label
-        inner = (member & deep[box]).astype(np.float64)
+        whole, inner = (mask.astype(np.float64) for mask in (member, member & deep[box]))
         own = np.where(member[..., None], values[box], 0).astype(np.float32)
-        count = _window(member.astype(np.float64), 0, 0)[member]
+        count = _window(whole, 0, 0)[member]
         middle_x, middle_y = (
-            _window(member.astype(np.float64), *powers)[member] / count
-            for powers in ((1, 0), (0, 1))
+            _window(whole, *powers)[member] / count for powers in ((1, 0), (0, 1))
         )
         level = _window(own, 0, 0)[member] / count[:, None]
 
