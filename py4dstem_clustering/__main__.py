@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_segmentation(benchmarks)
     _add_orientation(benchmarks)
     _add_speed(benchmarks)
+    _add_memory(benchmarks)
     return parser
 
 
@@ -141,6 +142,22 @@ def _add_scans(command: argparse.ArgumentParser, doses: str, n_seeds: int, tunin
         "used for tuning and are refused")  # fmt: skip
     add("--small", action="store_true", help="tiny scans, to try the command itself")
     add("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_memory(commands: Any) -> None:
+    memory = commands.add_parser(
+        "memory",
+        help="time and peak memory of a scan in a file",
+        description="Filter to HDF5, merging and averages of a simulated scan in a temporary "
+        "folder, each in a process of its own. A scan of 512 x 512 takes 58 GB there.",
+    )
+    add = memory.add_argument
+    add("--scan", type=int, nargs=2, default=(128, 128), metavar=("RX", "RY"),
+        help="shape of the scan (128 128)")  # fmt: skip
+    add("--detector", type=int, nargs=2, default=(192, 192), metavar=("QX", "QY"),
+        help="shape of the detector (192 192)")  # fmt: skip
+    add("--max-memory", metavar="SIZE", help="memory for blocks of the scan, such as 1GB")
+    memory.set_defaults(run=_memory)
 
 
 def _add_speed(commands: Any) -> None:
@@ -486,6 +503,18 @@ def _orientation(options: argparse.Namespace) -> None:
     write_csv(folder / "orientation.csv", rows)
     (folder / "orientation.md").write_text(text, encoding="utf-8")
     print(f"wrote orientation.csv and .md to {folder} in {_since(start)}")
+
+
+def _memory(options: argparse.Namespace) -> None:
+    from . import benchmark_memory as benchmark
+
+    rows = benchmark.run_benchmark(
+        tuple(options.scan), tuple(options.detector), max_memory=options.max_memory
+    )
+    for i, row in enumerate(rows):
+        if i == 0:
+            print(benchmark.HEAD)
+        print(benchmark.text_line(row), flush=True)
 
 
 def _speed(options: argparse.Namespace) -> None:

@@ -306,7 +306,7 @@ def make_tasks(data: np.ndarray, labels: np.ndarray, n_jobs: int | None) -> Iter
         1.0 * pixels,
     )
 
-    patterns = data[: max(1, min(side, 64 // side))].reshape(-1, detector, detector)
+    patterns = data[: max(1, min(side, 512 // side))].reshape(-1, detector, detector)
     patterns = patterns.astype(np.float32)
     matrix = blur_matrix(detector, 2)
     blur = Blur(matrix, matrix)

@@ -11,11 +11,13 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import emdfile
@@ -226,36 +228,91 @@ def save_new(path: Path, data: Any) -> None:
     """`py4DSTEM.save`, complete or absent: emdfile writes in place (0.0.16)."""
     import py4DSTEM
 
+    # Averages are kept twice, with the clusters too. HDF5 may kill the process on a full disk.
+    _check_room(path, 2 * data.data.nbytes + 2**22)
     with complete_or_absent(path) as partial:
         py4DSTEM.save(str(partial), data, mode="o")
 
 
-class _Target:
-    """Takes ``target[start:stop] = rows`` for a dataset, in pieces."""
+class _Guarded:
+    """A file for h5py that never fails: after a first error nothing more is written to it.
 
-    def __init__(self, dataset: h5py.Dataset, path: Path) -> None:
-        self._dataset, self._path = dataset, path
+    HDF5 kills the process when it cannot write what it holds back until a file is closed (h5py
+    3.16: a second close after a failed one). Here it can close, and the error is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("r+b", buffering=0)
+        self.error: OSError | None = None
+        self.read, self.seek, self.tell = self._file.read, self._file.seek, self._file.tell
+        self.close = self._file.close
+
+    def readinto(self, buffer: Any) -> int:
+        n = self._file.readinto(buffer)
+        if self.error is not None:  # behind what was written
+            memoryview(buffer).cast("B")[n:] = bytes(len(buffer) - n)
+            return len(buffer)
+        return n
+
+    def write(self, buffer: Any) -> int:
+        rest = memoryview(buffer).cast("B")
+        try:
+            while self.error is None and len(rest):
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(buffer)
+
+    def truncate(self, size: int) -> int:
+        try:
+            if self.error is None:
+                self._file.truncate(size)
+        except OSError as error:
+            self.error = error
+        return size
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+class _Target:
+    """Takes ``target[start:stop] = rows`` for a dataset, and writes them while work goes on.
+
+    A thread of its own writes, in pieces. h5py in the main thread may lose Ctrl-C: it comes up in a
+    callback of weak references, where Python prints and drops it.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, check: Callable[[], None]) -> None:
+        self._dataset, self._check = dataset, check
+        self._stopped = Event()
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future | None = None
 
     def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+        self.wait()
+        self._pending = self._thread.submit(self._write, rows, values)
+
+    def wait(self) -> None:
+        """Until all is written."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def stop(self) -> None:
+        """Write no more."""
+        self._stopped.set()
+        self._thread.shutdown(cancel_futures=True)
+
+    def _write(self, rows: slice, values: np.ndarray) -> None:
         columns, qx, qy = self._dataset.shape[1:]
         per_chunk = self._dataset.chunks[1]
         step = max(1, _PIECE_BYTES // (4 * qx * qy * per_chunk)) * per_chunk
         for row, patterns in zip(range(rows.start, rows.stop), values, strict=True):
             for start in range(0, columns, step):
-                with _named_errors(self._path):
-                    self._dataset[row, start : start + step] = patterns[start : start + step]
-
-
-@contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Errors of HDF5 while it writes as an OSError that names the file."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        raise OSError(
-            f"{path} cannot be written ({error}); nothing is left of it. Make room, or choose "
-            "another disk"
-        ) from error
+                if self._stopped.is_set():
+                    return
+                self._dataset[row, start : start + step] = patterns[start : start + step]
+                self._check()
 
 
 def _check_room(path: Path, n_bytes: int) -> None:
@@ -289,43 +346,53 @@ def scan_writer(
     ------
     What takes ``target[start:stop] = rows`` for a dataset that is chunked by diffraction pattern,
     chunks of at least 64 kB, or one pattern.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, or too small for what is not compressed.
     """
     import py4DSTEM
 
     if not compression:
         _check_room(path, 4 * int(np.prod(shape, dtype=object)))
-
     per_chunk = int(np.clip(2**16 // (4 * shape[2] * shape[3]), 1, shape[1]))
     with complete_or_absent(path) as partial:
-        with _named_errors(path):
-            py4DSTEM.save(str(partial), skeleton, mode="o")
-        with _closed(partial, path) as file:
-            group = file[f"{skeleton.root.name}/{skeleton.name}"]
-            units = group["data"].attrs["units"]
-            del group["data"]
-            dataset = group.create_dataset(
-                "data",
-                shape,
-                dtype=np.float32,
-                chunks=(1, per_chunk, *shape[2:]),
-                **(compression or {}),
-            )
-            dataset.attrs["units"] = units
-            yield _Target(dataset, path)
+        with tempfile.TemporaryDirectory() as folder:
+            small = Path(folder) / "skeleton.h5"
+            py4DSTEM.save(str(small), skeleton, mode="o")
+            content = small.read_bytes()
+        guard = _Guarded(partial)
 
+        def check() -> None:
+            if guard.error is not None:
+                raise OSError(
+                    f"{path} cannot be written ({guard.error}); nothing is left of it. Make room, "
+                    "or choose another disk"
+                ) from guard.error
 
-@contextmanager
-def _closed(partial: Path, path: Path) -> Iterator[h5py.File]:
-    """The file `partial` to write to; an error on closing it, too, names `path`."""
-    file = h5py.File(partial, "r+")
-    try:
-        yield file
-    except BaseException:
-        with suppress(OSError, RuntimeError):  # a full disk is full still
-            file.close()
-        raise
-    with _named_errors(path):
-        file.close()
+        with closing(guard):
+            guard.write(content)
+            check()
+            with h5py.File(guard, "r+") as file:
+                group = file[f"{skeleton.root.name}/{skeleton.name}"]
+                units = group["data"].attrs["units"]
+                del group["data"]
+                dataset = group.create_dataset(
+                    "data",
+                    shape,
+                    dtype=np.float32,
+                    chunks=(1, per_chunk, *shape[2:]),
+                    **(compression or {}),
+                )
+                dataset.attrs["units"] = units
+                target = _Target(dataset, check)
+                try:
+                    yield target
+                    target.wait()
+                finally:
+                    target.stop()
+            check()  # what HDF5 wrote last
 
 
 def open_dataset(path: Path, root: str, name: str) -> h5py.Dataset:

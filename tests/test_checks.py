@@ -9,12 +9,15 @@ import pytest
 
 from py4dstem_clustering.checks import (
     THRESHOLD_NAMES,
+    check_compression,
     check_data,
     check_edge,
     check_mask,
+    check_memory,
     check_name,
     resolve_r_mask,
 )
+from py4dstem_clustering.kernels.blocks import Need
 
 
 @pytest.mark.parametrize(("edge", "detector"), [(1, (3, 3)), (8, (14, 11)), (5, (30, 10))])
@@ -53,3 +56,62 @@ def test_dask_arrays_of_unknown_shape():
     x = da.ones((4, 3, 2, 2), chunks=2)
     with pytest.raises(ValueError, match="unknown shape"):
         check_data(x[x.mean(axis=(1, 2, 3)) > 0])
+
+
+# --- memory and compression ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "rows"),
+    [
+        (1000, 9), (np.int64(150), 1), ("1000", 9), ("1kB", 9), ("1 KB", 9), ("0.5 kB", 4),
+        ("1 KiB", 9), ("2 MB", 19999), (".2 kb ", 1), ("250 b", 2),
+        ("1.5 GiB", (3 * 2**29 - 50) // 100), ("1 TB", 10**10 - 1),
+    ],
+)  # fmt: skip
+def test_rows_within_a_memory(value, rows):
+    assert check_memory(value, lambda: Need(50, 100)) == rows
+    assert check_memory(value) == 1
+
+
+def test_the_largest_need_counts():
+    needs = (lambda: Need(0, 10), lambda: Need(200, 50), lambda: Need(900))
+    assert check_memory(1000, *needs) == 16
+    with pytest.raises(ValueError, match="max_memory=899 must be at least 900 bytes"):
+        check_memory(899, *needs)
+    assert check_memory(None, lambda: pytest.fail("not asked")) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "match"),
+    [
+        (0, ValueError, "max_memory=0 must be above 0"),
+        (-5, ValueError, "max_memory=-5 must be above 0"),
+        ("0 GB", ValueError, "must be above 0"),
+        ("", ValueError, "max_memory='' must be a number of bytes, or a text such as '1 GB'"),
+        ("much", ValueError, "max_memory='much' must be"),
+        ("1 GBit", ValueError, "max_memory='1 GBit' must be"),
+        ("-1 GB", ValueError, "max_memory='-1 GB' must be"),
+        ("1e9", ValueError, "max_memory='1e9' must be"),
+        ("nan", ValueError, "max_memory='nan' must be"),
+        ("1 GB 2", ValueError, "max_memory='1 GB 2' must be"),
+        (1e9, TypeError, "max_memory=1000000000.0 must be .*not float"),
+        (True, TypeError, "max_memory=True must be .*not bool"),
+        ([1], TypeError, "not list"),
+    ],
+)
+def test_what_is_no_memory(value, error, match):
+    with pytest.raises(error, match=match):
+        check_memory(value)
+
+
+def test_compressions(monkeypatch):
+    assert check_compression(None) == {}
+    assert check_compression("gzip") == {"compression": "gzip", "shuffle": True}
+    assert check_compression("bitshuffle")["compression"] == 32008
+    for wrong in ("zip", 3, "", True):
+        with pytest.raises(ValueError, match="must be None or one of 'gzip', 'lzf', 'bitshuffle'"):
+            check_compression(wrong)
+    monkeypatch.setattr("py4dstem_clustering.checks.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package hdf5plugin; pip install hdf5plugin"):
+        check_compression("bitshuffle")

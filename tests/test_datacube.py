@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from py4DSTEM import DataCube
 
 import py4dstem_clustering
 from py4dstem_clustering import Clusters, Similarity, register, simulate_scan
+from py4dstem_clustering.kernels import blocks
 from py4dstem_clustering.kernels.similarity import similarity_mean
 
 QUIET = {"progress_bar": False}
@@ -651,3 +653,91 @@ def test_growth_finds_sharp_grains(seed):
 
 def test_similarity_object_is_what_it_says(cube):
     assert isinstance(cube.get_similarity(**QUIET), Similarity)
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+def least_memory(run):
+    """The least that an operation takes, as its refusal says."""
+    with pytest.raises(ValueError, match=r"max_memory=1 must be at least \d+ bytes") as refused:
+        run(1)
+    return int(re.search(r"at least (\d+) bytes", str(refused.value))[1])
+
+
+MEMORY = {
+    "filter": lambda cube, m: cube.filter_correlative(**FILTER, max_memory=m).data,
+    "auto": lambda cube, m: (
+        cube.filter_correlative(**{**FILTER, "corr_range": "auto"}, max_memory=m).data
+    ),
+    "similarity": lambda cube, m: cube.get_similarity(sigma=1, max_memory=m, **QUIET).data,
+    "noise": lambda cube, m: cube.get_similarity(noise_correct=True, max_memory=m, **QUIET).data,
+    "tree": lambda cube, m: cube.get_cluster_tree(max_memory=m, **QUIET).cut().labels,
+    "merge": lambda cube, m: cube.cluster(max_memory=m, **QUIET).labels,
+    "grow": lambda cube, m: cube.cluster(threshold=0.6, max_memory=m, **QUIET).similarity.data,
+    "averages": lambda cube, m: cube.get_clustered_datacube(max_memory=m, **QUIET).data,
+    "pure": lambda cube, m: cube.get_clustered_datacube(min_purity=0.8, max_memory=m, **QUIET).data,
+    "mixture": lambda cube, m: cube.clusters.get_mixture(cube, max_memory=m, **QUIET).shares,
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_any_memory_gives_the_same_bits(cube, name, monkeypatch, tmp_path):
+    with h5py.File(tmp_path / "scan.h5", "w") as file:  # an array would take no memory
+        file["scan"] = cube.data
+        cube.data = file["scan"]
+        cube.cluster(threshold=0.6, min_size=2, **QUIET)
+        sizes = []
+
+        def noted(data, copies=1, n_rows=None):
+            sizes.append(n_rows)
+            return iterate(data, copies, n_rows)
+
+        iterate = blocks.iterate_blocks
+        for kernel in ("correlative", "similarity", "features", "averaging"):
+            monkeypatch.setattr(f"py4dstem_clustering.kernels.{kernel}.iterate_blocks", noted)
+        run = MEMORY[name]
+        expected = run(cube, None)
+        assert set(sizes) == {None}
+        least = least_memory(lambda m: run(cube, m))
+        for more in (0, 30_000, 80_000, 10**8):
+            sizes.clear()
+            np.testing.assert_array_equal(run(cube, least + more), expected)
+            assert min(sizes) >= 1
+        assert max(sizes) > SCAN[0]  # in one block
+        with pytest.raises(ValueError, match="give more, fewer n_jobs, or bin the detector"):
+            run(cube, least - 1)
+        np.testing.assert_array_equal(run(cube, "0.2 GB"), expected)
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_what_is_no_memory_is_refused_before_any_work(cube, name, monkeypatch):
+    cube.cluster(threshold=0.6, **QUIET)
+    for core in ("correlative_core", "similarity_core", "averaging_core", "noise_core"):
+        monkeypatch.setattr(f"py4dstem_clustering.datacube.{core}", None)
+    monkeypatch.setattr("py4dstem_clustering.datacube.auto_range", None)
+    monkeypatch.setattr("py4dstem_clustering.mixture.features_core", None)
+    with pytest.raises(ValueError, match="max_memory='much' must be a number of bytes"):
+        MEMORY[name](cube, "much")
+    with pytest.raises(TypeError, match=r"max_memory=1\.5 must be"):
+        MEMORY[name](cube, 1.5)
+
+
+def test_a_similarity_made_earlier_takes_no_memory(cube):
+    similarity = cube.get_similarity(**QUIET)
+    cube.cluster(threshold=0.6, similarity=similarity, max_memory=1)
+    with pytest.raises(ValueError, match="max_memory='x' must be"):
+        cube.cluster(threshold=0.6, similarity=similarity, max_memory="x")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lzf", "bitshuffle"])
+def test_a_compressed_file(cube, tmp_path, compression):
+    path = tmp_path / "x.h5"
+    result = cube.filter_correlative(**FILTER, out=path, compression=compression)
+    np.testing.assert_array_equal(result.data[:], cube.filter_correlative(**FILTER).data)
+    np.testing.assert_array_equal(py4DSTEM.read(path).data, result.data[:])
+    assert result.data.id.get_create_plist().get_nfilters() > 0
+    with pytest.raises(ValueError, match=f"compression='{compression}' does nothing without out"):
+        cube.filter_correlative(**FILTER, compression=compression)
+    with pytest.raises(ValueError, match="compression='zip' must be None or one of"):
+        cube.filter_correlative(**FILTER, out=tmp_path / "y.h5", compression="zip")

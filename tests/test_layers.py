@@ -16,6 +16,7 @@ PACKAGE = Path(py4dstem_clustering.__file__).parent
 LAYERS = [
     "__main__",
     "benchmark_orientation",
+    "benchmark_memory",
     "benchmark_speed",
     "benchmark",
     "__init__",

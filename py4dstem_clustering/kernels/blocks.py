@@ -25,7 +25,7 @@ BLOCK_BYTES = 128 * 2**20
 _PIECE_BYTES = 8 * 2**20
 
 # What a walk takes beside the arrays that are counted: stacks of threads, buffers of HDF5 and BLAS.
-_OVERHEAD = 32 * 2**20
+_OVERHEAD = 64 * 2**20
 
 # Squares of values inside this range, summed over any detector, neither overflow nor vanish in
 # float32; patterns outside it are rescaled before they are compared.
@@ -52,12 +52,11 @@ class Need(NamedTuple):
     """More for each row of the scan in a block."""
 
 
-def row_need(data: Any, float32: bool = False) -> int:
+def row_need(data: Any) -> int:
     """Bytes of a row of the scan as it is read; nothing for an array that is not copied."""
-    itemsize = 4 if float32 else np.dtype(data.dtype).itemsize
-    if isinstance(data, np.ndarray) and not np.ma.isMaskedArray(data) and not float32:
+    if isinstance(data, np.ndarray) and not isinstance(data, (np.memmap, np.ma.MaskedArray)):
         return 0
-    return itemsize * int(np.prod(data.shape[1:]))
+    return np.dtype(data.dtype).itemsize * int(np.prod(data.shape[1:]))
 
 
 def scratch_need(data: Any, n_jobs: int | None, patterns: int, copies: float) -> int:
@@ -99,7 +98,18 @@ def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]
 
 
 def read_rows(data: Any, start: int, stop: int) -> np.ndarray:
-    """Rows ``start:stop`` of the scan as a NumPy array in the data's own type."""
+    """Rows ``start:stop`` of the scan as a NumPy array in the data's own type.
+
+    In a thread of its own: h5py in the main thread may lose Ctrl-C, which comes up in a callback of
+    weak references, where Python prints and drops it.
+    """
+    if isinstance(data, np.ndarray):
+        return _read_now(data, start, stop)
+    with ThreadPoolExecutor(1) as reader:
+        return reader.submit(_read_now, data, start, stop).result()
+
+
+def _read_now(data: Any, start: int, stop: int) -> np.ndarray:
     rows = data[start:stop]
     if hasattr(rows, "compute"):  # dask
         rows = rows.compute()
@@ -133,8 +143,9 @@ def _check_whole(data: Any) -> None:
 
 def _read_block(data: Any, start: int, stop: int, stopped: Event) -> np.ndarray:
     """As `read_rows`, in pieces, until `stopped` is set."""
-    if isinstance(data, np.ndarray) or hasattr(data, "dask"):
-        return read_rows(data, start, stop)
+    on_disk = isinstance(data, np.memmap) or not isinstance(data, np.ndarray)
+    if not on_disk or hasattr(data, "dask"):
+        return _read_now(data, start, stop)
     _, columns, *detector = data.shape
     # Pieces as HDF5 holds them: a chunk that is cut is decompressed twice.
     chunk = getattr(data, "chunks", None) or (1, 1)
@@ -144,8 +155,6 @@ def _read_block(data: Any, start: int, stop: int, stopped: Event) -> np.ndarray:
     if hasattr(data, "read_direct"):  # h5py
         n_columns = max(1, _PIECE_BYTES // (pattern_bytes * n_rows))
         n_columns = -(-n_columns // chunk[1]) * chunk[1]
-    if n_columns >= columns and n_rows >= stop - start:
-        return read_rows(data, start, stop)
     out = np.empty((stop - start, columns, *detector), dtype=data.dtype)
     for first in range(start, stop, n_rows):
         last = min(first + n_rows, stop)
@@ -156,8 +165,8 @@ def _read_block(data: Any, start: int, stop: int, stopped: Event) -> np.ndarray:
                 piece = data[first:last]
             else:
                 piece = data[first:last, column : column + n_columns]
+            _check_whole(data)
             out[first - start : last - start, column : column + n_columns] = piece
-    _check_whole(data)
     return out
 
 

@@ -257,7 +257,7 @@ def correlative_need(data: Any, sigma: float, radius: float, edge: int, n_jobs: 
         + reach * unit
         + 2 * reach * weights
         + scratch_need(data, n_jobs, _TILE, 5),
-        2 * values + unit + 2 * weights + row + 2 * read + row_need(data) * (not read),
+        2 * values + unit + 2 * weights + 2 * row + 2 * read + row_need(data) * (not read),
     )
 
 

@@ -154,12 +154,12 @@ def similarity_core(
     return out
 
 
-def similarity_need(data: Any, q_mask: np.ndarray | None, n_jobs: int | None) -> Need:
+def similarity_need(data: Any, q_mask: np.ndarray | None, noise: bool, n_jobs: int | None) -> Need:
     """Memory that `similarity_core` takes."""
     pixels = int(np.prod(data.shape[2:])) if q_mask is None else int(q_mask.sum())
     unit = 4 * data.shape[1] * pixels
-    # With noise, patterns in float64 and what is present of them come on top: 5 copies.
-    fixed = 3 * unit + scratch_need(data, n_jobs, 8, 9)
+    # With noise, patterns in float64 and what is present of them come on top.
+    fixed = 3 * unit + scratch_need(data, n_jobs, _TILE, 24 if noise else 4)
     return Need(fixed, unit + 2 * row_need(data))
 
 

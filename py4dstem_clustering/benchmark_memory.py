@@ -1,0 +1,151 @@
+"""Benchmark: time and peak memory of a scan that lies in a file, each step in a fresh process.
+
+A small simulated scan is enlarged to the size that is asked for, block by block. So it is as large
+as a measured one in every way that counts here, and the grains are as many as in the small one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import disk_usage
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from .checks import check_integer, check_memory
+from .simulate import simulate_scan
+
+STEPS = ("filter", "merge", "averages")
+"""Filter to HDF5, merging of the unfiltered scan, averages of the clusters."""
+
+_SMALL = 32
+_PIECE_BYTES = 16 * 2**20
+
+
+class Row(NamedTuple):
+    """One step."""
+
+    step: str
+    seconds: float
+    positions: int
+    peak: int
+    """Bytes of the process at its peak, beyond what it took after the imports."""
+    imports: int
+    """Bytes that it took after the imports."""
+
+
+def write_scan(path: Path, scan: tuple[int, int], detector: tuple[int, int], seed: int = 0) -> None:
+    """A scan of counts, 16 bits, a pattern a chunk."""
+    rx, ry = scan
+    small = simulate_scan(
+        (min(rx, _SMALL), min(ry, _SMALL)), detector, n_grains=6, electrons=1000, seed=seed
+    )
+    patterns = np.asarray(small.datacube.data)
+    rng = np.random.default_rng(seed)
+    x, y = (np.arange(n) * m // n for n, m in zip(scan, patterns.shape[:2], strict=True))
+    step = max(1, _PIECE_BYTES // (2 * int(np.prod(detector))))
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("data", (*scan, *detector), np.uint16, chunks=(1, 1, *detector))
+        for row in range(rx):
+            for start in range(0, ry, step):
+                piece = patterns[x[row], y[start : start + step]].astype(np.uint16)
+                # Copies of a pattern must not share their noise.
+                piece += rng.integers(0, 2, piece.shape, dtype=np.uint16)
+                data[row, start : start + step] = piece
+
+
+def run_benchmark(
+    scan: tuple[int, int],
+    detector: tuple[int, int],
+    *,
+    max_memory: str | None = None,
+    folder: Path | None = None,
+) -> Iterator[Row]:
+    """Generate a scan in a temporary folder, and measure each step on it."""
+    scan = tuple(check_integer("--scan", n, 4) for n in scan)
+    detector = tuple(check_integer("--detector", n, 32) for n in detector)
+    check_memory(max_memory)
+    n_bytes = 6 * int(np.prod([*scan, *detector], dtype=object))  # the scan, and it filtered
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        free = disk_usage(place).free
+        if n_bytes > 0.95 * free:
+            raise ValueError(
+                f"--scan {scan[0]} {scan[1]} --detector {detector[0]} {detector[1]} takes "
+                f"{n_bytes / 1e9:.3g} GB in {place}, where {free / 1e9:.3g} GB are free; take "
+                "smaller ones, or set TMPDIR to another disk"
+            )
+        path = Path(place) / "scan.h5"
+        write_scan(path, scan, detector)
+        for step in STEPS:
+            command = [sys.executable, "-m", __name__, step, str(path), max_memory or ""]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                last = done.stderr.strip().splitlines()[-1:]
+                raise ValueError(f"{step} failed: {' '.join(last)}")
+            found = json.loads(done.stdout.splitlines()[-1])
+            yield Row(step, found["seconds"], scan[0] * scan[1], found["peak"], found["imports"])
+            (path.parent / "filtered.h5").unlink(missing_ok=True)
+
+
+def text_line(row: Row) -> str:
+    """A row of the table under `HEAD`."""
+    return (
+        f"{row.step:<9} {row.seconds / 60:>8.2f} {1e3 * row.seconds / row.positions:>13.2f} "
+        f"{row.peak / 1e6:>8.0f} {(row.peak + row.imports) / 1e6:>15.0f}"
+    )
+
+
+HEAD = f"{'step':<9} {'minutes':>8} {'ms a position':>13} {'peak, MB':>8} {'with Python, MB':>15}"
+
+
+# --- the process that is measured ------------------------------------------------------------
+
+
+def _memory() -> int:
+    """Largest memory so far, bytes."""
+    import resource
+
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: the number of getrusage starts with that of the parent
+        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _run(step: str, path: Path, max_memory: str | None) -> dict[str, Any]:
+    import py4DSTEM
+
+    import py4dstem_clustering  # noqa: F401
+
+    cubes = path.with_name("clusters.h5")
+    options = {"max_memory": max_memory, "progress_bar": False}
+    with h5py.File(path, "r") as file:
+        cube = py4DSTEM.DataCube(file["data"], name="scan")
+        clusters = None
+        if step == "averages":
+            from .clusters import Clusters
+
+            clusters = Clusters.from_node(py4DSTEM.read(str(cubes)))
+        imports, start = _memory(), perf_counter()
+        if step == "filter":
+            cube.filter_correlative(out=path.with_name("filtered.h5"), corr_range="auto", **options)
+        elif step == "merge":
+            clusters = cube.cluster(drop_background=False, **options)
+        else:
+            cube.get_clustered_datacube(clusters, **options)
+        found = {"seconds": perf_counter() - start, "peak": _memory() - imports}
+        if step == "merge":
+            py4DSTEM.save(str(cubes), clusters.to_node(), mode="o")
+    return {**found, "imports": imports}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run(sys.argv[1], Path(sys.argv[2]), sys.argv[3] or None)))

@@ -1,0 +1,352 @@
+"""Faults: a full disk, files that shrink, vanish or rot, Ctrl-C and SIGKILL; no half result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import py4DSTEM
+import pytest
+from arina import chunk_place, overwrite, write_arina
+from conftest import make_scan
+
+from py4dstem_clustering import emd, open_scan
+from py4dstem_clustering.kernels import blocks
+
+FILTER = {"sigma": 1, "radius": 1, "edge": 2, "progress_bar": False}
+POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
+
+
+def start(code, *arguments):
+    """This package in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+
+
+# A scan without end, for all that matters here.
+ENDLESS = """
+import os, sys, threading
+import numpy as np, py4DSTEM, py4dstem_clustering as pc
+from py4dstem_clustering import datacube as module, mixture
+
+class Endless:
+    shape, dtype, ndim = (4000, 24, 64, 60), np.dtype("uint16"), 4
+    rows = np.random.default_rng(0).poisson(2, (8, *shape[1:])).astype("uint16")
+    def __getitem__(self, key):
+        return np.resize(self.rows, (len(range(*key.indices(4000))), *self.shape[1:]))
+
+def told(total, what, progress_bar, unit="rows"):
+    import contextlib
+    @contextlib.contextmanager
+    def bar():
+        def report(n):
+            if not seen:
+                print("running", flush=True)
+            seen.append(n)
+        seen = []
+        yield report
+    return bar()
+
+module._progress = told
+cube = py4DSTEM.DataCube(np.zeros((2, 2, 2, 2)))
+cube.data = Endless()
+"""
+
+INTERRUPTED = (
+    ENDLESS
+    + """
+labels = np.arange(4000 * 24).reshape(4000, 24) // 9 % 7
+shifts = np.random.default_rng(0).normal(size=(4000, 24, 2))
+quiet, jobs = {"progress_bar": False}, {"n_jobs": 2}
+
+def averages(**options):
+    with module._progress(1, "", True) as report:
+        module.averaging_core(cube.data, labels, report=report, **jobs, **options)
+
+class Told:
+    def __init__(self, *a, **k): self.seen = False
+    def update(self, n):
+        if not self.seen: print("running", flush=True)
+        self.seen = True
+    def close(self): pass
+mixture.emdfile.tqdmnd = Told
+
+todo = {
+    "filter": lambda: cube.filter_correlative(out=sys.argv[1], **quiet, **jobs),
+    "packed": lambda: cube.filter_correlative(out=sys.argv[1], compression="gzip", **quiet, **jobs),
+    "similarity": lambda: cube.get_similarity(sigma=1, **quiet, **jobs),
+    "merge": lambda: cube.cluster(**quiet, **jobs),
+    "grow": lambda: cube.cluster(threshold=0.5, **quiet, **jobs),
+    "averages": lambda: averages(),
+    "moved": lambda: averages(shifts=shifts),
+}
+for name, run in todo.items():
+    try:
+        run()
+        print("ended", name, flush=True)
+    except KeyboardInterrupt:
+        threads = [t for t in threading.enumerate() if type(t).__name__ != "TMonitor"]
+        print("stopped", name, len(threads), *os.listdir(os.path.dirname(sys.argv[1])), flush=True)
+"""
+)
+
+
+@POSIX
+def test_ctrl_c_stops_soon_and_leaves_nothing(tmp_path):
+    process = start(INTERRUPTED, tmp_path / "out.h5")
+    seconds = {}
+    try:
+        for name in ("filter", "packed", "similarity", "merge", "grow", "averages", "moved"):
+            line = process.stdout.readline().strip()
+            assert line == "running", (name, line, process.stderr.read() if not line else "")
+            time.sleep(0.3)
+            begin = time.perf_counter()
+            process.send_signal(signal.SIGINT)
+            # One thread, the main one, and no file.
+            assert process.stdout.readline().split() == ["stopped", name, "1"]
+            seconds[name] = time.perf_counter() - begin
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    # Asked for is a second; measured 0.01 to 0.3. More only where something else keeps the cores.
+    assert max(seconds.values()) < 5, seconds
+
+
+def test_a_loop_that_ends_early_stops_reading():
+    reads, before = [], threading.active_count()
+
+    class Slow:
+        shape, dtype = (50, 3, 4, 5), np.dtype("uint8")
+
+        def __getitem__(self, rows):
+            reads.append(rows)
+            time.sleep(0.02)
+            return np.zeros((rows.stop - rows.start, 3, 4, 5), np.uint8)
+
+    piece, blocks._PIECE_BYTES = blocks._PIECE_BYTES, 1  # a row at a time
+    try:
+        for _ in blocks.iterate_blocks(Slow(), n_rows=25):
+            break
+    finally:
+        blocks._PIECE_BYTES = piece
+    n = len(reads)
+    assert n < 35
+    time.sleep(0.1)
+    assert len(reads) == n
+    assert threading.active_count() == before
+
+
+# --- SIGKILL ---------------------------------------------------------------------------------
+
+
+@POSIX
+@pytest.mark.parametrize("old", [None, "old"])
+def test_sigkill_leaves_the_target_as_it_was_and_the_next_run_cleans_up(tmp_path, old):
+    path = tmp_path / "out.h5"
+    if old is not None:
+        path.write_text(old)
+    code = "cube.filter_correlative(out=sys.argv[1], overwrite=True, progress_bar=False)"
+    process = start(ENDLESS + code, path)
+    assert process.stdout.readline().strip() == "running"
+    process.kill()
+    process.communicate()
+    assert (path.read_text() if path.exists() else None) == old
+    (left,) = (p for p in tmp_path.iterdir() if p != path)
+    assert left.name.startswith(".out.h5.")
+    assert left.suffix == ".partial"
+    assert left.stat().st_size > 1000
+
+    cube = py4DSTEM.DataCube(make_scan())
+    cube.filter_correlative(**FILTER, out=path, overwrite=True)
+    assert left.exists()  # seconds old, perhaps alive in a container of the same name
+    os.utime(left, (0, 0))
+    other = tmp_path / "other.h5"
+    cube.filter_correlative(**FILTER, out=other)
+    assert left.exists()  # belongs to another file
+    cube.filter_correlative(**FILTER, out=path, overwrite=True)
+    assert sorted(tmp_path.iterdir()) == [other, path]
+    assert py4DSTEM.read(path).shape == cube.shape
+
+
+@POSIX
+def test_what_a_living_process_writes_is_left_alone(tmp_path):
+    with emd.complete_or_absent(tmp_path / "x.h5") as partial:
+        os.utime(partial, (0, 0))
+        emd._remove_leftovers((tmp_path / "x.h5").resolve())
+        assert partial.exists()
+        partial.write_text("done")
+    for name in (".x.h5.partial", ".x.h5.abc.partial", f".x.h5.{emd._host()}-1e-a.partial"):
+        (tmp_path / name).write_text("not ours")
+    emd._remove_leftovers((tmp_path / "x.h5").resolve())
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+# --- a full disk -----------------------------------------------------------------------------
+
+FULL = """
+import resource, signal, sys
+import numpy as np, py4DSTEM, py4dstem_clustering
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+cube = py4DSTEM.DataCube(np.random.default_rng(0).poisson(3, (30, 20, 32, 30)).astype("uint16"))
+options = {"sigma": 1, "radius": 1, "edge": 2, "progress_bar": False}
+try:
+    cube.filter_correlative(out=sys.argv[1], overwrite=True, **options)
+    print("written")
+except OSError as error:
+    print("OSError", error)
+"""
+
+
+@POSIX
+@pytest.mark.parametrize("limit", [40_000, 1_000_000, 2_304_000])
+def test_a_full_disk(tmp_path, limit):
+    # The scan has 2,304,000 bytes; the last limit leaves no room but for the end of the file.
+    path = tmp_path / "out.h5"
+    path.write_text("old")
+    process = start(FULL, path, limit)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert out.startswith(f"OSError {path} cannot be written"), (out, errors)
+    assert "Make room" in out
+    assert [p.name for p in tmp_path.iterdir()] == ["out.h5"]
+    assert path.read_text() == "old"
+
+
+def test_a_disk_that_is_too_small_is_seen_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("py4dstem_clustering.datacube.correlative_core", None)
+    monkeypatch.setattr(emd.shutil, "disk_usage", lambda path: type("", (), {"free": 1000}))
+    cube = py4DSTEM.DataCube(make_scan())
+    with pytest.raises(OSError, match=r"needs .* GB and its disk has 1e-06 GB free; make room"):
+        cube.filter_correlative(**FILTER, out=tmp_path / "x.h5")
+    assert not list(tmp_path.iterdir())
+
+
+# --- files that change while they are read ---------------------------------------------------
+
+
+def shrink_after(rows, path, size):
+    """A report of the filter that cuts the file short."""
+    done = []
+
+    def report(n):
+        done.append(n)
+        if sum(done) >= rows and path.stat().st_size > size:
+            os.truncate(path, size)
+
+    return report
+
+
+@pytest.mark.parametrize("chunks", [None, (1, 1, 14, 11), (2, 4, 14, 11)])
+def test_an_hdf5_file_that_shrinks(tmp_path, monkeypatch, chunks):
+    # Nothing tells but the size of the file: HDF5 reads zeros behind its end.
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("scan", data=make_scan((40, 9)), chunks=chunks)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
+    cut(monkeypatch, shrink_after(5, path, path.stat().st_size // 2))
+    with h5py.File(path, "r") as file:
+        cube = py4DSTEM.DataCube(file["scan"])
+        with pytest.raises(OSError, match=r"shrank|truncated|read"):
+            cube.filter_correlative(**FILTER, out=tmp_path / "out.h5")
+    assert [p.name for p in tmp_path.iterdir()] == ["scan.h5"]
+
+
+def cut(monkeypatch, report):
+    from contextlib import contextmanager
+
+    @contextmanager
+    def progress(*arguments):
+        yield report
+
+    monkeypatch.setattr("py4dstem_clustering.datacube._progress", progress)
+
+
+MEMMAP = """
+import os, sys
+import numpy as np, py4DSTEM, py4dstem_clustering
+from py4dstem_clustering.kernels import blocks
+from test_faults import FILTER, cut, shrink_after
+from pathlib import Path
+import pytest
+path = Path(sys.argv[1])
+blocks.BLOCK_BYTES = 1
+cut(pytest.MonkeyPatch(), shrink_after(5, path, path.stat().st_size // 2))
+cube = py4DSTEM.DataCube(np.load(path, mmap_mode="r"))
+try:
+    cube.filter_correlative(**FILTER, out=sys.argv[2])
+    print("written")
+except OSError as error:
+    print(error)
+"""
+
+
+@POSIX
+def test_a_memmap_that_shrinks(tmp_path):
+    np.save(tmp_path / "scan.npy", make_scan((40, 9)))
+    process = start(MEMMAP, tmp_path / "scan.npy", tmp_path / "out.h5")
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGBUS), errors  # in a moment nobody can check
+    if process.returncode == 0:
+        assert "scan.npy shrank from" in out
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.fixture
+def scan_of_chunks(tmp_path, monkeypatch):
+    frames = make_scan((12, 9)).reshape(-1, 14, 11)
+    master = write_arina(tmp_path, frames, per_file=20)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
+    cube = open_scan(master, scan_shape=(12, 9))
+    yield cube, tmp_path
+    cube.data.close()
+    assert not list(tmp_path.glob("out.h5*"))
+    assert not list(tmp_path.glob(".out.h5*"))
+
+
+def test_a_chunk_file_that_is_missing(scan_of_chunks):
+    cube, folder = scan_of_chunks
+    (folder / "scan_data_000004.h5").unlink()
+    with pytest.raises(OSError, match=r"scan_data_000004.h5 is gone"):
+        cube.filter_correlative(**FILTER, out=folder / "out.h5")
+
+
+def test_a_chunk_file_that_shrinks(scan_of_chunks, monkeypatch):
+    cube, folder = scan_of_chunks
+    path = folder / "scan_data_000005.h5"
+    cut(monkeypatch, shrink_after(2, path, 3000))
+    with pytest.raises(OSError, match=r"scan_data_000005.h5 shrank from"):
+        cube.filter_correlative(**FILTER, out=folder / "out.h5")
+
+
+def test_a_chunk_that_is_corrupt(scan_of_chunks):
+    cube, folder = scan_of_chunks
+    path = folder / "scan_data_000003.h5"
+    offset, size = chunk_place(path, 7)
+    overwrite(path, offset + 12, b"\xff" * (size - 12))
+    with pytest.raises(OSError, match=r"frame 7 .*scan_data_000003.h5, scan position \(5, 2\)"):
+        cube.filter_correlative(**FILTER, out=folder / "out.h5")
+
+
+def test_a_chunk_of_hdf5_that_is_corrupt(tmp_path):
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("d", data=make_scan(), chunks=(1, 1, 14, 11), fletcher32=True)
+    overwrite(path, chunk_place(path, 20, "d")[0] + 5, b"\xff")
+    with h5py.File(path, "r") as file, pytest.raises(OSError, match="read data"):
+        py4DSTEM.DataCube(file["d"]).filter_correlative(**FILTER, out=tmp_path / "out.h5")
+    assert [p.name for p in tmp_path.iterdir()] == ["scan.h5"]
