@@ -324,7 +324,7 @@ class ClusterTree:
         flat = labels.ravel()
         for a, b in zip(flat[self.first[join]], flat[self.second[join]], strict=True):
             target[target == target[b]] = target[a]
-        return consecutive(np.where(labels >= 0, target[labels], -1))
+        return consecutive(np.append(target, -1)[labels])  # -1 stays -1, also without regions
 
     def _merged(
         self, level: float, min_size: int, drop: bool

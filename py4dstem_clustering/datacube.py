@@ -98,9 +98,10 @@ def _calibration(datacube: DataCube, labels: np.ndarray | None = None) -> Calibr
     return copy
 
 
-def _new_datacube(
+def new_datacube(
     data: Any, name: str, calibration: Calibration, metadata: Mapping[str, emdfile.Metadata]
 ) -> DataCube:
+    """A DataCube in a tree of its own."""
     cube = DataCube(data=data, name=name, calibration=calibration)
     for key, item in metadata.items():
         cube.metadata = emdfile.Metadata(key, deepcopy(item._params))
@@ -247,14 +248,14 @@ def filter_correlative(
     if path is None:
         data = np.empty(self.data.shape, dtype=np.float32)
         run(data)
-        return _new_datacube(data, name, _calibration(self), metadata)
+        return new_datacube(data, name, _calibration(self), metadata)
 
     small = np.zeros([min(n, 2) for n in self.data.shape], dtype=np.float32)
-    skeleton = _new_datacube(small, name, _calibration(self), metadata)
+    skeleton = new_datacube(small, name, _calibration(self), metadata)
     with emd.scan_writer(path, skeleton, self.data.shape, packing) as target:
         run(target)
     data = emd.open_dataset(path, skeleton.root.name, name)
-    return _new_datacube(data, name, _calibration(self), metadata)
+    return new_datacube(data, name, _calibration(self), metadata)
 
 
 def get_similarity(
@@ -477,6 +478,35 @@ def get_cluster_tree(
     return tree if returncalc else None
 
 
+def check_tree_options(
+    method: Any,
+    rank: Any,
+    r_mask: Any,
+    sigma: Any,
+    subtract_mean: Any,
+    similarity: Any,
+    scan: tuple[int, int],
+) -> tuple[int | str, float | str | np.ndarray | None]:
+    """Rank and scan mask of a tree, checked with what else belongs to its method."""
+    if method not in ("merge", "grow"):
+        raise ValueError(f"method={method!r} is not known; it must be 'merge' or 'grow'")
+    if not (isinstance(rank, str) and rank == "auto"):
+        rank = check_integer("rank", rank, 1)
+        if rank > MAX_RANK:
+            raise ValueError(f"rank={rank} must be at most {MAX_RANK}, or 'auto'")
+    r_mask = check_r_mask(r_mask, scan)
+    given = {"sigma": sigma, "subtract_mean": subtract_mean, "similarity": similarity}
+    wrong = [key for key, value in given.items() if value is not None]
+    if method == "merge" and wrong:
+        raise ValueError(
+            f"{' and '.join(wrong)} belongs to growth, merging compares features instead; "
+            "leave it out, or use method='grow'"
+        )
+    if method == "grow" and rank != "auto":
+        raise ValueError("rank belongs to merging; leave it out, or use method='merge'")
+    return rank, r_mask
+
+
 def _measure_tree(
     datacube: DataCube,
     method: str,
@@ -491,28 +521,15 @@ def _measure_tree(
     progress_bar: Any,
 ) -> ClusterTree:
     check_data(datacube.data)
-    if method not in ("merge", "grow"):
-        raise ValueError(f"method={method!r} is not known; it must be 'merge' or 'grow'")
-    if not (isinstance(rank, str) and rank == "auto"):
-        rank = check_integer("rank", rank, 1)
-        if rank > MAX_RANK:
-            raise ValueError(f"rank={rank} must be at most {MAX_RANK}, or 'auto'")
-    r_mask = check_r_mask(r_mask, datacube.Rshape)
+    rank, r_mask = check_tree_options(
+        method, rank, r_mask, sigma, subtract_mean, similarity, datacube.Rshape
+    )
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
-    given = {"sigma": sigma, "subtract_mean": subtract_mean, "similarity": similarity}
     if method == "merge":
-        wrong = [key for key, value in given.items() if value is not None]
-        if wrong:
-            raise ValueError(
-                f"{' and '.join(wrong)} belongs to growth, merging compares features instead; "
-                "leave it out, or use method='grow'"
-            )
         q_mask = check_q_mask(q_mask, datacube.Qshape)
         return _merge_tree(datacube, rank, r_mask, q_mask, n_jobs, max_memory, progress_bar)
 
-    if rank != "auto":
-        raise ValueError("rank belongs to merging; leave it out, or use method='merge'")
     if similarity is None:
         similarity = _measure_similarity(
             datacube,
@@ -752,12 +769,35 @@ def cluster(
     0.98
     """
     check_data(self.data)
-    grows = (threshold, sigma, subtract_mean, similarity)
-    if method is None:
-        method = "merge" if all(value is None for value in grows) else "grow"
     name = check_name(name)
     returncalc = check_flag("returncalc", returncalc)
     emd.check_free(self, name, _clusters.KIND)
+    method, cut = check_cut_options(
+        method, threshold, n_clusters, min_size, drop_background, sigma, subtract_mean, similarity
+    )
+    tree = _measure_tree(
+        self, method, rank, r_mask, q_mask, sigma, subtract_mean, similarity, n_jobs, max_memory,
+        progress_bar,
+    )  # fmt: skip
+    result = tree.cut(**cut, name=name)
+    keep_clusters(self, result)
+    return result if returncalc else None
+
+
+def check_cut_options(
+    method: Any,
+    threshold: Any,
+    n_clusters: Any,
+    min_size: Any,
+    drop_background: Any,
+    sigma: Any = None,
+    subtract_mean: Any = None,
+    similarity: Any = None,
+) -> tuple[str, dict[str, Any]]:
+    """The method that the options of `cluster` mean, and how its tree is cut."""
+    if method is None:
+        grows = (threshold, sigma, subtract_mean, similarity)
+        method = "merge" if all(value is None for value in grows) else "grow"
     cut = {
         "threshold": threshold,
         "n_clusters": n_clusters,
@@ -767,13 +807,7 @@ def cluster(
     if method == "grow" and threshold is None and n_clusters is None:
         cut["threshold"] = 0.9
     check_cut(method, **cut)
-    tree = _measure_tree(
-        self, method, rank, r_mask, q_mask, sigma, subtract_mean, similarity, n_jobs, max_memory,
-        progress_bar,
-    )  # fmt: skip
-    result = tree.cut(**cut, name=name)
-    keep_clusters(self, result)
-    return result if returncalc else None
+    return method, cut
 
 
 def _as_similarity(similarity: Any, scan: tuple[int, int]) -> Similarity:
@@ -910,7 +944,7 @@ def get_clustered_datacube(
             self.data, labels, n_jobs=n_jobs, report=report, shifts=shifts, n_rows=n_rows
         )
     keep_clusters(self, clusters, averages)
-    cube = _new_datacube(averages[:, None], name, calibration, dict(self.metadata))
+    cube = new_datacube(averages[:, None], name, calibration, dict(self.metadata))
     keep_clusters(cube, clusters)
     return cube
 

@@ -327,6 +327,13 @@ def test_nothing_stands_out():
         flat.get_clustered_datacube(**QUIET)
 
 
+@pytest.mark.parametrize("method", ["merge", "grow"])
+def test_no_position_is_left(cube, method):
+    clusters = cube.cluster(method=method, r_mask=1.0, **QUIET)
+    assert clusters.n_clusters == 0
+    assert (clusters.labels == -1).all()
+
+
 def test_a_threshold_that_cannot_be_found(cube, monkeypatch):
     def fail(values):
         raise RuntimeError("Unable to find two maxima in histogram")
