@@ -1,4 +1,4 @@
-"""How well labels match known grains."""
+"""How well labels match known grains, and tracks of many frames known particles."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import skimage.metrics
 from scipy.ndimage import distance_transform_edt
+from scipy.optimize import linear_sum_assignment
 
 from .checks import check_number, values_of
 
@@ -320,6 +321,159 @@ def border_f_score(labels: Any, truth: Any, *, tolerance: float = 1.5) -> float:
     return float(2 * precision * recall / (precision + recall))
 
 
+@dataclass(frozen=True)
+class TrackQuality:
+    """How well tracks follow known particles; from `track_quality`.
+
+    An appearance is one particle, or one track, in one frame.
+
+    Attributes
+    ----------
+    mota : float
+        Multiple object tracking accuracy: 1 minus misses, false positives and switches, for each
+        appearance of a particle; at most 1, below 0 where there are more errors than appearances.
+        NaN where there are tracks but no particle.
+    idf1 : float
+        F1 score of identities, 0 to 1: appearances that one track for each particle explains, and
+        one particle for each track, as a share of the mean number of appearances in both.
+    precision : float
+        Share of the appearances of tracks that match a particle.
+    recall : float
+        Share of the appearances of particles that match a track.
+    misses : int
+        Appearances of particles without a track.
+    false_positives : int
+        Appearances of tracks without a particle.
+    switches : int
+        How often a particle matches another track than the last time it matched one.
+    """
+
+    mota: float
+    idf1: float
+    precision: float
+    recall: float
+    misses: int
+    false_positives: int
+    switches: int
+
+
+def track_quality(tracks: Any, truth: Any, *, iou: float = 0.5) -> TrackQuality:
+    """Track quality: are the particles found in each frame, and do they keep their track?
+
+    In each frame, a particle and a track may match when their intersection is more than `iou` of
+    their union. For the accuracy (MOTA), a particle keeps the track that it last matched, while
+    they may match; of the others, as many as can be are paired one to one, then those with the
+    largest sum of intersection over union. For the identities (IDF1), whole tracks are paired with
+    whole particles, one to one, so that they match in as many frames as can be: unlike MOTA, that
+    depends on how long a particle has the right track, not on how often it changes.
+
+    Parameters
+    ----------
+    tracks : ndarray, (T, Rx, Ry), int
+        Number of the track of each scan position in each frame; -1 where it is in none. Leave out
+        the background, with -1: a track of the liquid counts as a false positive.
+    truth : ndarray, (T, Rx, Ry), int
+        Number of the particle of each scan position in each frame; -1 where it is in none.
+    iou : float
+        Least intersection over union of a match, exclusive, from 0 to below 1. From 0.5, matches
+        in a frame are unique; take less where particles are of a few positions only.
+
+    Returns
+    -------
+    TrackQuality
+        All scores are 1 when there are neither tracks nor particles. With one of both only, they
+        are 0, but MOTA is NaN without particles.
+
+    Raises
+    ------
+    TypeError
+        If the maps do not hold integers, or `iou` is no number.
+    ValueError
+        If the maps are not 3D, are empty or hold less than -1, the shapes differ, or `iou` breaks
+        its rule.
+
+    References
+    ----------
+    MOTA: K. Bernardin and R. Stiefelhagen, EURASIP J. Image Video Process. 2008, 246309,
+    doi:10.1155/2008/246309
+
+    IDF1: E. Ristani et al., ECCV 2016 Workshops, LNCS 9914, 17, doi:10.1007/978-3-319-48881-3_2
+
+    Examples
+    --------
+    One particle in four frames, which changes its track in the last.
+
+    >>> from py4dstem_clustering.metrics import track_quality
+    >>> truth = [[[0, 0, -1]], [[0, 0, -1]], [[-1, 0, 0]], [[-1, 0, 0]]]
+    >>> tracks = [[[3, 3, -1]], [[3, 3, -1]], [[-1, 3, 3]], [[-1, 5, 5]]]
+    >>> result = track_quality(tracks, truth)
+    >>> result.mota, result.idf1, result.switches
+    (0.75, 0.75, 1)
+    """
+    tracks, truth = _check_maps(tracks, truth, "tracks", "T, Rx, Ry")
+    iou = check_number("iou", iou, 0, 1)
+    if iou == 1:
+        raise ValueError(f"{iou=} must be below 1: a match overlaps by more than that")
+    # Frames in which each track and each particle may match.
+    track_numbers, particle_numbers = np.unique(tracks[tracks >= 0]), np.unique(truth[truth >= 0])
+    together = np.zeros((len(track_numbers), len(particle_numbers)), dtype=np.int64)
+    last: dict[int, int] = {}  # track that each particle last matched
+    n_tracks = n_particles = n_matches = switches = 0
+    for found, known in zip(tracks, truth, strict=True):
+        table = _overlaps(found, known)
+        n_tracks += int((table.clusters >= 0).sum())
+        n_particles += int((table.grains >= 0).sum())
+        track, particle = table.clusters[table.rows], table.grains[table.columns]
+        sizes = table.cluster_sizes[table.rows] + table.grain_sizes[table.columns]
+        overlap = table.common / (sizes - table.common)
+        may = (track >= 0) & (particle >= 0) & (overlap > iou)
+        track, particle, overlap = track[may], particle[may], overlap[may]
+        rows = np.searchsorted(track_numbers, track)
+        together[rows, np.searchsorted(particle_numbers, particle)] += 1
+        matches = _clear_matches(track, particle, overlap, last)
+        switches += sum(last.get(k, number) != number for k, number in matches.items())
+        last |= matches
+        n_matches += len(matches)
+    identities = together[linear_sum_assignment(together, maximize=True)].sum()
+    misses, false_positives = n_particles - n_matches, n_tracks - n_matches
+    if n_particles == 0:
+        mota = np.nan if n_tracks else 1.0
+    else:
+        mota = 1 - (misses + false_positives + switches) / n_particles
+    nothing = float(n_tracks == n_particles == 0)
+    return TrackQuality(
+        mota=mota,
+        idf1=float(2 * identities / (n_tracks + n_particles)) if not nothing else 1.0,
+        precision=n_matches / n_tracks if n_tracks else nothing,
+        recall=n_matches / n_particles if n_particles else nothing,
+        misses=misses,
+        false_positives=false_positives,
+        switches=switches,
+    )
+
+
+def _clear_matches(
+    track: np.ndarray, particle: np.ndarray, overlap: np.ndarray, last: dict[int, int]
+) -> dict[int, int]:
+    """Track of each particle in one frame, of the pairs that may match and the last tracks."""
+    matches: dict[int, int] = {}
+    kept = [i for i, k in enumerate(particle) if last.get(int(k)) == track[i]]
+    # Two particles may have had the same track last, one after the other.
+    for i in sorted(kept, key=lambda i: -overlap[i]):
+        if track[i] not in matches.values():
+            matches[int(particle[i])] = int(track[i])
+    free = ~np.isin(track, list(matches.values())) & ~np.isin(particle, list(matches))
+    tracks, rows = np.unique(track[free], return_inverse=True)
+    particles, columns = np.unique(particle[free], return_inverse=True)
+    value = np.zeros((len(tracks), len(particles)))
+    # More than all overlaps together, so that the number of pairs comes first.
+    value[rows, columns] = min(value.shape) + overlap[free]
+    for row, column in zip(*linear_sum_assignment(value, maximize=True), strict=True):
+        if value[row, column] > 0:
+            matches[int(particles[column])] = int(tracks[row])
+    return matches
+
+
 class _Overlaps(NamedTuple):
     """The contingency table of two maps, without its zeros."""
 
@@ -355,12 +509,14 @@ def _borders(labels: np.ndarray) -> np.ndarray:
     return border
 
 
-def _check_map(name: str, labels: Any) -> np.ndarray:
-    """A 2D map of whole numbers from -1, not empty."""
+def _check_map(name: str, labels: Any, axes: str) -> np.ndarray:
+    """A map of whole numbers from -1, not empty."""
     labels = np.asarray(values_of(getattr(labels, "labels", labels)))
-    if labels.ndim != 2:
+    n_axes = len(axes.split(", "))
+    if labels.ndim != n_axes:
         raise ValueError(
-            f"{name} of shape {labels.shape} must be a 2D map (Rx, Ry); use {name}.reshape(Rx, Ry)"
+            f"{name} of shape {labels.shape} must be a {n_axes}D map ({axes}); use "
+            f"{name}.reshape({axes})"
         )
     if labels.size == 0:
         raise ValueError(f"{name} of shape {labels.shape} is empty: give at least one position")
@@ -377,12 +533,14 @@ def _check_map(name: str, labels: Any) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _check_maps(labels: Any, truth: Any) -> tuple[np.ndarray, np.ndarray]:
+def _check_maps(
+    labels: Any, truth: Any, name: str = "labels", axes: str = "Rx, Ry"
+) -> tuple[np.ndarray, np.ndarray]:
     """Two maps of one shape."""
-    labels, truth = _check_map("labels", labels), _check_map("truth", truth)
+    labels, truth = _check_map(name, labels, axes), _check_map("truth", truth, axes)
     if labels.shape != truth.shape:
         raise ValueError(
-            f"labels of shape {labels.shape} and truth of shape {truth.shape} must have the same "
+            f"{name} of shape {labels.shape} and truth of shape {truth.shape} must have the same "
             "shape; cut both to the same scan positions"
         )
     return labels, truth

@@ -171,8 +171,8 @@ def simulate_scan(
     >>> scan.labels.max() + 1 == len(scan.orientations)
     True
     """
-    scan_shape = _check_shape("scan_shape", scan_shape)
-    detector_shape = _check_shape("detector_shape", detector_shape)
+    scan_shape = check_shape("scan_shape", scan_shape)
+    detector_shape = check_shape("detector_shape", detector_shape)
     n_grains = check_integer("n_grains", n_grains, 0)
     electrons = check_number("electrons", electrons, 0, 1e9)
     speckle = check_number("speckle", speckle, 0)
@@ -197,18 +197,13 @@ def simulate_scan(
     lag = check_number("lag", lag, 0)
     seed = check_integer("seed", seed, 0)
 
-    import py4DSTEM
-
     # What was first released draws from `rng`, in its order; what came later has its own generator,
     # so that a seed means the same grains with every option but `overlap`.
     rng = np.random.default_rng(seed)
     extra = np.random.default_rng([seed, 1])
     shares = _grain_shares(scan_shape, n_grains, overlap, rng)
     n_found = shares.shape[2] - 1
-    # Normal quaternions are uniform rotations; what Rotation.random draws depends on scipy.
-    quaternions = rng.standard_normal((n_found, 4))
-    orientations = np.array([Rotation.from_quat(q).as_matrix() for q in quaternions])
-    orientations = orientations.reshape(-1, 3, 3)
+    orientations = random_orientations(n_found, rng)
     _relate(orientations, shares, twins, small_angles, small_angle, extra)
     strains = strain * np.random.default_rng([seed, 2]).uniform(-1, 1, (n_found, 3))
     bends = _bends(shares, bending, extra)
@@ -217,14 +212,8 @@ def simulate_scan(
         shares /= shares.sum(axis=2, keepdims=True)
     thickness = 1 - uneven * _smooth_fields(scan_shape, 2, extra)
 
-    pixel_size = k_max / (min(detector_shape) / 2 - disk_radius - 1)
-    centre = np.array([(n - 1) / 2 for n in detector_shape])
-    crystal = crystal_of_gold(1.5 * k_max)
-    beam = _disk(detector_shape, centre, disk_radius)
-    beam /= beam.sum()
-    ring = _ring(detector_shape, centre, pixel_size)
-    diffuse = ring / ring.sum()
-    support = _ring(detector_shape, centre, pixel_size, maximum=0.55, width=0.05)
+    model = Scattering(detector_shape, k_max, disk_radius)
+    support = _ring(detector_shape, model.centre, model.pixel_size, maximum=0.55, width=0.05)
     support /= support.sum()
     # Bragg disks of each grain along its bend, from one end to the other.
     turns = np.linspace(-0.5, 0.5, 1 + 2 * int(np.ceil(2 * bending)))
@@ -233,36 +222,21 @@ def simulate_scan(
     for k, t in np.ndindex(*disks.shape[:2]):
         axis = axes[k] / np.linalg.norm(axes[k])
         turn = Rotation.from_rotvec(np.deg2rad(bending * turns[t]) * axis).as_matrix()
-        xx, yy, xy = strains[k]
-        # Where the lattice is wider, its reciprocal lattice is narrower.
-        narrower = np.linalg.inv([[1 + xx, xy], [xy, 1 + yy]])
-        disks[k, t] = _bragg_disks(
-            crystal,
-            orientations[k] @ turn,
-            detector_shape,
-            centre,
-            narrower / pixel_size,
-            disk_radius,
-        )
+        disks[k, t] = model.bragg(orientations[k] @ turn, strains[k])
 
-    liquid = 0.5 * beam + 0.5 * diffuse
-    patterns = np.empty((n_found + 1, *detector_shape))
-    patterns[:-1] = 0.6 * liquid + 0.4 * disks[:, len(turns) // 2]
-    patterns[-1] = liquid
-    patterns /= patterns.sum(axis=(1, 2), keepdims=True)
+    patterns = model.patterns(disks[:, len(turns) // 2])
 
     warm = extra.uniform(0.2, 2, detector_shape) * (extra.random(detector_shape) < hot_pixels)
-    warm *= electrons * liquid.max()
+    warm *= electrons * model.liquid.max()
     x, y = (np.linspace(-0.5, 0.5, n) for n in scan_shape)
     wander = np.stack(np.broadcast_arrays(x[:, None] + y, x[:, None] - 0.5 * y**2 - y), axis=2)
     shifts = 0.5 * descan * wander
     # No pixel expects more than about half of the electrons, or all where nothing scatters them.
     brightest = electrons * (1 if uneven > 0 else 0.5) + warm.max()
-    largest = gain * max(electrons, brightest + 8 * np.sqrt(brightest) + 20) + offset
+    largest = gain * largest_count(electrons, brightest) + offset
     if largest > np.iinfo(np.uint32).max:
         raise ValueError(f"{electrons=} with {gain=} and {offset=} may not fit 32 bits")
-    dtype = np.uint16 if largest <= np.iinfo(np.uint16).max else np.uint32
-    counts = np.empty((*scan_shape, *detector_shape), dtype=dtype)
+    counts = np.empty((*scan_shape, *detector_shape), dtype=count_type(largest))
     for row in range(scan_shape[0]):
         electrons_of_row = np.empty(counts.shape[1:])
         for column in range(scan_shape[1]):
@@ -276,18 +250,15 @@ def simulate_scan(
                 if part > 0:
                     bragg += disks[k, low + 1] * part
                 # What is not scattered stays in the direct beam.
-                grain = 0.6 * liquid + 0.4 * (thick * bragg + (1 - thick) * beam)
+                grain = model.grain(thick * bragg + (1 - thick) * model.beam)
                 # Not 1 where the lattice has no disk on the detector.
                 expected += share[k] * (grain / grain.sum())
             expected += share[-1] * patterns[-1]
             amount = 0.3 + 0.2 * share[-1]
             if wet < 1:
-                expected += amount * (1 - wet) * (beam - diffuse)
+                expected += amount * (1 - wet) * (model.beam - model.diffuse)
             if share[-1] > 0 and speckle > 0:
-                grains = gaussian_filter(rng.standard_normal(detector_shape), disk_radius)
-                grains = np.exp(speckle * grains / grains.std())
-                strength = 0.5 * share[-1] * wet
-                expected += strength * diffuse * (grains / np.average(grains, weights=ring) - 1)
+                expected += model.speckle(0.5 * share[-1] * wet, speckle, rng)
             if film > 0:
                 expected = (1 - film) * expected + film * support
             if descan > 0:
@@ -305,18 +276,100 @@ def simulate_scan(
             recorded = np.floor(recorded + extra.random(recorded.shape))
         counts[row] = recorded
 
-    cube = py4DSTEM.DataCube(counts, name="simulated_scan")
-    cube.calibration.set_R_pixel_size(scan_step)
-    cube.calibration.set_R_pixel_units("A")
-    cube.calibration.set_Q_pixel_size(pixel_size)
-    cube.calibration.set_Q_pixel_units("A^-1")
-    cube.calibration.set_origin(tuple(np.full(scan_shape, c) for c in centre))
+    cube = model.datacube(counts, scan_step, "simulated_scan")
+    labels = largest_share(shares)
+    return SimulatedScan(
+        cube, labels, orientations, model.crystal, patterns, shares, shifts, strains
+    )
+
+
+class Scattering:
+    """What gold and the liquid scatter onto one detector."""
+
+    def __init__(self, shape: tuple[int, int], k_max: float, disk_radius: float):
+        self.shape = shape
+        self.disk_radius = disk_radius
+        self.pixel_size = k_max / (min(shape) / 2 - disk_radius - 1)
+        self.centre = np.array([(n - 1) / 2 for n in shape])
+        self.crystal = crystal_of_gold(1.5 * k_max)
+        beam = _disk(shape, self.centre, disk_radius)
+        self.beam = beam / beam.sum()
+        self.ring = _ring(shape, self.centre, self.pixel_size)
+        self.diffuse = self.ring / self.ring.sum()
+        self.liquid = 0.5 * self.beam + 0.5 * self.diffuse
+
+    def bragg(self, orientation: np.ndarray, strain: Any = (0, 0, 0)) -> np.ndarray:
+        """Bragg disks of one orientation, the direct beam left out; sums to 1."""
+        xx, yy, xy = strain
+        # Where the lattice is wider, its reciprocal lattice is narrower.
+        narrower = np.linalg.inv([[1 + xx, xy], [xy, 1 + yy]])
+        return _bragg_disks(
+            self.crystal,
+            orientation,
+            self.shape,
+            self.centre,
+            narrower / self.pixel_size,
+            self.disk_radius,
+        )
+
+    def grain(self, disks: np.ndarray) -> np.ndarray:
+        """What a grain scatters, given its Bragg disks: the liquid is above and below it."""
+        return 0.6 * self.liquid + 0.4 * disks
+
+    def patterns(self, disks: np.ndarray) -> np.ndarray:
+        """Patterns (N + 1, Qx, Qy) of grains, given their disks, and of the liquid; sums are 1."""
+        patterns = np.empty((len(disks) + 1, *self.shape))
+        patterns[:-1] = self.grain(disks)
+        patterns[-1] = self.liquid
+        patterns /= patterns.sum(axis=(1, 2), keepdims=True)
+        return patterns
+
+    def speckle(self, strength: float, speckle: float, rng: np.random.Generator) -> np.ndarray:
+        """What speckle adds to the ring and takes from it, for a ring of `strength`."""
+        grains = gaussian_filter(rng.standard_normal(self.shape), self.disk_radius)
+        grains = np.exp(speckle * grains / grains.std())
+        return strength * self.diffuse * (grains / np.average(grains, weights=self.ring) - 1)
+
+    def datacube(self, counts: np.ndarray, scan_step: float, name: str) -> Any:
+        """The counts as a calibrated DataCube."""
+        import py4DSTEM
+
+        cube = py4DSTEM.DataCube(counts, name=name)
+        cube.calibration.set_R_pixel_size(scan_step)
+        cube.calibration.set_R_pixel_units("A")
+        cube.calibration.set_Q_pixel_size(self.pixel_size)
+        cube.calibration.set_Q_pixel_units("A^-1")
+        cube.calibration.set_origin(tuple(np.full(counts.shape[:2], c) for c in self.centre))
+        return cube
+
+
+def random_orientations(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Orientation matrices (n, 3, 3), evenly over all rotations."""
+    # Normal quaternions are uniform rotations; what Rotation.random draws depends on scipy.
+    quaternions = rng.standard_normal((n, 4))
+    orientations = np.array([Rotation.from_quat(q).as_matrix() for q in quaternions])
+    return orientations.reshape(-1, 3, 3)
+
+
+def largest_count(electrons: float, brightest: float) -> float:
+    """What no pixel exceeds, in practice, where the brightest expects so many electrons."""
+    return max(electrons, brightest + 8 * np.sqrt(brightest) + 20)
+
+
+def count_type(largest: float) -> type[np.unsignedinteger]:
+    """The smaller of two types that holds recorded values up to `largest`."""
+    return np.uint16 if largest <= np.iinfo(np.uint16).max else np.uint32
+
+
+def largest_share(shares: np.ndarray) -> np.ndarray:
+    """Labels (Rx, Ry) of shares (Rx, Ry, N + 1); -1 where the last, the liquid, is largest."""
     labels = shares.argmax(axis=2).astype(np.int32)
-    labels[labels == n_found] = -1
-    return SimulatedScan(cube, labels, orientations, crystal, patterns, shares, shifts, strains)
+    labels[labels == shares.shape[2] - 1] = -1
+    return labels
 
 
-def _check_shape(name: str, shape: Any) -> tuple[int, int]:
+def check_shape(name: str, shape: Any) -> tuple[int, int]:
+    """Two numbers of scan positions, or of detector pixels, 16 at least."""
     try:
         first, second = shape
     except (TypeError, ValueError):
