@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .blas import row_sums, single_threaded_blas
+from .blas import row_dots, row_sums, single_threaded_blas
 
 # Bytes of float32 work held for one block. Large enough to keep the threads busy, small enough for
 # a laptop; a single row of the scan is the least that can be held.
@@ -223,6 +223,14 @@ def tiles(n: int, size: int = 64) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
+def at_once(number: int, pixels: int) -> int:
+    """Patterns to work on at once: `number` of a detector of 192 x 192, more of a smaller one.
+
+    Threads wait for each other between calls; small detectors would have nothing but such.
+    """
+    return max(number, number * 192**2 // max(pixels, 1))
+
+
 def to_float32(values: np.ndarray, what: str) -> np.ndarray:
     """Values as float32; a ValueError where they are too large or all too small for it."""
     with np.errstate(over="ignore", under="ignore"):
@@ -238,41 +246,68 @@ def to_float32(values: np.ndarray, what: str) -> np.ndarray:
     return out
 
 
-def as_comparable(
-    patterns: np.ndarray, subtract_mean: bool, out: np.ndarray | None = None
-) -> np.ndarray:
-    """Copy patterns ``(n, pixels)`` to float32, or into `out`, ready to be compared.
+def is_small_integer(dtype: np.dtype) -> bool:
+    """Whether float32 holds every value of a type, none of them missing."""
+    return dtype.kind in "bui" and dtype.itemsize <= 2
+
+
+def as_comparable(patterns: np.ndarray, subtract_mean: bool) -> np.ndarray:
+    """Copy patterns ``(n, pixels)`` to float32, ready to be compared.
 
     With `subtract_mean`, each minus its mean, also where the mean is so large that float32 would
     lose the rest. A missing pixel (NaN or infinite) counts as the mean of its pattern. A pattern
     whose values lie far from 1 is divided by its largest magnitude, which changes no cosine and no
     correlation, so that its squares stay inside float32.
     """
-    if patterns.dtype.kind in "bui" and patterns.itemsize <= 2:
-        if out is None:
-            out = np.empty(patterns.shape, dtype=np.float32)
+    out = np.empty(patterns.shape, dtype=np.float32)
+    mean = nearly_comparable(patterns, subtract_mean, out)
+    if subtract_mean:
+        out -= mean
+    return out
+
+
+def nearly_comparable(patterns: np.ndarray, subtract_mean: bool, out: np.ndarray) -> np.ndarray:
+    """Write to `out` what `as_comparable` returns, but for means ``(n, 1)`` left to subtract.
+
+    What becomes of a pattern does not depend on the others.
+    """
+    none = np.zeros((len(patterns), 1), dtype=np.float32)
+    if is_small_integer(patterns.dtype):
         np.copyto(out, patterns)
-        if subtract_mean:
-            out -= (row_sums(out) / out.shape[1]).astype(np.float32)[:, None]
-        return out
+        return _row_means(out) if subtract_mean else none
 
     # float32 holds 7 digits; the types that hold more go through float64.
     wide = patterns.itemsize > 4 or patterns.dtype.kind in "iu"
-    x = patterns.astype(np.float64 if wide else np.float32)
-    peak = np.maximum(x.max(axis=1), -x.min(axis=1))
     low, high = _SAFE_RANGE
-    for i in np.flatnonzero(~((peak >= low) & (peak <= high)) & (peak != 0)):
-        x[i] = _tame(patterns[i].astype(np.float64))
-    if subtract_mean:
-        mean = x.mean(axis=1, dtype=np.float64, keepdims=True)
-        rounded = mean.astype(x.dtype)
-        x -= rounded
-        if not wide:
-            x -= (mean - rounded).astype(np.float32)
-    if out is None:
-        return x.astype(np.float32, copy=False)
-    np.copyto(out, x, casting="same_kind")
-    return out
+    if wide:
+        x = patterns.astype(np.float64)
+        doubtful = range(len(x))
+    else:
+        x = out
+        np.copyto(x, patterns, casting="unsafe")
+        # The sum of squares tells at once where all is well; in doubt, the largest magnitude does.
+        power = row_dots(x, x)
+        doubtful = np.flatnonzero(~((power >= x.shape[1] * low**2) & (power <= high**2)))
+    for i in doubtful:
+        peak = max(x[i].max(), -x[i].min())
+        if not low <= peak <= high and peak != 0:
+            x[i] = _tame(patterns[i].astype(np.float64))
+    if wide:
+        if subtract_mean:
+            x -= x.mean(axis=1, keepdims=True)
+        np.copyto(out, x, casting="same_kind")
+    elif subtract_mean:
+        # A sum in float32 of large numbers loses some; what it leaves is small, and summed again.
+        mean, first = _row_means(x), x[:, :1]
+        # A flat pattern becomes zero, not nearly zero.
+        np.copyto(mean, first, where=np.abs(first - mean) <= 3e-5 * np.abs(mean))
+        x -= mean
+        return _row_means(x)
+    return none
+
+
+def _row_means(x: np.ndarray) -> np.ndarray:
+    return (row_sums(x) / x.shape[1]).astype(np.float32)[:, None]
 
 
 def _tame(pattern: np.ndarray) -> np.ndarray:

@@ -6,18 +6,21 @@ and each pair is computed once, since direction ``k + 4`` is the opposite of dir
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
-from .blas import products_of_few_rows, row_dots
+from .blas import row_dots
 from .blocks import (
     _SAFE_RANGE,
     Need,
     Report,
-    as_comparable,
+    at_once,
+    count_jobs,
     iterate_blocks,
+    nearly_comparable,
     row_need,
     scratch_need,
     tiles,
@@ -32,9 +35,12 @@ DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (1, 1), (1, 0), (1, -1), (0, 
 FORWARD = (4, 5, 6, 7)
 """One direction of each opposite pair; the other one is ``k - 4``."""
 
-# Columns that are worked on together, few enough to stay in the cache of a core. A task takes more:
-# threads that hand over small tasks wait for each other.
-_TILE = 4
+# Columns of a strip, and those of them that are converted together: few enough for the caches, and
+# enough for few and long calls, between which threads wait for each other. See `at_once`.
+_STRIP, _TILE = 16, 8
+
+# Pixels summed in float32, before the sum goes on in float64.
+_PIECE = 2048
 
 MOST_NOISE = 0.7
 """Largest share of noise in the power of a pattern that is corrected: beyond it, the rest is a
@@ -63,104 +69,165 @@ def similarity_core(
     see `noise_weight`, of which at most `MOST_NOISE` of ``|J|^2`` is taken off.
     """
     rx, ry, qx, qy = data.shape
-    inside = None if q_mask is None or q_mask.all() else np.flatnonzero(q_mask)
+    pixels = qx * qy
+    chunks = None if q_mask is None or q_mask.all() else Chunks(q_mask)
     blur = Blur(blur_matrix(qx, sigma), blur_matrix(qy, sigma)) if sigma > 0 else None
-    out = np.full((rx, ry, 8), np.nan, dtype=np.float32)
-    # What a dot product is multiplied with to be a cosine: one over the norm of either side.
-    scale = np.zeros((rx, ry))
+    size = pixels if chunks is None else chunks.size
+    n_pieces, length = _pieces(size)
+    tile = min(at_once(_TILE, pixels), ry)
+    dots = np.zeros((rx, ry, 3, 2))
     if noise is not None:
         of_noise = noise_weight((qx, qy), q_mask, sigma).ravel()
+        noise_power = np.zeros((rx, ry))
 
-    def prepare(patterns: np.ndarray, target: np.ndarray, row: int, columns: slice) -> None:
-        for tile in tiles(len(patterns), 2 * _TILE):
-            here = slice(columns.start + tile.start, columns.start + tile.stop)
-            prepare_tile(patterns[tile], target[tile], row, here)
-
-    def prepare_tile(patterns: np.ndarray, target: np.ndarray, row: int, columns: slice) -> None:
+    def prepare(patterns: np.ndarray, target: np.ndarray, scratch: list[np.ndarray]) -> None:
+        """Write J of patterns ``(n, pixels)`` to `target`."""
         n = len(patterns)
-        flat = patterns.reshape(n, -1)
-        # The last step writes to the target, so that nothing is copied.
-        if blur is None:
-            x = as_comparable(flat, subtract_mean, out=target if inside is None else None)
-        else:
-            x = as_comparable(flat, subtract_mean).reshape(n, qx, qy)
-            x = blur(x, out=target.reshape(x.shape) if inside is None else None).reshape(n, -1)
-        if inside is not None:
-            np.take(x, inside, axis=1, out=target, mode="clip")
-        power = row_dots(target, target)
-        if noise is not None:
-            share = _noise_power(flat, of_noise, noise)
-            np.divide(share, power, out=share, where=power > 0)
-            power *= 1 - np.clip(share, 0, MOST_NOISE)
-        power[power == 0] = np.inf  # an empty pattern is like nothing
-        scale[row, columns] = 1 / np.sqrt(power)
+        x, smooth, taken = (buffer[:n] for buffer in scratch)
+        mean = nearly_comparable(patterns, subtract_mean, out=x)
+        if blur is not None:
+            x -= mean
+            blur(x.reshape(n, qx, qy), out=smooth.reshape(n, qx, qy))
+            x, mean = smooth, np.float32(0)
+        # Without blur, the mean is taken off those pixels alone that are compared.
+        if chunks is not None:
+            x = chunks.take(x, out=taken)
+        np.subtract(x, mean, out=target)
+        if chunks is not None:
+            chunks.clear(target)
 
-    def compare(row: int, above: np.ndarray, this: np.ndarray, columns: slice) -> None:
-        """Pairs within `columns` of a row, and of the row above it at `columns` with that row."""
-        start, stop = columns.start, columns.stop
-        last = min(ry, stop + 1)
-        # Dot products of each column above with the columns to the left, below and to the right;
-        # and of each column with the one to the right.
-        dots = np.zeros((stop - start, 4))
-        for first in range(start, stop, _TILE) if row > 0 else ():
-            until, left = min(first + _TILE, stop), max(0, first - 1)
-            products = products_of_few_rows(above[first:until], this[left : min(ry, until + 1)])
-            for dy in (-1, 0, 1):
-                skip = max(0, -dy - first)  # the first column has none to the left
-                diagonal = products[skip:, first + skip + dy - left :].diagonal()
-                at = first + skip - start
-                dots[at : at + len(diagonal), 1 + dy] = diagonal
-        for first in range(start, last - 1, _TILE):
-            until = min(first + _TILE, last - 1)
-            dots[first - start : until - start, 3] = row_dots(
-                this[first:until], this[first + 1 : until + 1]
-            )
-        for direction in FORWARD:
-            dx, dy = DIRECTIONS[direction]
-            here = slice(max(start, -dy), min(stop, ry - max(0, dy)))
-            if here.start >= here.stop or row < dx:
-                continue
-            there = slice(here.start + dy, here.stop + dy)
-            cosine = dots[here.start - start : here.stop - start, 1 + dy if dx else 3]
-            cosine = cosine * scale[row - dx, here] * scale[row, there]
-            np.clip(cosine, -1, 1, out=cosine)
-            out[row - dx, here, direction] = cosine
-            out[row, there, direction - 4] = cosine
+    def walk(strip: slice, near: np.ndarray, start: int, rows: np.ndarray) -> None:
+        """Dot products of a strip of columns, from one row to the next.
 
-    # unit[0] is the last row of the block before, unit[1:] the rows of this block: J, not divided
-    # by its norm, which is left to the dot products.
-    unit = np.empty((1, ry, qx * qy if inside is None else inside.size), dtype=np.float32)
+        So the rows that are compared are in the cache of a core, and J never in main memory.
+        """
+        n = strip.stop - strip.start
+        used = near[1:-1, :, :size]
+        # Every column with its two neighbours, as pieces of matrices (6, length).
+        step = near.strides[1]
+        windows = as_strided(
+            near, (n, n_pieces, 6, length), (2 * step, 4 * length, step, 4), writeable=False
+        )
+        pieces = near[1:-1].reshape(n, 2, n_pieces, length, 1)
+        # Arrays made anew for every tile may cost more time than the work: malloc may hand their
+        # memory back, and the kernel clears it again.
+        scratch = [np.empty((tile, m), dtype=np.float32) for m in (pixels, pixels, size)]
+        first = strip.start + (strip.start > 0)
+        for i, row in enumerate(range(start, start + len(rows))):
+            this = row % 2
+            for some in tiles(n, tile):
+                here = slice(strip.start + some.start, strip.start + some.stop)
+                patterns = rows[i, here].reshape(-1, pixels)
+                prepare(patterns, used[some, this], scratch)
+                if noise is not None:
+                    noise_power[row, here] = _noise_power(patterns, of_noise, noise)
+            products = np.matmul(windows, pieces[:, this]).sum(axis=1, dtype=np.float64)
+            products = products.reshape(n, 3, 2)
+            if this == 0:
+                products = products[..., ::-1]
+            # Strips share a column: its left neighbours are in one, its right ones in the other.
+            dots[row, first : strip.stop, :2] = products[first - strip.start :, :2]
+            dots[row, strip.start : strip.stop - 1, 2] = products[:-1, 2]
+
+    strips = _strips(ry, pixels, n_jobs)
+    # J of two rows of each strip, this one and the one above in turn, column by column; an empty
+    # column at either side.
+    nears = [
+        np.zeros((strip.stop - strip.start + 2, 2, n_pieces * length), np.float32)
+        for strip in strips
+    ]
     with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, copies=3, n_rows=n_rows):
-            last = unit[-1].copy()
-            if len(unit) != len(rows) + 1:
-                unit = np.empty((len(rows) + 1, *last.shape), dtype=np.float32)
-            unit[0] = last
+        for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows):
             run(
-                lambda task, rows=rows, unit=unit, start=start: prepare(
-                    rows[task], unit[task[0] + 1, task[1]], start + task[0], task[1]
-                ),
-                product(range(len(rows)), tiles(ry)),
+                lambda k, start=start, rows=rows: walk(strips[k], nears[k], start, rows),
+                range(len(strips)),
             )
-
-            def compare_tile(
-                task: tuple[int, slice], unit: np.ndarray = unit, start: int = start
-            ) -> None:
-                i, columns = task
-                compare(start + i, unit[i], unit[i + 1], columns)
-
-            run(compare_tile, product(range(len(rows)), tiles(ry)))
             report(len(rows))
+    power = dots[:, :, 1, 1].copy()
+    if noise is not None:
+        share = np.divide(noise_power, power, out=np.zeros((rx, ry)), where=power > 0)
+        power *= 1 - np.clip(share, 0, MOST_NOISE)
+    return _cosines(dots, power)
+
+
+def _cosines(dots: np.ndarray, power: np.ndarray) -> np.ndarray:
+    """Similarity of dot products ``(Rx, Ry, 3, 2)`` and norms, squared, ``(Rx, Ry)``.
+
+    The dot products are those with the column to the left, itself and the one to the right, in the
+    row above and in the row itself.
+    """
+    rx, ry = power.shape
+    out = np.full((rx, ry, 8), np.nan, dtype=np.float32)
+    # An empty pattern is like nothing.
+    scale = np.divide(1, np.sqrt(power), out=np.zeros((rx, ry)), where=power > 0)
+    for direction in FORWARD:
+        dx, dy = DIRECTIONS[direction]
+        (here_x, there_x), (here_y, there_y) = with_neighbour(rx, dx), with_neighbour(ry, dy)
+        cosine = dots[there_x, there_y, 1 - dy, 1 - dx] * scale[here_x, here_y]
+        cosine *= scale[there_x, there_y]
+        np.clip(cosine, -1, 1, out=cosine)
+        out[here_x, here_y, direction] = out[there_x, there_y, direction - 4] = cosine
     return out
+
+
+class Chunks:
+    """Pixels of a mask, taken in chunks of neighbours: single ones are slow to gather.
+
+    The chunks on the border of the mask come last, with pixels outside it: see `clear`.
+    """
+
+    def __init__(self, q_mask: np.ndarray) -> None:
+        for width in (8, 4, 2, 1):
+            if q_mask.size % width:
+                continue
+            inside = q_mask.reshape(-1, width)
+            full, touched = inside.all(axis=1), inside.any(axis=1)
+            self.size = width * int(touched.sum())
+            if self.size <= 1.25 * q_mask.sum():
+                break
+        partial = np.flatnonzero(touched & ~full)
+        self._width = width
+        self._chosen = np.concatenate([np.flatnonzero(full), partial])
+        self._border = inside[partial].ravel().astype(np.float32)
+
+    def take(self, x: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Write pixels ``(n, size)`` of patterns ``(n, pixels)`` to `out`."""
+        x, target = (a.reshape(len(a), -1, self._width) for a in (x, out))
+        np.take(x, self._chosen, axis=1, out=target, mode="clip")
+        return out
+
+    def clear(self, x: np.ndarray) -> None:
+        """Set to zero what lies outside the mask."""
+        x[:, self.size - self._border.size :] *= self._border
+
+
+def _pieces(pixels: int) -> tuple[int, int]:
+    """Number and length of the pieces of a pattern that are summed in float32."""
+    number = max(1, -(-pixels // _PIECE))
+    return number, -(-pixels // (16 * number)) * 16
+
+
+def _strips(n_columns: int, pixels: int, n_jobs: int | None) -> list[slice]:
+    """Strips of columns, as many for each thread; each shares a column with the next."""
+    jobs = count_jobs(n_jobs)
+    number = -(-n_columns // at_once(_STRIP, pixels))
+    number = max(1, min(-(-number // jobs) * jobs, n_columns // 4))
+    edges = [n_columns * i // number for i in range(number + 1)]
+    return [slice(a, min(b + 1, n_columns)) for a, b in pairwise(edges)]
 
 
 def similarity_need(data: Any, q_mask: np.ndarray | None, noise: bool, n_jobs: int | None) -> Need:
     """Memory that `similarity_core` takes."""
-    pixels = int(np.prod(data.shape[2:])) if q_mask is None else int(q_mask.sum())
-    unit = 4 * data.shape[1] * pixels
+    rx, ry, qx, qy = data.shape
+    pixels = qx * qy
+    size = pixels if q_mask is None or q_mask.all() else Chunks(q_mask).size
+    strips = _strips(ry, pixels, n_jobs)
+    columns = sum(strip.stop - strip.start + 2 for strip in strips)
+    near = 8 * columns * int(np.prod(_pieces(size)))
     # With noise, patterns in float64 and what is present of them come on top.
-    fixed = 3 * unit + scratch_need(data, n_jobs, _TILE, 24 if noise else 4)
-    return Need(fixed, unit + 2 * row_need(data))
+    tile = min(at_once(_TILE, pixels), ry)
+    fixed = near + 120 * rx * ry + scratch_need(data, n_jobs, tile, 24 if noise else 5)
+    return Need(fixed, 2 * row_need(data))
 
 
 def noise_weight(detector: tuple[int, int], q_mask: np.ndarray | None, sigma: float) -> np.ndarray:
