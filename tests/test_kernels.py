@@ -151,7 +151,6 @@ def test_sums_and_products_of_rows(pixels):
     a, b = (rng.integers(0, 60000, (n, pixels)).astype(np.float32) for n in (3, 5))
     exact = a.astype(float) @ b.T.astype(float)
     np.testing.assert_allclose(blas.row_sums(a), a.sum(axis=1, dtype=float), rtol=1e-6)
-    np.testing.assert_allclose(blas.products_of_few_rows(a, b), exact, rtol=1e-6)
     np.testing.assert_allclose(blas.products_of_rows(a, b), exact, rtol=1e-6)
 
 

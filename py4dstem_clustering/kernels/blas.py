@@ -88,7 +88,6 @@ def matmul(
 # 1e-3 for a detector of 1024 x 1024.
 _SHORT_SUM = 1024
 _SHORT_PRODUCT = 2**16  # BLAS sums in blocks by itself
-_FEW_ROWS_PRODUCT = 3 * 2**12  # small enough for OpenBLAS not to copy it
 
 
 def row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -128,19 +127,6 @@ def products_of_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         piece = slice(start, start + _SHORT_PRODUCT)
         out += matmul(a[:, piece], b[:, piece].T)
     return out.astype(np.float32)
-
-
-def products_of_few_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``a @ b.T`` of two float32 matrices of few rows and many columns, float64.
-
-    OpenBLAS multiplies small matrices without copying them first; the pieces are small to it.
-    """
-    pixels = a.shape[1]
-    out = np.zeros((len(a), len(b)))
-    for start in range(0, pixels, _FEW_ROWS_PRODUCT):
-        piece = slice(start, start + _FEW_ROWS_PRODUCT)
-        out += matmul(a[:, piece], b[:, piece].T)
-    return out
 
 
 class _SingleThreadedBlas:
