@@ -23,7 +23,7 @@ from .checks import (
     check_r_mask,
     values_of,
 )
-from .kernels.blocks import read_rows, row_blocks
+from .kernels.blocks import read_rows
 from .orientation import check_calibrated, get_symmetry, misorientation, refine_orientations
 
 METHODS = ("raw", "filtered", "filtered + clustered", "merged")
@@ -182,8 +182,8 @@ def cross_validate_orientation(
     n_jobs : int, optional
         Threads for filter, clusters and averages; by default all cores that the process may use.
     max_memory : int or str, optional
-        For filter, clusters and averages of a half, see `filter_correlative`. The half itself, and
-        its filtered copy, are in memory and come on top.
+        For filter, clusters and averages of a half, see `filter_correlative`. A filtered copy of
+        it is in memory and comes on top.
     progress_bar : bool
         Show progress.
 
@@ -203,8 +203,9 @@ def cross_validate_orientation(
     Half A has the positions with ``x + y`` even, half B the others. Each becomes a scan of its own,
     (Rx, Ry // 2), in which column ``j`` of row ``x`` is ``y = 2 j + (x + half) % 2``: neighbours
     there are 1.4 to 3.2 positions apart, so that filter and clusters have it harder than in the
-    whole scan. Of an odd number of columns the last is left out. One half at a time is in memory,
-    and a filtered one in float32. The tree of this datacube stays as it is.
+    whole scan. Of an odd number of columns the last is left out. The halves are read from the scan
+    block by block; a filtered one is in memory, in float32. The tree of this datacube stays as it
+    is.
 
     The error says how well halves agree, not how right they are: what misleads both alike does not
     show. At borders of grains one neighbour of the same grain is enough. In liquid or vacuum,
@@ -384,21 +385,45 @@ def checkerboard(shape: tuple[int, int], half: int) -> tuple[np.ndarray, np.ndar
     return x, 2 * column + (x + half) % 2
 
 
+class Patterns:
+    """Patterns of some places of a scan as an array that is read when asked for.
+
+    ``(n, m, Qx, Qy)`` for places ``(x, y)`` as two maps ``(n, m)``, x rising.
+    """
+
+    ndim = 4
+
+    def __init__(self, data: Any, places: tuple[np.ndarray, np.ndarray]) -> None:
+        self._data, self._places = data, places
+        self.shape = (*places[0].shape, *data.shape[2:])
+        self.dtype = np.dtype(data.dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        key = key if isinstance(key, tuple) else (key,)
+        x, y = (place[key[:2]] for place in self._places)
+        rest = (*[slice(None)] * x.ndim, *key[2:])
+        if x.size == 0:
+            return np.empty((*x.shape, *self.shape[2:]), dtype=self.dtype)[rest]
+        if x.size == 1:  # not a whole row for one pattern
+            x, y, shape = x.item(), y.item(), x.shape
+            pattern = read_rows(self._data[x : x + 1, y : y + 1], 0, 1)
+            return pattern.reshape(*shape, *self.shape[2:])[rest]
+        first, last = int(x.min()), int(x.max())
+        return read_rows(self._data, first, last + 1)[x - first, y][rest]
+
+
 def take_half(datacube: Any, half: int) -> Any:
-    """One half of the scan as a DataCube in memory, in the type of the data."""
-    x, y = checkerboard(datacube.Rshape, half)
-    out = None
-    for start, stop in row_blocks(datacube.data.shape, copies=2):
-        rows = read_rows(datacube.data, start, stop)
-        if out is None:
-            out = np.empty((*x.shape, *datacube.Qshape), dtype=rows.dtype)
-        elif rows.dtype != out.dtype:  # the first masked pixel
-            out = out.astype(np.promote_types(rows.dtype, out.dtype))
-        out[start:stop] = rows[x[start:stop] - start, y[start:stop]]
-    return _take(datacube, out, (x, y))
+    """One half of the scan as a DataCube."""
+    return _take(datacube, checkerboard(datacube.Rshape, half))
 
 
-def _take(datacube: Any, data: np.ndarray, places: tuple[np.ndarray, np.ndarray]) -> Any:
+def _take(datacube: Any, places: tuple[np.ndarray, np.ndarray]) -> Any:
     """A DataCube of patterns from some places, with the calibration that they have there."""
     from py4DSTEM import DataCube
 
@@ -406,7 +431,7 @@ def _take(datacube: Any, data: np.ndarray, places: tuple[np.ndarray, np.ndarray]
     for key, value in calibration._params.items():
         if isinstance(value, np.ndarray) and value.shape == datacube.Rshape:
             calibration._params[key] = value[places]
-    return DataCube(data=data, name="half", calibration=calibration)
+    return DataCube(data=Patterns(datacube.data, places), name="half", calibration=calibration)
 
 
 def neighbour_errors(matrices: np.ndarray, crystal: Any) -> np.ndarray:
@@ -472,9 +497,8 @@ class _Matching:
     def try_one(self, datacube: Any, r_mask: np.ndarray | None) -> None:
         """Match one pattern, so that a wrong option shows before the long work."""
         x, y = (0, 0) if r_mask is None else np.argwhere(r_mask)[0]
-        pattern = read_rows(datacube.data, x, x + 1)[:, y : y + 1]
         quiet = _Matching(self.crystal, self.template, self.disks, self.match, False)
-        quiet(_take(datacube, pattern, (np.array([[x]]), np.array([[y]]))))
+        quiet(_take(datacube, (np.array([[x]]), np.array([[y]]))))
 
 
 def _matrices(orientation: Any) -> np.ndarray:
@@ -489,9 +513,8 @@ def _match_each(cube: Any, inside: np.ndarray, matching: _Matching) -> tuple[np.
     out = np.full((*cube.Rshape, 3, 3), np.nan)
     n = int(inside.sum())
     if n:
-        data = cube.data.reshape(-1, *cube.Qshape) if inside.all() else cube.data[inside]
         places = tuple(index[:, None] for index in np.nonzero(inside))
-        out[inside] = _matrices(matching(_take(cube, data[:, None], places)))[:, 0]
+        out[inside] = _matrices(matching(_take(cube, places)))[:, 0]
     return out, n
 
 
