@@ -84,6 +84,31 @@ def matmul(
     return out
 
 
+def matmul_each(a: np.ndarray, b: np.ndarray, out: np.ndarray, add: bool = False) -> np.ndarray:
+    """``out[i] = a[i] @ b[i]`` of float32 stacks, or of one matrix and a stack; or added to it.
+
+    As `matmul`, with less around each product. Rows of all matrices are contiguous.
+    """
+    if _sgemm is None:
+        a, b = (np.broadcast_to(x, (len(out), *x.shape[-2:])) for x in (a, b))
+        for x, y, target in zip(a, b, out, strict=True):
+            matmul(x, y, **{"add_to" if add else "out": target})
+        return out
+    found = []
+    for x in (b, a, out):
+        rows, _ = x.strides[-2:]
+        place = x.__array_interface__["data"][0]
+        found.append((place, x.strides[0] * (x.ndim > 2), max(rows // 4, x.shape[-1])))
+    (at_b, next_b, step_b), (at_a, next_a, step_a), (at_out, next_out, step_out) = found
+    sizes = _Sizes(out.shape[2], out.shape[1], a.shape[-1], step_b, step_a, step_out)
+    m, n, k, ldb, lda, ldc = range(ctypes.addressof(sizes), ctypes.addressof(sizes) + 24, 4)
+    beta = _ONE if add else _ZERO
+    for _ in range(len(out)):
+        _sgemm(b"N", b"N", m, n, k, _ONE, at_b, ldb, at_a, lda, beta, at_out, ldc)
+        at_b, at_a, at_out = at_b + next_b, at_a + next_a, at_out + next_out
+    return out
+
+
 # Pixels summed in float32 before the sum goes on in float64: a long sum in float32 alone is off by
 # 1e-3 for a detector of 1024 x 1024.
 _SHORT_SUM = 1024

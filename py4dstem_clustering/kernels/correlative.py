@@ -3,24 +3,31 @@
 One pass over the scan with a sliding window of rows. Each pattern is read, blurred and normalised
 once; each pair is correlated once; correlations and weighted sums are matrix products over tiles
 of neighbouring columns.
+
+The products are cut so small that OpenBLAS multiplies without copying its operands first: for few
+rows on one side the copy takes longer than the product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+from scipy.linalg import block_diag
 
-from .blas import matmul, products_of_rows, row_dots
+from .blas import matmul, matmul_each, products_of_rows, row_dots
 from .blocks import (
     Need,
     Report,
     as_comparable,
+    count_jobs,
     iterate_blocks,
     read_rows,
+    row_blocks,
     row_need,
     scratch_need,
     tiles,
@@ -30,8 +37,14 @@ from .blocks import (
 from .blur import Blur, blur_matrix
 
 # Columns per matrix product. A tile of T columns meets T + 2 radius neighbours, so small tiles
-# waste little and large ones feed BLAS better; 16 is best from radius 2 to 6.
-_TILE = 16
+# waste little and large ones feed BLAS better.
+_TILE = 8
+
+# Multiplications up to which OpenBLAS takes small matrices as they lie.
+_SMALL_PRODUCT = 10**6
+
+# Rows that are averaged together, so that what lies around them is fetched once.
+_GROUP = 6
 
 _PUBLISHED_RANGE = (0.85, 0.95)
 
@@ -58,16 +71,19 @@ def radial_weight(detector: tuple[int, int], edge: int) -> np.ndarray:
     return np.where(inside, weight, 0)
 
 
-# Share of the largest singular value below which a mode of the blur is left out. Noise as strong as
-# the pattern in every pixel, blurred by 3, then differs by a millionth of its power.
-_LEAST_MODE = 1e-4
+# Share of the largest singular value below which a mode of the blur is left out. Of white noise it
+# is less than a millionth of the power, and changes correlations as little as rounding does.
+_LEAST_MODE = 1e-3
 
 
 class _Modes(NamedTuple):
-    """What a blur leaves along one axis, in few numbers; see `_mode_normaliser`."""
+    """What a blur leaves of symmetric or antisymmetric lines, in few numbers.
+
+    See `_mode_normaliser`. Lines are given by their first half, folded.
+    """
 
     read: np.ndarray
-    """From pixels to the modes of the blur, ``(n, modes)``."""
+    """From folded lines to the modes of the blur, ``(modes, half)``."""
     plain: np.ndarray
     """From these to the modes of the weighted pattern, ``(weighted modes, modes)``."""
     square: np.ndarray
@@ -78,21 +94,29 @@ class _Modes(NamedTuple):
     """Weighted modes of the square of the distance."""
 
 
-def _modes(n: int, sigma: float, edge: int) -> _Modes:
+@lru_cache(maxsize=4)  # to ask for the memory needs them, too
+def _modes(n: int, sigma: float, edge: int, sign: int) -> _Modes:
+    """For lines of `n` pixels that are symmetric (`sign` 1) or antisymmetric (-1)."""
     matrix = blur_matrix(n, sigma)[edge : n - edge].astype(np.float64)
+    matrix = (matrix + sign * matrix[:, ::-1]) / 2
     square = (np.arange(n) - (n - 1) / 2)[edge : n - edge, None] ** 2
     # A constant and its weight are in the bases exactly, so that a flat pattern leaves nothing.
+    constant = np.ones((n, int(sign > 0)))
     _, size, right = np.linalg.svd(matrix, full_matrices=False)
     keep = right[size > _LEAST_MODE * size[0]].T
-    read, _ = np.linalg.qr(np.concatenate([np.ones((n, 1)), keep], axis=1))
+    read, _ = np.linalg.qr(np.concatenate([constant, keep], axis=1))
     blurred = matrix @ read
     far = square * blurred
     both = np.concatenate([blurred, far / square.max()], axis=1)
     left, size, _ = np.linalg.svd(both, full_matrices=False)
     keep = left[:, size > _LEAST_MODE * size[0]]
-    basis, _ = np.linalg.qr(np.concatenate([np.ones_like(square), square, keep], axis=1))
+    inside = constant[edge : n - edge]
+    basis, _ = np.linalg.qr(np.concatenate([inside, square * inside, keep], axis=1))
+    half = read[: (n + 1) // 2].T.copy()
+    if n % 2:
+        half[:, -1] /= 2  # folding counts the middle twice
     return _Modes(
-        read=np.ascontiguousarray(read, dtype=np.float32),
+        read=half.astype(np.float32),
         plain=(basis.T @ blurred).astype(np.float32),
         square=(basis.T @ far).astype(np.float32),
         one=basis.sum(axis=0),
@@ -101,39 +125,60 @@ def _modes(n: int, sigma: float, edge: int) -> _Modes:
 
 
 def _mode_normaliser(
-    detector: tuple[int, int], along_u: _Modes, along_v: _Modes
+    detector: tuple[int, int], along_u: list[_Modes], along_v: list[_Modes]
 ) -> tuple[int, Callable[[np.ndarray, np.ndarray], None]]:
     """As `_normaliser`, for a blur that leaves much fewer numbers than there are pixels.
 
     A blurred pattern has few modes along each axis, the singular vectors of the blur. The weight is
     a sum of squares along the axes, and takes these to a few more. In an orthonormal basis of them
-    all a pattern is short, and dot products are what they are between pixels.
+    all a pattern is short, and dot products are what they are between pixels. Each mode is
+    symmetric or antisymmetric, and sees half of a pattern that is folded in the middle.
     """
     qx, qy = detector
-    read_u, read_v = np.ascontiguousarray(along_u.read.T), along_v.read
-    modes_u, modes_v = read_u.shape[0], read_v.shape[1]
-    n_u, n_v = len(along_u.one), len(along_v.one)
+    half_u, half_v = (qx + 1) // 2, (qy + 1) // 2
+    one_u, one_v, far_u, far_v = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("one", "far")
+        for parts in (along_u, along_v)
+    )
+    modes_u, n_u, n_v = sum(len(part.read) for part in along_u), len(one_u), len(one_v)
     # weight * pattern = (square along u, plain along v) + (plain along u, square along v)
-    to_v = np.ascontiguousarray(np.concatenate([along_v.plain, along_v.square]).T)
-    to_u = [along_u.square / np.float32(qx * qy), along_u.plain / np.float32(qx * qy)]
-    one = np.outer(along_u.one, along_v.one).ravel()
-    weight = np.outer(along_u.far, along_v.one) + np.outer(along_u.one, along_v.far)
-    weight = weight.ravel() / (qx * qy)
+    to_v = [
+        np.ascontiguousarray((np.concatenate([part.plain, part.square]) @ part.read).T)
+        for part in along_v
+    ]
+    to_u = [
+        block_diag(*[getattr(part, name) for part in along_u]) / np.float32(qx * qy)
+        for name in ("square", "plain")
+    ]
+    one = np.outer(one_u, one_v).ravel()
+    weight = (np.outer(far_u, one_v) + np.outer(one_u, far_v)).ravel() / (qx * qy)
     share = (one / (weight @ one)).astype(np.float32)
     weight = weight.astype(np.float32)
 
     def normalise(patterns: np.ndarray, unit: np.ndarray) -> None:
         n = len(patterns)
-        x = as_comparable(patterns, subtract_mean=True)
-        x = matmul(x.reshape(n * qx, qy), read_v).reshape(n, qx, modes_v)
-        both = np.empty((n, modes_u, modes_v), dtype=np.float32)
-        for i in range(n):
-            matmul(read_u, x[i], out=both[i])
-        both = matmul(both.reshape(-1, modes_v), to_v).reshape(n, modes_u, 2, n_v)
-        for i in range(n):
-            target = unit[i].reshape(n_u, n_v)
-            matmul(to_u[0], both[i, :, 0], out=target)
-            matmul(to_u[1], both[i, :, 1], add_to=target)
+        x = as_comparable(patterns, subtract_mean=True).reshape(n, qx, qy)
+        modes = np.empty((n, modes_u, qy), dtype=np.float32)
+        start = 0
+        for part, fold in zip(along_u, (np.add, np.subtract), strict=True):
+            folded = fold(x[:, :half_u], x[:, ::-1][:, :half_u])
+            stop = start + len(part.read)
+            matmul_each(part.read, folded, out=modes[:, start:stop])
+            start = stop
+        del x, folded
+        target = unit.reshape(n, n_u, n_v)
+        start = 0
+        for matrix, fold in zip(to_v, (np.add, np.subtract), strict=True):
+            folded = fold(modes[..., :half_v], modes[..., ::-1][..., :half_v])
+            width = matrix.shape[1] // 2
+            stop = start + width
+            both = matmul_each(
+                folded, matrix, out=np.empty((n, modes_u, 2 * width), dtype=np.float32)
+            )
+            matmul_each(to_u[0], both[..., :width], out=target[..., start:stop])
+            matmul_each(to_u[1], both[..., width:], out=target[..., start:stop], add=True)
+            start = stop
         _to_unit(unit, share, weight)
 
     return n_u * n_v, normalise
@@ -157,8 +202,8 @@ def _normaliser(
     qx, qy = detector
     # Not where the blur leaves some pixels unseen: they would leak into the modes.
     if sigma > 0 and int(4 * sigma + 0.5) >= edge:
-        along_u, along_v = (_modes(n, sigma, edge) for n in detector)
-        modes = len(along_u.one) * len(along_v.one)
+        along_u, along_v = ([_modes(n, sigma, edge, sign) for sign in (1, -1)] for n in detector)
+        modes = int(np.prod([sum(len(p.one) for p in parts) for parts in (along_u, along_v)]))
         if 2 * modes <= (qx - 2 * edge) * (qy - 2 * edge):
             return _mode_normaliser(detector, along_u, along_v)
     weight = radial_weight(detector, edge).ravel()
@@ -245,19 +290,30 @@ def _place_range(same: float, other: float) -> tuple[float, float]:
 def correlative_need(data: Any, sigma: float, radius: float, edge: int, n_jobs: int | None) -> Need:
     """Memory that `correlative_core` takes: rows within reach of those that are averaged."""
     ry, qx, qy = data.shape[1:]
-    reach = int(radius + 0.5)
-    row = 4 * ry * qx * qy
-    unit = 4 * ry * _normaliser((qx, qy), sigma, edge)[0]
-    weights = 4 * ry * len(footprint(radius))
-    read, values = row_need(data), row
-    if np.dtype(data.dtype) == np.float32:  # the rows that were read serve as they are
-        read, values = 0, row_need(data)
+    offsets = footprint(radius)
+    reach = int(offsets[:, 0].max())
+    read, row = row_need(data), 4 * ry * qx * qy
+    if not _is_kept(data) or isinstance(data, np.ma.MaskedArray):  # made float32
+        kept, copies = row, 2
+    elif read:
+        kept, copies = read, 1  # and those that are read, counted below
+    else:  # views of an array, if its patterns lie as they should
+        flat = data.strides[2:] == (qy * data.itemsize, data.itemsize)
+        kept, copies = (0 if flat else data.nbytes // len(data)), 2
+    positions, wide = -(-ry // _TILE) * _TILE, _TILE + 2 * reach
+    unit = 4 * (positions + 2 * reach) * _normaliser((qx, qy), sigma, edge)[0]
+    weights = 4 * ry * len(offsets)
+    bands = 4 * positions * wide * (2 * reach + 1)
+    near = 4 * (_GROUP + 2 * reach) * wide * min(_pixels_per_product(reach), qx * qy)
+    if np.dtype(data.dtype).kind == "f":
+        near *= 2  # what is missing
     return Need(
-        (2 * reach - 1) * values
+        (2 * reach - 1) * kept
         + reach * unit
         + 2 * reach * weights
-        + scratch_need(data, n_jobs, _TILE, 5),
-        2 * values + unit + 2 * weights + 2 * row + 2 * read + row_need(data) * (not read),
+        + count_jobs(n_jobs) * near
+        + scratch_need(data, n_jobs, _TILE, 4),
+        copies * kept + 2 * read + unit + 2 * weights + 3 * bands + row,
     )
 
 
@@ -268,6 +324,37 @@ def auto_range_need(data: Any, sigma: float, edge: int, n_jobs: int | None) -> N
     return Need(
         4 * row_need(data) + (5 * ry + 2 * _FAR) * unit + scratch_need(data, n_jobs, _TILE, 5)
     )
+
+
+def _diagonals(matrices: np.ndarray, shift: int, count: int) -> np.ndarray:
+    """View ``(..., n, count)`` of matrices: each row i from column i + `shift` on."""
+    *outer, down, right = matrices.strides
+    shape = (*matrices.shape[:-1], count)
+    return as_strided(matrices[..., shift:], shape, (*outer, down + right, right))
+
+
+def _products(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """``a @ b.T`` of few rows and many columns, summed in float64 where it is long."""
+    length = max(1, _SMALL_PRODUCT // (len(a) * len(b)))
+    if a.shape[1] <= length:
+        matmul(a, b.T, out=out)
+        return
+    total = np.zeros(out.shape)
+    for piece in tiles(a.shape[1], length):
+        total += matmul(a[:, piece], b[:, piece].T)
+    out[:] = total
+
+
+def _pixels_per_product(reach: int) -> int:
+    """Pixels that are averaged at a time."""
+    pixels = _SMALL_PRODUCT // (_TILE * (2 * reach + 1) * (2 * reach + _TILE))
+    return int(np.clip(pixels // 16 * 16, 256, 4096))
+
+
+def _is_kept(data: Any) -> bool:
+    """Whether rows are kept as they are, and become float32 each time that they are fetched."""
+    dtype = np.dtype(data.dtype)
+    return dtype.isnative and dtype.itemsize <= 4 and dtype != np.float16
 
 
 def correlative_core(
@@ -288,142 +375,178 @@ def correlative_core(
     n_pixels, normalise = _normaliser((qx, qy), sigma, edge)
     offsets = footprint(radius)
     reach = int(offsets[:, 0].max())
-    # Offsets with one dx are contiguous and run from dy = -width to width: band_of[dx] is where
-    # they start, and their width.
-    band_of = {}
+    # Columns go in tiles. To a tile belong 2 reach + 1 rows of neighbours, each `wide`.
+    n_tiles, wide = -(-ry // _TILE), _TILE + 2 * reach
+    # Offsets with one dx are contiguous and run from dy = -width to width.
+    band_of, width_of = {}, {}
     for dx in range(-reach, reach + 1):
         (indices,) = np.nonzero(offsets[:, 0] == dx)
-        band_of[dx] = int(indices[0]), len(indices) // 2
+        band_of[dx] = slice(int(indices[0]), int(indices[-1]) + 1)
+        width_of[dx] = len(indices) // 2
+    trim = reach - width_of[reach]  # what is never near in the first row, and in the last
+    neighbours = np.arange(ry)[:, None] + offsets[:, 1]
+    inside = (neighbours >= 0) & (neighbours < ry)
 
-    def correlate(row: int, dx: int, columns: slice) -> None:
-        index, width = band_of[dx]
-        opposite = band_of[-dx][0] + 2 * width
-        first, last = max(0, columns.start - width), min(ry, columns.stop + width)
-        products = products_of_rows(units[row][columns], units[row + dx][first:last])
-        products -= low
-        products /= high - low
-        np.clip(products, 0, 1, out=products)
-        for dy in range(-width, width + 1):
-            diagonal = columns.start + dy - first
-            a = products.diagonal(diagonal)
-            y = columns.start + max(0, -diagonal)
-            weights[row][y : y + len(a), index + width + dy] = a
-            if dx > 0:  # within one row the neighbour's own tile writes the opposite direction
-                y += dy
-                weights[row + dx][y : y + len(a), opposite - width - dy] = a
-
-    def average(row: int, columns: slice, target: np.ndarray) -> None:
-        n = columns.stop - columns.start
-        total = 1 + weights[row][columns].sum(axis=1, dtype=np.float64).astype(np.float32)
-        present_total = None
-        target[:] = 0
-        for dx in range(max(-reach, -row), min(reach, rx - 1 - row) + 1):
-            index, width = band_of[dx]
-            # Row i of the band matrix holds the weights of position i, shifted i to the right.
-            band = np.zeros((n, n + 2 * width), dtype=np.float32)
-            step = band.strides[1]
-            diagonals = as_strided(
-                band, (n, 2 * width + 1), (band.strides[0] + step, step), writeable=True
-            )
-            diagonals[:] = weights[row][columns, index : index + 2 * width + 1]
-            if dx == 0:
-                diagonals[:, width] += 1
-            first, last = max(0, columns.start - width), min(ry, columns.stop + width)
-            band = band[:, first - columns.start + width : last - columns.start + width]
-            (used,) = np.nonzero(band.any(axis=0))
-            if used.size == 0:
-                continue
-            band = band[:, used[0] : used[-1] + 1]
-            patterns = values[row + dx][first + used[0] : first + used[-1] + 1]
-            if has_missing[row + dx]:
-                # A missing pixel has no weight, so the weights differ from pixel to pixel.
-                present = np.isfinite(patterns)
-                patterns = np.where(present, patterns, 0)
-                if present_total is None:
-                    present_total = np.repeat(total[:, None], target.shape[1], axis=1)
-                present_total -= matmul(band, (~present).astype(np.float32))
-            matmul(band, patterns, add_to=target)
-        if present_total is None:
-            target /= total[:, None]
-            return
-        # What rounding leaves of a weight of zero means that the pixel is missing everywhere.
-        present_total[present_total <= 1e-5 * total[:, None]] = np.nan
-        target /= present_total
-
-    # Rows in the window, by their number in the scan.
-    values: dict[int, np.ndarray] = {}
+    # Rows in the window, by their number in the scan; blocks of patterns, by that of their first.
+    kept: dict[int, np.ndarray] = {}
     units: dict[int, np.ndarray] = {}
     weights: dict[int, np.ndarray] = {}
     has_missing: dict[int, bool] = {}
+
+    def correlate(row: int, tile: int, products: np.ndarray) -> None:
+        """With the row itself and those above it: ``products[dx, tile, position, neighbour]``."""
+        start = tile * _TILE
+        for dx in range(min(reach, row) + 1):
+            first, last = reach - width_of[dx], reach + width_of[dx] + _TILE
+            _products(
+                units[row - dx][start + reach : start + reach + _TILE],
+                units[row][start + first : start + last],
+                out=products[dx, tile, :, first:last],
+            )
+
+    def weigh(row: int, products: np.ndarray) -> None:
+        """From correlations to weights, of both positions of each pair."""
+        for dx in range(min(reach, row) + 1):
+            width = width_of[dx]
+            a = _diagonals(products[dx], reach - width, 2 * width + 1)
+            a = a.reshape(-1, 2 * width + 1)[:ry] - np.float32(low)
+            a /= high - low
+            np.clip(a, 0, 1, out=a)
+            a *= inside[:, band_of[dx]]
+            weights[row - dx][:, band_of[dx]] = a
+            if dx == 0:
+                continue
+            opposite = weights[row][:, band_of[-dx]][:, ::-1]
+            for dy in range(-min(width, ry - 1), min(width, ry - 1) + 1):
+                here = slice(max(0, -dy), ry - max(0, dy))
+                opposite[here.start + dy : here.stop + dy, width + dy] = a[here, width + dy]
+
+    def bands(row: int) -> np.ndarray:
+        """Weights of the neighbours for every position, ``(tile, position, neighbour)``.
+
+        They are shares: of the position's own pattern, which counts once more, and of all others.
+        """
+        share = np.zeros((n_tiles * _TILE, len(offsets)), dtype=np.float32)
+        share[:ry] = weights[row]
+        share[:ry, band_of[0].start + width_of[0]] += 1
+        share[:ry] /= share[:ry].sum(axis=1, dtype=np.float64)[:, None]
+        share = share.reshape(n_tiles, _TILE, -1)
+        matrices = np.zeros((n_tiles, _TILE, 2 * reach + 1, wide), dtype=np.float32)
+        for dx, band in band_of.items():
+            width = width_of[dx]
+            matrix = matrices[:, :, reach + dx]
+            _diagonals(matrix, reach - width, 2 * width + 1)[:] = share[..., band]
+        return matrices.reshape(n_tiles, _TILE, -1)[..., trim : -trim or None]
+
+    def average(first: int, pixels: slice, shares: np.ndarray, target: np.ndarray) -> None:
+        """As many rows as `target` has, from `first` on; some of the pixels."""
+        last = first + len(target)
+        top, above, below = first - reach, max(0, first - reach), min(rx, last + reach)
+        near = np.zeros((last - top + reach, wide, pixels.stop - pixels.start), dtype=np.float32)
+        # What lies around a row follows each other.
+        shape = len(target), (2 * reach + 1) * wide - 2 * trim, near.shape[2]
+        windows = as_strided(near[0, trim:], shape, near.strides)
+        missing = [row for row in range(above, below) if has_missing[row]]
+        for tile in range(n_tiles):
+            start = tile * _TILE
+            columns = slice(start, min(start + _TILE, ry))
+            left, right = max(0, start - reach), min(ry, columns.stop + reach)
+            across = slice(left - start + reach, right - start + reach)
+            for begin, block in kept.items():
+                a, b = max(begin, above), min(begin + len(block), below)
+                if a < b:
+                    np.copyto(
+                        near[a - top : b - top, across],
+                        block[a - begin : b - begin, left:right, pixels],
+                        casting="same_kind",
+                    )
+            if missing:
+                present = np.isfinite(near)
+                near[~present] = 0
+            share = shares[:, tile, : columns.stop - start]
+            matmul_each(share, windows, out=target[:, columns, pixels])
+            # A missing pixel has no weight, so the weights differ from pixel to pixel.
+            for i in range(len(target)):
+                if any(abs(first + i - row) <= reach for row in missing):
+                    there = present[i : i + 2 * reach + 1].reshape(-1, near.shape[2])
+                    weight = matmul(share[i], there[trim : len(there) - trim].astype(np.float32))
+                    weight[weight == 0] = np.nan  # missing everywhere
+                    target[i, columns, pixels] /= weight
+
     written = 0
     # An array takes results where they are made.
     direct = isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.c_contiguous
+    pieces = tiles(qx * qy, _pixels_per_product(reach))
+    # Long rows are worth more memory: of a single one, all that lies around is fetched anew.
+    _, rows_of_block = next(row_blocks(data.shape, copies=4))
+    copies = 4 if rows_of_block >= _GROUP // 2 else 1
     with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, copies=4, n_rows=n_rows):
+        for start, rows in iterate_blocks(data, copies=copies, n_rows=n_rows):
             stop = start + len(rows)
-            convert = rows.dtype.kind != "f"
-            if convert:
-                block = np.empty((len(rows), ry, qx * qy), dtype=np.float32)
-            else:
+            block = rows
+            if not _is_kept(rows):
                 block = to_float32(rows, f"row {start} to {stop - 1} of the scan")
-                block = block.reshape(len(rows), ry, -1)
-            for row in range(start, stop):
-                values[row] = block[row - start]
-                units[row] = np.empty((ry, n_pixels), dtype=np.float32)
-                weights[row] = np.zeros((ry, len(offsets)), dtype=np.float32)
+            kept[start] = block.reshape(len(rows), ry, -1)
             del block
+            for row in range(start, stop):
+                units[row] = np.zeros((n_tiles * _TILE + 2 * reach, n_pixels), dtype=np.float32)
+                weights[row] = np.zeros((ry, len(offsets)), dtype=np.float32)
+            products = np.empty((len(rows), reach + 1, n_tiles, _TILE, wide), dtype=np.float32)
 
             def prepare(
-                task: tuple[int, slice],
-                rows: np.ndarray = rows,
-                start: int = start,
-                convert: bool = convert,
-            ):
+                task: tuple[int, slice], rows: np.ndarray = rows, start: int = start
+            ) -> None:
                 row, columns = task
                 patterns = rows[row - start, columns]
-                patterns = patterns.reshape(len(patterns), -1)
-                if convert:
-                    np.copyto(values[row][columns], patterns, casting="same_kind")
-                normalise(patterns, units[row][columns])
+                unit = units[row][columns.start + reach : columns.stop + reach]
+                normalise(patterns.reshape(len(patterns), -1), unit)
+
+            def check(row: int, patterns: np.ndarray = kept[start], start: int = start):
+                has_missing[row] = not np.isfinite(patterns[row - start]).all()
 
             run(prepare, product(range(start, stop), tiles(ry, _TILE)))
-
-            def check(row: int):
-                has_missing[row] = not np.isfinite(values[row]).all()
-
             if rows.dtype.kind == "f":
                 run(check, range(start, stop))
             else:  # whole numbers are never missing
                 has_missing.update(dict.fromkeys(range(start, stop), False))
+            del rows, prepare  # before the next are read
             run(
-                lambda task: correlate(task[0] - task[1], task[1], task[2]),
-                (
-                    (row, dx, columns)
-                    for row in range(start, stop)
-                    for dx in range(min(reach, row) + 1)
-                    for columns in tiles(ry, _TILE)
+                lambda task, products=products, start=start: correlate(
+                    *task, products[task[0] - start]
                 ),
+                product(range(start, stop), range(n_tiles)),
             )
+            run(
+                lambda row, products=products, start=start: weigh(row, products[row - start]),
+                range(start, stop),
+            )
+            del products
 
             last = rx if stop == rx else max(written, stop - reach)
             while written < last:
-                ready = min(written + len(rows), last)  # no more at a time than were read
+                ready = min(written + stop - start, last)  # no more at a time than were read
                 if direct:
                     filtered = out[written:ready].reshape(-1, ry, qx * qy)
                 else:
                     filtered = np.empty((ready - written, ry, qx * qy), dtype=np.float32)
+                shares = np.stack([bands(row) for row in range(written, ready)])
+                n_groups = -(-(ready - written) // _GROUP)
+                edges = np.linspace(0, ready - written, n_groups + 1).astype(int).tolist()
+                groups = [slice(a, b) for a, b in pairwise(edges)]
                 run(
-                    lambda task, filtered=filtered, written=written: average(
-                        task[0], task[1], filtered[task[0] - written, task[1]]
+                    lambda task, filtered=filtered, written=written, shares=shares: average(
+                        written + task[0].start, task[1], shares[task[0]], filtered[task[0]]
                     ),
-                    product(range(written, ready), tiles(ry, _TILE)),
+                    product(groups, pieces),
                 )
                 if not direct:
                     out[written:ready] = filtered.reshape(-1, ry, qx, qy)
                 report(ready - written)
                 written = ready
                 del filtered
-            for row in [row for row in values if row < written - reach]:
-                del values[row], weights[row], has_missing[row]
+            for row in [row for row in weights if row < written - reach]:
+                del weights[row], has_missing[row]
+            for begin in [n for n in kept if n + len(kept[n]) <= written - reach]:
+                del kept[begin]
             for row in [row for row in units if row < stop - reach]:
                 del units[row]
