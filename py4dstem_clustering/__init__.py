@@ -36,12 +36,18 @@ from .plotting import (
     plot_similarity,
     plot_tree,
 )
+from .reading import watch_folder
+from .series import ClusterSeries, open_series
+from .series_run import cluster_series
 from .similarity import Similarity
 from .simulate import SimulatedScan, simulate_scan
+from .simulate_series import SimulatedSeries, simulate_series
+from .tracks import Track, Tracks, find_drift, link_frames, rotation_rate
 from .validation import CrossValidation
 
 __all__ = [
     "DIRECTIONS",
+    "ClusterSeries",
     "ClusterTree",
     "Clusters",
     "CrossValidation",
@@ -50,10 +56,17 @@ __all__ = [
     "ScanArray",
     "Similarity",
     "SimulatedScan",
+    "SimulatedSeries",
+    "Track",
+    "Tracks",
     "__version__",
+    "cluster_series",
+    "find_drift",
     "get_symmetry",
+    "link_frames",
     "misorientation",
     "open_scan",
+    "open_series",
     "orientation_from_node",
     "orientation_to_node",
     "plot_averages",
@@ -66,7 +79,10 @@ __all__ = [
     "plot_tree",
     "refine_orientations",
     "register",
+    "rotation_rate",
     "simulate_scan",
+    "simulate_series",
+    "watch_folder",
 ]
 
 register()

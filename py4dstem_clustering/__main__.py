@@ -1,13 +1,13 @@
-"""The command line: ``python -m py4dstem_clustering demo|cluster|benchmark``."""
+"""The command line: ``python -m py4dstem_clustering demo|cluster|series|benchmark``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -15,12 +15,13 @@ from . import emd
 from ._version import __version__
 from .checks import (
     THRESHOLD_NAMES,
-    check_data,
     check_integer,
     check_n_jobs,
     check_number,
     check_out,
 )
+from .kernels.virtual import sample_mean
+from .reading import load_scan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,14 +64,47 @@ def _parser() -> argparse.ArgumentParser:
     add("file", type=Path, metavar="FILE")
     add("--out", required=True, type=Path, metavar="FILE", help="EMD file to write")
     add("--overwrite", action="store_true", help="replace --out if it exists")
-    add("--key", help="name of the array in an .npz file, or data path in an EMD file")
-    add("--scan-shape", type=int, nargs=2, metavar=("RX", "RY"), help="shape of the scan")
-    add("--step", nargs=2, metavar=("SIZE", "UNIT"), help="distance of scan positions, such as "
-        "3.03 nm; by default what the file says")  # fmt: skip
     add("--threshold", type=float, nargs="+", help="grow clusters over neighbours of this "
         "similarity, as in the paper (0.9 with --filter or --sigma); several make several "
         "clusterings, and averages of the last that finds any. Without: merge regions, which needs "
         "no tuning")  # fmt: skip
+    _add_scan_options(cluster)
+    cluster.set_defaults(run=_cluster)
+
+    series = commands.add_parser(
+        "series",
+        help="cluster a series of scans, and follow its grains",
+        description="Cluster the scans of an in-situ experiment, one file each, and follow the "
+        "grains through them. Stopped, the same command goes on where it was.",
+    )
+    add = series.add_argument
+    add("files", type=Path, nargs="+", metavar="FILE", help="scans in the order of time")
+    add("--out", required=True, type=Path, metavar="FILE", help="EMD file to write")
+    add("--overwrite", action="store_true", help="start anew, and remove what --out has")
+    add("--time-step", nargs=2, metavar=("TIME", "UNIT"), help="from scan to scan, such as 0.5 s")
+    add("--threshold", type=float, help="grow clusters over neighbours of this similarity, as in "
+        "the paper (0.9 with --filter or --sigma). Without: merge regions, which needs no "
+        "tuning")  # fmt: skip
+    _add_scan_options(series)
+    series.set_defaults(run=_series)
+
+    benchmark = commands.add_parser("benchmark", help="compare methods on scans of known grains")
+    benchmarks = benchmark.add_subparsers(required=True, metavar="WHAT")
+    _add_segmentation(benchmarks)
+    _add_orientation(benchmarks)
+    _add_series(benchmarks)
+    _add_speed(benchmarks)
+    _add_memory(benchmarks)
+    return parser
+
+
+def _add_scan_options(command: argparse.ArgumentParser) -> None:
+    """How scans are opened and clustered."""
+    add = command.add_argument
+    add("--key", help="name of the array in an .npz file, or data path in an EMD file")
+    add("--scan-shape", type=int, nargs=2, metavar=("RX", "RY"), help="shape of the scan")
+    add("--step", nargs=2, metavar=("SIZE", "UNIT"), help="distance of scan positions, such as "
+        "3.03 nm; by default what the file says")  # fmt: skip
     add("--keep-background", action="store_true", help="merging: keep liquid, vacuum and film as "
         "clusters")  # fmt: skip
     add("--min-size", type=int, default=1, help="drop smaller clusters (1)")
@@ -92,15 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--n-jobs", type=int, help="threads; by default all cores")
     add("--max-memory", metavar="SIZE", help="memory for blocks of the scan, such as 1GB")
     add("--quiet", action="store_true", help="no progress bars")
-    cluster.set_defaults(run=_cluster)
-
-    benchmark = commands.add_parser("benchmark", help="compare methods on scans of known grains")
-    benchmarks = benchmark.add_subparsers(required=True, metavar="WHAT")
-    _add_segmentation(benchmarks)
-    _add_orientation(benchmarks)
-    _add_speed(benchmarks)
-    _add_memory(benchmarks)
-    return parser
 
 
 def _add_segmentation(commands: Any) -> None:
@@ -129,6 +154,17 @@ def _add_orientation(commands: Any) -> None:
     )
     _add_scans(orientation, "100 300 1000 3000 10000", 10, "40 to 59")
     orientation.set_defaults(run=_orientation)
+
+
+def _add_series(commands: Any) -> None:
+    series = commands.add_parser(
+        "series",
+        help="how well particles are followed through a series",
+        description="Simulated particles that nucleate, grow, turn, coalesce and dissolve in a "
+        "drifting scan, followed, against the truth: series.csv, particles.csv and series.md.",
+    )
+    _add_scans(series, "100 300 1000 10000", 5, "100 to 115")
+    series.set_defaults(run=_benchmark_series)
 
 
 def _add_scans(command: argparse.ArgumentParser, doses: str, n_seeds: int, tuning: str) -> None:
@@ -180,90 +216,6 @@ def _add_speed(commands: Any) -> None:
 # --- cluster ---------------------------------------------------------------------------------
 
 
-def load_scan(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -> Any:
-    """A DataCube over a file; .npy files stay on disk."""
-    import py4DSTEM
-
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    if path.suffix in (".npy", ".npz"):
-        data = _from_numpy(path, key)
-    else:
-        data = _from_py4dstem(path, key, scan_shape)
-    cube = data if isinstance(data, py4DSTEM.DataCube) else None
-    values = data if cube is None else cube.data
-    if scan_shape is None and values.ndim == 3:
-        raise ValueError(
-            f"{path} holds a stack of {len(values)} patterns; give its shape, --scan-shape RX RY"
-        )
-    if scan_shape is not None:
-        values = _reshape(values, scan_shape, path)
-    check_data(values)
-    if cube is None:
-        return py4DSTEM.DataCube(values, name="datacube")
-    if "calibration" not in cube.root.metadata:  # some files have none
-        cube.calibration = py4DSTEM.Calibration()
-    if values is not cube.data:
-        cube.data = values
-        cube.calibrate()
-    return cube
-
-
-def _from_numpy(path: Path, key: str | None) -> np.ndarray:
-    try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded as archive:
-            if key is None and len(archive.files) == 1:
-                (key,) = archive.files
-            if key in archive.files:
-                return archive[key]
-            names = ", ".join(archive.files)
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise ValueError(f"NumPy cannot open {path}: {error}") from error
-    raise ValueError(f"--key must name one of the arrays of {path}: {names}")
-
-
-def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -> Any:
-    import py4DSTEM
-    from py4DSTEM.io.parsefiletype import _parse_filetype
-
-    # py4DSTEM reports what it cannot open by assertions and bare exceptions (0.14.18).
-    try:
-        filetype = _parse_filetype(path)
-        if filetype in ("emd", "legacy"):
-            data = py4DSTEM.read(str(path), datapath=key)
-        else:
-            # Of the file types, only Arina's does not know the shape of the scan.
-            shaped = filetype == "arina" and scan_shape is not None
-            data = py4DSTEM.import_file(
-                str(path), **({"scan_width": scan_shape[0]} if shaped else {})
-            )
-    except Exception as error:
-        raise ValueError(f"py4DSTEM cannot open {path}: {error or type(error).__name__}") from error
-    if isinstance(data, py4DSTEM.Root):
-        cubes = [data.tree(name) for name in data.treekeys]
-        cubes = [cube for cube in cubes if isinstance(cube, py4DSTEM.DataCube)]
-        if len(cubes) == 1:
-            (data,) = cubes
-    if not isinstance(data, py4DSTEM.DataCube):
-        found = data if isinstance(data, list) else type(data).__name__
-        raise ValueError(f"{path} holds no single scan but {found}; name its data path with --key")
-    return data
-
-
-def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> np.ndarray:
-    detector = tuple(data.shape[-2:])
-    patterns = int(np.prod(data.shape[:-2]))
-    if data.ndim < 3 or min(scan_shape) < 1 or scan_shape[0] * scan_shape[1] != patterns:
-        raise ValueError(
-            f"--scan-shape {scan_shape[0]} {scan_shape[1]} does not fit {path}, which holds "
-            f"{patterns} patterns (shape {tuple(data.shape)})"
-        )
-    return np.reshape(data, (*scan_shape, *detector))
-
-
 def _step(size: str, unit: str) -> tuple[float, str]:
     try:
         return check_number("--step", float(size), 0), unit
@@ -283,20 +235,13 @@ def _q_mask(cube: Any, q_range: Any, q_center: Any) -> np.ndarray | None:
         from scipy.ndimage import gaussian_filter
 
         # The mean of some patterns all over the scan shows the direct beam well enough.
-        rows = np.linspace(0, cube.R_Nx - 1, min(cube.R_Nx, 8)).astype(int)
-        mean = np.mean([np.asarray(cube.data[row]).mean(axis=0) for row in rows], axis=0)
-        blurred = gaussian_filter(np.nan_to_num(mean), 2)
+        blurred = gaussian_filter(sample_mean(cube.data), 2)
         q_center = np.unravel_index(blurred.argmax(), blurred.shape)
     center = tuple(float(q) for q in q_center)
     return cube.make_detector(cube.Qshape, "annulus", (center, (inner, outer)))
 
 
-def _cluster(options: argparse.Namespace) -> None:
-    from .datacube import keep_clusters
-
-    if options.out.exists() and not options.overwrite:
-        raise ValueError(f"--out {options.out} exists; give another name, or --overwrite")
-    path = check_out(options.out, options.overwrite)
+def _filter_and_r_mask(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     filtering = {
         "corr_range": options.corr_range and tuple(options.corr_range),
         "sigma": options.filter_sigma,
@@ -315,18 +260,39 @@ def _cluster(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--r-mask {r_mask} must be a number from -1 to 1 or one of {names}"
             ) from None
-    step = None if options.step is None else _step(*options.step)
-    figures = _make_folder(options.figures)
-    start = time.perf_counter()
-    scan = load_scan(options.file, options.key, options.scan_shape)
-    common = {
+    return filtering, r_mask
+
+
+def _common(options: argparse.Namespace) -> dict[str, Any]:
+    return {
         "n_jobs": options.n_jobs,
         "max_memory": options.max_memory,
         "progress_bar": not options.quiet,
     }
+
+
+def _load(
+    path: Path, key: str | None, scan_shape: tuple[int, int] | None, step: tuple[float, str] | None
+) -> Any:
+    scan = load_scan(path, key, scan_shape)
     if step is not None:
         scan.calibration.set_R_pixel_size(step[0])
         scan.calibration.set_R_pixel_units(step[1])
+    return scan
+
+
+def _cluster(options: argparse.Namespace) -> None:
+    from .datacube import keep_clusters
+
+    if options.out.exists() and not options.overwrite:
+        raise ValueError(f"--out {options.out} exists; give another name, or --overwrite")
+    path = check_out(options.out, options.overwrite)
+    filtering, r_mask = _filter_and_r_mask(options)
+    step = None if options.step is None else _step(*options.step)
+    figures = _make_folder(options.figures)
+    start = time.perf_counter()
+    scan = _load(options.file, options.key, options.scan_shape, step)
+    common = _common(options)
     shape = " x ".join(map(str, scan.data.shape))
     print(f"{options.file}: {shape}, {scan.data.dtype}, opened in {_since(start)}")
 
@@ -391,6 +357,77 @@ def _grow(
         found.append(clusters)
         print(f"threshold {threshold}, {_since(start)}: {clusters}")
     return found, similarity
+
+
+# --- series ----------------------------------------------------------------------------------
+
+
+def _series(options: argparse.Namespace) -> None:
+    from .series_run import cluster_series
+
+    filtering, r_mask = _filter_and_r_mask(options)
+    step = None if options.step is None else _step(*options.step)
+    time_step, time_units = 1.0, "frames"
+    if options.time_step is not None:
+        time_units = options.time_step[1]
+        try:
+            time_step = check_number("--time-step", float(options.time_step[0]), 0)
+        except ValueError:
+            raise ValueError(f"--time-step {options.time_step[0]} must be a number") from None
+    grows = options.threshold is not None or options.filter or options.sigma is not None
+    if grows and options.keep_background:
+        raise ValueError("--keep-background goes with merging, not with --threshold")
+    load = partial(_load, key=options.key, scan_shape=options.scan_shape, step=step)
+    q_mask = None
+    if options.q_range is not None or options.q_center is not None:
+        q_mask = _q_mask(load(options.files[0]), options.q_range, options.q_center)
+    start = time.perf_counter()
+    series = cluster_series(
+        options.files,
+        out=options.out,
+        filter=filtering or options.filter,
+        load=load,
+        times=time_step,
+        time_units=time_units,
+        resume=not options.overwrite,
+        overwrite=options.overwrite,
+        min_size=options.min_size,
+        q_mask=q_mask,
+        r_mask=r_mask,
+        method="grow" if grows else "merge",
+        threshold=(options.threshold or 0.9) if grows else None,
+        sigma=options.sigma,
+        drop_background=None if grows else not options.keep_background,
+        **_common(options),
+    )
+    print(f"clustered in {_since(start)}: {series}")
+    for frame, error in series.errors.items():
+        print(f"frame {frame} failed: {error}", file=sys.stderr)
+    if len(series.errors) < len(series):
+        tracks = series.tracks()
+        print(f"followed: {tracks}")
+        _print_tracks(tracks, series)
+    print(f"wrote {options.out}")
+
+
+def _print_tracks(tracks: Any, series: Any, most: int = 30) -> None:
+    """The tracks that were seen most often."""
+    unit = next(c.pixel_units for c in series if c is not None)
+    print(
+        f"\n{'track':>5} {'frames':>12} {'seen':>5} {f'last area / {unit}²':>18}  "
+        f"growth / ({unit}² / {series.time_units})"
+    )
+    longest = sorted(tracks, key=lambda track: -len(track))
+    for track in sorted(longest[:most], key=lambda track: track.number):
+        rate, error = track.growth_rate()
+        first, last = track.frames[[0, -1]]
+        growth = f"{rate:.3g} ± {error:.2g}" if np.isfinite(error) else "-"
+        print(
+            f"{track.number:>5} {f'{first} to {last}':>12} {len(track):>5} "
+            f"{track.areas[-1]:>18.4g}  {growth}"
+        )
+    if len(longest) > most:
+        print(f"and {len(longest) - most} shorter ones")
 
 
 # --- demo ------------------------------------------------------------------------------------
@@ -503,6 +540,33 @@ def _orientation(options: argparse.Namespace) -> None:
     write_csv(folder / "orientation.csv", rows)
     (folder / "orientation.md").write_text(text, encoding="utf-8")
     print(f"wrote orientation.csv and .md to {folder} in {_since(start)}")
+
+
+def _benchmark_series(options: argparse.Namespace) -> None:
+    from . import benchmark_series as benchmark
+    from .benchmark import check_seeds, write_csv
+
+    seeds = check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
+    doses = options.electrons or benchmark.ELECTRONS
+    for electrons in doses:
+        check_number("--electrons", electrons, 1, 1e9)
+    folder = _make_folder(options.out)
+    start = time.perf_counter()
+    print(f"{len(seeds)} series at each dose, seeds {seeds[0]} to {seeds[-1]}")
+    series, particles = benchmark.run_benchmark(
+        doses, seeds, small=options.small, progress_bar=not options.quiet
+    )
+    text = (
+        "Mean over seeds (worst)\n\n"
+        + benchmark.series_table(series)
+        + "\n"
+        + benchmark.particle_table(particles)
+    )
+    print(text)
+    write_csv(folder / "series.csv", series)
+    write_csv(folder / "particles.csv", particles)
+    (folder / "series.md").write_text(text, encoding="utf-8")
+    print(f"wrote series.csv, particles.csv and series.md to {folder} in {_since(start)}")
 
 
 def _memory(options: argparse.Namespace) -> None:

@@ -93,7 +93,7 @@ def run_benchmark(
     """Rows of every seed and dose."""
     doses = sorted({check_number("--electrons", value, 1, 1e9) for value in electrons})
     crystal = crystal_of_gold(_K_MAX)
-    with _quiet():
+    with quiet():
         crystal.orientation_plan(**PLAN)
     rows: list[Row] = []
     bar = emdfile.tqdmnd(
@@ -110,7 +110,7 @@ def run_benchmark(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without py4DSTEM's prints, bars and warnings (0.14.18): they are not about the scan."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -188,7 +188,7 @@ def _single_patterns(datacube: Any, index: tuple[np.ndarray, ...]) -> Any:
 
 def _match(patterns: Any, crystal: Any) -> tuple[Any, Any, float]:
     start = perf_counter()
-    with _quiet():
+    with quiet():
         bragg = patterns.find_Bragg_disks(template=disk_template(patterns.Qshape), **DISKS)
         bragg.setcal()
         matched = crystal.match_orientations(bragg, progress_bar=False)

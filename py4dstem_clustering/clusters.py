@@ -719,11 +719,14 @@ class Clusters:
         return node
 
     @classmethod
-    def from_node(cls, node: emdfile.Node) -> Clusters:
-        """The clusters in a node of a datacube's tree, also one read from a file."""
+    def from_node(cls, node: emdfile.Node, step: tuple[float, str] | None = None) -> Clusters:
+        """The clusters in a node of a datacube's tree, also one read from a file.
+
+        `step` is the pixel size of the scan and its unit, by default as the tree is calibrated.
+        """
         emd.check_kind(node, KIND, "clusters", "some with datacube.cluster()")
         arrays = node.metadata["arrays"]
-        step = emd.scan_step(node)
+        step = emd.scan_step(node) if step is None else step
         similarity = None
         if "similarity" in arrays.keys:
             settings = emd.read_settings(node, "similarity_settings")

@@ -108,6 +108,12 @@ def new_datacube(
     return cube
 
 
+def copy_datacube(datacube: DataCube) -> DataCube:
+    """The same data in a tree of its own, with a copy of the calibration and metadata."""
+    metadata = {k: v for k, v in datacube.metadata.items() if k != "calibration"}
+    return new_datacube(datacube.data, datacube.name, _calibration(datacube), metadata)
+
+
 def keep_clusters(
     datacube: DataCube, clusters: Clusters, averages: np.ndarray | None = None
 ) -> None:

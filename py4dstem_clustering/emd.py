@@ -193,8 +193,19 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a new name outlive a power loss; where folders can be opened."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _host() -> str:
@@ -224,12 +235,16 @@ def _remove_leftovers(path: Path) -> None:
             continue
 
 
-def save_new(path: Path, data: Any) -> None:
-    """`py4DSTEM.save`, complete or absent: emdfile writes in place (0.0.16)."""
+def save_new(path: Path, data: Any, n_bytes: int | None = None) -> None:
+    """`py4DSTEM.save`, complete or absent: emdfile writes in place (0.0.16).
+
+    `n_bytes` is what the data take, by default those of averages, which are kept twice, with the
+    clusters too.
+    """
     import py4DSTEM
 
-    # Averages are kept twice, with the clusters too. HDF5 may kill the process on a full disk.
-    _check_room(path, 2 * data.data.nbytes + 2**22)
+    # HDF5 may kill the process on a full disk.
+    check_room(path, (2 * data.data.nbytes if n_bytes is None else n_bytes) + 2**22)
     with complete_or_absent(path) as partial:
         py4DSTEM.save(str(partial), data, mode="o")
 
@@ -315,13 +330,45 @@ class _Target:
                 self._check()
 
 
-def _check_room(path: Path, n_bytes: int) -> None:
+def check_room(path: Path, n_bytes: int) -> None:
+    """Room for so many bytes on the disk of a file."""
     free = shutil.disk_usage(path.resolve().parent).free
     if n_bytes > free:
         raise OSError(
             f"{path} needs {n_bytes / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB free; make "
             "room, choose another disk, or compress it (compression='bitshuffle')"
         )
+
+
+@contextmanager
+def new_file(path: Path, skeleton: Any) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """An EMD file that holds `skeleton`, to be filled with h5py; complete or absent.
+
+    Comes with a function that raises an OSError when the disk is full: HDF5 is not told, see
+    `_Guarded`.
+    """
+    import py4DSTEM
+
+    with complete_or_absent(path) as partial:
+        with tempfile.TemporaryDirectory() as folder:
+            small = Path(folder) / "skeleton.h5"
+            py4DSTEM.save(str(small), skeleton, mode="o")
+            content = small.read_bytes()
+        guard = _Guarded(partial)
+
+        def check() -> None:
+            if guard.error is not None:
+                raise OSError(
+                    f"{path} cannot be written ({guard.error}); nothing is left of it. Make room, "
+                    "or choose another disk"
+                ) from guard.error
+
+        with closing(guard):
+            guard.write(content)
+            check()
+            with h5py.File(guard, "r+") as file:
+                yield file, check
+            check()  # what HDF5 wrote last
 
 
 @contextmanager
@@ -352,47 +399,27 @@ def scan_writer(
     OSError
         If the disk is full, or too small for what is not compressed.
     """
-    import py4DSTEM
-
     if not compression:
-        _check_room(path, 4 * int(np.prod(shape, dtype=object)))
+        check_room(path, 4 * int(np.prod(shape, dtype=object)))
     per_chunk = int(np.clip(2**16 // (4 * shape[2] * shape[3]), 1, shape[1]))
-    with complete_or_absent(path) as partial:
-        with tempfile.TemporaryDirectory() as folder:
-            small = Path(folder) / "skeleton.h5"
-            py4DSTEM.save(str(small), skeleton, mode="o")
-            content = small.read_bytes()
-        guard = _Guarded(partial)
-
-        def check() -> None:
-            if guard.error is not None:
-                raise OSError(
-                    f"{path} cannot be written ({guard.error}); nothing is left of it. Make room, "
-                    "or choose another disk"
-                ) from guard.error
-
-        with closing(guard):
-            guard.write(content)
-            check()
-            with h5py.File(guard, "r+") as file:
-                group = file[f"{skeleton.root.name}/{skeleton.name}"]
-                units = group["data"].attrs["units"]
-                del group["data"]
-                dataset = group.create_dataset(
-                    "data",
-                    shape,
-                    dtype=np.float32,
-                    chunks=(1, per_chunk, *shape[2:]),
-                    **(compression or {}),
-                )
-                dataset.attrs["units"] = units
-                target = _Target(dataset, check)
-                try:
-                    yield target
-                    target.wait()
-                finally:
-                    target.stop()
-            check()  # what HDF5 wrote last
+    with new_file(path, skeleton) as (file, check):
+        group = file[f"{skeleton.root.name}/{skeleton.name}"]
+        units = group["data"].attrs["units"]
+        del group["data"]
+        dataset = group.create_dataset(
+            "data",
+            shape,
+            dtype=np.float32,
+            chunks=(1, per_chunk, *shape[2:]),
+            **(compression or {}),
+        )
+        dataset.attrs["units"] = units
+        target = _Target(dataset, check)
+        try:
+            yield target
+            target.wait()
+        finally:
+            target.stop()
 
 
 def open_dataset(path: Path, root: str, name: str) -> h5py.Dataset:

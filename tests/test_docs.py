@@ -24,10 +24,10 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("__")])
-def test_examples_in_docstrings(module):
+def test_examples_in_docstrings(module, tmp_path):
     module = importlib.import_module(f"py4dstem_clustering.{module}".removesuffix(".__init__"))
     scan = simulate_scan((8, 10), (32, 30), n_grains=1, electrons=20_000, speckle=0, seed=1)
-    failed, _ = doctest.testmod(module, extraglobs={"datacube": scan.datacube})
+    failed, _ = doctest.testmod(module, extraglobs={"datacube": scan.datacube, "folder": tmp_path})
     assert failed == 0
 
 
@@ -36,15 +36,38 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(py4DSTEM, "import_file", lambda *args, **options: scan.datacube)
     monkeypatch.setattr(py4dstem_clustering, "open_scan", lambda *args, **options: None)
-    names = {}
+    np.save("scan.npy", scan.datacube.data[:9, :9])
+    names = {"paths": ["scan.npy"]}
     code = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
-    assert len(code) == 6
+    assert len(code) == 10
     for block in code:
         if "orientation_plan" in block:
             run_orientations(block)
+        elif "watch_folder" in block:
+            Path("today").mkdir()
+            np.save("today/a_master.h5.npy", scan.datacube.data[:9, :9])
+            exec(as_npy(block), names)  # noqa: S102
+            assert len(names["live"]) == 1
+        elif "LocalCluster" in block:
+            run_with_client(block, names)
         else:
             exec(compile(block, "README.md", "exec"), names)  # noqa: S102
     assert py4DSTEM.read("averages.h5").clusters.n_clusters == names["clusters"].n_clusters
+
+
+def as_npy(block):
+    """For a file that can be made here, and in less time."""
+    block = block.replace("*_master.h5", "*.npy").replace(", load=open_scan", "")
+    return block.replace("settle=5, timeout=600", "settle=0.1, timeout=0.3, poll=0.05")
+
+
+def run_with_client(block, names):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of distributed, and what it depends on
+        exec(as_npy(block), names)  # noqa: S102
+        assert len(py4dstem_clustering.open_series("many.h5")) == 1
+        names["client"].cluster.close()
+        names["client"].close()
 
 
 def run_orientations(block):

@@ -11,7 +11,7 @@ import py4DSTEM
 import pytest
 from conftest import STRICT, make_scan
 
-from py4dstem_clustering import Clusters
+from py4dstem_clustering import Clusters, open_series, simulate_series
 from py4dstem_clustering.__main__ import main
 
 
@@ -95,7 +95,7 @@ def test_npz(tmp_path, scan, capsys):
     np.savez(tmp_path / "two.npz", scan=scan, other=scan[:4])
     capsys.readouterr()
     assert cluster(tmp_path / "two.npz", tmp_path, "--overwrite")[0] == 2
-    assert "--key must name one of the arrays" in error_line(capsys)
+    assert "key must name one of the arrays" in error_line(capsys)
     code, out = cluster(
         tmp_path / "two.npz", tmp_path, "--overwrite", "--key", "other", "--threshold", 0.5
     )
@@ -106,7 +106,7 @@ def test_npz(tmp_path, scan, capsys):
 def test_a_stack_of_patterns_with_its_scan_shape(tmp_path, scan, capsys):
     np.save(tmp_path / "stack.npy", scan.reshape(63, 14, 11))
     assert cluster(tmp_path / "stack.npy", tmp_path)[0] == 2
-    assert "holds a stack of 63 patterns; give its shape, --scan-shape" in error_line(capsys)
+    assert "holds a stack of 63 patterns; give its shape as scan_shape" in error_line(capsys)
     assert cluster(tmp_path / "stack.npy", tmp_path, "--scan-shape", 8, 8)[0] == 2
     assert "does not fit" in error_line(capsys)
     code, out = cluster(tmp_path / "stack.npy", tmp_path, "--scan-shape", 9, 7, "--threshold", 0.1)
@@ -134,7 +134,7 @@ def test_emd_with_a_scan_among_others(tmp_path, cube, capsys):
     assert py4DSTEM.read(out).clusters.pixel_units == "nm"
     capsys.readouterr()
     assert cluster(tmp_path / "two.h5", tmp_path, "--overwrite", "--key", "root/other")[0] == 2
-    assert "holds no single scan but Array; name its data path with --key" in error_line(capsys)
+    assert "holds no single scan but Array; name its data path with key" in error_line(capsys)
 
 
 def test_an_arina_master_file(tmp_path):
@@ -250,3 +250,65 @@ def test_demo_refuses(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run("demo", "--out", tmp_path / "file") == 2
     assert "is not a folder" in error_line(capsys)
+
+
+# --- series --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def movie_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("movie")
+    movie = simulate_series((24, 20), (32, 30), n_frames=3, n_particles=2, nucleation=0.0,
+                            coalescence=0.0, dissolution=0.0, seed=1)  # fmt: skip
+    for k, cube in enumerate(movie):
+        np.save(folder / f"scan_{k}.npy", cube.data)
+    return sorted(folder.glob("*.npy"))
+
+
+def series(files, out, *options):
+    return main(["series", *map(str, files), "--out", str(out), "--quiet", *map(str, options)])
+
+
+def test_series(movie_files, tmp_path, capsys):
+    out = tmp_path / "movie.h5"
+    options = ("--time-step", 0.5, "s", "--step", 2, "nm", "--min-size", 5)
+    assert series(movie_files, out, *options) == 0
+    printed = capsys.readouterr().out
+    assert "ClusterSeries('movie.h5', 3 frames, 2 to 2 clusters)" in printed
+    assert "Tracks(2 tracks, 6 clusters in 3 frames)" in printed
+    assert "nm² / s" in printed
+    found = open_series(out)
+    assert found.times.tolist() == [0, 0.5, 1]
+    assert found[0].pixel_units == "nm"
+    before = out.stat().st_mtime_ns
+    assert series(movie_files, out, *options) == 0  # nothing left to do
+    assert out.stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert series(movie_files, out, *options, "--threshold", 0.9) == 2
+    assert "were made with other options: cluster" in error_line(capsys)
+    annulus = ("--q-range", 4, 14, "--threshold", 0.5, "--filter", "--filter-edge", 2)
+    assert series(movie_files, out, *options, *annulus, "--overwrite") == 0
+    assert open_series(out).settings["cluster"]["threshold"] == 0.5
+    assert open_series(out).settings["filter"]["edge"] == 2
+
+
+def test_a_series_with_a_bad_file(movie_files, tmp_path, capsys):
+    (tmp_path / "bad.npy").write_text("x")
+    assert series([movie_files[0], tmp_path / "bad.npy"], tmp_path / "out.h5") == 0
+    assert "frame 1 failed: ValueError: NumPy cannot open" in capsys.readouterr().err
+    assert series([tmp_path / "bad.npy"], tmp_path / "none.h5") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--time-step", "x", "s"), "--time-step x must be a number"),
+        (("--threshold", 0.9, "--keep-background"), "--keep-background goes with merging"),
+        (("--q-center", 3, 4), "--q-center goes with --q-range"),
+        (("--corr-range", 0, 1), "go with --filter"),
+    ],
+)
+def test_what_series_refuses(movie_files, tmp_path, capsys, options, text):
+    assert series(movie_files, tmp_path / "out.h5", *options) == 2
+    assert text in error_line(capsys)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,231 @@
+"""Benchmark: how well particles of simulated series are followed and measured.
+
+Each series goes the whole way of a user: clusters frame by frame, drift, tracks, and for every
+particle its growth and, by py4DSTEM's disk detection and orientation matching of its mean patterns,
+its rotation.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import emdfile
+import numpy as np
+
+from .benchmark_orientation import DISKS, PLAN, disk_template, quiet
+from .checks import check_number
+from .metrics import track_quality
+from .orientation import refine_orientations
+from .series import ClusterSeries
+from .series_run import cluster_series
+from .simulate import crystal_of_gold
+from .simulate_series import SimulatedSeries, simulate_series
+from .tracks import Track, Tracks, link_frames, rotation_rate
+
+ELECTRONS = (100.0, 300.0, 1000.0, 10000.0)
+"""Electrons a pattern."""
+
+TUNING_SEEDS = range(100, 116)
+"""Seeds on which drift and links were tuned; refused."""
+
+SHAPES = {
+    False: {"n_frames": 20, "n_particles": 8},
+    True: {"scan_shape": (24, 20), "detector_shape": (48, 44), "n_frames": 4, "n_particles": 3},
+}
+"""Options of simulate_series; of small ones, for tests of the benchmark itself, by True."""
+
+_LEAST_FRAMES = 5
+"""Frames that a rate needs to be asked for."""
+
+
+class SeriesRow(NamedTuple):
+    """One series; the columns of series.csv."""
+
+    electrons: float
+    seed: int
+    mota: float
+    idf1: float
+    mota_of_true: float
+    """The true labels followed instead of clusters: what the tracking alone does."""
+    idf1_of_true: float
+    drift: float
+    """Root mean square error along one axis, scan positions."""
+    drift_worst: float
+    """Largest distance from the truth in any frame."""
+
+
+class ParticleRow(NamedTuple):
+    """One particle; the columns of particles.csv. NaN where there are too few frames."""
+
+    electrons: float
+    seed: int
+    particle: int
+    growth: float
+    """True rate, positions a second."""
+    growth_found: float
+    rotation: float
+    """True rate, degrees a second."""
+    rotation_found: float
+
+
+def run_benchmark(
+    electrons: Iterable[float], seeds: range, *, small: bool = False, progress_bar: bool = True
+) -> tuple[list[SeriesRow], list[ParticleRow]]:
+    """Rows of every seed and dose."""
+    doses = sorted({check_number("--electrons", value, 1, 1e9) for value in electrons})
+    crystal = crystal_of_gold(1.5)
+    with quiet():
+        crystal.orientation_plan(**PLAN)
+    series_rows, particle_rows = [], []
+    bar = emdfile.tqdmnd(
+        len(doses) * len(seeds), desc="Following", unit="series", disable=not progress_bar
+    )
+    try:
+        for dose in doses:
+            for seed in seeds:
+                truth = simulate_series(electrons=dose, seed=seed, **SHAPES[small])
+                row, particles = _run_series(truth, dose, seed, crystal)
+                series_rows.append(row)
+                particle_rows += particles
+                bar.update(1)
+    finally:
+        bar.close()
+    return series_rows, particle_rows
+
+
+def _run_series(
+    truth: SimulatedSeries, dose: float, seed: int, crystal: Any
+) -> tuple[SeriesRow, list[ParticleRow]]:
+    with tempfile.TemporaryDirectory() as folder:
+        series = cluster_series(
+            truth, out=Path(folder) / "series.h5", times=truth.times, time_units="s", min_size=5,
+            progress_bar=False,
+        )  # fmt: skip
+        tracks = series.tracks()
+        found = tracks.maps(series)
+        quality = track_quality(found, truth)
+        of_true = _follow_true(truth)
+        error = series.drift - truth.drift
+        row = SeriesRow(
+            dose, seed, quality.mota, quality.idf1, of_true.mota, of_true.idf1,
+            float(np.sqrt((error**2).mean())), float(np.hypot(*error.T).max()),
+        )  # fmt: skip
+        particles = [
+            _measure(k, series, tracks, found, truth, dose, seed, crystal)
+            for k in range(truth.n_particles)
+        ]
+    return row, particles
+
+
+def _follow_true(truth: SimulatedSeries) -> Any:
+    frames, maps = [], []
+    for t, cube in enumerate(truth):
+        present = np.unique(truth.labels[t])
+        present = present[present >= 0]
+        labels = np.where(truth.labels[t] >= 0, np.searchsorted(present, truth.labels[t]), -1)
+        sums = [cube.data[labels == k].mean(axis=0) for k in range(len(present))]
+        frames.append((labels, np.array(sums).reshape(-1, *cube.Qshape), None))
+        maps.append(labels)
+    tracks = link_frames(frames, drift=truth.drift, times=truth.times)
+    return track_quality(tracks.maps(maps), truth)
+
+
+def _measure(
+    particle: int, series: ClusterSeries, tracks: Tracks, found: np.ndarray,
+    truth: SimulatedSeries, dose: float, seed: int, crystal: Any,
+) -> ParticleRow:  # fmt: skip
+    """Growth while the particle grows freely, rotation while it is itself, of its best track."""
+    growth = truth.growth_rates[particle]
+    turns = truth.rotation_rates[particle]
+    growth_found = rotation_found = np.nan
+    mine = truth.labels == particle
+    there = np.flatnonzero(mine.any(axis=(1, 2)))
+    counts = np.bincount(found[mine & (found >= 0)].ravel(), minlength=1)
+    if counts.any():
+        track = tracks.track(int(counts.argmax()))
+        keep = np.isin(track.frames, there) & _found_in(track, found, mine)
+        if growth > 0:
+            frames = _growing(truth, particle)
+            use = keep & np.isin(track.frames, frames) & ~track.table["touches_border"]
+            if use.sum() >= _LEAST_FRAMES:
+                times, areas = track.times[use], track.sizes[use]
+                growth_found = float(np.polyfit(times - times.mean(), areas, 1)[0])
+        if keep.sum() >= _LEAST_FRAMES:
+            rotation_found = _rotation(series, track, keep, crystal)
+    return ParticleRow(dose, seed, particle, growth, growth_found, turns, rotation_found)
+
+
+def _found_in(track: Track, found: np.ndarray, mine: np.ndarray) -> np.ndarray:
+    """Frames of a track in which most of it is the particle."""
+    shares = [mine[t][found[t] == track.number].mean() for t in track.frames]
+    return np.array(shares) > 0.5
+
+
+def _growing(truth: SimulatedSeries, particle: int) -> np.ndarray:
+    """Frames from birth on in which the true area goes up evenly."""
+    areas = truth.areas[:, particle]
+    step = truth.growth_rates[particle] * np.diff(truth.times)
+    even = np.abs(np.diff(areas) - step) < 0.02 * step
+    if not even.any():
+        return np.zeros(0, dtype=int)
+    first = int(even.argmax())
+    stops = np.flatnonzero(~even[first:])
+    return np.arange(first, first + 1 + (stops[0] if stops.size else len(even) - first))
+
+
+def _rotation(series: ClusterSeries, track: Track, keep: np.ndarray, crystal: Any) -> float:
+    cube = series.get_track_datacube(track)
+    with quiet():
+        bragg = cube.find_Bragg_disks(template=disk_template(cube.Qshape), **DISKS)
+        bragg.setcal()
+        matched = crystal.match_orientations(bragg, progress_bar=False)
+        matched = refine_orientations(crystal, bragg, matched, progress_bar=False)
+    matrices = np.array(matched.matrix[:, 0, 0], dtype=float)
+    matrices[~(matched.corr[:, 0, 0] > 0)] = np.nan
+    return rotation_rate(matrices[keep], track.times[keep], crystal).rate
+
+
+# --- text ------------------------------------------------------------------------------------
+
+
+def series_table(rows: list[SeriesRow]) -> str:
+    """Markdown: means over seeds, and the worst."""
+    lines = [
+        "| electrons a pattern | IDF1 | MOTA | IDF1, true labels | drift error, positions |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for dose in sorted({row.electrons for row in rows}):
+        these = [row for row in rows if row.electrons == dose]
+        idf1, mota, true = (
+            f"{np.mean(values):.2f} ({np.min(values):.2f})"
+            for values in zip(*((r.idf1, r.mota, r.idf1_of_true) for r in these), strict=True)
+        )
+        drift = f"{np.mean([r.drift for r in these]):.2f} ({max(r.drift for r in these):.2f})"
+        lines.append(f"| {dose:,.0f} | {idf1} | {mota} | {true} | {drift} |")
+    return "\n".join(lines) + "\n"
+
+
+def particle_table(rows: list[ParticleRow]) -> str:
+    """Markdown: errors of rates."""
+    lines = [
+        "| electrons a pattern | error of growth rate, %: median (90 %) | particles "
+        "| error of rotation, degrees a second: median (90 %) | particles |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for dose in sorted({row.electrons for row in rows}):
+        these = [row for row in rows if row.electrons == dose]
+        growth = np.array([100 * abs(r.growth_found / r.growth - 1) for r in these if r.growth > 0])
+        turns = np.array([abs(r.rotation_found - r.rotation) for r in these])
+        cells = []
+        for errors, digits in ((growth, 1), (turns, 2)):
+            errors = errors[np.isfinite(errors)]
+            if errors.size:
+                middle, high = np.percentile(errors, (50, 90))
+                cells.append(f"{middle:.{digits}f} ({high:.{digits}f}) | {errors.size}")
+            else:
+                cells.append("- | 0")
+        lines.append(f"| {dose:,.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,104 @@
+"""Virtual images: one number for each scan position, a weighted sum of its diffraction pattern."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from .blas import row_dots
+from .blocks import (
+    Need,
+    Report,
+    iterate_blocks,
+    read_rows,
+    row_need,
+    scratch_need,
+    tiles,
+    workers,
+)
+
+_TILE = 8
+
+
+def virtual_image_core(
+    data: Any,
+    weight: np.ndarray,
+    *,
+    n_jobs: int | None,
+    report: Report,
+    n_rows: int | None = None,
+) -> np.ndarray:
+    """``sum_q weight(q) I(r, q)``, (Rx, Ry), float64. A missing pixel (NaN or infinite) adds 0."""
+    rx, ry = data.shape[:2]
+    image = np.empty((rx, ry))
+    inside = np.flatnonzero(weight)
+    # Rows of the detector that count: what lies above and below is not even converted.
+    first, last = (inside[0], inside[-1] + 1) if inside.size else (0, 0)
+    wide = np.dtype(data.dtype).itemsize > 2 and np.dtype(data.dtype) != np.float32
+    dtype = np.float64 if wide else np.float32
+    flat = np.ascontiguousarray(weight.ravel()[first:last], dtype=dtype)
+    with workers(n_jobs) as run:
+        for start, rows in iterate_blocks(data, n_rows=n_rows):
+            rows = rows.reshape(len(rows), ry, -1)
+
+            def add(task: tuple[int, slice], rows: np.ndarray = rows, start: int = start) -> None:
+                i, columns = task
+                patterns = rows[i, columns, first:last].astype(dtype)
+                found = row_dots(patterns, flat)
+                if not np.isfinite(found).all():
+                    found = row_dots(np.nan_to_num(patterns, posinf=0, neginf=0), flat)
+                image[start + i, columns] = found
+
+            run(add, product(range(len(rows)), tiles(ry, _TILE)))
+            report(len(rows))
+    return image
+
+
+def virtual_image_need(data: Any, n_jobs: int | None) -> Need:
+    """Memory that `virtual_image_core` takes."""
+    return Need(scratch_need(data, n_jobs, _TILE, 8), 2 * row_need(data))
+
+
+def scattered(mean: np.ndarray, centre: tuple[float, float] | None) -> np.ndarray:
+    """Detector pixels (Qx, Qy) beyond the direct beam of a mean pattern, True where they count.
+
+    The beam ends where its radial profile, from `centre` or the brightest place, falls below a
+    tenth of its maximum, in the inner quarter of the detector; half as far out again nothing of it
+    is left.
+    """
+    values = np.nan_to_num(mean, nan=0, posinf=0, neginf=0).astype(np.float64)
+    if centre is None:
+        low = values.min()
+        # The middle of what is at least half as bright as the brightest pixels.
+        bright = values >= low + 0.5 * (np.sort(values, axis=None)[-4:].mean() - low)
+        weights = np.where(bright, values - low, 0)
+        total = weights.sum()
+        if not total > 0:
+            return np.ones(mean.shape, dtype=bool)
+        centre = tuple(float((np.indices(mean.shape)[k] * weights).sum() / total) for k in (0, 1))
+    u, v = np.ogrid[: mean.shape[0], : mean.shape[1]]
+    distance = np.hypot(u - centre[0], v - centre[1])
+    ring = np.round(distance).astype(int)
+    count = np.bincount(ring.ravel())
+    profile = np.bincount(ring.ravel(), values.ravel()) / np.maximum(count, 1)
+    profile = profile[: max(2, min(mean.shape) // 4)] - profile.min()
+    falls = np.flatnonzero(profile < 0.1 * profile.max())
+    ends = falls[falls > profile.argmax()]
+    end = ends[0] if ends.size else profile.argmin()
+    found = distance > 1.5 * max(1, end)
+    return found if found.any() else np.ones(mean.shape, dtype=bool)
+
+
+def sample_mean(data: Any, n_rows: int = 8) -> np.ndarray:
+    """Mean pattern (Qx, Qy) of a few rows all over the scan, missing pixels left out."""
+    rows = np.unique(np.linspace(0, data.shape[0] - 1, n_rows).astype(int))
+    total = np.zeros(data.shape[2:])
+    count = np.zeros(data.shape[2:])
+    for row in rows:
+        patterns = read_rows(data, int(row), int(row) + 1)[0]
+        present = np.isfinite(patterns)
+        total += patterns.sum(axis=0, dtype=np.float64, where=present)
+        count += present.sum(axis=0)
+    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)

@@ -1,0 +1,223 @@
+"""Scans from files: open one, know it again, and wait for new ones."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from .checks import check_data, check_number
+
+
+def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | None = None) -> Any:
+    """A DataCube over a file: what py4DSTEM opens, .npy (which stays on disk), or .npz."""
+    import py4DSTEM
+
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if path.suffix in (".npy", ".npz"):
+        data = _from_numpy(path, key)
+    else:
+        data = _from_py4dstem(path, key, scan_shape)
+    cube = data if isinstance(data, py4DSTEM.DataCube) else None
+    values = data if cube is None else cube.data
+    if scan_shape is None and values.ndim == 3:
+        raise ValueError(
+            f"{path} holds a stack of {len(values)} patterns; give its shape as scan_shape"
+        )
+    if scan_shape is not None:
+        values = _reshape(values, scan_shape, path)
+    check_data(values)
+    if cube is None:
+        return py4DSTEM.DataCube(values, name="datacube")
+    if "calibration" not in cube.root.metadata:  # some files have none
+        cube.calibration = py4DSTEM.Calibration()
+    if values is not cube.data:
+        cube.data = values
+        cube.calibrate()
+    return cube
+
+
+def _from_numpy(path: Path, key: str | None) -> np.ndarray:
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded as archive:
+            if key is None and len(archive.files) == 1:
+                (key,) = archive.files
+            if key in archive.files:
+                return archive[key]
+            names = ", ".join(archive.files)
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise ValueError(f"NumPy cannot open {path}: {error}") from error
+    raise ValueError(f"key must name one of the arrays of {path}: {names}")
+
+
+def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -> Any:
+    import py4DSTEM
+    from py4DSTEM.io.parsefiletype import _parse_filetype
+
+    # py4DSTEM reports what it cannot open by assertions and bare exceptions (0.14.18).
+    try:
+        filetype = _parse_filetype(path)
+        if filetype in ("emd", "legacy"):
+            data = py4DSTEM.read(str(path), datapath=key)
+        else:
+            # Of the file types, only Arina's does not know the shape of the scan.
+            shaped = filetype == "arina" and scan_shape is not None
+            data = py4DSTEM.import_file(
+                str(path), **({"scan_width": scan_shape[0]} if shaped else {})
+            )
+    except Exception as error:
+        raise ValueError(f"py4DSTEM cannot open {path}: {error or type(error).__name__}") from error
+    if isinstance(data, py4DSTEM.Root):
+        cubes = [data.tree(name) for name in data.treekeys]
+        cubes = [cube for cube in cubes if isinstance(cube, py4DSTEM.DataCube)]
+        if len(cubes) == 1:
+            (data,) = cubes
+    if not isinstance(data, py4DSTEM.DataCube):
+        found = data if isinstance(data, list) else type(data).__name__
+        raise ValueError(f"{path} holds no single scan but {found}; name its data path with key")
+    return data
+
+
+def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> np.ndarray:
+    detector = tuple(data.shape[-2:])
+    patterns = int(np.prod(data.shape[:-2]))
+    if data.ndim < 3 or min(scan_shape) < 1 or scan_shape[0] * scan_shape[1] != patterns:
+        raise ValueError(
+            f"scan_shape={tuple(scan_shape)} does not fit {path}, which holds "
+            f"{patterns} patterns (shape {tuple(data.shape)})"
+        )
+    return np.reshape(data, (*scan_shape, *detector))
+
+
+# --- knowing a scan again -----------------------------------------------------------------------
+
+_SAMPLED = 16
+
+
+def fingerprint(data: Any) -> str:
+    """Hash of the shape, the type and some patterns all over a scan: its content, at little cost.
+
+    SHA-256, 32 characters. Two scans that differ in other patterns only have the same.
+    """
+    rx, ry = data.shape[:2]
+    found = hashlib.sha256(repr((tuple(data.shape), np.dtype(data.dtype).str)).encode())
+    # A golden step goes through rows and columns evenly.
+    steps = np.arange(_SAMPLED)
+    rows = np.unique(np.linspace(0, rx - 1, _SAMPLED).astype(int))
+    for row, share in zip(rows, (0.5 + 0.618034 * steps) % 1, strict=False):
+        column = int(share * ry)
+        pattern = np.asarray(data[int(row), column])
+        found.update(np.ascontiguousarray(pattern).tobytes())
+    return found.hexdigest()[:32]
+
+
+# --- new files ------------------------------------------------------------------------------------
+
+
+def watch_folder(
+    path: str | PathLike,
+    pattern: str = "*.h5",
+    *,
+    settle: float = 5.0,
+    poll: float = 1.0,
+    timeout: float | None = None,
+) -> Iterator[Path]:
+    """Wait for the files of a running experiment, and yield each one when it is complete.
+
+    Files that are there already come first. The order is that in which they were last written.
+
+    Parameters
+    ----------
+    path : path
+        Folder, which must exist.
+    pattern : str
+        Names that count, as in a shell: ``"*_master.h5"``, ``"frame_*.npy"``. Choose one that
+        leaves out files of results.
+    settle : float
+        A file is complete when it has not changed for so many seconds. With it every file counts
+        whose name begins alike, so that a ``*_master.h5`` waits for its ``*_data_*.h5``. Longer
+        than the detector pauses while it writes.
+    poll : float
+        Seconds between two looks into the folder.
+    timeout : float, optional
+        End when no file has come or changed for so many seconds, at least `settle`. By default
+        wait until Ctrl-C.
+
+    Yields
+    ------
+    Path
+        Each file once.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument breaks its rule; at the call, not when the first file is asked for.
+
+    Examples
+    --------
+    Cluster each scan while the next one is recorded::
+
+        frames = watch_folder("/data/today", "*_master.h5", timeout=600)
+        series = cluster_series(frames, out="today.h5", load=open_scan)
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"{str(path)!r} is not a folder; make it before the experiment starts")
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern={pattern!r} must be a text such as '*.h5'")
+    if not pattern or "/" in pattern:
+        raise ValueError(f"pattern={pattern!r} must match names in the folder, without '/'")
+    settle = check_number("settle", settle, 0)
+    poll = check_number("poll", poll, 0)
+    if timeout is not None:
+        timeout = check_number("timeout", timeout, settle)
+    return _watch(folder, pattern, settle, poll, timeout)
+
+
+def _watch(
+    folder: Path, pattern: str, settle: float, poll: float, timeout: float | None
+) -> Iterator[Path]:
+    yielded: set[str] = set()
+    # What each file looked like, and since when by this machine's clock: that of a file server may
+    # be off.
+    seen: dict[str, tuple[Any, float]] = {}
+    changed = time.monotonic()
+    while True:
+        now = time.monotonic()
+        sizes = {}
+        for file in folder.iterdir():
+            try:
+                state = file.stat()
+            except OSError:  # it is gone already
+                continue
+            sizes[file.name] = state.st_mtime_ns, state.st_size
+        ready = []
+        for file in folder.glob(pattern):
+            if file.name in yielded or file.name.startswith(".") or file.name not in sizes:
+                continue
+            stem = file.stem.removesuffix("_master")
+            state = sorted((name, *sizes[name]) for name in sizes if name.startswith(stem))
+            if file.name not in seen or seen[file.name][0] != state:
+                seen[file.name] = state, now
+                changed = now
+            if now - seen[file.name][1] >= settle and sizes[file.name][1] > 0 and file.is_file():
+                ready.append((sizes[file.name], file))
+        for _, file in sorted(ready):
+            yielded.add(file.name)
+            yield file
+        if ready:  # who took them was busy meanwhile
+            changed = time.monotonic()
+            continue
+        if timeout is not None and now - changed >= timeout:
+            return
+        time.sleep(poll)

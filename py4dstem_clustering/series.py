@@ -1,0 +1,448 @@
+"""A series of scans: the clusters of every frame in one file, read frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import emdfile
+import h5py
+import numpy as np
+
+from . import emd
+from .checks import check_integer
+from .clusters import Clusters
+from .datacube import keep_clusters, new_datacube
+from .tracks import Tracks, find_drift, link_frames
+
+KIND = "series"
+FAILED = "failed_frame"
+ROOT = "series"
+
+FRAMES = np.dtype(
+    [("frame", np.int64), ("time", np.float64), ("n_clusters", np.int64), ("failed", bool)]
+)
+"""Fields of `ClusterSeries.frames`."""
+
+
+class FrameInfo(NamedTuple):
+    """What is known of a frame besides its clusters."""
+
+    frame: int
+    source: str
+    """Name of its file, or "item 3" for what was no file."""
+    size: int
+    """Bytes of the file; 0 for what was no file."""
+    fingerprint: str
+    """See `reading.fingerprint`; empty where the frame could not be opened."""
+    time: float
+    error: str
+    """Why there are no clusters; empty where there are."""
+    n_clusters: int
+
+
+class FrameResult(NamedTuple):
+    """A frame that is done."""
+
+    info: FrameInfo
+    clusters: Clusters | None = None
+    averages: np.ndarray | None = None
+    """(N, Qx, Qy)"""
+    image: np.ndarray | None = None
+    """Virtual image (Rx, Ry)."""
+    calibration: Mapping[str, Any] | None = None
+    """Of the averages."""
+    seconds: float = 0.0
+
+
+def frame_name(frame: int) -> str:
+    """Name of a frame in a file."""
+    return f"frame_{frame:06d}"
+
+
+def journal_of(path: Path) -> Path:
+    """Folder that holds the frames of a series until all are done."""
+    return path.with_name(path.name + ".frames")
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def series_root(options: Mapping[str, Any]) -> emdfile.Root:
+    """The root of a file of a series, or of one of its frames."""
+    root = emdfile.Root(ROOT)
+    emd.tag(root, KIND)
+    emd.add_settings(root, options)
+    return root
+
+
+def save_frame(folder: Path, result: FrameResult, options: Mapping[str, Any]) -> None:
+    """Write a frame to a file of its own, complete or absent."""
+    info = result.info
+    root = series_root(options)
+    n_bytes = 2**20
+    if result.clusters is None:
+        node = emdfile.Node(frame_name(info.frame))
+        emd.tag(node, FAILED)
+    else:
+        node = result.clusters.to_node(result.averages)
+        node.metadata["arrays"]["image"] = result.image
+        node.metadata = emdfile.Metadata("averages_calibration", dict(result.calibration))
+        n_bytes += sum(
+            array.nbytes for array in (node.metadata["arrays"]._params | {"": node.data}).values()
+        )
+    node.metadata[emd.TAG]["seconds"] = result.seconds
+    node.metadata = emdfile.Metadata("frame", info._asdict())
+    root.force_add_to_tree(node)
+    emd.save_new(folder / f"{node.name}.h5", root, n_bytes)
+
+
+def frame_files(path: Path) -> dict[int, Path]:
+    """The file that holds each frame of a series that is done."""
+    found = {}
+    if path.is_file():
+        try:
+            with h5py.File(path, "r") as file:
+                names = list(file[ROOT])
+        except (OSError, KeyError) as error:
+            raise ValueError(f"{_no_series(path)} ({error})") from error
+        found = {_number(name): path for name in names if _number(name) is not None}
+    for file in journal_of(path).glob("frame_*.h5"):  # newer than what the file holds
+        number = _number(file.stem)
+        if number is not None and _is_whole(file, number):
+            found[number] = file
+    return dict(sorted(found.items()))
+
+
+def _is_whole(path: Path, number: int) -> bool:
+    """Whether the file of one frame can be read; what a disk lost is done again."""
+    try:
+        read_info(path, [number])
+    except (OSError, KeyError):
+        return False
+    return True
+
+
+def _no_series(path: Path) -> str:
+    return f"{path} holds no series of {emd.TAG}; make one with cluster_series(..., out=...)"
+
+
+def _number(name: str) -> int | None:
+    digits = name.removeprefix("frame_")
+    return int(digits) if digits != name and len(digits) == 6 and digits.isdecimal() else None
+
+
+def read_info(path: Path, frames: list[int]) -> dict[int, FrameInfo]:
+    """What is known of some frames in one file."""
+    found = {}
+    with h5py.File(path, "r") as file:
+        for frame in frames:
+            group = file[f"{ROOT}/{frame_name(frame)}/metadatabundle/frame"]
+            params = emdfile.Metadata.from_h5(group)._params
+            found[frame] = FrameInfo(**{key: params[key] for key in FrameInfo._fields})
+    return found
+
+
+def read_options(path: Path) -> emd.Settings:
+    """The options that made the frames in a file."""
+    return emd.read_settings(_root_of(path))
+
+
+def _root_of(path: Path) -> emdfile.Node:
+    try:
+        root = emdfile.read(str(path), emdpath=ROOT, tree=False)
+    except Exception as error:  # emdfile raises what comes (0.0.16)
+        raise ValueError(f"{_no_series(path)} ({error or type(error).__name__})") from error
+    if emd.kind_of(root) != KIND:
+        raise ValueError(_no_series(path))
+    return root
+
+
+def assemble(
+    path: Path, options: Mapping[str, Any], times: Mapping[int, float], drift: np.ndarray
+) -> None:
+    """Put all frames that are done into one file, complete or absent; one is in memory at a time.
+
+    `times` replaces those that were written, where they are given.
+    """
+    places = frame_files(path)
+    root = series_root(options)
+    root.metadata = emdfile.Metadata("drift", {"drift": drift})
+    emd.check_room(path, 2 * sum(place.stat().st_size for place in set(places.values())))
+    with emd.new_file(path, root) as (target, check):
+        for frame, place in places.items():
+            name = f"{ROOT}/{frame_name(frame)}"
+            with h5py.File(place, "r") as source:
+                source.copy(name, target[ROOT])
+            if frame in times:
+                target[f"{name}/metadatabundle/frame/time"][()] = times[frame]
+            target.flush()
+            check()
+
+
+# --- the result ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClusterSeries:
+    """The clusters of a series of scans, from `cluster_series` or `open_series`.
+
+    ``len(series)`` frames; ``series[i]`` are the `Clusters` of frame `i`, read from the file when
+    asked for, so that a series of any length takes little memory. Made by `cluster_series`.
+
+    Attributes
+    ----------
+    path : Path
+        File of the series.
+    settings : mapping
+        The options that made it: ``cluster``, ``filter``, and so on. Those with defaults resolved
+        and what was estimated are with each frame: ``series[i].settings``.
+    infos : tuple
+        Of each frame ``frame``, ``source``, ``size``, ``fingerprint``, ``time``, ``error`` and
+        ``n_clusters``.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    infos: tuple[FrameInfo, ...]
+    _places: Mapping[int, Path] = field(default_factory=dict)
+    stored_drift: np.ndarray | None = None
+    """As it is in the file; see `drift`."""
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __repr__(self) -> str:
+        n = len(self)
+        failed = len(self.errors)
+        text = f"{n} frame{'s' * (n != 1)}" + (f", {failed} of them failed" if failed else "")
+        counts = [info.n_clusters for info in self.infos if not info.error]
+        if counts:
+            text += f", {min(counts)} to {max(counts)} clusters"
+        return f"ClusterSeries({self.path.name!r}, {text})"
+
+    def __iter__(self) -> Iterator[Clusters | None]:
+        """Clusters of each frame, None for one that failed."""
+        for info in self.infos:
+            yield None if info.error else self[info.frame]
+
+    @property
+    def frames(self) -> np.ndarray:
+        """One row for each frame: ``frame``, ``time``, ``n_clusters``, ``failed``."""
+        rows = [(i.frame, i.time, i.n_clusters, bool(i.error)) for i in self.infos]
+        return np.array(rows, dtype=FRAMES)
+
+    @property
+    def times(self) -> np.ndarray:
+        """Time of each frame, (T,), in ``series.time_units``."""
+        return self.frames["time"]
+
+    @property
+    def time_units(self) -> str:
+        """Unit of `times`."""
+        return self.settings["time_units"]
+
+    @property
+    def errors(self) -> Mapping[int, str]:
+        """Why frames failed: ``{frame: text}``."""
+        return MappingProxyType({i.frame: i.error for i in self.infos if i.error})
+
+    def _node(self, frame: int) -> emdfile.Node:
+        frame = check_integer("frame", frame, -len(self))
+        if frame >= len(self):
+            raise IndexError(f"frame {frame} does not exist; this series has {len(self)}")
+        info = self.infos[frame]
+        if info.error:
+            raise ValueError(f"frame {info.frame} ({info.source}) has no clusters: {info.error}")
+        name = f"{ROOT}/{frame_name(info.frame)}"
+        return emdfile.read(str(self._places[info.frame]), emdpath=name, tree=False)
+
+    def _clusters(self, node: emdfile.Node) -> Clusters:
+        calibration = _calibration(node)
+        step = float(calibration.get_R_pixel_size()), str(calibration.get_R_pixel_units())
+        return Clusters.from_node(node, step)
+
+    def __getitem__(self, frame: int) -> Clusters:
+        return self._clusters(self._node(frame))
+
+    def image(self, frame: int) -> np.ndarray:
+        """Virtual image of a frame, (Rx, Ry), float32; what `drift` is measured from.
+
+        The sum over `image_mask`, over the `q_mask` of the clusters, or over all that is scattered
+        out of the direct beam.
+        """
+        return self._node(frame).metadata["arrays"]["image"]
+
+    def averages(self, frame: int) -> Any:
+        """Mean diffraction pattern of each cluster of a frame.
+
+        Returns
+        -------
+        DataCube, (N, 1, Qx, Qy)
+            As ``datacube.get_clustered_datacube()`` returned it: calibrated, with the clusters.
+        """
+        node = self._node(frame)
+        clusters = self._clusters(node)
+        arrays = node.metadata["arrays"]
+        if "averages" not in arrays.keys:
+            raise ValueError(f"frame {frame} holds no clusters, so it has no averages")
+        cube = new_datacube(arrays["averages"][:, None], "averages", _calibration(node), {})
+        keep_clusters(cube, clusters)
+        return cube
+
+    @property
+    def drift(self) -> np.ndarray:
+        """Where the sample was in each frame, (T, 2): positions along Rx and Ry from frame 0.
+
+        What lies at ``p`` in frame 0 lies at ``p + drift[i]`` in frame `i`. Measured from the
+        virtual images, or as it was given; it was not applied to any data.
+        """
+        if self.stored_drift is not None:
+            return self.stored_drift
+        return measure_drift(self)
+
+    # --- through time ------------------------------------------------------------------------
+
+    def tracks(self, **options: Any) -> Tracks:
+        """Follow clusters through the frames.
+
+        Parameters
+        ----------
+        **options
+            ``memory``, ``reach``, ``min_similarity``, ``blur``: see `link_frames`.
+
+        Returns
+        -------
+        Tracks
+            A table with one row for each frame and cluster, and the events; as an array,
+            ``pandas.DataFrame(numpy.asarray(tracks))``. Drift is taken off, background (with
+            ``drop_background=False``) belongs to no track, frames that failed end none.
+        """
+        return link_frames(
+            _Frames(self), drift=self.drift, times=self.times, centre=self._centre(), **options
+        )
+
+    def _centre(self) -> tuple[float, float] | None:
+        """Centre of the direct beam in the first frame that knows it."""
+        for info in self.infos:
+            if not info.error:
+                origin = _calibration(self._node(info.frame)).get_origin_mean()
+                known = origin is not None and np.isfinite(np.asarray(origin, float)).all()
+                return tuple(map(float, origin)) if known else None
+        return None
+
+    def get_track_datacube(self, track: Any) -> Any:
+        """Mean pattern of one particle in every frame where it was seen.
+
+        Parameters
+        ----------
+        track : Track
+            From ``series.tracks().track(k)``.
+
+        Returns
+        -------
+        DataCube, (n, 1, Qx, Qy)
+            Frame by frame (``track.frames``), with the calibration of the averages. Each pattern is
+            a cluster of its own in ``cube.clusters``, so that what takes averages takes it:
+            ``bragg = cube.find_Bragg_disks(...)``, ``maps = crystal.match_orientations(bragg)``,
+            then ``rotation_rate(maps, track.times, crystal)`` for its rotation, and
+            ``cube.clusters.calculate_strain(crystal, bragg, maps)`` for its strain over time.
+        """
+        patterns, params = [], []
+        for frame, label in zip(track.frames, track.labels, strict=True):
+            node = self._node(int(frame))
+            patterns.append(node.metadata["arrays"]["averages"][label])
+            n = len(node.metadata["arrays"]["averages"])
+            own = _calibration(node)._params
+            maps = {k: v[label] for k, v in own.items() if np.shape(v) == (n, 1)}
+            params.append({**own, **maps})
+        calibration = emd.copy_calibration()
+        calibration._params.update(params[0])
+        for key, value in params[0].items():
+            if isinstance(value, np.ndarray) and value.shape == (1,):
+                calibration._params[key] = np.stack([own[key] for own in params])
+        cube = new_datacube(np.stack(patterns)[:, None], "track", calibration, {})
+        places = np.arange(len(patterns))[:, None]
+        keep_clusters(
+            cube, Clusters(places, np.insert(places, 1, 0, axis=1), np.full(places.shape, np.nan))
+        )
+        return cube
+
+    def get_track_pattern(self, track: Any) -> np.ndarray:
+        """Mean pattern of one particle over all positions in all frames, (Qx, Qy)."""
+        return np.average(self.get_track_datacube(track).data[:, 0], axis=0, weights=track.sizes)
+
+
+class _Frames(Sequence):
+    """What `link_frames` takes of each frame, read when it is asked for."""
+
+    def __init__(self, series: ClusterSeries) -> None:
+        self._series = series
+
+    def __len__(self) -> int:
+        return len(self._series)
+
+    def __getitem__(self, k: int) -> tuple[Any, ...] | None:
+        if k >= len(self):
+            raise IndexError(k)
+        if self._series.infos[k].error:
+            return None
+        node = self._series._node(k)
+        clusters = self._series._clusters(node)
+        averages = node.metadata["arrays"]._params.get("averages")
+        return clusters.labels, averages, clusters.properties(), clusters.background
+
+
+def measure_drift(series: ClusterSeries) -> np.ndarray:
+    """Drift by the virtual images of a series."""
+    return find_drift([None if i.error else series.image(k) for k, i in enumerate(series.infos)])
+
+
+def _calibration(node: emdfile.Node) -> Any:
+    copy = emd.copy_calibration()
+    copy._params.update(node.metadata["averages_calibration"]._params)
+    return copy
+
+
+def open_series(path: str | PathLike) -> ClusterSeries:
+    """Open a series that `cluster_series` has written, or is writing.
+
+    Parameters
+    ----------
+    path : path
+        What was given as `out`. While `cluster_series` runs, or after it was stopped, the frames
+        that are done so far.
+
+    Returns
+    -------
+    ClusterSeries
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    try:
+        path = Path(path)
+    except TypeError:
+        raise TypeError(f"path={path!r} must be a path, not {type(path).__name__}") from None
+    places = frame_files(path)
+    if not places:
+        raise ValueError(_no_series(path))
+    root = _root_of(path if path.is_file() else next(iter(places.values())))
+    by_file: dict[Path, list[int]] = {}
+    for frame, place in places.items():
+        by_file.setdefault(place, []).append(frame)
+    infos = {}
+    for place, frames in by_file.items():
+        infos |= read_info(place, frames)
+    drift = None
+    stored = root.metadata.get("drift")
+    if stored is not None and len(stored["drift"]) == len(places):
+        drift = stored["drift"]
+    options = emd.read_settings(root)
+    return ClusterSeries(path, options, tuple(infos[k] for k in places), places, drift)
