@@ -9,6 +9,9 @@
 ``get_clustered_datacube``  the mean pattern of each cluster, as a DataCube
 ``cross_validate_orientation``  how well orientations of two halves of the scan agree
 ``clusters``                the newest clustering in the tree; ``get_clusters(name)`` for another
+
+and ``cluster_series`` clusters the scans of an in-situ experiment one after the other, and follows
+their grains (5D-STEM).
 """
 
 from ._version import __version__
@@ -36,6 +39,7 @@ from .plotting import (
     plot_similarity,
     plot_tree,
 )
+from .plotting_series import animate_series, plot_areas, plot_tracks
 from .reading import watch_folder
 from .series import ClusterSeries, open_series
 from .series_run import cluster_series
@@ -60,6 +64,7 @@ __all__ = [
     "Track",
     "Tracks",
     "__version__",
+    "animate_series",
     "cluster_series",
     "find_drift",
     "get_symmetry",
@@ -69,6 +74,7 @@ __all__ = [
     "open_series",
     "orientation_from_node",
     "orientation_to_node",
+    "plot_areas",
     "plot_averages",
     "plot_clusters",
     "plot_cross_validation",
@@ -76,6 +82,7 @@ __all__ = [
     "plot_growth",
     "plot_patterns",
     "plot_similarity",
+    "plot_tracks",
     "plot_tree",
     "refine_orientations",
     "register",

@@ -210,6 +210,8 @@ def _add_speed(commands: Any) -> None:
         "(192)")  # fmt: skip
     add("--turns", type=int, default=5, metavar="N", help="how often each is timed (5)")
     add("--n-jobs", type=int, help="threads; by default all cores")
+    add("--kikuchipy", metavar="PYTHON", help="the Python of an environment with kikuchipy, to "
+        "compare its similarity (of the whole detector) too")  # fmt: skip
     speed.set_defaults(run=_speed)
 
 
@@ -377,6 +379,7 @@ def _series(options: argparse.Namespace) -> None:
     grows = options.threshold is not None or options.filter or options.sigma is not None
     if grows and options.keep_background:
         raise ValueError("--keep-background goes with merging, not with --threshold")
+    figures = _make_folder(options.figures)
     load = partial(_load, key=options.key, scan_shape=options.scan_shape, step=step)
     q_mask = None
     if options.q_range is not None or options.q_center is not None:
@@ -406,16 +409,34 @@ def _series(options: argparse.Namespace) -> None:
     if len(series.errors) < len(series):
         tracks = series.tracks()
         print(f"followed: {tracks}")
-        _print_tracks(tracks, series)
+        unit = next(c.pixel_units for c in series if c is not None)
+        _print_tracks(tracks, series.time_units, unit)
+        if figures is not None:
+            _draw_series(figures, series, tracks, unit)
     print(f"wrote {options.out}")
 
 
-def _print_tracks(tracks: Any, series: Any, most: int = 30) -> None:
+def _draw_series(folder: Path, series: Any, tracks: Any, pixel_units: str) -> None:
+    from . import plotting_series as plotting
+
+    def areas(figure: Any) -> None:
+        plotting.plot_areas(
+            tracks, figure.add_subplot(), time_units=series.time_units, pixel_units=pixel_units
+        )
+
+    def outlines(figure: Any) -> None:
+        plotting.plot_tracks(series, figure.add_subplot(), tracks=tracks)
+
+    _save(folder / "tracks.png", outlines)
+    _save(folder / "areas.png", areas)
+    plotting.animate_series(series, folder / "series.gif", tracks=tracks)
+
+
+def _print_tracks(tracks: Any, time_units: str, unit: str, most: int = 30) -> None:
     """The tracks that were seen most often."""
-    unit = next(c.pixel_units for c in series if c is not None)
     print(
         f"\n{'track':>5} {'frames':>12} {'seen':>5} {f'last area / {unit}²':>18}  "
-        f"growth / ({unit}² / {series.time_units})"
+        f"growth / ({unit}² / {time_units})"
     )
     longest = sorted(tracks, key=lambda track: -len(track))
     for track in sorted(longest[:most], key=lambda track: track.number):
@@ -594,8 +615,10 @@ def _speed(options: argparse.Namespace) -> None:
     print(benchmark.machine_text(machine))
     data, labels = benchmark.make_scan(positions, detector)
     print(f"scan {' x '.join(map(str, data.shape))}, {data.dtype}; medians of {turns}", flush=True)
-    for row in benchmark.run_tasks(benchmark.make_tasks(data, labels, n_jobs), machine, turns):
-        print(benchmark.row_text(row), flush=True)
+    with benchmark.kikuchipy(options.kikuchipy, data) as other:
+        tasks = benchmark.make_tasks(data, labels, n_jobs, other)
+        for row in benchmark.run_tasks(tasks, machine, turns):
+            print(benchmark.row_text(row), flush=True)
     side = benchmark.growth_side(positions)
     print(benchmark.growth_text(side, *benchmark.growth_seconds(side, turns)))
 

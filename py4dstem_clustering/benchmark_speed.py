@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,6 +221,57 @@ def slow_averages(data: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return total / np.bincount(labels.ravel())[:, None, None]
 
 
+# Started with the Python of another environment: kikuchipy needs NumPy 2, py4DSTEM NumPy 1.
+_KIKUCHIPY = """
+import sys, warnings, io
+warnings.simplefilter("ignore")
+import numpy as np
+import kikuchipy as kp
+signal = kp.signals.EBSD(np.load(sys.argv[1]))
+window = kp.filters.Window("rectangular", shape=(3, 3))
+answer, sys.stdout = sys.stdout, io.StringIO()
+for line in sys.stdin:
+    np.asarray(signal.get_neighbour_dot_product_matrices(window=window, dtype_out="float32"))
+    print("done", file=answer, flush=True)
+"""
+
+
+@contextmanager
+def kikuchipy(python: str | None, data: np.ndarray) -> Iterator[Callable[[], None] | None]:
+    """Its ``get_neighbour_dot_product_matrices`` as a function, in a process that is waiting."""
+    if python is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scan.npy"
+        np.save(path, data)
+        try:
+            process = subprocess.Popen(
+                [python, "-c", _KIKUCHIPY, str(path)], stdin=subprocess.PIPE, text=True,
+                stdout=subprocess.PIPE,
+            )  # fmt: skip
+        except OSError as error:
+            raise ValueError(f"--kikuchipy {python} does not start: {error}") from error
+
+        def run() -> None:
+            try:
+                process.stdin.write("\n")
+                process.stdin.flush()
+                done = process.stdout.readline()
+            except OSError:
+                done = ""
+            if not done:
+                raise ValueError(f"--kikuchipy {python} has no kikuchipy that runs")
+
+        try:
+            yield run
+        finally:
+            process.stdout.close()
+            with suppress(OSError):
+                process.stdin.close()
+            process.wait()
+
+
 # --- tasks -----------------------------------------------------------------------------------
 
 
@@ -231,8 +285,13 @@ class Task(NamedTuple):
     flops: float
 
 
-def make_tasks(data: np.ndarray, labels: np.ndarray, n_jobs: int | None) -> Iterator[Task]:
-    """Every comparison, made when it is asked for."""
+def make_tasks(
+    data: np.ndarray,
+    labels: np.ndarray,
+    n_jobs: int | None,
+    other: Callable[[], None] | None = None,
+) -> Iterator[Task]:
+    """Every comparison, made when it is asked for. `other` is that of `kikuchipy`."""
     side, detector = len(data), data.shape[-1]
     n, pixels = side * side, detector**2
     jobs = count_jobs(n_jobs)
@@ -243,6 +302,8 @@ def make_tasks(data: np.ndarray, labels: np.ndarray, n_jobs: int | None) -> Iter
 
     for sigma in (0, 2):
         band = 2 * int(4 * sigma + 0.5) + 1 if sigma else 0
+        # Without blur or mask: it has neither.
+        extra = [Way("kikuchipy", other, n)] if other is not None and not sigma else []
         yield Task(
             "similarity" + (f", blur {sigma}" if sigma else ""),
             [
@@ -258,6 +319,7 @@ def make_tasks(data: np.ndarray, labels: np.ndarray, n_jobs: int | None) -> Iter
                     lambda sigma=sigma: published_similarity(data, places, q_mask, sigma),
                     len(places),
                 ),
+                *extra,
             ],
             # Each pattern read once; its norm and four products, and two bands of the blur.
             2.0 * pixels,

@@ -103,13 +103,18 @@ def neighbour_pairs(labels: np.ndarray) -> np.ndarray:
 
 
 def cluster_colors(labels: np.ndarray, n_clusters: int) -> np.ndarray:
-    """RGB of each cluster ``(N, 3)``; clusters that touch never share a colour.
+    """RGB of each cluster ``(N, 3)``; clusters that touch never share a colour."""
+    return pair_colors(neighbour_pairs(labels), n_clusters)
+
+
+def pair_colors(pairs: np.ndarray, n_clusters: int) -> np.ndarray:
+    """RGB of each cluster ``(N, 3)``; those of a pair, ``(n, 2)``, never share a colour.
 
     Greedy colouring, least connected last to be removed; among the colours that no neighbour has,
     the one used least. Where the palette is too small, lighter and darker versions follow.
     """
     touching: list[set[int]] = [set() for _ in range(n_clusters)]
-    for a, b in neighbour_pairs(labels).tolist():
+    for a, b in pairs.tolist():
         touching[a].add(b)
         touching[b].add(a)
 
@@ -317,7 +322,7 @@ def plot_growth(clusters: Any, ax: Any = None, *, label: int | None = None) -> A
     return ax
 
 
-def _write(ax: Any, position: np.ndarray, text: str) -> None:
+def _write(ax: Any, position: np.ndarray, text: str, size: float = 8) -> None:
     ax.text(
         position[1],
         position[0],
@@ -325,7 +330,7 @@ def _write(ax: Any, position: np.ndarray, text: str) -> None:
         color="white",
         ha="center",
         va="center",
-        fontsize=8,
+        fontsize=size,
         fontweight="bold",
         path_effects=_OUTLINE,
         clip_on=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import reference
@@ -83,3 +85,25 @@ def test_ways_are_compared_by_pattern_and_in_turn():
     assert rows[0].ratio == 1
     assert rows[0].share > 0
     assert np.isnan(rows[1].share)
+
+
+def test_another_package_in_a_process_of_its_own(tmp_path, capsys):
+    (tmp_path / "kikuchipy.py").write_text(
+        "import numpy as np\n"
+        "class signals:\n"
+        "    class EBSD:\n"
+        "        def __init__(self, data): self.data = data\n"
+        "        def get_neighbour_dot_product_matrices(self, window, dtype_out):\n"
+        "            return np.zeros(self.data.shape[:2])\n"
+        "class filters:\n"
+        "    Window = staticmethod(lambda name, shape: name)\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    small = ["--positions", "16", "--detector", "24", "--turns", "1"]
+    assert main(["benchmark", "speed", *small, "--kikuchipy", str(python)]) == 0
+    assert "similarity           kikuchipy" in capsys.readouterr().out
+    for bad in (sys.executable, str(tmp_path / "none")):
+        assert main(["benchmark", "speed", *small, "--kikuchipy", bad]) == 2
+        assert "--kikuchipy" in capsys.readouterr().err

@@ -90,6 +90,14 @@ def test_drift_of_particles_that_only_move(steps):
     np.testing.assert_allclose(find_drift_core(images, 7.0), drift, atol=0.08)
 
 
+def test_images_correlate_by_half_of_them_at_least():
+    for seed in range(20):
+        a, b = np.random.default_rng(seed).normal(size=(2, 8, 6))
+        one = np.ones((8, 6), dtype=bool)
+        x, y = np.abs(np.round(correlate(a, b, one, one, 7.0)))
+        assert (8 - x) * (6 - y) >= 20  # 24, but for parts of a position
+
+
 def test_growth_is_no_drift():
     # The first grows out of the scan, so that its centroid moves inwards.
     images = [disks([(2, 10, 3 + 0.4 * t), (18, 12, 4 - 0.2 * t)]) for t in range(8)]
