@@ -399,7 +399,7 @@ class _Frames(Sequence):
 
 def measure_drift(series: ClusterSeries) -> np.ndarray:
     """Drift by the virtual images of a series."""
-    return find_drift([None if i.error else series.image(k) for k, i in enumerate(series.infos)])
+    return find_drift(None if i.error else series.image(k) for k, i in enumerate(series.infos))
 
 
 def _calibration(node: emdfile.Node) -> Any:

@@ -7,7 +7,7 @@ the next, and the `Tracks` that it returns give growth, and what was born, died,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -79,10 +79,10 @@ def find_drift(images: Iterable[Any], *, reach: float | None = None) -> np.ndarr
 
     Parameters
     ----------
-    images : sequence of ndarray (Rx, Ry) or None
-        A virtual image of each frame in which particles stand out, such as the intensity outside of
-        the direct beam. NaN where it is unknown; None, or NaN everywhere, for a frame that is
-        missing.
+    images : iterable of ndarray (Rx, Ry) or None
+        A virtual image of each frame, taken one after the other, in which particles stand out, such
+        as the intensity outside of the direct beam. NaN where it is unknown; None, or NaN
+        everywhere, for a frame that is missing.
     reach : float, optional
         Farthest that the sample moves from one frame to the next, scan positions. By default a
         quarter of the shorter side of the scan, at least 1. Less helps where few particles look
@@ -117,22 +117,17 @@ def find_drift(images: Iterable[Any], *, reach: float | None = None) -> np.ndarr
     >>> find_drift(images)[:, 0].round(1).tolist()
     [0.0, 0.5, 1.0]
     """
-    checked = _check_images(images)
-    shape = next((image.shape for image in checked if image is not None), (4, 4))
-    if reach is None:
-        reach = max(1.0, min((n for n in shape if n > 1), default=4) / 4)
-    else:
+    if reach is not None:
         reach = check_number("reach", reach, 0)
-    drift = find_drift_core(checked, reach)
+    drift = find_drift_core(_checked(images), reach)
     return drift + 0.0  # no -0
 
 
-def _check_images(images: Iterable[Any]) -> list[np.ndarray | None]:
-    out: list[np.ndarray | None] = []
+def _checked(images: Iterable[Any]) -> Iterator[np.ndarray | None]:
     shape = None
     for t, image in enumerate(images):
         if image is None:
-            out.append(None)
+            yield None
             continue
         image = np.asarray(values_of(image))
         if image.ndim != 2 or image.size == 0:
@@ -147,8 +142,7 @@ def _check_images(images: Iterable[Any]) -> list[np.ndarray | None]:
         shape = image.shape
         image = image.astype(np.float64)
         image[~np.isfinite(image)] = np.nan
-        out.append(None if np.isnan(image).all() else image)
-    return out
+        yield None if np.isnan(image).all() else image
 
 
 # --- linking ---------------------------------------------------------------------------------

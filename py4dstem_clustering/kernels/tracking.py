@@ -12,6 +12,7 @@ The speeds ``v_k`` are fitted along with the displacement ``d`` (Gauss-Newton, a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -58,37 +59,48 @@ class _Image(NamedTuple):
     flat: bool
 
 
-def find_drift_core(images: list[np.ndarray | None], reach: float) -> np.ndarray:
+def find_drift_core(images: Iterable[np.ndarray | None], reach: float | None) -> np.ndarray:
     """Displacement (T, 2) of each image against the first one that is there; NaN for None.
 
-    `images` (Rx, Ry), float64, NaN where unknown; `reach` is the farthest displacement between
-    successive images.
+    `images` (Rx, Ry), float64, NaN where unknown, are taken one after the other, and at most
+    ``max(LAGS) + 1`` are held. `reach` is the farthest displacement between successive images, by
+    default a quarter of the shorter side.
     """
-    out = np.full((len(images), 2), np.nan)
-    there = [i for i, image in enumerate(images) if image is not None]
-    if not there:
-        return out
-    ready = [_prepare(images[i]) for i in there]
-    n = len(there)
-    found = np.zeros((n, 2))
+    recent: dict[int, _Image] = {}
+    there: list[int] = []
+    found: list[np.ndarray] = []
     pairs: list[tuple[int, int]] = []
     values: list[np.ndarray] = []
     weights: list[float] = []
-    for lag in LAGS:
-        for i in range(n - lag):
-            a, b = ready[i], ready[i + lag]
+    t = -1
+    for t, image in enumerate(images):
+        if image is None:
+            continue
+        k = len(there)
+        there.append(t)
+        b = recent[k] = _prepare(image)
+        sides = [n for n in image.shape if n > 1]
+        farthest = max(1.0, min(sides, default=4) / 4) if reach is None else reach
+        guesses = []
+        for lag in [lag for lag in LAGS if lag <= k]:
+            a = recent[k - lag]
             known = not (a.flat or b.flat)
-            value = found[i + lag] - found[i]
+            value = np.zeros(2) if lag == 1 else guesses[0] - found[k - lag]
             if known:
                 if lag == 1:
-                    value = correlate(a.smooth, b.smooth, a.valid, b.valid, reach)
+                    value = correlate(a.smooth, b.smooth, a.valid, b.valid, farthest)
                 value = _refine(a, b, value)
-            pairs.append((i, i + lag))
+            pairs.append((k - lag, k))
             values.append(value)
             weights.append(1.0 if known else 1e-3)
-        if pairs:
-            found = _solve(n, np.array(pairs), np.array(values), np.array(weights))
-    out[there] = found
+            guesses.append(found[k - lag] + value)
+        found.append(np.median(guesses, axis=0) if guesses else np.zeros(2))
+        recent.pop(k - max(LAGS), None)
+    out = np.full((t + 1, 2), np.nan)
+    if pairs:
+        out[there] = _solve(len(there), np.array(pairs), np.array(values), np.array(weights))
+    elif there:
+        out[there] = 0
     return out
 
 
@@ -232,7 +244,8 @@ def _solve(n: int, pairs: np.ndarray, values: np.ndarray, weights: np.ndarray) -
     weight = weights
     found = np.zeros((n - 1, 2))
     for _ in range(30):
-        found = np.linalg.lstsq(design * weight[:, None], values * weight[:, None], rcond=None)[0]
+        weighted = design * weight[:, None] ** 2
+        found = np.linalg.solve(weighted.T @ design, weighted.T @ values)
         rest = np.hypot(*(design @ found - values).T)
         weight = weights / np.sqrt(1 + (rest / _DOUBT) ** 2)
     return np.concatenate([np.zeros((1, 2)), found])
