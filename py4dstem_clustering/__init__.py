@@ -6,6 +6,7 @@
 ``get_similarity``          how alike each pattern is to its eight neighbours
 ``cluster``                 the grains: regions of alike patterns, as `Clusters`
 ``get_cluster_tree``        the order in which positions join, to be cut at any level
+``explore_clusters``        a window to cut the tree by sliders and see patterns
 ``get_clustered_datacube``  the mean pattern of each cluster, as a DataCube
 ``cross_validate_orientation``  how well orientations of two halves of the scan agree
 ``clusters``                the newest clustering in the tree; ``get_clusters(name)`` for another
@@ -20,6 +21,7 @@ from .cluster_tree import ClusterTree
 from .clusters import Clusters
 from .datacube import register
 from .disks import GainedDisks
+from .explore import ClusterExplorer
 from .kernels.similarity import DIRECTIONS
 from .mixture import Mixture
 from .orientation import (
@@ -51,6 +53,7 @@ from .validation import CrossValidation
 
 __all__ = [
     "DIRECTIONS",
+    "ClusterExplorer",
     "ClusterSeries",
     "ClusterTree",
     "Clusters",

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import emd
 from .checks import check_flag, check_integer, check_number
-from .clusters import Clusters
+from .clusters import NOTED, Clusters
 from .kernels.merging import Merges, consecutive, cut_merges
 from .kernels.similarity import similarity_mean
 from .kernels.tree import Forest, cut_at, label_nodes, link, most_stable
@@ -97,7 +97,7 @@ class ClusterTree:
                 value = value.view()
                 value.flags.writeable = False
                 object.__setattr__(self, key, value)
-        object.__setattr__(self, "settings", emd.Settings(self.settings))
+        object.__setattr__(self, "settings", emd.Settings(self.settings, NOTED))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Made anew on unpickling, so that the arrays are read-only again.
@@ -261,12 +261,17 @@ class ClusterTree:
             threshold = "auto"
         elif threshold != "auto":
             threshold = float(threshold)
+        settings = {
+            **emd.Settings(self.settings).everything,
+            "threshold": threshold if n_clusters is None else None,
+            "n_clusters": n_clusters,
+            "min_size": min_size,
+            "name": name,
+        }
         if n_clusters is not None:
             threshold = self._level_for(n_clusters, min_size, drop_background)
-        settings = {**self.settings, "threshold": threshold, "min_size": min_size, "name": name}
-        if n_clusters is not None:
-            settings["n_clusters"] = n_clusters
         if self.method == "grow":
+            settings["level"] = None if threshold == "auto" else threshold
             labels, seeds = self._grown(threshold, min_size)
             background: tuple[int, ...] = ()
         else:

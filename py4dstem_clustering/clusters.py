@@ -21,6 +21,12 @@ from .strain import calculate_strain
 
 KIND = "clusters"
 
+NOTED = (
+    "gain", "offset", "noise", "level", "lag", "lag_axis", "n_background", "edits", "source",
+    "fingerprint", "created", "seconds", "py4dstem_clustering_version", "py4DSTEM_version",
+)  # fmt: skip
+"""Settings of clusters that are no options of `cluster`: what was found, and where it is from."""
+
 PROPERTIES = np.dtype(
     [
         ("label", np.int32),
@@ -132,7 +138,7 @@ class Clusters:
         for key, value in (("labels", labels), ("seeds", seeds), ("similarity_mean", mean)):
             value.flags.writeable = False
             object.__setattr__(self, key, value)
-        object.__setattr__(self, "settings", emd.Settings(self.settings))
+        object.__setattr__(self, "settings", emd.Settings(self.settings, NOTED))
         object.__setattr__(self, "background", tuple(self._check_labels(self.background)))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -293,7 +299,8 @@ class Clusters:
             outside the cluster, and where `join` added pieces that growth does not reach.
         """
         members = self.labels == self._check_label(label)
-        threshold = self.settings.get("threshold")
+        # Files of 0.1.0 have no level, but always a threshold.
+        threshold = self.settings.get("level", self.settings.get("threshold"))
         if threshold is None or isinstance(threshold, str) or self.similarity is None:
             raise ValueError(
                 f"how {self.name!r} grew is not known: it holds no one threshold or no similarity"
@@ -345,8 +352,11 @@ class Clusters:
         ValueError, TypeError
             If an argument breaks its rule, or the scan has another shape.
         """
+        settings = self.settings.everything
+        if self.similarity is not None and settings.get("q_mask") is None:
+            settings["q_mask"] = self.similarity.settings.get("q_mask")
         return measure_mixture(
-            datacube, self.labels, self.settings, reach, n_jobs=n_jobs, max_memory=max_memory,
+            datacube, self.labels, settings, reach, n_jobs=n_jobs, max_memory=max_memory,
             progress_bar=progress_bar,
         )  # fmt: skip
 
@@ -613,7 +623,7 @@ class Clusters:
             self,
             labels=labels,
             seeds=seeds,
-            settings={**self.settings, "edits": edits},
+            settings={**self.settings.everything, "edits": edits},
             background=tuple(background),
         )
 

@@ -6,8 +6,11 @@ import inspect
 from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
+from datetime import datetime, timezone
 from functools import partial
 from os import PathLike
+from time import perf_counter
 from typing import Any
 
 import emdfile
@@ -36,9 +39,11 @@ from .checks import (
     check_q_mask,
     check_r_mask,
     resolve_r_mask,
+    values_of,
 )
 from .cluster_tree import ClusterTree, check_cut
 from .clusters import Clusters
+from .explore import METHODS, ClusterExplorer
 from .kernels.averaging import averaging_core, averaging_need
 from .kernels.blocks import Need
 from .kernels.correlative import (
@@ -59,7 +64,9 @@ from .kernels.merging import (
 from .kernels.noise import Noise, noise_core, noise_need, noise_windows
 from .kernels.similarity import similarity_core, similarity_mean, similarity_need
 from .kernels.tree import spanning_forest
-from .mixture import Mixture, known_origins, measure_features, varies
+from .kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
+from .mixture import Mixture, known_centre, known_origins, measure_features, varies
+from .reading import fingerprint
 from .similarity import Similarity
 from .validation import cross_validate_orientation
 
@@ -74,8 +81,18 @@ def _progress(total: int, what: str, progress_bar: bool, unit: str = "rows"):
         bar.close()
 
 
-def _versions() -> dict[str, str]:
-    return {f"{emd.TAG}_version": __version__, "py4DSTEM_version": py4DSTEM.__version__}
+def _provenance(datacube: DataCube, start: float | None = None) -> dict[str, Any]:
+    """What a result was made of, by what, when, and in how many seconds since `start`."""
+    found = {
+        "source": datacube.name,
+        "fingerprint": fingerprint(datacube.data),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        f"{emd.TAG}_version": __version__,
+        "py4DSTEM_version": py4DSTEM.__version__,
+    }
+    if start is not None:
+        found["seconds"] = round(perf_counter() - start, 3)
+    return found
 
 
 def _calibration(datacube: DataCube, labels: np.ndarray | None = None) -> Calibration:
@@ -243,7 +260,7 @@ def filter_correlative(
     metadata = dict(self.metadata)
     again = sum(key.startswith("filter_correlative") for key in metadata)
     key = f"filter_correlative_{again + 1}" if again else "filter_correlative"
-    metadata[key] = emdfile.Metadata(key, {**options, "source": self.name, **_versions()})
+    metadata[key] = emdfile.Metadata(key, {**options, **_provenance(self)})
 
     def run(target: Any) -> None:
         with _progress(self.R_Nx, "Filtering", progress_bar) as report:
@@ -383,6 +400,7 @@ def _measure_similarity(
     gain: float | None = None,
     offset: float | None = None,
 ) -> Similarity:
+    start = perf_counter()
     check_data(datacube.data)
     options = {
         "q_mask": check_q_mask(q_mask, datacube.Qshape),
@@ -414,7 +432,8 @@ def _measure_similarity(
         )
     options["noise_correct"] = noise_correct
     options["gain"], options["offset"] = (None, None) if noise is None else noise
-    return Similarity(data, {**options, **_versions()}, *emd.scan_step(datacube))
+    settings = {**options, **_provenance(datacube, start)}
+    return Similarity(data, settings, *emd.scan_step(datacube))
 
 
 def get_cluster_tree(
@@ -526,6 +545,7 @@ def _measure_tree(
     max_memory: Any,
     progress_bar: Any,
 ) -> ClusterTree:
+    start = perf_counter()
     check_data(datacube.data)
     rank, r_mask = check_tree_options(
         method, rank, r_mask, sigma, subtract_mean, similarity, datacube.Rshape
@@ -534,8 +554,9 @@ def _measure_tree(
     progress_bar = check_flag("progress_bar", progress_bar)
     if method == "merge":
         q_mask = check_q_mask(q_mask, datacube.Qshape)
-        return _merge_tree(datacube, rank, r_mask, q_mask, n_jobs, max_memory, progress_bar)
+        return _merge_tree(datacube, rank, r_mask, q_mask, n_jobs, max_memory, progress_bar, start)
 
+    measured = ("q_mask", "sigma", "subtract_mean")
     if similarity is None:
         similarity = _measure_similarity(
             datacube,
@@ -547,8 +568,8 @@ def _measure_tree(
             progress_bar,
         )
     else:
-        given = {"q_mask": q_mask, "sigma": sigma, "subtract_mean": subtract_mean}
-        wrong = [key for key, value in given.items() if value is not None]
+        values = zip(measured, (q_mask, sigma, subtract_mean), strict=True)
+        wrong = [key for key, value in values if value is not None]
         if wrong:
             raise ValueError(
                 f"{' and '.join(wrong)} cannot change a similarity made earlier, but belongs to "
@@ -557,12 +578,15 @@ def _measure_tree(
         check_memory(max_memory)
         similarity = _as_similarity(similarity, datacube.Rshape)
     forest = spanning_forest(similarity.data, resolve_r_mask(r_mask, similarity.mean))
-    made_with = similarity.settings
+    provenance = _provenance(datacube, start)
+    # Options that would measure the same again; those of another one are in its own settings.
+    own = similarity.settings.get("fingerprint") == provenance["fingerprint"]
+    own &= not similarity.settings.get("noise_correct")
     settings = {
         "method": method,
         "r_mask": r_mask,
-        **{key: made_with.get(key) for key in ("q_mask", "sigma", "subtract_mean")},
-        **_versions(),
+        **{key: similarity.settings.get(key) if own else None for key in measured},
+        **provenance,
     }
     return ClusterTree(
         method,
@@ -585,6 +609,7 @@ def _merge_tree(
     n_jobs: int | None,
     max_memory: int | str | None,
     progress_bar: bool,
+    start: float,
 ) -> ClusterTree:
     n_rows = check_memory(
         max_memory,
@@ -637,7 +662,7 @@ def _merge_tree(
         "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
         "lag": 0.0 if lag is None else lag.mean,
         "lag_axis": None if lag is None else lag.name,
-        **_versions(),
+        **_provenance(datacube, start),
     }
     return ClusterTree(
         "merge",
@@ -964,6 +989,183 @@ def _pure_labels(labels: np.ndarray, mixture: Mixture, min_purity: float) -> np.
     return pure
 
 
+def explore_clusters(
+    self,
+    *,
+    method: str | None = None,
+    image: Any = None,
+    min_size: int = 1,
+    drop_background: bool | None = None,
+    tree: ClusterTree | None = None,
+    rank: int | str = "auto",
+    r_mask: np.ndarray | float | str | None = None,
+    q_mask: np.ndarray | None = None,
+    sigma: float | None = None,
+    subtract_mean: bool | None = None,
+    similarity: Similarity | emdfile.Array | np.ndarray | None = None,
+    power: float = 0.25,
+    n_jobs: int | None = None,
+    max_memory: int | str | None = None,
+    progress_bar: bool = True,
+) -> ClusterExplorer:
+    """Open a window in which sliders cut the cluster tree, and clicks show patterns.
+
+    A virtual image, the label map, and, where one clicks, the pattern and the average of its
+    cluster. The upper slider moves through the levels at which clusters change, or through numbers
+    of clusters; the keys left and right move it by one step, "a" goes back to the automatic cut. In
+    a notebook say ``%matplotlib widget`` first (package ipympl), in a script
+    ``matplotlib.pyplot.show()`` afterwards.
+
+    Parameters
+    ----------
+    method : "merge" or "grow", optional
+        With which the window opens, see `cluster`; by default that of `tree`, or merging. The tree
+        of the other one is measured when it is first asked for.
+    image : array-like (Rx, Ry), optional
+        Grey picture of the scan; by default the sum of what is scattered beyond the direct beam.
+    min_size : int
+        Clusters of fewer positions are dropped: label -1.
+    drop_background : bool, optional
+        Merging: see `cluster`.
+    tree : ClusterTree, optional
+        A tree measured earlier, from `get_cluster_tree`; the scan is read for the image only then.
+    rank, r_mask, q_mask, sigma, subtract_mean, similarity
+        Of trees that are measured, each for the methods it belongs to, see `cluster`. With a
+        `similarity`, `q_mask` counts for merging only.
+    power : float
+        Intensities of patterns are drawn to this power, see `plot_averages`.
+    n_jobs : int, optional
+        Number of threads; by default all cores that the process may use.
+    max_memory : int or str, optional
+        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
+        worked on in blocks of rows; the same result for any. See `filter_correlative`.
+    progress_bar : bool
+        Show progress.
+
+    Returns
+    -------
+    ClusterExplorer
+        ``.clusters`` are what is on the screen, ``.keep(name)`` puts them into the tree of this
+        datacube, ``.set(threshold=...)`` and ``.pick((rx, ry))`` do what sliders and clicks do,
+        ``.figure`` is the matplotlib figure, ``.disconnect()`` lets go of it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument breaks its rule; before any work.
+
+    Notes
+    -----
+    An average is read when its cluster is clicked, its members only. As in
+    `get_clustered_datacube`, patterns are moved to the mean origin of the cluster where the
+    calibration holds an origin that differs over the scan.
+
+    Examples
+    --------
+    >>> explorer = datacube.explore_clusters(method="grow", min_size=5, progress_bar=False)
+    >>> explorer.set(n_clusters=2).n_clusters
+    2
+    >>> explorer.pick((3, 7))
+    >>> explorer.average.shape
+    (32, 30)
+    >>> explorer.keep("by_hand")
+    Clusters('by_hand', 2 clusters, 76 of 80 scan positions of 8 x 10, sizes 10 to 66)
+    """
+    check_data(self.data)
+    if tree is not None:
+        if not isinstance(tree, ClusterTree):
+            raise TypeError(
+                f"tree must be a ClusterTree, not {type(tree).__name__}; use what "
+                "datacube.get_cluster_tree() returned, or ClusterTree.from_node()"
+            )
+        if tree.shape != self.Rshape:
+            raise ValueError(f"tree of a scan of {tree.shape} does not fit this scan {self.Rshape}")
+    if method is None:
+        method = "merge" if tree is None else tree.method
+    # What belongs to either method, so that nothing is wrong with it when the window is open.
+    of_merging, of_growth = (rank, None, None, None), ("auto", sigma, subtract_mean, similarity)
+    check_tree_options(method, "auto", r_mask, None, None, None, self.Rshape)
+    for name, (rank_of, *others) in zip(METHODS, (of_merging, of_growth), strict=True):
+        check_tree_options(name, rank_of, r_mask, *others, self.Rshape)
+    check_cut("merge", None, None, min_size, drop_background)
+    q_mask = check_q_mask(q_mask, self.Qshape)
+    if sigma is not None:
+        sigma = check_number("sigma", sigma, 0)
+    if subtract_mean is not None:
+        subtract_mean = check_flag("subtract_mean", subtract_mean)
+    if similarity is not None:
+        given = {"sigma": sigma, "subtract_mean": subtract_mean}
+        wrong = [key for key, value in given.items() if value is not None]
+        if wrong:
+            raise ValueError(
+                f"{' and '.join(wrong)} cannot change a similarity made earlier, but belongs to "
+                "get_similarity; or leave out similarity"
+            )
+        similarity = _as_similarity(similarity, self.Rshape)
+    power = check_number("power", power, 1e-3)
+    n_jobs = check_n_jobs(n_jobs)
+    progress_bar = check_flag("progress_bar", progress_bar)
+    if image is not None:
+        image = np.asarray(values_of(image))
+        if image.shape != self.Rshape or image.dtype.kind not in "buif":
+            raise ValueError(
+                f"image of type {image.dtype} and shape {image.shape} must hold real numbers and "
+                f"have the shape of the scan, {self.Rshape}"
+            )
+        image = image.astype(np.float64)
+    n_rows = check_memory(
+        max_memory,
+        partial(virtual_image_need, self.data, n_jobs),
+        partial(features_need, self.data, n_jobs),
+        partial(noise_need, self.data, n_jobs),
+        partial(similarity_need, self.data, q_mask, False, n_jobs),
+    )
+
+    def measure(which: str) -> ClusterTree:
+        mask = None if which == "grow" and similarity is not None else q_mask
+        own = {"merge": (rank, r_mask, mask, None, None, None)}
+        own["grow"] = ("auto", r_mask, mask, sigma, subtract_mean, similarity)
+        return _measure_tree(self, which, *own[which], n_jobs, max_memory, progress_bar)
+
+    def put(clusters: Clusters, name: str) -> Clusters:
+        name = check_name(name)
+        emd.check_free(self, name, _clusters.KIND)
+        clusters = replace(
+            clusters, name=name, settings={**clusters.settings.everything, "name": name}
+        )
+        keep_clusters(self, clusters)
+        return clusters
+
+    trees = {} if tree is None else {tree.method: tree}
+    if method not in trees:
+        trees[method] = measure(method)
+    if image is None:
+        weight = scattered(sample_mean(self.data), known_centre(self))
+        with _progress(self.R_Nx, "Virtual image", progress_bar) as report:
+            image = virtual_image_core(
+                self.data, weight, n_jobs=n_jobs, report=report, n_rows=n_rows
+            )
+    calibration = self.root.metadata.get("calibration")  # some files have none
+    detector_step = (1.0, "pixels")
+    if calibration is not None:
+        detector_step = calibration.get_Q_pixel_size(), calibration.get_Q_pixel_units()
+    origin = known_origins(self)
+    return ClusterExplorer(
+        self,
+        trees,
+        method=method,
+        image=image,
+        measure=measure,
+        put=put,
+        min_size=int(min_size),
+        drop_background=drop_background,
+        power=power,
+        steps=(emd.scan_step(self), detector_step),
+        origin=origin if origin is not None and varies(origin) else None,
+        progress_bar=progress_bar,
+    )
+
+
 def get_clusters(self, name: str | None = None) -> Clusters:
     """A clustering in the tree of this datacube.
 
@@ -1007,6 +1209,7 @@ _ATTRIBUTES = {
     "get_cluster_tree": get_cluster_tree,
     "cluster": cluster,
     "get_clustered_datacube": get_clustered_datacube,
+    "explore_clusters": explore_clusters,
     "cross_validate_orientation": cross_validate_orientation,
     "get_clusters": get_clusters,
     "clusters": property(clusters),

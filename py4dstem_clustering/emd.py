@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
@@ -51,29 +51,48 @@ def _plain(value: Any) -> Any:
 
 
 class Settings(Mapping):
-    """A read-only copy of settings, as plain Python and read-only arrays; can be pickled."""
+    """A read-only copy of settings, as plain Python and read-only arrays; can be pickled.
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    As a mapping it has the options, so that ``function(**settings)`` does the same again. What was
+    found or noted on the way, `noted`, can be looked up like these: ``settings["gain"]``.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], noted: Iterable[str] = ()) -> None:
+        if isinstance(settings, Settings):
+            settings = settings.everything
         self._items = {key: _plain(value) for key, value in settings.items()}
+        self._noted = frozenset(noted)
 
     def __getitem__(self, key: str) -> Any:
         return self._items[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        return (key for key in self._items if key not in self._noted)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return sum(1 for _ in self)
 
     def __repr__(self) -> str:
         return repr(self._items)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._items,)
+        return type(self), (self._items, self._noted)
+
+    @property
+    def everything(self) -> dict[str, Any]:
+        """Options and what was noted."""
+        return dict(self._items)
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What is no option: estimates, versions, where the data came from."""
+        return {key: value for key, value in self._items.items() if key in self._noted}
 
 
 def add_settings(node: emdfile.Node, settings: Mapping[str, Any], name: str = "settings") -> None:
     """Keep settings with a node."""
+    if isinstance(settings, Settings):
+        settings = settings.everything
     node.metadata = emdfile.Metadata(name, dict(settings))
 
 

@@ -221,7 +221,8 @@ def test_a_number_of_clusters_is_met_from_below(tree, min_size):
         found = tree.cut(n_clusters=n, min_size=min_size)
         assert found.n_clusters == counts[counts <= n].max()
         assert found.settings["n_clusters"] == n
-        again = tree.cut(found.settings["threshold"], min_size=min_size)
+        assert found.settings["threshold"] is None
+        again = tree.cut(found.settings["level"], min_size=min_size)
         np.testing.assert_array_equal(again.labels, found.labels)
 
 
@@ -504,7 +505,7 @@ def test_settings_tell_how(merged):
     variance = np.diff(binned, axis=1).var(axis=(0, 1)) / 2 / 4
     assert settings["noise"] == pytest.approx(np.sqrt(np.median(variance)), rel=0.1)
     assert merged.features.shape[2] == settings["rank"] >= 3
-    assert {"py4dstem_clustering_version", "py4DSTEM_version"} <= set(settings)
+    assert {"py4dstem_clustering_version", "py4DSTEM_version"} <= set(settings.noted)
     coarse = merged.cut(5.0).settings
     assert (coarse["threshold"], coarse["level"]) == (5.0, 5.0)
     grown = cube_of(data).cluster(threshold=0.5, sigma=1, **QUIET).settings

@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+from datetime import datetime
 
 import dask.array as da
 import h5py
@@ -21,6 +22,7 @@ import py4dstem_clustering
 from py4dstem_clustering import Clusters, Similarity, register, simulate_scan
 from py4dstem_clustering.kernels import blocks
 from py4dstem_clustering.kernels.similarity import similarity_mean
+from py4dstem_clustering.reading import fingerprint
 
 QUIET = {"progress_bar": False}
 FILTER = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2, **QUIET}
@@ -287,15 +289,61 @@ def test_settings_hold_every_argument_and_both_versions(cube):
     assert dict(clusters.settings) == {
         "method": "grow",
         "threshold": 0.9,
+        "n_clusters": None,
         "min_size": 2,
         "r_mask": "otsu",
         "q_mask": None,
         "sigma": 0.0,
         "subtract_mean": True,
         "name": "clusters",
+    }
+    noted = clusters.settings.noted
+    assert noted.pop("seconds") > 0
+    assert datetime.fromisoformat(noted.pop("created")).tzinfo is not None
+    assert noted == {
+        "level": 0.9,
+        "source": cube.name,
+        "fingerprint": fingerprint(cube.data),
         "py4dstem_clustering_version": py4dstem_clustering.__version__,
         "py4DSTEM_version": py4DSTEM.__version__,
     }
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gain'"):
+        cube.cluster(gain=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"min_size": 4, "drop_background": False, "rank": 3},
+        {"n_clusters": 3},
+        {"method": "merge", "threshold": 1.5, "q_mask": np.indices(DETECTOR)[0] > 2},
+        {"threshold": 0.8, "q_mask": np.indices(DETECTOR)[0] > 2, "sigma": 1, "min_size": 3},
+        {"threshold": "auto", "r_mask": "otsu", "subtract_mean": False},
+        {"method": "grow", "n_clusters": 4, "r_mask": 0.2, "name": "other"},
+    ],
+)
+@pytest.mark.parametrize("through_file", [False, True])
+def test_settings_repeat_a_result(cube, tmp_path, options, through_file):
+    clusters = cube.cluster(**options, **QUIET)
+    if through_file:
+        py4DSTEM.save(str(tmp_path / "scan.h5"), cube)
+        clusters = py4DSTEM.read(str(tmp_path / "scan.h5")).clusters
+    again = cube.cluster(**clusters.settings, **QUIET)
+    np.testing.assert_array_equal(again.labels, clusters.labels)
+    assert again.name == clusters.name
+    assert again.settings.noted.keys() == clusters.settings.noted.keys()
+    changes = {"created", "seconds"}
+    for key, value in again.settings.everything.items():
+        if key not in changes:
+            np.testing.assert_equal(clusters.settings[key], value)
+
+
+def test_settings_of_a_similarity_that_cluster_does_not_make(cube):
+    similarity = cube.get_similarity(noise_correct=True, gain=1, **QUIET)
+    clusters = cube.cluster(threshold=0.5, similarity=similarity)
+    again = cube.cluster(**clusters.settings, similarity=clusters.similarity)
+    np.testing.assert_array_equal(again.labels, clusters.labels)
 
 
 @pytest.mark.parametrize("r_mask", ["triangle", "otsu", "li", "mean", "yen", "isodata", 0.6, -0.5])

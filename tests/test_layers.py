@@ -24,6 +24,7 @@ LAYERS = [
     "series_run",
     "series",
     "datacube",
+    "explore",
     "validation",
     "cluster_tree",
     "clusters",
