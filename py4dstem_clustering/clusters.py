@@ -12,6 +12,7 @@ from skimage.measure import find_contours, regionprops
 
 from . import emd
 from .checks import check_integer, check_name, check_number
+from .describe import describe_clusters
 from .disks import GainedDisks, gained_disks
 from .kernels.tree import growth_steps
 from .mixture import Mixture, measure_mixture
@@ -23,7 +24,7 @@ KIND = "clusters"
 
 NOTED = (
     "gain", "offset", "noise", "level", "lag", "lag_axis", "n_background", "edits", "source",
-    "fingerprint", "created", "seconds", "py4dstem_clustering_version", "py4DSTEM_version",
+    "fingerprint", "shape", "created", "seconds", "py4dstem_clustering_version", "py4DSTEM_version",
 )  # fmt: skip
 """Settings of clusters that are no options of `cluster`: what was found, and where it is from."""
 
@@ -692,6 +693,22 @@ class Clusters:
         target[together] = together[0]
         _, number = np.unique(target, return_inverse=True)
         return self._renumbered(number.astype(np.int32), f"join({together})")
+
+    def describe(self) -> str:
+        """A paragraph for the methods of a paper: how the clusters were made, and from what.
+
+        Returns
+        -------
+        str
+            Sentences with the numbers of these clusters, and the references. ``print`` it, and
+            shorten it.
+
+        Examples
+        --------
+        >>> print(datacube.cluster(progress_bar=False).describe()[:71])
+        Diffraction patterns of 8 x 10 scan positions (20 A apart) with 32 x 30
+        """
+        return describe_clusters(self)
 
     # --- pictures ----------------------------------------------------------------------------
 

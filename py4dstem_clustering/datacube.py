@@ -86,6 +86,7 @@ def _provenance(datacube: DataCube, start: float | None = None) -> dict[str, Any
     found = {
         "source": datacube.name,
         "fingerprint": fingerprint(datacube.data),
+        "shape": tuple(map(int, datacube.data.shape)),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         f"{emd.TAG}_version": __version__,
         "py4DSTEM_version": py4DSTEM.__version__,

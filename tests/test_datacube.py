@@ -304,6 +304,7 @@ def test_settings_hold_every_argument_and_both_versions(cube):
         "level": 0.9,
         "source": cube.name,
         "fingerprint": fingerprint(cube.data),
+        "shape": cube.data.shape,
         "py4dstem_clustering_version": py4dstem_clustering.__version__,
         "py4DSTEM_version": py4DSTEM.__version__,
     }

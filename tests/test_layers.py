@@ -28,6 +28,7 @@ LAYERS = [
     "validation",
     "cluster_tree",
     "clusters",
+    "describe",
     "disks",
     "strain",
     "tracks",

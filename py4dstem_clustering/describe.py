@@ -1,0 +1,144 @@
+"""The methods paragraph of a paper, from what a result noted of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+REFERENCES = {
+    "lee": "S. Lee et al., Unsupervised segmentation and clustering workflow for efficient "
+    "processing of 4D-STEM and 5D-STEM data (2026), arXiv:2601.17262",
+    "py4dstem": "B. H. Savitzky et al., Microscopy and Microanalysis 27, 712 (2021), "
+    "doi:10.1017/S1431927621000477",
+    "mumford": "D. Mumford and J. Shah, Communications on Pure and Applied Mathematics 42, 577 "
+    "(1989), doi:10.1002/cpa.3160420503",
+    "koepfler": "G. Koepfler et al., SIAM Journal on Numerical Analysis 31, 282 (1994), "
+    "doi:10.1137/0731015",
+}
+
+
+class _Text:
+    """Sentences, with references numbered in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+        self._cited: list[str] = []
+
+    def cite(self, *keys: str) -> str:
+        for key in keys:
+            if key not in self._cited:
+                self._cited.append(key)
+        return f"[{', '.join(str(self._cited.index(key) + 1) for key in keys)}]"
+
+    def add(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+    def __str__(self) -> str:
+        lines = [f"[{n}] {REFERENCES[key]}" for n, key in enumerate(self._cited, 1)]
+        return " ".join(self.sentences) + "\n\n" + "\n".join(lines)
+
+
+def describe_clusters(clusters: Any) -> str:
+    """See ``Clusters.describe``."""
+    settings = clusters.settings
+    text = _Text()
+    rx, ry = clusters.shape
+    scan = f"{rx} x {ry} scan positions"
+    if clusters.pixel_units != "pixels":
+        scan += f" ({clusters.pixel_size:.4g} {clusters.pixel_units} apart)"
+    shape = settings.get("shape")
+    if shape is not None:
+        scan += f" with {int(shape[2])} x {int(shape[3])} detector pixels"
+    version = settings.get("py4dstem_clustering_version", "of unknown version")
+    n = clusters.n_clusters
+    sizes = ""
+    if n:
+        low, middle, high = np.percentile(clusters.sizes, (0, 50, 100))
+        sizes = f" of {low:.0f} to {high:.0f} positions (median {middle:.0f})"
+    merged = settings.get("method") == "merge"
+    how = "merging regions" if merged else f"growth over similar neighbours {text.cite('lee')}"
+    text.add(
+        f"Diffraction patterns of {scan} were segmented into {n} cluster{'s' * (n != 1)}{sizes} by "
+        f"{how}, with py4dstem_clustering {version} in py4DSTEM "
+        f"{settings.get('py4DSTEM_version', 'of unknown version')} {text.cite('py4dstem')}."
+    )
+    if merged:
+        _describe_merging(settings, text)
+    else:
+        _describe_growth(clusters, text)
+    r_mask = settings.get("r_mask")
+    if r_mask is not None:
+        rule = f"{int(r_mask.sum())} chosen positions" if np.ndim(r_mask) else "positions with a "
+        if not np.ndim(r_mask):
+            rule += (
+                f"mean similarity above the {r_mask} threshold" if isinstance(r_mask, str)
+                else f"mean similarity above {r_mask:g}"
+            )  # fmt: skip
+        text.add(f"Only {rule} were considered.")
+    if (settings.get("min_size") or 1) > 1:
+        text.add(f"Clusters of fewer than {settings['min_size']} positions were dropped.")
+    edits = settings.get("edits", ())
+    if edits:
+        text.add(f"The clusters were edited by hand: {', '.join(edits)}.")
+    if "fingerprint" in settings:
+        text.add(
+            f"(Data {settings['source']!r}, SHA-256 of a sample {settings['fingerprint']}; "
+            f"{settings['created']}, {settings['seconds']:.3g} s.)"
+        )
+    return str(text)
+
+
+def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
+    mask = settings.get("q_mask")
+    where = "" if mask is None else f", from the {int(mask.sum())} detector pixels of a mask"
+    text.add(
+        f"Each pattern was reduced to {settings['rank']} features that stand out of the noise, "
+        f"found from the covariance of patterns with those of diagonal neighbours{where}."
+    )
+    cite = text.cite("mumford", "koepfler")
+    level = settings.get("level", 1)
+    text.add(
+        "Regions were merged, from single positions on, as long as the growth of the squared "
+        f"deviation, relative to noise and to the variation inside a grain, was small for the "
+        f"border that went {cite}"
+        + ("; the level was found automatically." if level == 1 else f", up to level {level:.4g}.")
+    )
+    if settings.get("drop_background") and settings.get("n_background"):
+        n = settings["n_background"]
+        text.add(f"{n} region{'s' * (n != 1)} without Bragg peaks were left out as background.")
+    gain = settings.get("gain")
+    if gain is not None and np.isfinite(gain):
+        text.add(
+            f"The recorded value of one electron was estimated as {gain:.3g}, the offset as "
+            f"{settings['offset']:.3g}."
+        )
+    if settings.get("lag"):
+        text.add(
+            f"A camera lag of {settings['lag']:.2g} positions along {settings['lag_axis']} was "
+            "estimated and undone."
+        )
+
+
+def _describe_growth(clusters: Any, text: _Text) -> None:
+    settings = clusters.settings
+    made = {} if clusters.similarity is None else clusters.similarity.settings
+    blurred = made.get("sigma")
+    mask = made.get("q_mask")
+    parts = ["minus their mean"] if made.get("subtract_mean") else []
+    if blurred:
+        parts.append(f"blurred by {blurred:g} pixels")
+    if mask is not None:
+        parts.append(f"in {int(mask.sum())} detector pixels")
+    if made.get("noise_correct"):
+        parts.append("corrected for counting noise")
+    level = settings.get("level", settings.get("threshold"))
+    rule = (
+        "at the most stable levels of similarity" if level is None or isinstance(level, str)
+        else f"where their similarity was at least {level:.4g}"
+    )  # fmt: skip
+    text.add(
+        f"Neighbouring positions were joined {rule}, the cosine of their patterns"
+        + (f", {', '.join(parts)}." if parts else ".")
+    )
