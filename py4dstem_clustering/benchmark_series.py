@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,9 @@ SHAPES = {
 
 _LEAST_FRAMES = 5
 """Frames that a rate needs to be asked for."""
+
+_MOST_MATCHED = 8
+"""Frames of a particle whose orientation is matched: this takes most of the time."""
 
 
 class SeriesRow(NamedTuple):
@@ -177,7 +181,9 @@ def _growing(truth: SimulatedSeries, particle: int) -> np.ndarray:
 
 
 def _rotation(series: ClusterSeries, track: Track, keep: np.ndarray, crystal: Any) -> float:
-    cube = series.get_track_datacube(track)
+    some = np.unique(np.linspace(0, keep.sum() - 1, _MOST_MATCHED).astype(int))
+    rows = np.flatnonzero(keep)[some]
+    cube = series.get_track_datacube(replace(track, table=track.table[rows]))
     with quiet():
         bragg = cube.find_Bragg_disks(template=disk_template(cube.Qshape), **DISKS)
         bragg.setcal()
@@ -185,7 +191,7 @@ def _rotation(series: ClusterSeries, track: Track, keep: np.ndarray, crystal: An
         matched = refine_orientations(crystal, bragg, matched, progress_bar=False)
     matrices = np.array(matched.matrix[:, 0, 0], dtype=float)
     matrices[~(matched.corr[:, 0, 0] > 0)] = np.nan
-    return rotation_rate(matrices[keep], track.times[keep], crystal).rate
+    return rotation_rate(matrices, track.times[rows], crystal).rate
 
 
 # --- text ------------------------------------------------------------------------------------

@@ -63,7 +63,9 @@ def add_scale_bar(
         borderpad=0.8,
         sep=2,
         frameon=False,
-        size_vertical=abs(np.subtract(*ax.get_xlim())) / 80,  # of the picture, not of a tile
+        # Of the picture, not of a tile; less in a flat one.
+        size_vertical=min(abs(np.subtract(*ax.get_xlim())), 2 * abs(np.subtract(*ax.get_ylim())))
+        / 80,
     )
     if color == "white":
         # An outline rather than a box: it reads on any ground and hides less of the picture.

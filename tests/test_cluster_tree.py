@@ -233,6 +233,17 @@ def test_a_number_of_grown_clusters_is_met_where_they_are_large(grown):
     assert adjusted_rand_index(found, truth) > 0.9
 
 
+def test_a_number_below_the_automatic_one_joins_grains():
+    scan = simulate_scan((48, 44), (72, 68), n_grains=9, electrons=1000, probe_blur=0.6, seed=3)
+    tree = scan.datacube.get_cluster_tree(progress_bar=False)
+    automatic = tree.cut(min_size=5)
+    assert automatic.n_clusters > 7
+    found = tree.cut(n_clusters=7, min_size=5)
+    assert found.n_clusters == 7
+    assert found.settings["level"] > 1  # and no specks of far below
+    assert found.sizes.sum() >= automatic.sizes.sum()
+
+
 def test_a_number_of_merged_clusters_is_met_next_to_the_automatic_level(merged):
     automatic = merged.cut()
     assert automatic.n_clusters == 3
