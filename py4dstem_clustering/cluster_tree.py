@@ -9,6 +9,8 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from . import emd
 from .checks import check_flag, check_integer, check_number
@@ -151,15 +153,13 @@ class ClusterTree:
             counts = _count(children, counted)[1:]
         else:
             drop = drop_background is None or drop_background
-            if drop:
-                totals = _sum_nodes(children, self._columns())
-                counted &= ~_is_background(totals, self._strongest)
             # Above the automatic cut there are its regions.
             joins, coarse, _ = self.branches()
-            totals = _sum_nodes(joins, self._totals(self.automatic))
-            large = totals[:, -1] >= min_size
+            dull, dull_regions, region_sizes = self._judged
+            large = region_sizes >= min_size
             if drop:
-                large &= ~_is_background(totals, self._strongest)
+                counted &= ~dull
+                large &= ~dull_regions
             level = np.concatenate([level, [1.0], coarse])
             counts = np.concatenate([_count(children, counted)[1:], _count(joins, large)])
         # What the last join at each level leaves.
@@ -297,14 +297,17 @@ class ClusterTree:
         if not len(counts):
             return 1.0
         enough = counts <= n_clusters
+        if self.method == "merge":
+            # Before most clusters have grown to their least size, few have by chance.
+            enough &= np.arange(len(counts)) >= len(counts) - 1 - counts[::-1].argmax()
         if not enough.any():
             raise ValueError(
                 f"n_clusters={n_clusters} cannot be had: there are {counts.min()} clusters or more "
                 "at every level; parts of the mask that do not touch never join"
             )
-        best = self.levels[counts == counts[enough].max()]
-        if self.method == "merge":
-            return float(best[np.abs(best - 1).argmin()])
+        best = self.levels[enough & (counts == counts[enough].max())]
+        if self.method == "merge":  # the nearest to the automatic one, as a ratio
+            return float(best[np.abs(np.log(np.maximum(best, 1e-300))).argmin()])
         return float(best[-1])  # the coarsest, with the most positions in clusters
 
     def _grown(self, threshold: float | str, min_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -362,19 +365,26 @@ class ClusterTree:
         power = _powers(self._totals(self.automatic))[0]
         return float(power.max()) if len(power) > 1 else np.inf
 
+    @cached_property
+    def _judged(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which nodes below the automatic cut and above it are background; sizes of the latter."""
+        below = _sum_nodes(self._links[0], self._columns.T)
+        above = _sum_nodes(self.branches()[0], self._totals(self.automatic))
+        strongest = self._strongest
+        return _is_background(below, strongest), _is_background(above, strongest), above[:, -1]
+
+    @cached_property
     def _columns(self) -> np.ndarray:
-        """Of each position: features, their sum of squares, brightness, and 1."""
-        flat = self.features.reshape(self.mask.size, -1).astype(np.float64)
-        last = ((flat**2).sum(axis=1), self.brightness.ravel(), np.ones(len(flat)))
-        return np.column_stack([flat, *last])
+        """Of each position: features, their sum of squares, brightness, and 1; one a row."""
+        flat = self.features.reshape(self.mask.size, -1).T.astype(np.float64, order="C")
+        last = ((flat**2).sum(axis=0), self.brightness.ravel(), np.ones(flat.shape[1]))
+        return np.vstack([flat, *last])
 
     def _totals(self, labels: np.ndarray) -> np.ndarray:
         """Sums of `_columns` over each region."""
-        inside = labels.ravel() >= 0
-        number = labels.ravel()[inside]
-        columns = self._columns()[inside].T
-        n = int(labels.max(initial=-1)) + 1
-        return np.stack([np.bincount(number, column, n) for column in columns], axis=1)
+        number = labels.ravel() + 1  # the first is what lies in none, and goes
+        n = int(labels.max(initial=-1)) + 2
+        return np.stack([np.bincount(number, row, n) for row in self._columns], axis=1)[1:]
 
     # --- pictures ----------------------------------------------------------------------------
 
@@ -405,20 +415,66 @@ class ClusterTree:
     def from_node(cls, node: emdfile.Node) -> ClusterTree:
         """The tree in a node of a datacube, also one read from a file."""
         emd.check_kind(node, KIND, "cluster tree", "one with datacube.get_cluster_tree()")
-        arrays = dict(node.metadata["arrays"]._params)
+        arrays = emd.read_arrays(node)
         settings = emd.read_settings(node)
         step = emd.scan_step(node)
-        if settings["method"] == "grow":
-            made = emd.read_settings(node, "similarity_settings")
-            arrays["similarity"] = Similarity(arrays["similarity"], made, *step)
+        method = settings.get("method")
+        if not isinstance(method, str) or method not in ("grow", "merge"):
+            raise emd.damaged(node, f"its method {method!r:.60} must be 'grow' or 'merge'")
+        _check_arrays(node, method, arrays)
+        made = emd.read_settings(node, "similarity_settings")
+        try:
+            similarity = Similarity(arrays["similarity"], made, *step)
+        except (ValueError, TypeError) as error:
+            raise emd.damaged(node, str(error)) from error
+        if method == "grow":
+            arrays["similarity"] = similarity
         values = {key: arrays.get(key) for key in _ARRAYS}
         return cls(
-            method=settings["method"],
-            settings=settings,
-            pixel_size=step[0],
-            pixel_units=step[1],
-            **values,
+            method=method, settings=settings, pixel_size=step[0], pixel_units=step[1], **values
         )
+
+
+def _check_arrays(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) -> None:
+    """The arrays of a tree in a file: what there must be, of which shape, and joins that are."""
+
+    def check(name: str, *rule: Any, **options: Any) -> np.ndarray:
+        return emd.check_array(node, name, arrays.get(name), *rule, **options)
+
+    mask = check("mask", (None, None), "b")
+    check("similarity", (*mask.shape, 8), "f", -1.001, 1.001, nan=True)
+    low, high = (-1.001, 1.001) if method == "grow" else (0, np.inf)
+    level = check("level", (None,), "f", low, high)
+    first, second = (
+        check(name, level.shape, "iu", 0, mask.size - 1) for name in ("first", "second")
+    )
+    order = np.diff(level) if method == "merge" else -np.diff(level)
+    if (order < 0).any():
+        raise emd.damaged(node, "its levels are not in order")
+    fine, coarse = np.ones(len(level), dtype=bool), np.zeros(len(level), dtype=bool)
+    if method == "merge":
+        automatic = check("automatic", mask.shape, "iu", -1, mask.size - 1)
+        check("features", (*mask.shape, None), "f")
+        check("brightness", mask.shape, "f")
+        found = np.unique(automatic)
+        if not np.array_equal(found[found >= 0], np.arange(found.max(initial=-1) + 1)):
+            raise emd.damaged(node, "its automatic labels are not numbered without gaps")
+        coarse = level > 1
+        fine = ~coarse
+        regions = automatic.ravel()
+        joined = regions[first[coarse]], regions[second[coarse]]
+        if not (np.min(joined, initial=0) >= 0 and _is_forest(*joined, int(found.max(initial=-1)))):
+            raise emd.damaged(node, "its joins of regions go round in a circle")
+    flat = mask.ravel()
+    inside = flat[first[fine]].all() and flat[second[fine]].all()
+    if not (inside and _is_forest(first[fine], second[fine], mask.size - 1)):
+        raise emd.damaged(node, "its joins go round in a circle, or out of its mask")
+
+
+def _is_forest(first: np.ndarray, second: np.ndarray, last: int) -> bool:
+    """Whether each join of things numbered from 0 to `last` is of two that were apart."""
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(last + 1, last + 1))
+    return connected_components(graph, directed=False)[0] == last + 1 - len(first)
 
 
 def check_cut(

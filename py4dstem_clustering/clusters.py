@@ -752,20 +752,41 @@ class Clusters:
         `step` is the pixel size of the scan and its unit, by default as the tree is calibrated.
         """
         emd.check_kind(node, KIND, "clusters", "some with datacube.cluster()")
-        arrays = node.metadata["arrays"]
+        arrays = emd.read_arrays(node)
         step = emd.scan_step(node) if step is None else step
-        similarity = None
-        if "similarity" in arrays.keys:
-            settings = emd.read_settings(node, "similarity_settings")
-            similarity = Similarity(arrays["similarity"], settings, *step)
-        return cls(
-            node.data,
-            arrays["seeds"],
-            arrays["similarity_mean"],
-            emd.read_settings(node),
-            similarity,
-            node.name,
-            *step,
-            # Files of 0.1.0 have none.
-            np.flatnonzero(arrays["background"]) if "background" in arrays.keys else (),
+        # Labels and seeds of other types would be cut to these.
+        labels = emd.check_array(
+            node, "labels", getattr(node, "data", None), (None, None), "iu", -1, 2**31 - 1
         )
+        n = len(arrays["seeds"]) if np.ndim(arrays.get("seeds")) == 2 else 0
+        found = {
+            "seeds": ((None, 2), "iu", 0, max(labels.shape, default=0)),
+            "similarity_mean": (labels.shape, "f", -1.001, 1.001),
+            "background": ((n,), "b"),
+            "similarity": ((*labels.shape, 8), "f", -1.001, 1.001),
+        }
+        for name, rule in found.items():
+            # Files of 0.1.0 have no background, merging no similarity.
+            if name in arrays or name in ("seeds", "similarity_mean"):
+                emd.check_array(node, name, arrays.get(name), *rule, nan=rule[1] == "f")
+        settings = emd.read_settings(node)
+        edits = settings.get("edits", ())
+        if not isinstance(edits, tuple) or not all(isinstance(edit, str) for edit in edits):
+            raise emd.damaged(node, "its settings hold edits that are no texts")
+        similarity = None
+        try:
+            if "similarity" in arrays:
+                made = emd.read_settings(node, "similarity_settings")
+                similarity = Similarity(arrays["similarity"], made, *step)
+            return cls(
+                labels,
+                arrays["seeds"],
+                arrays["similarity_mean"],
+                settings,
+                similarity,
+                node.name,
+                *step,
+                np.flatnonzero(arrays.get("background", ())),
+            )
+        except (ValueError, TypeError) as error:
+            raise emd.damaged(node, str(error)) from error

@@ -776,10 +776,10 @@ def cluster(
     of squares is small for the border that goes (Mumford and Shah's energy, after Koepfler et al.,
     1994), with noise and the variation inside a grain as the measure. Thin regions that are
     mixtures of their neighbours dissolve; regions without contrast at their common border join,
-    however much the lattice bends from end to end. Stacked grains belong to the larger share;
-    grains of one orientation that touch are told apart only where their patterns differ. Where
-    patterns follow behind every border along one axis of the scan in one sense, the camera lags:
-    that is undone, and regions are merged again.
+    though the lattice bends by a few degrees from end to end. Stacked grains belong to the larger
+    share; grains of one orientation that touch are told apart only where their patterns differ.
+    Where patterns follow behind every border along one axis of the scan in one sense, the camera
+    lags: that is undone, and regions are merged again.
 
     Growth. A cluster starts at the free position with the highest mean similarity, and takes in
     free neighbours whose similarity with a member is at least `threshold`, until none is left; then
@@ -883,7 +883,9 @@ def get_clustered_datacube(
     align : bool, optional
         Move each pattern to the mean origin of its cluster before averaging, so that descan does
         not smear Bragg disks; linear between pixels. By default when the calibration holds an
-        origin that differs over the scan (``datacube.get_origin()``, ``datacube.fit_origin()``).
+        origin that differs over the scan: measure it with
+        ``py4DSTEM.process.calibration.get_origin`` and ``fit_origin``, keep it with
+        ``datacube.calibration.set_origin``.
     name : str
         Name of the result.
     n_jobs : int, optional
@@ -955,8 +957,9 @@ def get_clustered_datacube(
     origin = known_origins(self)
     if origin is None and align:
         raise ValueError(
-            "align=True needs the origin of each pattern; measure it with datacube.get_origin() "
-            "and datacube.fit_origin()"
+            "align=True needs the origin of each pattern; measure it with "
+            "py4DSTEM.process.calibration.get_origin(datacube), and keep it with "
+            "datacube.calibration.set_origin()"
         )
 
     labels = clusters.labels
@@ -1070,7 +1073,7 @@ def explore_clusters(
     >>> explorer.average.shape
     (32, 30)
     >>> explorer.keep("by_hand")
-    Clusters('by_hand', 2 clusters, 76 of 80 scan positions of 8 x 10, sizes 10 to 66)
+    Clusters('by_hand', 2 clusters, 80 of 80 scan positions of 8 x 10, sizes 14 to 66)
     """
     check_data(self.data)
     if tree is not None:

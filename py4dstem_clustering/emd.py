@@ -16,7 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
 from datetime import datetime, timezone
-from pathlib import Path
+from numbers import Real
+from pathlib import Path, PureWindowsPath
 from threading import Event
 from typing import Any
 
@@ -24,11 +25,21 @@ import emdfile
 import h5py
 import numpy as np
 
+from ._version import __version__
+
 TAG = "py4dstem_clustering"
+
 FORMAT = 1
+"""Format of the nodes that are written. Older ones are read, newer ones refused."""
 
 # Seconds after which a file that a dead process was writing counts as left behind.
 _STALE = 60
+
+# Settings and groups nest a few levels deep; a file that goes on and on is not ours.
+_MAX_DEPTH = 24
+
+# Deflate, which packs more than LZ4 and lzf, makes no more than so many bytes of one.
+_MAX_PACKED = 1032
 
 # Blocks are compressed and written in pieces of about so many bytes, so that Ctrl-C need not wait.
 _PIECE_BYTES = 4 * 2**20
@@ -99,19 +110,37 @@ def add_settings(node: emdfile.Node, settings: Mapping[str, Any], name: str = "s
 def read_settings(node: emdfile.Node, name: str = "settings") -> Settings:
     """Settings kept with a node; empty where there are none."""
     metadata = node.metadata.get(name)
-    return Settings({} if metadata is None else metadata._params)
+    params = {} if metadata is None else metadata._params
+    for key, value in params.items():
+        if not _is_plain(value):
+            raise damaged(node, f"its {name} hold a {type(value).__name__} for {_short(key)}")
+    return Settings(params)
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a setting is what settings can be: numbers, texts, arrays, and nested ones."""
+    if depth > _MAX_DEPTH:
+        return False
+    if isinstance(value, Mapping):
+        return all(_is_plain(item, depth + 1) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item, depth + 1) for item in value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.dtype.kind in "buifcSU"
+    return value is None or isinstance(value, (bool, int, float, complex, str))
 
 
 # --- nodes -----------------------------------------------------------------------------------
 
 
 def tag(node: emdfile.Node, kind: str) -> None:
-    """Mark a node as ours: what it is, in which format, made when."""
+    """Mark a node as ours: what it is, in which format, made by which version and when."""
     node.metadata = emdfile.Metadata(
         TAG,
         {
             "kind": kind,
             "format": FORMAT,
+            "version": __version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         },
     )
@@ -119,15 +148,93 @@ def tag(node: emdfile.Node, kind: str) -> None:
 
 def kind_of(node: Any) -> str | None:
     """What one of our nodes is; None for any other object."""
-    metadata = getattr(node, "metadata", {}).get(TAG)
-    return None if metadata is None else metadata._params.get("kind")
+    kind = _tagged(node).get("kind")
+    return kind if isinstance(kind, str) else None
+
+
+def _tagged(node: Any) -> Mapping[str, Any]:
+    metadata = getattr(node, "metadata", None)
+    ours = metadata.get(TAG) if isinstance(metadata, Mapping) else None
+    return ours._params if isinstance(ours, emdfile.Metadata) else {}
 
 
 def check_kind(node: Any, kind: str, what: str, remedy: str) -> None:
-    """One of our nodes of one kind, `what` in words; `remedy` says what to make, and how."""
+    """One of our nodes of one kind, `what` in words; `remedy` says what to make, and how.
+
+    In a format that this version knows.
+    """
     if kind_of(node) != kind:
         name = getattr(node, "name", node)
-        raise ValueError(f"{name!r} holds no {what} of {TAG}; make {remedy}")
+        raise ValueError(f"{_short(name)} holds no {what} of {TAG}; make {remedy}")
+    tagged = _tagged(node)
+    # Arrays and numbers of other types are damage too.
+    found = tagged.get("format")
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise damaged(node, f"its format is {_short(found)} and must be a whole number from 1")
+    if found > FORMAT:
+        made_by = tagged.get("version")
+        if not isinstance(made_by, str):
+            settings = node.metadata.get("settings")
+            made_by = getattr(settings, "_params", {}).get(f"{TAG}_version")
+        by = f", made by {TAG} {made_by:.20}" if isinstance(made_by, str) else ""
+        raise ValueError(
+            f"{_short(node.name)} holds {what} in format {found}{by}; {TAG} {__version__} reads "
+            f"formats up to {FORMAT}, update it (pip install --upgrade py4dstem-clustering)"
+        )
+
+
+def damaged(node: Any, text: str) -> ValueError:
+    """The error for a node of ours that is not what `to_node` makes."""
+    name = _short(getattr(node, "name", node))
+    return ValueError(f"{name} is damaged: {text}; copy its file again, or make it anew")
+
+
+def _short(value: Any) -> str:
+    """What a file holds, for an error: one line that is not long."""
+    text = repr(value) if isinstance(value, (str, int, float)) else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def read_arrays(node: emdfile.Node) -> dict[str, Any]:
+    """The arrays that are kept in the metadata of one of our nodes."""
+    metadata = node.metadata.get("arrays")
+    if not isinstance(metadata, emdfile.Metadata):
+        raise damaged(node, "it holds no arrays")
+    return dict(metadata._params)
+
+
+def check_array(
+    node: emdfile.Node,
+    name: str,
+    value: Any,
+    shape: tuple[int | None, ...],
+    kinds: str = "f",
+    low: float = -np.inf,
+    high: float = np.inf,
+    nan: bool = False,
+) -> np.ndarray:
+    """An array of a node, of one shape (None: any length), kinds of types, and range."""
+    found = getattr(value, "shape", None)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
+        what = getattr(value, "dtype", type(value).__name__)
+        raise damaged(node, f"its {name} of type {what} must be {_KINDS[kinds]}")
+    if len(found) != len(shape) or any(
+        n is not None and n != m for n, m in zip(shape, found, strict=True)
+    ):
+        rule = ", ".join("any" if n is None else str(n) for n in shape)
+        raise damaged(node, f"its {name} of shape {found} must have the shape ({rule})")
+    numbers = value[~np.isnan(value)] if nan else value
+    if kinds != "b" and numbers.size:
+        least, most = numbers.min(), numbers.max()  # NaN if there is one
+        if not (low <= least and most <= high and np.isfinite([least, most]).all()):
+            rule = "finite" if high == np.inf else f"from {low:g} to {high:g}"
+            rule = f"finite and at least {low:g}" if high == np.inf > -low else rule
+            raise damaged(node, f"its {name} must be {rule}" + (" or NaN" if nan else ""))
+    return value
+
+
+_KINDS = {"b": "True and False", "iu": "whole numbers", "f": "floating point"}
 
 
 def children(parent: emdfile.Node, kind: str) -> dict[str, emdfile.Node]:
@@ -138,7 +245,10 @@ def children(parent: emdfile.Node, kind: str) -> dict[str, emdfile.Node]:
 
 
 def _sequence(node: emdfile.Node) -> int:
-    return node.metadata[TAG]._params.get("sequence", 0)
+    number = _tagged(node).get("sequence", 0)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise damaged(node, f"its place among others is {_short(number)}, and no whole number")
+    return number
 
 
 def check_free(parent: emdfile.Node, name: str, kind: str) -> None:
@@ -181,10 +291,21 @@ def copy_calibration(calibration: Any = None) -> Any:
 
 def scan_step(node: emdfile.Node) -> tuple[float, str]:
     """Distance of scan positions and its unit, from the calibration of a node's tree."""
-    calibration = node.root.metadata.get("calibration")  # some files have none
-    if calibration is None:
-        return 1.0, "pixels"
-    return float(calibration.get_R_pixel_size()), str(calibration.get_R_pixel_units())
+    # Some files have none, and a node alone has no root.
+    calibration = None if node.root is None else node.root.metadata.get("calibration")
+    return (1.0, "pixels") if calibration is None else step_of(node, calibration)
+
+
+def step_of(node: emdfile.Node, calibration: Any) -> tuple[float, str]:
+    """Distance of scan positions and its unit in a calibration that belongs to a node."""
+    if not hasattr(calibration, "get_R_pixel_size"):
+        raise damaged(node, f"its calibration is a {type(calibration).__name__}")
+    size, unit = calibration.get_R_pixel_size(), calibration.get_R_pixel_units()
+    if isinstance(size, bool) or not isinstance(size, Real) or not np.isfinite(size):
+        raise damaged(node, f"its calibration has the pixel size {_short(size)}, and no number")
+    if not isinstance(unit, str):
+        raise damaged(node, f"its calibration has the unit {_short(unit)}, and no text")
+    return float(size), unit
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -444,3 +565,222 @@ def scan_writer(
 def open_dataset(path: Path, root: str, name: str) -> h5py.Dataset:
     """The data of an array in an EMD file, left on disk."""
     return h5py.File(path, "r")[f"{root}/{name}/data"]
+
+
+# --- files of others ---------------------------------------------------------------------------
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to read. What goes wrong meanwhile is a ValueError or OSError that names it."""
+    with naming(path):
+        if not path.is_file():
+            raise OSError(f"{path} is not a file; check the path")
+        try:
+            file = h5py.File(path, "r")
+        except Exception as error:
+            if h5py.is_hdf5(path):
+                what = "is damaged, cut short or still written"
+            else:
+                what = "is no HDF5 file, or its beginning is damaged"
+            raise OSError(f"{path} {what} ({_reason(error)}); copy it again") from error
+        with file:
+            yield file
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a file is read, as one line that says with which file."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (ValueError, OSError) as error:
+        text = _reason(error)
+        if str(path) in text:
+            raise
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{path}: {text}") from error
+    except Exception as error:  # h5py and emdfile raise what comes (3.16, 0.0.16)
+        raise OSError(f"{path} is damaged ({_reason(error)}); copy it again") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The text of an error in one line; its kind where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+def check_stored(
+    file: h5py.File, name: str = "/", *, plain: bool = True, beside: bool = False
+) -> Any:
+    """The group of a name, when it can be read without surprise, with all below it.
+
+    Nothing in it leads elsewhere, is nested without end, or declares more than its bytes can hold:
+    a few bytes of a file would take any memory otherwise. Costs no more than what is really there.
+
+    Parameters
+    ----------
+    file : the file, open.
+    name : path of a group or dataset in it.
+    plain : as this package writes: numbers and texts, stored to the end, in few classes.
+    beside : no file of py4DSTEM: links in it may lead through the file, and those in ``entry/data``
+        to other files in its folder, see `linked_files`.
+
+    Raises
+    ------
+    OSError
+        If it cannot, and why.
+    """
+    size = os.path.getsize(file.filename)
+    item: Any = file
+    for part in name.split("/"):
+        if part:
+            item = _member(item, part)
+            if item is None:
+                raise ValueError(f"{file.filename} holds no {name!r}")
+    pending = [(item, 0)]
+    seen: set[int] = set()
+    needed = 0.0
+    while pending:
+        item, depth = pending.pop()
+        place = hash(item.id)  # of its address
+        if place in seen:
+            if beside:
+                continue
+            raise OSError(_complain(item, "is in the file under two names"))
+        seen.add(place)
+        if plain:
+            _check_attributes(item)
+        if isinstance(item, h5py.Dataset):
+            needed += _check_dataset(item, size, plain)
+            if plain and needed > size:
+                raise OSError(_complain(item, "and those before declare more than the file holds"))
+        elif isinstance(item, h5py.Group):
+            if depth > _MAX_DEPTH:
+                raise OSError(_complain(item, f"is nested more than {_MAX_DEPTH} levels deep"))
+            children = (_member(item, key, beside) for key in item)
+            pending += [(child, depth + 1) for child in children if child is not None]
+        elif plain:
+            raise OSError(_complain(item, "is neither a group nor a dataset"))
+    return file[name]
+
+
+_CHUNKS = "/entry/data"
+
+
+def linked_files(file: h5py.File) -> list[str]:
+    """Names of other files, in the folder of a master file of Dectris, that hold its frames."""
+    group = file.get(_CHUNKS)
+    if not isinstance(group, h5py.Group):
+        return []
+    links = (group.get(key, getlink=True) for key in group)
+    return sorted({link.filename for link in links if isinstance(link, h5py.ExternalLink)})
+
+
+def _member(group: Any, key: str, beside: bool = False) -> Any:
+    """What a group holds itself under a name; None where there is nothing."""
+    link = group.get(key, getlink=True) if isinstance(group, h5py.Group) else None
+    if link is None:
+        return None
+    if isinstance(link, h5py.HardLink):
+        return group[key]
+    where = f"{group.name.rstrip('/')}/{_short(key)[1:-1]} is a link to"
+    if isinstance(link, h5py.ExternalLink):
+        name = PureWindowsPath(link.filename)  # a detector may run Windows
+        inside = not (name.drive or name.root or ".." in name.parts)
+        if beside and group.name == _CHUNKS and inside:
+            return None
+        raise OSError(
+            f"{where} {_short(link.filename)}, another file, which is not followed; copy what it "
+            "means into the file (h5copy)"
+        )
+    if beside:
+        return None
+    raise OSError(
+        f"{where} {_short(link.path)}, which is not followed: files of py4DSTEM have none; copy "
+        "what it means (h5copy)"
+    )
+
+
+def _complain(item: Any, text: str) -> str:
+    return f"{_short(item.name)[1:-1]} {text}; copy the file again, or make it anew"
+
+
+# What emdfile reads of the attributes.
+_TEXTS = ("emd_group_type", "python_class", "type", "units", "name")
+_CLASSES = ("Root", "Node", "Array", "RealSlice", "Metadata", "Calibration")
+
+
+def _check_attributes(item: Any) -> None:
+    """Attributes are single texts and numbers, and the class is one of those we write."""
+    for key in (*_TEXTS, "length"):
+        if not h5py.h5a.exists(item.id, key.encode()):
+            continue
+        attribute = h5py.h5a.open(item.id, key.encode())
+        text = attribute.get_type().get_class() == h5py.h5t.STRING
+        if attribute.get_space().get_simple_extent_ndims() != 0 or text == (key == "length"):
+            raise OSError(_complain(item, f"has an attribute {key!r} that is no single text"))
+    if not isinstance(item, h5py.Dataset) and "python_class" in item.attrs:
+        found = item.attrs["python_class"]
+        if found not in _CLASSES:
+            raise OSError(_complain(item, f"is of class {_short(found)} and not of py4DSTEM's"))
+
+
+def _check_dataset(item: h5py.Dataset, file_size: int, plain: bool) -> float:
+    """Values lie in the file, are plain, and take no more memory than it can hold.
+
+    Returns the bytes of the file that they need at least.
+    """
+    if item.external or item.is_virtual:
+        raise OSError(
+            f"{item.name} takes its values from other files, which is not followed; copy the "
+            "values (h5repack)"
+        )
+    if item.shape is None:
+        if plain:
+            raise OSError(_complain(item, "is empty"))
+        return 0.0
+    dtype = item.dtype
+    if plain and not (
+        dtype.kind in "buifcSU" or (item.ndim == 0 and h5py.check_string_dtype(dtype) is not None)
+    ):
+        raise OSError(_complain(item, f"of type {_short(dtype)} is neither numbers nor a text"))
+    n_bytes = item.size * item.id.get_type().get_size()
+    if not n_bytes:
+        return 0.0
+    stored = item.id.get_storage_size()
+    packed, whole = 1, stored >= n_bytes
+    if item.chunks is not None:
+        _check_filters(item)
+        if item.id.get_create_plist().get_nfilters():
+            packed = _MAX_PACKED
+            # HDF5 unpacks a whole chunk, and one may be larger than the dataset.
+            chunk = int(np.prod(item.chunks, dtype=object)) * item.id.get_type().get_size()
+            n_bytes = max(n_bytes, chunk)
+        grid = [-(-n // m) for n, m in zip(item.shape, item.chunks, strict=True)]
+        whole = item.id.get_num_chunks() == int(np.prod(grid, dtype=object))
+    limit = packed * min(stored, file_size)
+    if not plain:  # HDF5 reads zeros where nothing was written, and some programs rely on it
+        limit, whole = max(2**20, limit, _MAX_PACKED * file_size), True
+    if n_bytes > limit or not whole:
+        raise OSError(
+            _complain(
+                item,
+                f"declares {n_bytes} bytes (shape {_short(item.shape)}, {_short(dtype)}) and "
+                f"{stored} are stored in the {file_size} of the file",
+            )
+        )
+    return n_bytes / packed
+
+
+def _check_filters(item: h5py.Dataset) -> None:
+    plist = item.id.get_create_plist()
+    for i in range(plist.get_nfilters()):
+        code, _, _, name = plist.get_filter(i)
+        if not h5py.h5z.filter_avail(code):
+            text = _short(name.decode(errors="replace"))
+            raise OSError(
+                f"{item.name} is compressed by the HDF5 filter {code} ({text}), which is not "
+                "installed; pip install hdf5plugin, and import it"
+            )

@@ -136,7 +136,7 @@ def check_calibrated(calibration: Any, what: str) -> None:
     """Origin and pixel size of the detector are set; ValueError where `what` is not calibrated."""
     missing = []
     if calibration is None or calibration.get_origin() is None:
-        missing.append("the origin (datacube.get_origin(), fit_origin())")
+        missing.append("the origin (calibration.set_origin())")
     if calibration is None or calibration.get_Q_pixel_units() == "pixels":
         missing.append("the pixel size (calibration.set_Q_pixel_size(), set_Q_pixel_units('A^-1'))")
     if missing:
@@ -223,13 +223,32 @@ def orientation_from_node(node: emdfile.Array) -> Any:
     Returns
     -------
     OrientationMap
+
+    Raises
+    ------
+    ValueError
+        If it is none, was made by a newer version, or is damaged.
     """
     from py4DSTEM.process.diffraction.utils import OrientationMap
 
     emd.check_kind(node, "orientation_map", "orientation map", "one with orientation_to_node()")
-    out = OrientationMap(*node.data.shape[:3])
-    out.matrix = np.array(node.data)
-    for key, value in node.metadata["arrays"]._params.items():
+    data = getattr(node, "data", None)
+    matrix = emd.check_array(node, "data", data, (None, None, None, 3, 3), nan=True)
+    out = OrientationMap(*matrix.shape[:3])
+    known = {"matrix"} | {key for key in vars(out) if isinstance(getattr(out, key), np.ndarray)}
+    out.matrix = np.array(matrix)
+    for key, value in emd.read_arrays(node).items():
+        # A name from a file becomes no attribute that is something else.
+        if key not in known or key == "matrix":
+            if not key.isidentifier() or key.startswith("_") or hasattr(out, key):
+                raise emd.damaged(node, f"it holds an array of the name {key!r:.60}")
+            emd.check_array(node, key, value, np.shape(value), "biuf", nan=True)
+            if np.shape(value)[:2] != matrix.shape[:2]:
+                raise emd.damaged(node, f"its {key} is not of its positions")
+        else:
+            own = getattr(out, key)
+            kinds = {"b": "b", "i": "iu"}.get(own.dtype.kind, "f")
+            emd.check_array(node, key, value, own.shape, kinds, nan=True)
         setattr(out, key, np.array(value))
     return out
 

@@ -669,6 +669,7 @@ def plot_disks(gained: Any, ax: Any = None, *, step: float = 0.1) -> Any:
         ax.stairs(counts, edges, color=color, linewidth=1.5, label=label)
     ax.set_xlabel("scattering vector (Å⁻¹)")
     ax.set_ylabel(f"Bragg disks a pattern, in {step:g} Å⁻¹")
-    ax.legend(frameon=False)
+    ax.margins(y=0.25)  # room for the legend, which takes steps for nothing
+    ax.legend(frameon=False, loc="upper right")
     ax.spines[["top", "right"]].set_visible(False)
     return ax

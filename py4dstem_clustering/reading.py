@@ -8,15 +8,25 @@ from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
+from . import emd
 from .checks import check_data, check_number
+
+# How py4DSTEM knows files of HDF5 (0.14.18).
+_HDF5 = (".h5", ".hdf5", ".py4dstem", ".emd")
 
 
 def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | None = None) -> Any:
-    """A DataCube over a file: what py4DSTEM opens, .npy (which stays on disk), or .npz."""
+    """A DataCube over a file: what py4DSTEM opens, .npy (which stays on disk), or .npz.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError
+        If it holds no scan, or is damaged; with the name of the file.
+    """
     import py4DSTEM
 
     if not path.is_file():
@@ -33,11 +43,18 @@ def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | 
         )
     if scan_shape is not None:
         values = _reshape(values, scan_shape, path)
-    check_data(values)
+    try:
+        check_data(values)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path} holds no scan: {error}") from error
     if cube is None:
         return py4DSTEM.DataCube(values, name="datacube")
     if "calibration" not in cube.root.metadata:  # some files have none
         cube.calibration = py4DSTEM.Calibration()
+    if not isinstance(cube.calibration, py4DSTEM.Calibration):
+        raise ValueError(f"{path} is damaged: its calibration is none of py4DSTEM")
+    with emd.naming(path):
+        emd.step_of(cube, cube.calibration)
     if values is not cube.data:
         cube.data = values
         cube.calibrate()
@@ -46,24 +63,58 @@ def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | 
 
 def _from_numpy(path: Path, key: str | None) -> np.ndarray:
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded as archive:
-            if key is None and len(archive.files) == 1:
-                (key,) = archive.files
-            if key in archive.files:
-                return archive[key]
-            names = ", ".join(archive.files)
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise ValueError(f"NumPy cannot open {path}: {error}") from error
-    raise ValueError(f"key must name one of the arrays of {path}: {names}")
+        with path.open("rb") as file:
+            if file.read(6) == b"\x93NUMPY":
+                return np.load(path, mmap_mode="r", allow_pickle=False)
+        with ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if key is None and len(members) == 1:
+                (key,) = members
+            if key in members:
+                return _from_zip(archive, members[key])
+            names = ", ".join(members)
+    # What zipfile, zlib and the header of NumPy raise is not one kind.
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"NumPy cannot open {path}: {text}") from error
+    raise ValueError(f"key must name one of the arrays of {path}: {names:.300}")
+
+
+def _from_zip(archive: ZipFile, info: ZipInfo) -> np.ndarray:
+    """An array in an .npz file, when it is as large as its header says."""
+    # NumPy takes the memory before it reads; others than deflate pack a terabyte into a megabyte.
+    if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise ValueError(f"{info.filename} is packed in another way than np.savez_compressed does")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"{info.filename} is of version {version} of the format of NumPy")
+        shape, _, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{info.filename} holds Python objects, which are not read")
+        n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        held = info.file_size - file.tell()
+        if min(shape, default=1) < 0 or n_bytes != held or held > 1032 * info.compress_size:
+            raise ValueError(
+                f"{info.filename} declares {n_bytes} bytes and holds {held}, packed into "
+                f"{info.compress_size}"
+            )
+    with archive.open(info) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -> Any:
     import py4DSTEM
     from py4DSTEM.io.parsefiletype import _parse_filetype
 
+    if path.suffix.lower() in _HDF5:
+        _check_hdf5(path)
     # py4DSTEM reports what it cannot open by assertions and bare exceptions (0.14.18).
     try:
         filetype = _parse_filetype(path)
@@ -76,7 +127,8 @@ def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | No
                 str(path), **({"scan_width": scan_shape[0]} if shaped else {})
             )
     except Exception as error:
-        raise ValueError(f"py4DSTEM cannot open {path}: {error or type(error).__name__}") from error
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"py4DSTEM cannot open {path}: {text}") from error
     if isinstance(data, py4DSTEM.Root):
         cubes = [data.tree(name) for name in data.treekeys]
         cubes = [cube for cube in cubes if isinstance(cube, py4DSTEM.DataCube)]
@@ -86,6 +138,17 @@ def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | No
         found = data if isinstance(data, list) else type(data).__name__
         raise ValueError(f"{path} holds no single scan but {found}; name its data path with key")
     return data
+
+
+def _check_hdf5(path: Path) -> None:
+    """py4DSTEM follows any link and takes any memory that a file asks for (0.14.18)."""
+    with emd.open_file(path) as file:
+        own = file.attrs.get("emd_group_type") == "file"
+        emd.check_stored(file, plain=False, beside=not own)
+        chunks = [] if own else emd.linked_files(file)
+    for chunk in chunks:
+        with emd.open_file(path.parent / chunk) as file:
+            emd.check_stored(file, plain=False)
 
 
 def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> np.ndarray:

@@ -106,9 +106,9 @@ def frame_files(path: Path) -> dict[int, Path]:
     found = {}
     if path.is_file():
         try:
-            with h5py.File(path, "r") as file:
-                names = list(file[ROOT])
-        except (OSError, KeyError) as error:
+            with emd.open_file(path) as file:
+                names = list(emd.check_stored(file, f"{ROOT}/metadatabundle").parent)
+        except (OSError, ValueError) as error:
             raise ValueError(f"{_no_series(path)} ({error})") from error
         found = {_number(name): path for name in names if _number(name) is not None}
     for file in journal_of(path).glob("frame_*.h5"):  # newer than what the file holds
@@ -122,7 +122,7 @@ def _is_whole(path: Path, number: int) -> bool:
     """Whether the file of one frame can be read; what a disk lost is done again."""
     try:
         read_info(path, [number])
-    except (OSError, KeyError):
+    except (OSError, ValueError):
         return False
     return True
 
@@ -133,18 +133,35 @@ def _no_series(path: Path) -> str:
 
 def _number(name: str) -> int | None:
     digits = name.removeprefix("frame_")
-    return int(digits) if digits != name and len(digits) == 6 and digits.isdecimal() else None
+    plain = digits.isascii() and digits.isdecimal()
+    return int(digits) if digits != name and len(digits) == 6 and plain else None
 
 
 def read_info(path: Path, frames: list[int]) -> dict[int, FrameInfo]:
     """What is known of some frames in one file."""
     found = {}
-    with h5py.File(path, "r") as file:
+    with emd.open_file(path) as file:
         for frame in frames:
-            group = file[f"{ROOT}/{frame_name(frame)}/metadatabundle/frame"]
-            params = emdfile.Metadata.from_h5(group)._params
-            found[frame] = FrameInfo(**{key: params[key] for key in FrameInfo._fields})
+            group = emd.check_stored(file, f"{ROOT}/{frame_name(frame)}/metadatabundle/frame")
+            found[frame] = _info(frame, emdfile.Metadata.from_h5(group)._params)
     return found
+
+
+_KINDS = {"frame": int, "size": int, "time": float, "n_clusters": int}
+
+
+def _info(frame: int, params: Mapping[str, Any]) -> FrameInfo:
+    """What a file knows of a frame, when it can be true."""
+    for key in FrameInfo._fields:
+        value, kind = params.get(key), _KINDS.get(key, str)
+        good = isinstance(value, kind) and not isinstance(value, bool)
+        if kind is not str:
+            good = good and np.isfinite(value) and (kind is float or value >= 0)
+        if not good or (key == "frame" and value != frame):
+            raise ValueError(
+                f"{frame_name(frame)} is damaged: its {key} is {value!r:.60}; copy the file again"
+            )
+    return FrameInfo(**{key: params[key] for key in FrameInfo._fields})
 
 
 def read_options(path: Path) -> emd.Settings:
@@ -154,12 +171,16 @@ def read_options(path: Path) -> emd.Settings:
 
 def _root_of(path: Path) -> emdfile.Node:
     try:
-        root = emdfile.read(str(path), emdpath=ROOT, tree=False)
-    except Exception as error:  # emdfile raises what comes (0.0.16)
-        raise ValueError(f"{_no_series(path)} ({error or type(error).__name__})") from error
-    if emd.kind_of(root) != KIND:
-        raise ValueError(_no_series(path))
-    return root
+        with emd.open_file(path) as file:
+            emd.check_stored(file, f"{ROOT}/metadatabundle")
+            root = emdfile.Root.from_h5(file[ROOT])
+            if emd.kind_of(root) == KIND:
+                emd.check_kind(root, KIND, "a series", "one with cluster_series(..., out=...)")
+                emd.read_settings(root)
+                return root
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{_no_series(path)} ({error})") from error
+    raise ValueError(_no_series(path))
 
 
 def assemble(
@@ -227,8 +248,8 @@ class ClusterSeries:
 
     def __iter__(self) -> Iterator[Clusters | None]:
         """Clusters of each frame, None for one that failed."""
-        for info in self.infos:
-            yield None if info.error else self[info.frame]
+        for place, info in enumerate(self.infos):
+            yield None if info.error else self[place]
 
     @property
     def frames(self) -> np.ndarray:
@@ -258,13 +279,20 @@ class ClusterSeries:
         info = self.infos[frame]
         if info.error:
             raise ValueError(f"frame {info.frame} ({info.source}) has no clusters: {info.error}")
-        name = f"{ROOT}/{frame_name(info.frame)}"
-        return emdfile.read(str(self._places[info.frame]), emdpath=name, tree=False)
+        from py4DSTEM import RealSlice
+
+        place = self._places[info.frame]
+        with emd.open_file(place) as file:
+            group = emd.check_stored(file, f"{ROOT}/{frame_name(info.frame)}")
+            if group.attrs.get("python_class") != "RealSlice":
+                raise ValueError(f"{frame_name(info.frame)} holds no clusters; do it again")
+            node = RealSlice.from_h5(group)
+            _check_frame(node, info)
+        return node
 
     def _clusters(self, node: emdfile.Node) -> Clusters:
-        calibration = _calibration(node)
-        step = float(calibration.get_R_pixel_size()), str(calibration.get_R_pixel_units())
-        return Clusters.from_node(node, step)
+        with emd.naming(self.path):
+            return Clusters.from_node(node, emd.step_of(node, _calibration(node)))
 
     def __getitem__(self, frame: int) -> Clusters:
         return self._clusters(self._node(frame))
@@ -402,9 +430,27 @@ def measure_drift(series: ClusterSeries) -> np.ndarray:
     return find_drift(None if i.error else series.image(k) for k, i in enumerate(series.infos))
 
 
+def _check_frame(node: emdfile.Node, info: FrameInfo) -> None:
+    """What `Clusters.from_node` does not look at."""
+    arrays = emd.read_arrays(node)
+    labels = emd.check_array(node, "labels", node.data, (None, None), "iu")
+    image = emd.check_array(node, "image", arrays.get("image"), labels.shape, nan=True)
+    if image.dtype != np.float32:
+        raise emd.damaged(node, f"its image is {image.dtype} and must be float32")
+    if info.n_clusters:
+        shape = (info.n_clusters, None, None)
+        emd.check_array(node, "averages", arrays.get("averages"), shape, nan=True)
+    if labels.max(initial=-1) + 1 != info.n_clusters:
+        raise emd.damaged(node, f"its labels are not those of {info.n_clusters} clusters")
+    emd.step_of(node, _calibration(node))
+
+
 def _calibration(node: emdfile.Node) -> Any:
     copy = emd.copy_calibration()
-    copy._params.update(node.metadata["averages_calibration"]._params)
+    stored = node.metadata.get("averages_calibration")
+    if stored is None:
+        raise emd.damaged(node, "it holds no calibration of its averages")
+    copy._params.update(emd.read_settings(node, "averages_calibration"))
     return copy
 
 
@@ -423,8 +469,8 @@ def open_series(path: str | PathLike) -> ClusterSeries:
 
     Raises
     ------
-    ValueError
-        If there is none.
+    ValueError, OSError
+        If there is none, it is damaged, or made by a newer version; the error names the file.
     """
     try:
         path = Path(path)
@@ -440,9 +486,20 @@ def open_series(path: str | PathLike) -> ClusterSeries:
     infos = {}
     for place, frames in by_file.items():
         infos |= read_info(place, frames)
-    drift = None
-    stored = root.metadata.get("drift")
-    if stored is not None and len(stored["drift"]) == len(places):
-        drift = stored["drift"]
     options = emd.read_settings(root)
-    return ClusterSeries(path, options, tuple(infos[k] for k in places), places, drift)
+    if not isinstance(options.get("time_units"), str):
+        raise ValueError(f"{_no_series(path)} (its options are damaged: they hold no time_units)")
+    return ClusterSeries(
+        path, options, tuple(infos[k] for k in places), places, _stored_drift(path, root, places)
+    )
+
+
+def _stored_drift(path: Path, root: emdfile.Node, places: Mapping[int, Path]) -> np.ndarray | None:
+    """The drift in a file, when it is of these frames."""
+    stored = root.metadata.get("drift")
+    if stored is None:
+        return None
+    with emd.naming(path):
+        drift = stored._params.get("drift")
+        emd.check_array(root, "drift", drift, (None, 2), nan=True)  # of frames that failed
+    return drift if len(drift) == len(places) else None

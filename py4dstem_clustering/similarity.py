@@ -144,10 +144,25 @@ class Similarity:
     def from_node(cls, node: emdfile.Array) -> Similarity:
         """The similarity in a node that `to_node` made, also one read from a file."""
         emd.check_kind(node, KIND, "similarity", "one with datacube.get_similarity()")
-        axis = max(node.dims[:2], key=len)
-        return cls(
-            node.data,
-            emd.read_settings(node),
-            pixel_size=float(axis[1] - axis[0]) if len(axis) > 1 else 1.0,
-            pixel_units=str(node.dim_units[0]),
-        )
+        data = getattr(node, "data", None)
+        emd.check_array(node, "data", data, (None, None, 8), "f", -1.001, 1.001, nan=True)
+        settings = emd.read_settings(node)
+        step = _step(node)
+        try:
+            return cls(data, settings, *step)
+        except (ValueError, TypeError) as error:
+            raise emd.damaged(node, str(error)) from error
+
+
+def _step(node: emdfile.Array) -> tuple[float, str]:
+    """Distance of positions and its unit, from the axes of a node."""
+    axes, units = getattr(node, "dims", ()), getattr(node, "dim_units", ())
+    if len(axes) < 2 or not len(units) or not isinstance(units[0], str):
+        raise emd.damaged(node, "its axes have no unit")
+    axis = np.asarray(max(axes[:2], key=len))
+    if axis.ndim != 1 or axis.dtype.kind not in "iuf":
+        raise emd.damaged(node, f"its axes hold no numbers but {axis.dtype}")
+    step = float(axis[1]) - float(axis[0]) if len(axis) > 1 else 1.0
+    if not np.isfinite(step):
+        raise emd.damaged(node, "its axes are not finite")
+    return step, units[0]

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import correlate1d, find_objects, maximum_filter, minimum_filter
 from scipy.optimize import nnls
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from .similarity import DIRECTIONS, FORWARD, with_neighbour
 
@@ -186,12 +188,12 @@ def merge_positions(values: np.ndarray, mask: np.ndarray, stop: float = 1.0) -> 
 def cut_merges(merges: Merges, level: float) -> np.ndarray:
     """Labels ``(Rx, Ry)`` of the regions at one level; -1 outside the mask."""
     n = merges.mask.size
-    keep = merges.level <= level
-    top = np.arange(n + len(keep))
-    # Parents come after their children, so from the last one down each node knows its root.
-    for i in np.flatnonzero(keep)[::-1]:
-        top[merges.children[i]] = top[n + i]
-    return consecutive(np.where(merges.mask, top[:n].reshape(merges.mask.shape), -1))
+    keep = np.flatnonzero(merges.level <= level)
+    nodes = n + len(merges.level)
+    edges = merges.children[keep].ravel(), np.repeat(n + keep, 2)
+    graph = coo_array((np.ones(2 * len(keep), dtype=bool), edges), shape=(nodes, nodes))
+    part = connected_components(graph, directed=False)[1][:n]
+    return consecutive(np.where(merges.mask, part.reshape(merges.mask.shape), -1))
 
 
 def consecutive(labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,756 @@
+"""A window in which a cluster tree is cut by sliders, and patterns are shown where one clicks.
+
+Nothing but matplotlib: it works in a script as in a notebook (``%matplotlib widget``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import emdfile
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.backend_bases import key_press_handler
+from matplotlib.widgets import Button, RadioButtons, Slider
+
+from .checks import check_integer
+from .cluster_tree import ClusterTree, check_cut
+from .clusters import Clusters
+from .kernels.averaging import move_pattern
+from .kernels.blocks import read_rows
+from .plotting import _OUTLINE, _PALETTE, _color, _percentiles, add_scale_bar, neighbour_pairs
+
+SIZE = (10.0, 4.0)
+"""Of the window, inches."""
+
+METHODS = ("merge", "grow")
+SCALES = ("level", "number")
+
+# A member block is read in pieces of about so many bytes.
+_BLOCK_BYTES = 32 * 2**20
+
+# Averages that are kept.
+_N_AVERAGES = 64
+
+# So many of the coarsest cuts are all steps of the slider; finer ones lie 3 % apart.
+_WHOLE = 100
+_RATIO = 1.03
+
+# Clusters that surely differ in colour from their neighbours: the largest.
+_N_COLORED = 2000
+
+_ALPHA = 0.6
+_COVERED = 0.15
+_KEYS = ("left", "right", "a")
+
+
+# --- what is shown ---------------------------------------------------------------------------
+
+
+class _Columns:
+    """Some columns of a scan that is not in memory, read no sooner than its rows."""
+
+    def __init__(self, data: Any, columns: slice) -> None:
+        self._data, self._columns = data, columns
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self._data[rows, self._columns]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+
+def _read(data: Any, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+    """Patterns of a window of the scan."""
+    which = slice(*columns)
+    part = data[:, which] if isinstance(data, np.ndarray) else _Columns(data, which)
+    return read_rows(part, *rows)
+
+
+def member_mean(
+    data: Any,
+    members: np.ndarray,
+    shifts: np.ndarray | None = None,
+    report: Callable[[int], Any] = lambda n: None,
+) -> np.ndarray:
+    """Mean pattern (Qx, Qy) of scan positions ``(n, 2)``, sorted by row, and of these alone.
+
+    Parameters
+    ----------
+    data : array-like (Rx, Ry, Qx, Qy)
+    members : ndarray, (n, 2), int
+    shifts : ndarray, (n, 2), optional
+        Pixels by which each pattern moves first.
+    report : callable
+        Told the number of positions just read.
+
+    Returns
+    -------
+    ndarray, (Qx, Qy), float32
+        Accumulated in float64. A missing pixel has no weight; NaN where all miss it.
+    """
+    rows, columns = members.T
+    low, high = int(columns.min()), int(columns.max()) + 1
+    row_bytes = np.dtype(data.dtype).itemsize * (high - low) * int(np.prod(data.shape[2:]))
+    step = max(1, _BLOCK_BYTES // row_bytes)
+    total = np.zeros(data.shape[2:])
+    count = np.zeros(data.shape[2:])
+    at = 0
+    while at < len(members):
+        first = int(rows[at])
+        end = int(np.searchsorted(rows, first + step))
+        block = _read(data, (first, int(rows[end - 1]) + 1), (low, high))
+        patterns = block[rows[at:end] - first, columns[at:end] - low]
+        if shifts is not None:
+            pairs = zip(patterns, shifts[at:end], strict=True)
+            patterns = np.stack([move_pattern(pattern, shift) for pattern, shift in pairs])
+        if patterns.dtype.kind == "f":
+            present = np.isfinite(patterns)
+            total += patterns.sum(axis=0, dtype=np.float64, where=present)
+            count += present.sum(axis=0)
+        else:
+            total += patterns.sum(axis=0, dtype=np.float64)
+            count += len(patterns)
+        report(end - at)
+        at = end
+    mean = np.full(total.shape, np.nan, dtype=np.float32)
+    np.divide(total, count, out=mean, where=count > 0, casting="same_kind")
+    return mean
+
+
+def outline(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All borders between labels as one line (x, y) with gaps, along the edges of positions."""
+    padded = np.pad(labels, 1, constant_values=-1)
+    upright = (padded[1:-1, 1:] != padded[1:-1, :-1]).T  # (Ry + 1, Rx)
+    level = padded[1:, 1:-1] != padded[:-1, 1:-1]  # (Rx + 1, Ry)
+    (x, y0, y1), (y, x0, x1) = _runs(upright), _runs(level)
+    gap, gaps = np.full(len(x), np.nan), np.full(len(y), np.nan)
+    across = np.concatenate([np.stack([x, x, gap], 1), np.stack([x0, x1, gaps], 1)]).ravel()
+    down = np.concatenate([np.stack([y0, y1, gap], 1), np.stack([y, y, gaps], 1)]).ravel()
+    return across, down
+
+
+def _runs(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Line, start and end of each run of True along the rows, edges of positions."""
+    step = np.diff(np.pad(edges.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    line, start = np.nonzero(step == 1)
+    stop = np.nonzero(step == -1)[1]
+    return line - 0.5, start - 0.5, stop - 0.5
+
+
+def lasting_colors(labels: np.ndarray, n_clusters: int, before: np.ndarray) -> np.ndarray:
+    """Number of the colour of each cluster; of the largest 2000, none that touch share one.
+
+    Parameters
+    ----------
+    labels : ndarray, (Rx, Ry), int
+    n_clusters : int
+    before : ndarray, (Rx, Ry), int
+        Number of the colour that each position had, -1 for none. Clusters keep what most of their
+        members had, the largest first, as far as neighbours allow.
+    """
+    if n_clusters == 0:
+        return np.empty(0, dtype=int)
+    inside = labels >= 0
+    n_before = int(before.max(initial=0)) + 2
+    votes = np.bincount(
+        labels[inside] * n_before + before[inside] + 1, minlength=n_clusters * n_before
+    ).reshape(n_clusters, n_before)
+    sizes = votes.sum(axis=1)
+    votes[:, 0] = 0
+    wish = np.where(votes.any(axis=1), votes.argmax(axis=1) - 1, -1)
+    order = np.argsort(-sizes, kind="stable")[:_N_COLORED]
+    # Smaller ones, where there are so many, take what comes.
+    color = np.where(wish >= 0, wish, np.arange(n_clusters) % len(_PALETTE))
+    color[order] = -1
+    chosen = np.append(color < 0, False)[labels]
+    touching: dict[int, list[int]] = {k: [] for k in order.tolist()}
+    for a, b in neighbour_pairs(np.where(chosen, labels, -1)).tolist():
+        touching[a].append(b)
+        touching[b].append(a)
+    color, wish = color.tolist(), wish.tolist()
+    used = [0] * max(len(_PALETTE), n_before - 1)
+    for k in touching:
+        if wish[k] >= 0 and all(color[j] != wish[k] for j in touching[k]):
+            color[k] = wish[k]
+            used[color[k]] += 1
+    for k in touching:
+        if color[k] >= 0:
+            continue
+        taken = {color[j] for j in touching[k]}
+        free = [c for c in range(len(_PALETTE)) if c not in taken]
+        free = free or [c for c in range(len(used)) if c not in taken]
+        if not free:
+            used.append(0)
+            free = [len(used) - 1]
+        color[k] = min(free, key=lambda c: (used[c], c))
+        used[color[k]] += 1
+    return np.array(color)
+
+
+# --- steps of the sliders --------------------------------------------------------------------
+
+
+def _thinned(n: int, whole: int = _WHOLE) -> np.ndarray:
+    """Indices below `n`: all of the first `whole`, then ever fewer."""
+    if n <= whole:
+        return np.arange(n)
+    n_more = int(np.ceil(np.log(n / whole) / np.log(_RATIO))) + 1
+    more = np.round(np.geomspace(whole, n - 1, n_more)).astype(int)
+    return np.unique(np.append(np.arange(whole), more))
+
+
+def level_steps(tree: ClusterTree) -> np.ndarray:
+    """Levels of a tree, rising, through which a slider moves: all where they are few.
+
+    Merging: all from the automatic cut on, and below it ever fewer towards single positions.
+    Growth: the coarsest, and what lies next to even steps of level and of rank.
+    """
+    levels = tree.levels
+    n = len(levels)
+    if n == 0:
+        return np.ones(1)
+    if tree.method == "merge":
+        coarse = int((levels >= 1).sum())
+        return np.sort(levels[::-1][_thinned(n, max(_WHOLE, coarse))])
+    near = np.searchsorted(-levels, -np.linspace(levels[0], levels[-1], 200))
+    ranks = np.linspace(0, n - 1, 200).round()
+    which = np.concatenate([near, ranks, np.arange(max(0, n - 50), n)]).astype(int)
+    return np.sort(levels[np.unique(np.clip(which, 0, n - 1))])
+
+
+def size_steps(n_positions: int) -> np.ndarray:
+    """Smallest sizes, rising, through which a slider moves."""
+    largest = max(2, n_positions // 4)
+    more = np.round(np.geomspace(1, largest, 60)).astype(int)
+    return np.unique(np.append(np.arange(1, min(10, largest) + 1), more))
+
+
+def _nearest(steps: np.ndarray, value: float) -> int:
+    return int(np.abs(steps - value).argmin())
+
+
+# --- the window ------------------------------------------------------------------------------
+
+
+class ClusterExplorer:
+    """A window in which a cluster tree is cut by sliders.
+
+    Made by ``datacube.explore_clusters()``, which says what is in it. Keep it, or its figure, as
+    long as the window shall live.
+
+    Attributes
+    ----------
+    clusters : Clusters
+        What is on the screen, called "explored"; `keep` puts it into the tree of the datacube.
+    figure : matplotlib Figure
+    trees : dict
+        The `ClusterTree` of each method that was asked for.
+    method : "merge" or "grow"
+    min_size : int
+    position : (int, int) or None
+        Scan position that was clicked.
+    pattern, average : ndarray (Qx, Qy) or None
+        Its pattern, and the mean of its cluster.
+    """
+
+    def __init__(
+        self,
+        datacube: Any,
+        trees: Mapping[str, ClusterTree],
+        *,
+        method: str,
+        image: np.ndarray,
+        measure: Callable[[str], ClusterTree],
+        put: Callable[[Clusters, str], Clusters],
+        min_size: int = 1,
+        drop_background: bool | None = None,
+        power: float = 0.25,
+        steps: tuple[tuple[float, str], tuple[float, str]] = ((1, "pixels"), (1, "pixels")),
+        origin: np.ndarray | None = None,
+        progress_bar: bool = True,
+    ) -> None:
+        self._data = datacube.data
+        self._name = datacube.name
+        self._measure, self._put = measure, put
+        self.trees = dict(trees)
+        self.method = method
+        self.min_size = min_size
+        self._drop_background = drop_background
+        self._power = power
+        self._origin = origin
+        self._progress_bar = progress_bar
+        self.position: tuple[int, int] | None = None
+        self.pattern: np.ndarray | None = None
+        self.average: np.ndarray | None = None
+        self._averages: dict[bytes, np.ndarray] = {}
+        self._counts: dict[tuple[str, int], np.ndarray] = {}
+        self._level_steps: dict[str, np.ndarray] = {}
+        self._scale = "level"
+        self._colors = np.full(image.shape, -1)
+        self.clusters = self._cut({})
+
+        self._make_figure(image, *steps)
+        self._make_widgets(image.size)
+        self._connect()
+        self._show()
+
+    def __repr__(self) -> str:
+        return f"ClusterExplorer({self._name!r}, {self.method!r}, {self.clusters!r})"
+
+    # --- cuts --------------------------------------------------------------------------------
+
+    @property
+    def tree(self) -> ClusterTree:
+        """The tree that is cut now."""
+        return self.trees[self.method]
+
+    def _cut(self, cut: Mapping[str, Any]) -> Clusters:
+        """Clusters of ``ClusterTree.cut(**cut)`` with what the window adds."""
+        self._last = dict(cut)
+        drop = self._drop_background if self.method == "merge" else None
+        options = {"min_size": self.min_size, "drop_background": drop, "name": "explored"}
+        n = cut.get("n_clusters")
+        if n is None:
+            return self.tree.cut(**cut, **options)
+        # As `cut` does, but the clusters at all levels are counted once and not each time.
+        found = self.tree.cut(self._level_for(n), **options)
+        asked = {"threshold": None, "n_clusters": n}
+        return replace(found, settings={**found.settings.everything, **asked})
+
+    def _count(self) -> np.ndarray:
+        """Number of clusters at each level of the tree."""
+        key = self.method, self.min_size
+        if key not in self._counts:
+            drop = self._drop_background if self.method == "merge" else None
+            self._counts[key] = self.tree.n_clusters(min_size=self.min_size, drop_background=drop)
+        return self._counts[key]
+
+    def _level_for(self, n_clusters: int) -> float:
+        """The level that `ClusterTree.cut` takes, by the counts that are known."""
+        counted = SimpleNamespace(
+            method=self.method, levels=self.tree.levels, n_clusters=lambda **_: self._count()
+        )
+        return ClusterTree._level_for(counted, n_clusters, self.min_size, None)
+
+    def _steps(self) -> np.ndarray:
+        """What the steps of the upper slider stand for."""
+        if self._scale == "level":
+            if self.method not in self._level_steps:
+                self._level_steps[self.method] = level_steps(self.tree)
+            return self._level_steps[self.method]
+        counts = self._count()
+        if self.method == "merge":  # of what lies above the level with the most clusters
+            counts = counts[len(counts) - 1 - counts[::-1].argmax() :]
+        counts = np.unique(counts[counts > 0])
+        return counts[_thinned(len(counts))] if len(counts) else np.ones(1, dtype=int)
+
+    def set(
+        self,
+        *,
+        method: str | None = None,
+        threshold: float | str | None = None,
+        n_clusters: int | None = None,
+        min_size: int | None = None,
+    ) -> Clusters:
+        """Show another cut, as the sliders do, at any value.
+
+        Parameters
+        ----------
+        method : "merge" or "grow", optional
+            By default that on the screen. The tree of the other is measured when it is first asked
+            for.
+        threshold : float or "auto", optional
+        n_clusters : int, optional
+            See `ClusterTree.cut`; by default what is on the screen.
+        min_size : int, optional
+            By default that on the screen.
+
+        Returns
+        -------
+        Clusters
+            What is on the screen then.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an argument breaks its rule; before any work.
+        """
+        method = self.method if method is None else method
+        if method not in METHODS:
+            raise ValueError(f"method={method!r} is not known; it must be 'merge' or 'grow'")
+        size = self.min_size if min_size is None else check_integer("min_size", min_size, 1)
+        check_cut(method, threshold, n_clusters, size, None)
+        cut = {}
+        if n_clusters is not None:
+            cut = {"n_clusters": int(n_clusters)}
+        elif threshold is not None:
+            cut = {} if threshold == "auto" else {"threshold": float(threshold)}
+        elif method == self.method and "n_clusters" in self._last:
+            cut = {"threshold": self.clusters.settings["level"]}
+        elif method == self.method:
+            cut = self._last
+        if method not in self.trees:
+            self.trees[method] = self._measure(method)
+        before = self.method, self.min_size, self._last
+        self.method, self.min_size = method, size
+        try:
+            self.clusters = self._cut(cut)
+        except ValueError:
+            self.method, self.min_size, self._last = before
+            raise
+        self._show()
+        return self.clusters
+
+    def keep(self, name: str = "clusters") -> Clusters:
+        """Keep what is on the screen in the tree of the datacube, as ``datacube.cluster()`` does.
+
+        Parameters
+        ----------
+        name : str
+            Name in the tree; another clustering of this name is replaced.
+
+        Returns
+        -------
+        Clusters
+            The same, under its new name.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the name cannot be stored, or belongs to something else in the tree.
+        """
+        return self._put(self.clusters, name)
+
+    # --- what the window is made of ----------------------------------------------------------
+
+    def _make_figure(
+        self, image: np.ndarray, scan_step: tuple[float, str], detector_step: tuple[float, str]
+    ) -> None:
+        current = plt.gcf().number if plt.get_fignums() else None
+        self.figure = plt.figure(figsize=SIZE, layout="none")
+        # What holds the figure holds the window: matplotlib's callbacks alone would let it go.
+        self.figure.explorer = self
+        if current is not None:
+            plt.figure(current)  # that the user goes on drawing into
+        if self.figure.canvas.manager is not None:
+            self.figure.canvas.manager.set_window_title(f"Clusters of {self._name}")
+
+        low, high = _percentiles(image)
+        low, high = (0, 1) if low is None else (low, high)
+        grey = np.nan_to_num((image - low) / (high - low if high > low else 1))
+        self._grey = np.clip(grey, 0, 1).astype(np.float32)[..., None]
+        blank = np.zeros(self._data.shape[2:])
+        axes = [self.figure.add_axes((0.012 + 0.248 * k, 0.325, 0.232, 0.58)) for k in range(4)]
+        self._image_ax, self._label_ax, self._pattern_ax, self._average_ax = axes
+        options = {"interpolation": "nearest", "origin": "upper", "aspect": "equal"}
+        self._image_ax.imshow(self._grey[..., 0], cmap="gray", vmin=0, vmax=1, **options)
+        self._label_image = self._label_ax.imshow(np.repeat(self._grey, 3, axis=2), **options)
+        colors = plt.get_cmap("inferno").with_extremes(bad="0.5")
+        self._pattern_image, self._average_image = (
+            ax.imshow(blank, cmap=colors, vmin=0, vmax=1, visible=False, **options)
+            for ax in axes[2:]
+        )
+        for ax in axes:
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.grid(False)
+            ax.set_anchor("N")
+            ax.set_autoscale_on(False)
+            ax.set_title("", fontsize=9)
+        self._image_ax.set_title("virtual image", fontsize=9)
+        (self._borders,) = self._label_ax.plot([], [], color="white", linewidth=0.7)
+        self._chosen = [
+            ax.plot([], [], color="white", linewidth=1.2, path_effects=_OUTLINE)[0]
+            for ax in axes[:2]
+        ]
+        style = {"color": "white", "markersize": 8, "path_effects": _OUTLINE}
+        self._marks = [ax.plot([], [], "+", **style)[0] for ax in axes[:2]]
+        hint = {"ha": "center", "va": "center", "fontsize": 8, "color": "0.35"}
+        self._hints = [ax.text(0.5, 0.5, "", transform=ax.transAxes, **hint) for ax in axes[2:]]
+        # One on each pair of pictures: every text takes a millisecond of each redraw.
+        add_scale_bar(self._image_ax, *scan_step, image.shape[1])
+        add_scale_bar(self._pattern_ax, *detector_step, blank.shape[1])
+        for ax in axes[2:]:
+            ax.set_facecolor("0.94")
+
+    def _make_widgets(self, n_positions: int) -> None:
+        def radio(left: float, width: float, title: str, names: Any, active: int) -> RadioButtons:
+            ax = self.figure.add_axes((left, 0.03, width, 0.19))
+            ax.set_title(title, fontsize=8, loc="left", pad=2)
+            ax.set_frame_on(False)
+            made = RadioButtons(ax, names, active=active, activecolor=_PALETTE[0], useblit=False)
+            for text in made.labels:
+                text.set_fontsize(8)
+            made.drawon = False
+            return made
+
+        def slider(bottom: float, label: str, last: int) -> Slider:
+            ax = self.figure.add_axes((0.38, bottom, 0.4, 0.06))
+            made = Slider(ax, label, 0, last, valinit=0, valstep=1, color=_PALETTE[0])
+            made.vline.set_visible(False)
+            made.label.set_fontsize(8)
+            made.valtext.set_fontsize(8)
+            made.drawon = False
+            return made
+
+        def button(bottom: float, label: str) -> Button:
+            ax = self.figure.add_axes((0.88, bottom, 0.1, 0.09))
+            made = Button(ax, label, color="0.92", hovercolor="0.85", useblit=False)
+            made.label.set_fontsize(8)
+            return made
+
+        self.method_radio = radio(0.012, 0.09, "method", METHODS, METHODS.index(self.method))
+        self.scale_radio = radio(0.13, 0.14, "slider moves", ("level", "number of clusters"), 0)
+        self._sizes = size_steps(n_positions)
+        self.slider = slider(0.15, "level", max(1, len(self._steps()) - 1))
+        self.size_slider = slider(0.05, "min_size", len(self._sizes) - 1)
+        self.auto_button = button(0.145, "auto (a)")
+        self.keep_button = button(0.035, "keep")
+
+    def _connect(self) -> None:
+        self._widgets = (
+            self.method_radio, self.scale_radio, self.slider, self.size_slider, self.auto_button,
+            self.keep_button,
+        )  # fmt: skip
+        self.method_radio.on_clicked(self._on_method)
+        self.scale_radio.on_clicked(self._on_scale)
+        self.slider.on_changed(self._on_slider)
+        self.size_slider.on_changed(self._on_size)
+        self.auto_button.on_clicked(self._on_auto)
+        self.keep_button.on_clicked(self._on_keep)
+        canvas = self.figure.canvas
+        self._connected = [
+            canvas.mpl_connect("button_press_event", self._on_click),
+            canvas.mpl_connect("key_press_event", self._on_key),
+            canvas.mpl_connect("close_event", self._on_close),
+        ]
+        # Its keys come to `_on_key` first: there "left" would go back to an earlier zoom.
+        manager = canvas.manager
+        self._default_keys = None if manager is None else manager.key_press_handler_id
+        if self._default_keys is not None:
+            canvas.mpl_disconnect(self._default_keys)
+
+    def disconnect(self) -> None:
+        """Let go of the figure: it stays as it is, and reacts to nothing. Clusters remain."""
+        if not self._connected:
+            return
+        for widget in self._widgets:
+            widget.disconnect_events()
+        for number in self._connected:
+            self.figure.canvas.mpl_disconnect(number)
+        self._connected = []
+        manager = self.figure.canvas.manager
+        if self._default_keys is not None and manager is not None:
+            manager.key_press_handler_id = self.figure.canvas.mpl_connect(
+                "key_press_event", key_press_handler
+            )
+
+    # --- events ------------------------------------------------------------------------------
+
+    def _on_slider(self, value: float) -> None:
+        step = self._steps()[int(value)]
+        if self._scale == "level":
+            self.set(threshold=float(step))
+        else:
+            self.set(n_clusters=int(step))
+
+    def _on_size(self, value: float) -> None:
+        self.set(min_size=int(self._sizes[int(value)]))
+
+    def _on_auto(self, event: Any = None) -> None:
+        self.set(threshold="auto")
+
+    def _on_keep(self, event: Any = None) -> None:
+        self.keep()
+        self._label_ax.set_title(f"kept {self.clusters.n_clusters} clusters", fontsize=9)
+        self.figure.canvas.draw_idle()
+
+    def _on_method(self, method: str) -> None:
+        try:
+            self.set(method=method)
+        finally:
+            self._match_widgets()  # also when it failed
+            self.figure.canvas.draw_idle()
+
+    def _on_scale(self, label: str) -> None:
+        self._scale = SCALES[0] if label == SCALES[0] else SCALES[1]
+        self._match_widgets()
+        self.figure.canvas.draw_idle()
+
+    def _on_close(self, event: Any) -> None:
+        self.disconnect()
+
+    def _on_key(self, event: Any) -> None:
+        if event.key not in _KEYS:
+            key_press_handler(event)
+        elif event.key == "a":
+            self._on_auto()
+        else:
+            value = self.slider.val + (1 if event.key == "right" else -1)
+            if self.slider.valmin <= value <= min(self.slider.valmax, len(self._steps()) - 1):
+                self.slider.set_val(value)
+
+    def _on_click(self, event: Any) -> None:
+        if event.inaxes not in (self._image_ax, self._label_ax) or event.button != 1:
+            return
+        if self.figure.canvas.widgetlock.locked():  # zoom or pan of the toolbar
+            return
+        position = round(event.ydata), round(event.xdata)
+        if all(0 <= k < n for k, n in zip(position, self._data.shape, strict=False)):
+            self.pick(position)
+
+    def pick(self, position: tuple[int, int]) -> None:
+        """Show the pattern of a scan position (rx, ry) and the average of its cluster.
+
+        Parameters
+        ----------
+        position : (int, int)
+            As a click on it does.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it does not lie in the scan.
+        """
+        rx, ry = (check_integer("position", k, 0) for k in position)
+        if rx >= self._data.shape[0] or ry >= self._data.shape[1]:
+            raise ValueError(
+                f"position={(rx, ry)} must lie inside the scan of {tuple(self._data.shape[:2])}"
+            )
+        self.pattern = _read(self._data, (rx, rx + 1), (ry, ry + 1))[0, 0]
+        self.position = rx, ry
+        label = int(self.clusters.labels[rx, ry])
+        if label >= 0:
+            self._average_of(label)
+        self._show_patterns()
+        self.figure.canvas.draw_idle()
+
+    # --- drawing -----------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """Draw the clusters."""
+        labels, n = self.clusters.labels, self.clusters.n_clusters
+        number = lasting_colors(labels, n, self._colors)
+        self._colors = np.where(labels >= 0, np.append(number, -1)[labels], -1)
+        table = np.array([_color(c) for c in range(int(number.max(initial=0)) + 1)], np.float32)
+        picture = np.repeat(self._grey, 3, axis=2)
+        inside = labels >= 0
+        picture[inside] *= 1 - _ALPHA
+        picture[inside] += _ALPHA * table[self._colors[inside]]
+        self._label_image.set_data(picture)
+        x, y = outline(labels)
+        self._borders.set_data(x, y)
+        # Thin where there is much of it, so that no more than a part of the picture is covered.
+        length = np.nansum(np.abs(x[1::3] - x[::3]) + np.abs(y[1::3] - y[::3]))
+        points = 72 * SIZE[0] * 0.232 / max(labels.shape)  # of a position
+        width = _COVERED * points * labels.size / max(length, 1)
+        self._borders.set_linewidth(np.clip(width, 0.12, 0.8))
+        what = f"{n} cluster{'s' * (n != 1)}"
+        if not self._last:
+            what += ", automatic cut"
+        self._label_ax.set_title(what, fontsize=9)
+        self._show_patterns()
+        self._match_widgets()
+        self.figure.canvas.draw_idle()
+
+    def _match_widgets(self) -> None:
+        """Sliders and buttons where they belong for what is on the screen, without events."""
+        steps = self._steps()
+        level = self.clusters.settings["level"]
+        if self._scale == "number":
+            value, text = self.clusters.n_clusters, f"{self.clusters.n_clusters}"
+        elif level is None:  # each branch at its own level
+            value, text = None, "auto"
+        else:
+            value, text = level, f"{level:.4g}"
+        names = {"merge": "level", "grow": "similarity"}
+        self.slider.label.set_text(names[self.method] if self._scale == "level" else "clusters")
+        self.slider.valmax = max(1, len(steps) - 1)
+        self.slider.ax.set_xlim(0, self.slider.valmax)
+        at = min(self.slider.val, len(steps) - 1) if value is None else _nearest(steps, value)
+        _set_quietly(self.slider, at, text)
+        _set_quietly(self.size_slider, _nearest(self._sizes, self.min_size), f"{self.min_size}")
+        radio = self.method_radio
+        if radio.value_selected != self.method:
+            radio.eventson = False
+            radio.set_active(METHODS.index(self.method))
+            radio.eventson = True
+
+    def _average_of(self, label: int) -> np.ndarray:
+        """Average of a cluster, read unless it is known."""
+        member = self.clusters.labels == label
+        key = np.packbits(member).tobytes()
+        if key not in self._averages:
+            members = np.argwhere(member)
+            shifts = None
+            if self._origin is not None:
+                # To the mean origin of the cluster, as get_clustered_datacube does.
+                origin = self._origin[member]
+                known = np.isfinite(origin).all(axis=1)
+                shifts = np.zeros(origin.shape)
+                if known.any():
+                    shifts[known] = origin[known].mean(axis=0) - origin[known]
+            bar = emdfile.tqdmnd(
+                len(members), desc="Averaging", unit="patterns", disable=not self._progress_bar
+            )
+            try:
+                average = member_mean(self._data, members, shifts, bar.update)
+            finally:
+                bar.close()
+            if len(self._averages) >= _N_AVERAGES:
+                del self._averages[next(iter(self._averages))]
+            self._averages[key] = average
+        return self._averages[key]
+
+    def _show_patterns(self) -> None:
+        """Draw the pattern of the position that was clicked, and the average if it is known."""
+        if self.position is None:
+            self._hints[0].set_text("click a scan position")
+            for bar in self._pattern_ax.artists:
+                bar.set_visible(False)
+            return
+        rx, ry = self.position
+        label = int(self.clusters.labels[rx, ry])
+        for mark in self._marks:
+            mark.set_data([ry], [rx])
+        member = self.clusters.labels == label if label >= 0 else None
+        line = ([], []) if member is None else outline(np.where(member, 0, -1))
+        for chosen in self._chosen:
+            chosen.set_data(*line)
+        self._draw_pattern(self._pattern_image, self.pattern)
+        self._pattern_ax.set_title(f"position {rx}, {ry}", fontsize=9)
+        self._hints[0].set_text("")
+
+        if member is None:
+            self.average, title, hint = None, "", "in no cluster"
+        else:
+            size = int(member.sum())
+            self.average = self._averages.get(np.packbits(member).tobytes())
+            title = f"cluster {label}: mean of {size}"
+            hint = "" if self.average is not None else "click again to average"
+        self._average_ax.set_title(title, fontsize=9)
+        self._hints[1].set_text(hint)
+        self._draw_pattern(self._average_image, self.average)
+        for bar in self._pattern_ax.artists:
+            bar.set_visible(True)
+
+    def _draw_pattern(self, picture: Any, pattern: np.ndarray | None) -> None:
+        picture.set_visible(pattern is not None)
+        if pattern is None:
+            return
+        values = np.clip(np.asarray(pattern, dtype=np.float64), 0, None) ** self._power
+        finite = values[np.isfinite(values)]
+        low, high = np.percentile(finite, (1, 99.9)) if finite.size else (0, 1)
+        picture.set_data(values)
+        picture.set_clim(low, high if high > low else low + 1)
+
+
+def _set_quietly(slider: Slider, value: float, text: str) -> None:
+    slider.eventson = False
+    slider.set_val(value)
+    slider.eventson = True
+    slider.valtext.set_text(text)

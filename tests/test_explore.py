@@ -1,0 +1,606 @@
+"""The window that cuts trees, driven by the events that matplotlib gets from mouse and keys."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from functools import lru_cache
+from types import SimpleNamespace
+
+import dask.array as da
+import h5py
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.backend_bases import CloseEvent, KeyEvent, MouseEvent
+from py4DSTEM import DataCube
+
+from py4dstem_clustering import ClusterExplorer, simulate_scan
+from py4dstem_clustering.explore import (
+    lasting_colors,
+    level_steps,
+    member_mean,
+    outline,
+    size_steps,
+)
+from py4dstem_clustering.kernels import virtual
+from py4dstem_clustering.plotting import neighbour_pairs
+
+QUIET = {"progress_bar": False}
+SHAPE = (24, 20)
+
+
+@lru_cache
+def simulation():
+    return simulate_scan(SHAPE, (48, 44), n_grains=3, seed=1)
+
+
+@pytest.fixture
+def cube():
+    datacube = DataCube(simulation().datacube.data, name="cube")
+    datacube.calibration.set_R_pixel_size(2.5)
+    datacube.calibration.set_R_pixel_units("nm")
+    return datacube
+
+
+@lru_cache
+def tree_of(method):
+    return DataCube(simulation().datacube.data).get_cluster_tree(method=method, **QUIET)
+
+
+@pytest.fixture(params=["merge", "grow"])
+def explorer(request, cube):
+    return cube.explore_clusters(tree=tree_of(request.param), **QUIET)
+
+
+@pytest.fixture
+def merging(cube):
+    return cube.explore_clusters(tree=tree_of("merge"), **QUIET)
+
+
+def mouse(explorer, ax, x, y, name="button_press_event", button=1):
+    place = ax.transData.transform((x, y))
+    MouseEvent(name, explorer.figure.canvas, *place, button)._process()
+
+
+def click(explorer, rx, ry, ax=0, **options):
+    mouse(explorer, explorer.figure.axes[ax], ry, rx, **options)
+
+
+def press(explorer, key):
+    KeyEvent("key_press_event", explorer.figure.canvas, key)._process()
+
+
+def push(explorer, button):
+    for name in ("button_press_event", "button_release_event"):
+        mouse(explorer, button.ax, 0.5, 0.5, name)
+
+
+def same_clusters(a, b):
+    np.testing.assert_array_equal(a.labels, b.labels)
+    np.testing.assert_array_equal(a.seeds, b.seeds)
+    assert a.settings.keys() == b.settings.keys()
+    for key in ("threshold", "n_clusters", "min_size", "method", "level"):
+        assert a.settings.get(key) == b.settings.get(key), key
+
+
+def on_screen(explorer):
+    """Where the picture of the labels says that there are borders, as positions to the left."""
+    x, y = explorer.figure.axes[1].lines[0].get_data()
+    return np.nan_to_num(x), np.nan_to_num(y)
+
+
+# --- cuts ------------------------------------------------------------------------------------
+
+
+def test_it_opens_with_the_automatic_cut(explorer):
+    assert isinstance(explorer, ClusterExplorer)
+    explorer.figure.canvas.draw()
+    same_clusters(explorer.clusters, explorer.tree.cut(name="explored"))
+    assert explorer.clusters.name == "explored"
+    assert explorer.clusters.n_clusters > 1
+    assert f"{explorer.clusters.n_clusters} clusters" in explorer.figure.axes[1].get_title()
+
+
+def test_the_slider_moves_through_the_levels_of_the_tree(explorer):
+    steps = level_steps(explorer.tree)
+    assert np.isin(steps, explorer.tree.levels).all()
+    assert (np.diff(steps) > 0).all()
+    assert explorer.slider.valmax == len(steps) - 1
+    for k in (0, len(steps) // 2, len(steps) - 1):
+        explorer.slider.set_val(k)
+        same_clusters(explorer.clusters, explorer.tree.cut(float(steps[k]), name="explored"))
+        assert explorer.slider.val == k
+        assert explorer.slider.valtext.get_text() == f"{steps[k]:.4g}"
+        for drawn, wanted in zip(
+            on_screen(explorer), outline(explorer.clusters.labels), strict=True
+        ):
+            np.testing.assert_array_equal(drawn, np.nan_to_num(wanted))
+
+
+def test_outlines_are_thin_where_there_are_many(merging, cube):
+    width = merging.figure.axes[1].lines[0].get_linewidth
+    assert width() == 0.8
+    large = np.random.default_rng(0).random((200, 200)) > 0.5
+    merging.clusters = SimpleNamespace(
+        labels=large.astype(int), n_clusters=2, settings={"level": 1.0}
+    )
+    merging._grey, merging._colors = np.ones((200, 200, 1), np.float32), -np.ones_like(large, int)
+    merging._show()
+    assert width() < 0.2
+
+
+def test_the_mouse_drags_the_slider(merging):
+    steps = level_steps(merging.tree)
+    mouse(merging, merging.slider.ax, len(steps) - 3, 0.5)
+    same_clusters(merging.clusters, merging.tree.cut(float(steps[-3]), name="explored"))
+    mouse(merging, merging.slider.ax, len(steps) - 2, 0.5, "motion_notify_event")
+    same_clusters(merging.clusters, merging.tree.cut(float(steps[-2]), name="explored"))
+    mouse(merging, merging.slider.ax, 0, 0.5, "button_release_event")
+    merging.scale_radio.set_active(1)  # with fewer steps over the same width
+    ax = merging.slider.ax
+    place = ax.transAxes.transform((1, 0.5)) - (1, 0)
+    MouseEvent("button_press_event", merging.figure.canvas, *place, 1)._process()
+    assert merging.clusters.n_clusters == merging.tree.n_clusters().max()
+    assert ax.get_xlim() == (0, merging.slider.valmax)
+
+
+@pytest.mark.parametrize("min_size", [1, 5])
+def test_the_slider_moves_through_numbers_of_clusters(explorer, min_size):
+    explorer.set(min_size=min_size)
+    before = explorer.clusters
+    explorer.scale_radio.set_active(1)
+    assert explorer.clusters is before  # until the slider moves
+    counts = np.unique(explorer.tree.n_clusters(min_size=min_size))
+    cuts = [explorer.tree.cut(n_clusters=int(n), min_size=min_size) for n in counts[counts > 0]]
+    found = {cut.n_clusters for cut in cuts}
+    assert explorer.slider.valtext.get_text() == str(before.n_clusters)
+    for k, n in enumerate(sorted(found)[:8]):
+        explorer.slider.set_val(k)
+        wanted = explorer.tree.cut(n_clusters=int(n), min_size=min_size, name="explored")
+        same_clusters(explorer.clusters, wanted)
+        assert explorer.clusters.n_clusters == n
+        assert explorer.slider.valtext.get_text() == str(n)
+    explorer.scale_radio.set_active(0)
+    level = explorer.clusters.settings["level"]
+    assert explorer.slider.valtext.get_text() == f"{level:.4g}"
+
+
+def test_min_size_keeps_the_level(explorer):
+    explorer.set(n_clusters=4)
+    level = explorer.clusters.settings["level"]
+    sizes = size_steps(np.prod(SHAPE))
+    k = int(np.flatnonzero(sizes == 8)[0])
+    explorer.size_slider.set_val(k)
+    same_clusters(explorer.clusters, explorer.tree.cut(level, min_size=8, name="explored"))
+    assert explorer.size_slider.valtext.get_text() == "8"
+    explorer.set(threshold="auto", min_size=1)
+    explorer.size_slider.set_val(k)
+    same_clusters(explorer.clusters, explorer.tree.cut(min_size=8, name="explored"))
+
+
+def test_clusters_may_all_be_too_small(explorer):
+    explorer.size_slider.set_val(explorer.size_slider.valmax)
+    explorer.slider.set_val(0 if explorer.method == "merge" else explorer.slider.valmax)
+    assert explorer.clusters.n_clusters == 0
+    explorer.scale_radio.set_active(1)
+    click(explorer, 3, 4)
+    assert explorer.average is None
+    explorer.figure.canvas.draw()
+
+
+def test_keys(explorer):
+    explorer.slider.set_val(2)
+    press(explorer, "right")
+    assert explorer.slider.val == 3
+    wanted = explorer.tree.cut(float(level_steps(explorer.tree)[3]), name="explored")
+    same_clusters(explorer.clusters, wanted)
+    for _ in range(5):
+        press(explorer, "left")
+    assert explorer.slider.val == 0
+    press(explorer, "a")
+    same_clusters(explorer.clusters, explorer.tree.cut(name="explored"))
+    press(explorer, "g")  # of matplotlib: a grid, where there is an axis below the mouse
+
+
+def test_buttons(explorer, cube):
+    explorer.slider.set_val(0)
+    push(explorer, explorer.auto_button)
+    same_clusters(explorer.clusters, explorer.tree.cut(name="explored"))
+    push(explorer, explorer.keep_button)
+    same_clusters(cube.clusters, explorer.tree.cut(name="clusters"))
+    assert cube.clusters.name == "clusters"
+
+
+def test_set_takes_any_value(merging):
+    assert merging.set(threshold=0.123, min_size=3) is merging.clusters
+    same_clusters(merging.clusters, merging.tree.cut(0.123, min_size=3, name="explored"))
+    same_clusters(merging.set(n_clusters=2), merging.tree.cut(n_clusters=2, min_size=3, name="e"))
+    with pytest.raises(ValueError, match="min_size=0"):
+        merging.set(min_size=0)
+    with pytest.raises(ValueError, match="give only one"):
+        merging.set(threshold=1, n_clusters=2)
+    with pytest.raises(ValueError, match="method='ward'"):
+        merging.set(method="ward")
+
+
+def test_a_number_that_cannot_be_had_changes_nothing(cube):
+    apart = np.ones(SHAPE, dtype=bool)
+    apart[:, 10] = False
+    explorer = cube.explore_clusters(method="grow", r_mask=apart, min_size=2, **QUIET)
+    before = explorer.clusters
+    with pytest.raises(ValueError, match="n_clusters=1 cannot be had"):
+        explorer.set(n_clusters=1, min_size=1)
+    assert explorer.clusters is before
+    assert explorer.min_size == 2
+    with pytest.raises(ValueError, match="n_clusters=1 cannot be had"):
+        explorer.tree.cut(n_clusters=1)
+
+
+# --- methods ---------------------------------------------------------------------------------
+
+
+def test_the_other_tree_is_measured_when_it_is_asked_for(cube):
+    explorer = cube.explore_clusters(method="merge", sigma=1, rank=3, min_size=4, **QUIET)
+    assert list(explorer.trees) == ["merge"]
+    assert explorer.tree.settings["rank"] == 3
+    explorer.method_radio.set_active(1)
+    assert explorer.method == "grow"
+    wanted = cube.get_cluster_tree(method="grow", sigma=1, **QUIET)
+    same_clusters(explorer.clusters, wanted.cut(min_size=4, name="explored"))
+    assert explorer.slider.label.get_text() == "similarity"
+    assert explorer.slider.valmax == len(level_steps(wanted)) - 1
+    grown = explorer.tree
+    explorer.method_radio.set_active(0)
+    explorer.method_radio.set_active(1)
+    assert explorer.tree is grown
+
+
+def test_a_similarity_and_a_mask_of_the_detector_go_together(cube):
+    similarity = cube.get_similarity(sigma=1, **QUIET)
+    q_mask = np.ones(cube.Qshape, dtype=bool)
+    explorer = cube.explore_clusters(similarity=similarity, q_mask=q_mask, **QUIET)
+    explorer.set(method="grow", threshold=0.9)
+    assert explorer.clusters.similarity is similarity
+    with pytest.raises(ValueError, match="sigma cannot change a similarity"):
+        cube.explore_clusters(similarity=similarity, sigma=1, **QUIET)
+
+
+def test_a_tree_that_cannot_be_measured_leaves_the_window(merging):
+    def fail(method):
+        raise OSError("disk gone")
+
+    merging._measure = fail
+    before = merging.clusters
+    with pytest.raises(OSError, match="disk gone"):
+        merging.method_radio.set_active(1)
+    assert merging.clusters is before
+    assert merging.method_radio.value_selected == merging.method == "merge"
+    merging.slider.set_val(1)
+
+
+def test_background_stays_when_asked_for(cube):
+    explorer = cube.explore_clusters(tree=tree_of("merge"), drop_background=False, **QUIET)
+    same_clusters(explorer.clusters, explorer.tree.cut(drop_background=False, name="explored"))
+    explorer.set(method="grow")  # which knows none
+
+
+# --- patterns --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ax", [0, 1])
+def test_a_click_shows_the_pattern_and_the_average(explorer, cube, ax):
+    explorer.set(n_clusters=4, min_size=4)
+    rx, ry = explorer.clusters.members(1)[2]
+    click(explorer, rx + 0.4, ry - 0.4, ax)
+    assert explorer.position == (rx, ry)
+    np.testing.assert_array_equal(explorer.pattern, cube.data[rx, ry])
+    member = explorer.clusters.labels == 1
+    mean = cube.data[member].mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(explorer.average, mean, rtol=1e-6)
+    _, _, pattern_ax, average_ax = explorer.figure.axes[:4]
+    shown = pattern_ax.images[0].get_array()
+    np.testing.assert_allclose(shown, cube.data[rx, ry] ** 0.25, rtol=1e-6)
+    np.testing.assert_allclose(average_ax.images[0].get_array(), mean**0.25, rtol=1e-6)
+    assert pattern_ax.get_title() == f"position {rx}, {ry}"
+    assert average_ax.get_title() == f"cluster 1: mean of {member.sum()}"
+    explorer.figure.canvas.draw()
+
+
+def test_averages_are_read_on_demand(merging, monkeypatch):
+    merging.set(n_clusters=4)
+    rx, ry = merging.clusters.members(0)[0]
+    reads = []
+    monkeypatch.setattr(
+        "py4dstem_clustering.explore.member_mean",
+        lambda data, members, *rest: reads.append(len(members)) or np.ones(data.shape[2:]),
+    )
+    click(merging, rx, ry)
+    click(merging, *merging.clusters.members(0)[1])
+    assert reads == [merging.clusters.sizes[0]]
+    merging.set(threshold=0.01)  # other members: not read while the slider moves
+    assert merging.average is None
+    assert "click" in merging.figure.axes[3].texts[0].get_text()
+    assert len(reads) == 1
+    merging.set(n_clusters=4)  # known
+    assert merging.average is not None
+    assert len(reads) == 1
+
+
+def test_clicks_elsewhere_do_nothing(merging):
+    click(merging, 3, 4, ax=2)
+    click(merging, 3, 4, button=3)
+    merging.figure.canvas.widgetlock(merging)  # as zoom and pan do
+    click(merging, 3, 4)
+    assert merging.position is None
+    merging.figure.canvas.widgetlock.release(merging)
+    click(merging, 3, 4)
+    assert merging.position == (3, 4)
+    for position in ((24, 0), (0, 20), (-1, 0)):
+        with pytest.raises(ValueError, match="position"):
+            merging.pick(position)
+
+
+def test_outside_clusters_there_is_no_average(merging):
+    merging.set(min_size=60)
+    rx, ry = np.argwhere(merging.clusters.labels < 0)[0]
+    click(merging, rx, ry)
+    assert merging.average is None
+    assert merging.figure.axes[3].texts[0].get_text() == "in no cluster"
+
+
+@pytest.mark.parametrize("kind", ["numpy", "memmap", "h5py", "dask"])
+@pytest.mark.parametrize("block", [1, 2000, 10**9])
+def test_the_mean_of_members_reads_no_others(kind, block, tmp_path, monkeypatch):
+    monkeypatch.setattr("py4dstem_clustering.explore._BLOCK_BYTES", block)
+    rng = np.random.default_rng(0)
+    scan = rng.poisson(5, (9, 8, 6, 5)).astype(np.uint16)
+    members = np.array([[2, 3], [2, 5], [3, 4], [7, 3], [8, 6]])
+    if kind == "memmap":
+        np.save(tmp_path / "scan.npy", scan)
+        data = np.load(tmp_path / "scan.npy", mmap_mode="r")
+    elif kind == "h5py":
+        with h5py.File(tmp_path / "scan.h5", "w") as file:
+            file["d"] = scan
+        data = h5py.File(tmp_path / "scan.h5", "r")["d"]
+    else:
+        data = scan if kind == "numpy" else da.from_array(scan, chunks=(2, 3, -1, -1))
+    told = []
+    found = member_mean(data, members, report=told.append)
+    mean = scan[tuple(members.T)].mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(found, mean, rtol=1e-6)
+    assert sum(told) == len(members)
+    if kind == "h5py":
+        data.file.close()
+
+
+def test_members_far_apart_are_read_by_themselves():
+    class Scan:
+        dtype, shape, read = np.dtype(np.float32), (50, 40, 3, 3), 0
+
+        def __getitem__(self, key):
+            part = np.ones(self.shape, dtype=self.dtype)[key]
+            Scan.read += part.shape[0] * part.shape[1]
+            return part
+
+    member_mean(Scan(), np.array([[4, 10], [5, 12], [6, 11]]))
+    assert Scan.read == 9
+
+
+def test_missing_pixels_have_no_weight():
+    data = np.arange(2 * 2 * 3 * 3, dtype=np.float32).reshape(2, 2, 3, 3)
+    data[0, 0, 1, 1] = np.nan
+    data[:, :, 2, 2] = np.inf
+    found = member_mean(data, np.array([[0, 0], [1, 1]]))
+    data[:, :, 2, 2] = np.nan
+    wanted = np.nanmean(data[[0, 1], [0, 1]].reshape(2, 9)[:, :8], axis=0)
+    np.testing.assert_allclose(found.ravel()[:8], wanted)
+    assert np.isnan(found[2, 2])
+
+
+def test_the_average_is_that_of_the_clustered_datacube(cube):
+    x, y = np.indices(SHAPE)
+    cube.calibration.set_origin((23 + 0.1 * x, 21 - 0.05 * y))
+    explorer = cube.explore_clusters(tree=tree_of("merge"), min_size=4, **QUIET)
+    averages = cube.get_clustered_datacube(explorer.clusters, **QUIET)
+    click(explorer, *explorer.clusters.members(1)[0])
+    np.testing.assert_allclose(explorer.average, averages.data[1, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_image(cube):
+    explorer = cube.explore_clusters(tree=tree_of("merge"), **QUIET)
+    weight = virtual.scattered(virtual.sample_mean(cube.data), None)
+    image = (cube.data * weight).sum(axis=(2, 3))
+    low, high = np.percentile(image, (0.5, 99.5))
+    shown = explorer.figure.axes[0].images[0].get_array()
+    wanted = np.clip((image - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(shown, wanted, atol=1e-5)
+    given = np.full(SHAPE, np.nan)
+    given[3:] = 1
+    explorer = cube.explore_clusters(tree=tree_of("merge"), image=given > 0, **QUIET)
+    cube.explore_clusters(tree=tree_of("merge"), image=given, **QUIET).figure.canvas.draw()
+    np.testing.assert_array_equal(explorer.figure.axes[0].images[0].get_array(), given > 0)
+
+
+# --- the window ------------------------------------------------------------------------------
+
+
+def test_pyplot_stays_as_it_was(cube):
+    options = dict(plt.rcParams)
+    _, ax = plt.subplots()
+    explorer = cube.explore_clusters(tree=tree_of("merge"), **QUIET)
+    assert plt.gca() is ax
+    assert explorer.figure.number in plt.get_fignums()
+    explorer.slider.set_val(0)
+    assert plt.gca() is ax
+    assert dict(plt.rcParams) == options
+
+
+def registered(explorer):
+    """Objects that hear of events of the figure: the window, its widgets."""
+    ours = {id(explorer), *(id(widget) for widget in explorer._widgets)}
+    found = []
+    for functions in explorer.figure.canvas.callbacks.callbacks.values():
+        for reference in functions.values():
+            function = reference()
+            owner = getattr(function, "__self__", None)
+            wrapped = getattr(function, "__wrapped__", function)
+            owner = owner or getattr(wrapped, "__self__", None)
+            found += [function] if id(owner) in ours else []
+    return found
+
+
+def numbers(figure):
+    return {number for held in figure.canvas.callbacks.callbacks.values() for number in held}
+
+
+@pytest.mark.parametrize("how", ["disconnect", "close"])
+def test_nothing_listens_after_the_end(merging, how):
+    figure = merging.figure
+    assert len(registered(merging)) > 10
+    # Keys come to the window, which hands on what it has no use for.
+    assert figure.canvas.manager.key_press_handler_id not in numbers(figure)
+    if how == "close":
+        CloseEvent("close_event", figure.canvas)._process()
+    else:
+        merging.disconnect()
+    assert registered(merging) == []
+    merging.disconnect()  # a second time does nothing
+    before = merging.clusters
+    press(merging, "left")
+    press(merging, "a")
+    click(merging, 3, 4)
+    mouse(merging, merging.slider.ax, 0, 0.5)
+    assert merging.clusters is before
+    assert merging.position is None
+    assert merging.keep("later").n_clusters == before.n_clusters
+    assert figure.canvas.manager.key_press_handler_id in numbers(figure)
+
+
+def test_the_figure_keeps_the_window_and_goes_with_it(cube):
+    explorer = cube.explore_clusters(tree=tree_of("merge"), **QUIET)
+    seen, number = weakref.ref(explorer), explorer.figure.number
+    del explorer
+    gc.collect()
+    assert seen() is not None
+    seen().slider.set_val(0)
+    plt.close(number)
+    gc.collect()
+    assert seen() is None
+
+
+def test_keep_and_names(merging, cube):
+    merging.set(n_clusters=2)
+    kept = merging.keep("by_hand")
+    assert kept.name == kept.settings["name"] == "by_hand"
+    same_clusters(cube.get_clusters("by_hand"), merging.clusters)
+    assert merging.clusters.name == "explored"
+    cube.get_similarity(**QUIET)
+    with pytest.raises(ValueError, match="name='similarity' is taken"):
+        merging.keep("similarity")
+    with pytest.raises(ValueError, match="cannot be stored"):
+        merging.keep("a/b")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"method": "ward"}, ValueError, "method='ward'"),
+        ({"image": np.zeros((3, 4))}, ValueError, "shape of the scan"),
+        ({"image": np.zeros(SHAPE, complex)}, ValueError, "real numbers"),
+        ({"min_size": 0}, ValueError, "min_size=0"),
+        ({"min_size": 2.5}, TypeError, "min_size=2.5"),
+        ({"drop_background": 1}, TypeError, "drop_background=1"),
+        ({"tree": "cluster_tree"}, TypeError, "ClusterTree.from_node"),
+        ({"rank": 99}, ValueError, "rank=99"),
+        ({"sigma": -1}, ValueError, "sigma=-1"),
+        ({"subtract_mean": 1}, TypeError, "subtract_mean=1"),
+        ({"similarity": np.zeros((3, 4, 8))}, ValueError, "similarity"),
+        ({"q_mask": np.zeros((3, 4), bool)}, ValueError, "q_mask"),
+        ({"r_mask": "none"}, ValueError, "r_mask='none'"),
+        ({"power": 0}, ValueError, "power=0"),
+        ({"n_jobs": 0}, ValueError, "n_jobs=0"),
+        ({"max_memory": "1 kB"}, ValueError, "max_memory='1 kB'"),
+        ({"progress_bar": 1}, TypeError, "progress_bar=1"),
+    ],
+)
+def test_errors_come_before_any_work(cube, monkeypatch, options, error, message):
+    def work(*args, **options):
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr("py4dstem_clustering.datacube._measure_tree", work)
+    monkeypatch.setattr("py4dstem_clustering.datacube.sample_mean", work)
+    with pytest.raises(error, match=message):
+        cube.explore_clusters(**{**QUIET, **options})
+    assert plt.get_fignums() == []
+
+
+def test_a_tree_of_another_scan(cube):
+    other = DataCube(cube.data[:10])
+    with pytest.raises(ValueError, match="does not fit"):
+        other.explore_clusters(tree=tree_of("merge"), **QUIET)
+
+
+# --- pieces ----------------------------------------------------------------------------------
+
+
+def test_outlines_lie_between_labels():
+    labels = np.array([[0, 0, 1], [0, -1, 1]])
+    x, y = outline(labels)
+    edges = set()
+    for x0, x1, y0, y1 in zip(x[::3], x[1::3], y[::3], y[1::3], strict=True):
+        if x0 == x1:
+            edges |= {("upright", x0, k + 0.5) for k in np.arange(y0, y1)}
+        else:
+            edges |= {("level", k + 0.5, y0) for k in np.arange(x0, x1)}
+    padded = np.pad(labels, 1, constant_values=-1)
+    wanted = set()
+    for i, j in np.ndindex(3, 4):
+        if i > 0 and padded[i, j] != padded[i, j + 1]:
+            wanted.add(("upright", j - 0.5, float(i - 1)))
+    for i, j in np.ndindex(3, 5):
+        if padded[i, j] != padded[i + 1, j]:
+            wanted.add(("level", float(j - 1), i - 0.5))
+    assert edges == wanted
+    assert np.isnan(x[2::3]).all()
+
+
+def consecutive(labels):
+    values, labels = np.unique(labels, return_inverse=True)
+    return labels.reshape(60, 50), len(values)
+
+
+def test_colors_last_and_neighbours_differ():
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.permutation(60).reshape(6, 10), np.ones((4, 5), int))
+    before = lasting_colors(labels, 60, np.full(labels.shape, -1))
+    joined = np.where(labels == 7, 11, labels)
+    joined = np.unique(joined, return_inverse=True)[1].reshape(labels.shape)
+    after = lasting_colors(joined, 59, before[labels])
+    pairs = neighbour_pairs(joined)
+    assert (after[pairs[:, 0]] != after[pairs[:, 1]]).all()
+    changed = before[labels] != after[joined]
+    assert changed.mean() < 0.1
+    many = np.arange(60 * 50).reshape(60, 50)
+    many[:10, :40] = 0
+    found = lasting_colors(*consecutive(many), np.full(many.shape, -1))
+    assert set(found) == set(range(7))
+    odd = np.full((3, 4), -1)
+    assert lasting_colors(odd, 0, odd).size == 0
+
+
+def test_steps_of_large_trees_are_few(monkeypatch):
+    tree = tree_of("merge")
+    monkeypatch.setattr("py4dstem_clustering.explore._WHOLE", 1)
+    steps = level_steps(tree)
+    assert 1.0 in steps
+    assert np.isin(tree.levels[tree.levels > 1], steps).all()
+    assert len(steps) < len(tree.levels)
+    assert steps[-1] == tree.levels[-1]
+    assert steps[0] == tree.levels[0]
+    grown = level_steps(tree_of("grow"))
+    assert {grown[0], grown[-1]} == {tree_of("grow").levels[-1], tree_of("grow").levels[0]}
+    sizes = size_steps(65536)
+    assert set(range(1, 11)) <= set(sizes)
+    assert (np.diff(sizes) > 0).all()
+    assert list(size_steps(2)) == [1, 2]
