@@ -506,16 +506,23 @@ def _print_table(clusters: Any, truth: np.ndarray) -> None:
 # --- benchmark -------------------------------------------------------------------------------
 
 
-def _segmentation(options: argparse.Namespace) -> None:
-    from . import benchmark
+def _scans_of(options: argparse.Namespace, benchmark: Any) -> tuple[range, Any, Path]:
+    """Seeds, doses and folder of a benchmark on simulated scans."""
+    from .benchmark import check_seeds
 
-    seeds = benchmark.check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
-    methods = benchmark.check_methods(options.methods or benchmark.METHODS)
-    methods, notes = benchmark.without_missing(methods)
+    seeds = check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
     doses = options.electrons or benchmark.ELECTRONS
     for electrons in doses:
         check_number("--electrons", electrons, 1, 1e9)
-    folder = _make_folder(options.out)
+    return seeds, doses, _make_folder(options.out)
+
+
+def _segmentation(options: argparse.Namespace) -> None:
+    from . import benchmark
+
+    methods = benchmark.check_methods(options.methods or benchmark.METHODS)
+    methods, notes = benchmark.without_missing(methods)
+    seeds, doses, folder = _scans_of(options, benchmark)
     start = time.perf_counter()
     print("\n".join([*notes, f"{len(seeds)} scans at each dose, seeds {seeds[0]} to {seeds[-1]}"]))
     results = benchmark.run_benchmark(
@@ -536,13 +543,9 @@ def _segmentation(options: argparse.Namespace) -> None:
 
 def _orientation(options: argparse.Namespace) -> None:
     from . import benchmark_orientation as benchmark
-    from .benchmark import check_seeds, write_csv
+    from .benchmark import write_csv
 
-    seeds = check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
-    doses = options.electrons or benchmark.ELECTRONS
-    for electrons in doses:
-        check_number("--electrons", electrons, 1, 1e9)
-    folder = _make_folder(options.out)
+    seeds, doses, folder = _scans_of(options, benchmark)
     start = time.perf_counter()
     print(f"{len(seeds)} scans at each dose, seeds {seeds[0]} to {seeds[-1]}")
     rows = benchmark.run_benchmark(
@@ -565,13 +568,9 @@ def _orientation(options: argparse.Namespace) -> None:
 
 def _benchmark_series(options: argparse.Namespace) -> None:
     from . import benchmark_series as benchmark
-    from .benchmark import check_seeds, write_csv
+    from .benchmark import write_csv
 
-    seeds = check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
-    doses = options.electrons or benchmark.ELECTRONS
-    for electrons in doses:
-        check_number("--electrons", electrons, 1, 1e9)
-    folder = _make_folder(options.out)
+    seeds, doses, folder = _scans_of(options, benchmark)
     start = time.perf_counter()
     print(f"{len(seeds)} series at each dose, seeds {seeds[0]} to {seeds[-1]}")
     series, particles = benchmark.run_benchmark(
