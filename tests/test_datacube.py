@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+import threading
 from datetime import datetime
 
 import dask.array as da
@@ -797,3 +798,29 @@ def test_a_compressed_file(cube, tmp_path, compression):
         cube.filter_correlative(**FILTER, compression=compression)
     with pytest.raises(ValueError, match="compression='zip' must be None or one of"):
         cube.filter_correlative(**FILTER, out=tmp_path / "y.h5", compression="zip")
+
+
+def test_threads_may_share_a_datacube():
+    cube = simulate_scan((16, 14), (32, 30), n_grains=2, seed=1).datacube
+    labels = cube.cluster(**QUIET).labels
+    similarity = cube.get_similarity(**QUIET).data
+    wrong = []
+
+    def work(k):
+        try:
+            for i in range(3):
+                found = cube.cluster(name=f"clusters_{k}_{i}", **QUIET)
+                np.testing.assert_array_equal(found.labels, labels)
+                again = cube.get_similarity(name=f"similarity_{k}_{i}", **QUIET)
+                np.testing.assert_array_equal(again.data, similarity)
+                cube.get_clustered_datacube(found, **QUIET)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(cube.treekeys) == 2 + 3 * 3 * 2
