@@ -420,7 +420,7 @@ class ClusterTree:
         step = emd.scan_step(node)
         method = settings.get("method")
         if not isinstance(method, str) or method not in ("grow", "merge"):
-            raise emd.damaged(node, f"its method {method!r:.60} must be 'grow' or 'merge'")
+            raise emd.damaged(node, f"its method {emd.short(method)} must be 'grow' or 'merge'")
         _check_arrays(node, method, arrays)
         made = emd.read_settings(node, "similarity_settings")
         try:

@@ -23,8 +23,8 @@ from .strain import calculate_strain
 KIND = "clusters"
 
 NOTED = (
-    "gain", "offset", "noise", "level", "lag", "lag_axis", "n_background", "edits", "source",
-    "fingerprint", "shape", "created", "seconds", "py4dstem_clustering_version", "py4DSTEM_version",
+    "gain", "offset", "noise", "level", "lag", "lag_axis", "n_background", "edits",
+    *emd.PROVENANCE,
 )  # fmt: skip
 """Settings of clusters that are no options of `cluster`: what was found, and where it is from."""
 

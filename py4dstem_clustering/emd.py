@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
 from datetime import datetime, timezone
+from functools import lru_cache
 from numbers import Real
 from pathlib import Path, PureWindowsPath
 from threading import Event
@@ -41,8 +42,18 @@ _MAX_DEPTH = 24
 # Deflate, which packs more than LZ4 and lzf, makes no more than so many bytes of one.
 _MAX_PACKED = 1032
 
+# Larger files are not looked through for damage: that would take as long as reading them.
+_MAX_SCANNED = 2**30
+
 # Blocks are compressed and written in pieces of about so many bytes, so that Ctrl-C need not wait.
 _PIECE_BYTES = 4 * 2**20
+
+
+PROVENANCE = (
+    "source", "fingerprint", "shape", "created", "seconds", "py4dstem_clustering_version",
+    "py4DSTEM_version",
+)  # fmt: skip
+"""What every result notes of where it is from."""
 
 
 # --- settings --------------------------------------------------------------------------------
@@ -113,7 +124,7 @@ def read_settings(node: emdfile.Node, name: str = "settings") -> Settings:
     params = {} if metadata is None else metadata._params
     for key, value in params.items():
         if not _is_plain(value):
-            raise damaged(node, f"its {name} hold a {type(value).__name__} for {_short(key)}")
+            raise damaged(node, f"its {name} hold a {type(value).__name__} for {short(key)}")
     return Settings(params)
 
 
@@ -165,12 +176,12 @@ def check_kind(node: Any, kind: str, what: str, remedy: str) -> None:
     """
     if kind_of(node) != kind:
         name = getattr(node, "name", node)
-        raise ValueError(f"{_short(name)} holds no {what} of {TAG}; make {remedy}")
+        raise ValueError(f"{short(name)} holds no {what} of {TAG}; make {remedy}")
     tagged = _tagged(node)
     # Arrays and numbers of other types are damage too.
     found = tagged.get("format")
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise damaged(node, f"its format is {_short(found)} and must be a whole number from 1")
+        raise damaged(node, f"its format is {short(found)} and must be a whole number from 1")
     if found > FORMAT:
         made_by = tagged.get("version")
         if not isinstance(made_by, str):
@@ -178,18 +189,18 @@ def check_kind(node: Any, kind: str, what: str, remedy: str) -> None:
             made_by = getattr(settings, "_params", {}).get(f"{TAG}_version")
         by = f", made by {TAG} {made_by:.20}" if isinstance(made_by, str) else ""
         raise ValueError(
-            f"{_short(node.name)} holds {what} in format {found}{by}; {TAG} {__version__} reads "
+            f"{short(node.name)} holds {what} in format {found}{by}; {TAG} {__version__} reads "
             f"formats up to {FORMAT}, update it (pip install --upgrade py4dstem-clustering)"
         )
 
 
 def damaged(node: Any, text: str) -> ValueError:
     """The error for a node of ours that is not what `to_node` makes."""
-    name = _short(getattr(node, "name", node))
+    name = short(getattr(node, "name", node))
     return ValueError(f"{name} is damaged: {text}; copy its file again, or make it anew")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """What a file holds, for an error: one line that is not long."""
     text = repr(value) if isinstance(value, (str, int, float)) else str(value)
     text = " ".join(text.split())
@@ -234,7 +245,7 @@ def check_array(
     return value
 
 
-_KINDS = {"b": "True and False", "iu": "whole numbers", "f": "floating point"}
+_KINDS = {"b": "True and False", "iu": "whole numbers", "f": "floating point", "biuf": "numbers"}
 
 
 def children(parent: emdfile.Node, kind: str) -> dict[str, emdfile.Node]:
@@ -247,7 +258,7 @@ def children(parent: emdfile.Node, kind: str) -> dict[str, emdfile.Node]:
 def _sequence(node: emdfile.Node) -> int:
     number = _tagged(node).get("sequence", 0)
     if isinstance(number, bool) or not isinstance(number, int):
-        raise damaged(node, f"its place among others is {_short(number)}, and no whole number")
+        raise damaged(node, f"its place among others is {short(number)}, and no whole number")
     return number
 
 
@@ -302,9 +313,9 @@ def step_of(node: emdfile.Node, calibration: Any) -> tuple[float, str]:
         raise damaged(node, f"its calibration is a {type(calibration).__name__}")
     size, unit = calibration.get_R_pixel_size(), calibration.get_R_pixel_units()
     if isinstance(size, bool) or not isinstance(size, Real) or not np.isfinite(size):
-        raise damaged(node, f"its calibration has the pixel size {_short(size)}, and no number")
+        raise damaged(node, f"its calibration has the pixel size {short(size)}, and no number")
     if not isinstance(unit, str):
-        raise damaged(node, f"its calibration has the unit {_short(unit)}, and no text")
+        raise damaged(node, f"its calibration has the unit {short(unit)}, and no text")
     return float(size), unit
 
 
@@ -576,6 +587,9 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     with naming(path):
         if not path.is_file():
             raise OSError(f"{path} is not a file; check the path")
+        state = path.stat()
+        if state.st_size <= _MAX_SCANNED:
+            _check_heaps(path, state.st_size, state.st_mtime_ns)
         try:
             file = h5py.File(path, "r")
         except Exception as error:
@@ -586,6 +600,49 @@ def open_file(path: Path) -> Iterator[h5py.File]:
             raise OSError(f"{path} {what} ({_reason(error)}); copy it again") from error
         with file:
             yield file
+
+
+@lru_cache(maxsize=1024)
+def _check_heaps(path: Path, size: int, changed: int) -> None:
+    """No heap of texts in which HDF5 looks without end for the next one (2.0).
+
+    That nobody could stop, not even with Ctrl-C. Where a disk lost a block, zeros are in its place.
+    """
+    overlap = 8
+    with path.open("rb") as file:
+        start, tail = 0, b""
+        while piece := file.read(_PIECE_BYTES):
+            piece = tail + piece
+            at = piece.find(_HEAP)
+            while at >= 0:
+                file.seek(start + at)
+                _check_heap(file, start + at, size)
+                at = piece.find(_HEAP, at + 1)
+            tail = piece[-overlap:]
+            start += len(piece) - len(tail)
+            file.seek(start + len(tail))
+
+
+_HEAP = b"GCOL\x01\0\0\0"
+
+
+def _check_heap(file: Any, at: int, file_size: int) -> None:
+    """Objects of a heap, one after the other, each of some size, up to its end."""
+    size = int.from_bytes(file.read(16)[8:], "little")
+    if not 16 < size <= file_size - at:
+        return  # HDF5 sees that
+    heap = file.read(size - 16)
+    place = 0
+    while place + 16 <= len(heap):
+        number = int.from_bytes(heap[place : place + 2], "little")
+        n_bytes = int.from_bytes(heap[place + 8 : place + 16], "little")
+        step = n_bytes if number == 0 else 16 + -(-n_bytes // 8) * 8
+        if not 0 < step <= len(heap) - place:
+            raise OSError(
+                f"{file.name} is damaged: the texts from byte {at} on are no list; copy it again, "
+                "or make it anew"
+            )
+        place += step
 
 
 @contextmanager
@@ -685,26 +742,26 @@ def _member(group: Any, key: str, beside: bool = False) -> Any:
         return None
     if isinstance(link, h5py.HardLink):
         return group[key]
-    where = f"{group.name.rstrip('/')}/{_short(key)[1:-1]} is a link to"
+    where = f"{group.name.rstrip('/')}/{short(key)[1:-1]} is a link to"
     if isinstance(link, h5py.ExternalLink):
         name = PureWindowsPath(link.filename)  # a detector may run Windows
         inside = not (name.drive or name.root or ".." in name.parts)
         if beside and group.name == _CHUNKS and inside:
             return None
         raise OSError(
-            f"{where} {_short(link.filename)}, another file, which is not followed; copy what it "
+            f"{where} {short(link.filename)}, another file, which is not followed; copy what it "
             "means into the file (h5copy)"
         )
     if beside:
         return None
     raise OSError(
-        f"{where} {_short(link.path)}, which is not followed: files of py4DSTEM have none; copy "
+        f"{where} {short(link.path)}, which is not followed: files of py4DSTEM have none; copy "
         "what it means (h5copy)"
     )
 
 
 def _complain(item: Any, text: str) -> str:
-    return f"{_short(item.name)[1:-1]} {text}; copy the file again, or make it anew"
+    return f"{short(item.name)[1:-1]} {text}; copy the file again, or make it anew"
 
 
 # What emdfile reads of the attributes.
@@ -724,7 +781,7 @@ def _check_attributes(item: Any) -> None:
     if not isinstance(item, h5py.Dataset) and "python_class" in item.attrs:
         found = item.attrs["python_class"]
         if found not in _CLASSES:
-            raise OSError(_complain(item, f"is of class {_short(found)} and not of py4DSTEM's"))
+            raise OSError(_complain(item, f"is of class {short(found)} and not of py4DSTEM's"))
 
 
 def _check_dataset(item: h5py.Dataset, file_size: int, plain: bool) -> float:
@@ -745,7 +802,7 @@ def _check_dataset(item: h5py.Dataset, file_size: int, plain: bool) -> float:
     if plain and not (
         dtype.kind in "buifcSU" or (item.ndim == 0 and h5py.check_string_dtype(dtype) is not None)
     ):
-        raise OSError(_complain(item, f"of type {_short(dtype)} is neither numbers nor a text"))
+        raise OSError(_complain(item, f"of type {short(dtype)} is neither numbers nor a text"))
     n_bytes = item.size * item.id.get_type().get_size()
     if not n_bytes:
         return 0.0
@@ -767,7 +824,7 @@ def _check_dataset(item: h5py.Dataset, file_size: int, plain: bool) -> float:
         raise OSError(
             _complain(
                 item,
-                f"declares {n_bytes} bytes (shape {_short(item.shape)}, {_short(dtype)}) and "
+                f"declares {n_bytes} bytes (shape {short(item.shape)}, {short(dtype)}) and "
                 f"{stored} are stored in the {file_size} of the file",
             )
         )
@@ -779,7 +836,7 @@ def _check_filters(item: h5py.Dataset) -> None:
     for i in range(plist.get_nfilters()):
         code, _, _, name = plist.get_filter(i)
         if not h5py.h5z.filter_avail(code):
-            text = _short(name.decode(errors="replace"))
+            text = short(name.decode(errors="replace"))
             raise OSError(
                 f"{item.name} is compressed by the HDF5 filter {code} ({text}), which is not "
                 "installed; pip install hdf5plugin, and import it"

@@ -73,7 +73,7 @@ class Similarity:
             )
         data.flags.writeable = False
         object.__setattr__(self, "data", data)
-        object.__setattr__(self, "settings", emd.Settings(self.settings))
+        object.__setattr__(self, "settings", emd.Settings(self.settings, emd.PROVENANCE))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Made anew on unpickling, so that the array is read-only again.

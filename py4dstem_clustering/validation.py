@@ -168,8 +168,8 @@ def cross_validate_orientation(
     grow : mapping, optional
         Options of `cluster`, for growth, instead of the paper's threshold of 0.9, r_mask "triangle"
         and min_size 10. Give a `q_mask` without the direct beam: else everything is alike, and
-        there are no grains to match. Sizes count positions of one half. A boolean `r_mask` here is a map of the
-        whole scan.
+        there are no grains to match. Sizes count positions of one half. A boolean `r_mask` here is
+        a map of the whole scan.
     merge : mapping, optional
         Options of `cluster`, for merging.
     match : mapping, optional

@@ -575,7 +575,7 @@ def uncalibrated(origin=True, units="A^-1"):
 @pytest.mark.parametrize(
     ("bragg", "error", "match"),
     [
-        (uncalibrated(origin=False), ValueError, r"not calibrated; set the origin \(datacube"),
+        (uncalibrated(origin=False), ValueError, r"not calibrated; set the origin \(calibration"),
         (uncalibrated(units=None), ValueError, r"not calibrated; set the pixel size"),
         (uncalibrated(False, None), ValueError, "set the origin .* and the pixel size .* first"),
         (BraggVectors((4, 3), (5, 5)), ValueError, r"of shape \(4, 3\) must have shape \(3, 4\)"),
