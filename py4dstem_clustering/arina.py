@@ -104,8 +104,11 @@ def _open(path: Path) -> Iterator[h5py.File]:
         else:
             what = f"is no HDF5 file ({error}); give a *_master.h5 file, or another HDF5 file"
         raise OSError(f"{path} {what}") from error
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+    except (KeyError, RuntimeError) as error:  # h5py, where a group is damaged (3.16)
+        raise OSError(f"{path} is damaged ({error}); copy it again") from error
 
 
 def _walk(file: h5py.File, path: str, hops: int = 8) -> Any:

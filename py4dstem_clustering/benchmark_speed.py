@@ -227,7 +227,7 @@ import sys, warnings, io
 warnings.simplefilter("ignore")
 import numpy as np
 import kikuchipy as kp
-signal = kp.signals.EBSD(np.load(sys.argv[1]))
+signal = kp.signals.EBSD(np.load(sys.argv[1], allow_pickle=False))
 window = kp.filters.Window("rectangular", shape=(3, 3))
 answer, sys.stdout = sys.stdout, io.StringIO()
 for line in sys.stdin:

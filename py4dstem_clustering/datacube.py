@@ -1190,7 +1190,7 @@ def get_clusters(self, name: str | None = None) -> Clusters:
     """
     nodes = emd.children(self, _clusters.KIND)
     if not nodes:
-        raise ValueError(f"{self.name!r} has no clusters; make some with datacube.cluster()")
+        raise ValueError(_no_clusters(self))
     if name is None:
         return Clusters.from_node(list(nodes.values())[-1])
     if name not in nodes:
@@ -1198,13 +1198,16 @@ def get_clusters(self, name: str | None = None) -> Clusters:
     return Clusters.from_node(nodes[name])
 
 
+def _no_clusters(datacube: DataCube) -> str:
+    return f"{datacube.name!r} has no clusters; make some with datacube.cluster()"
+
+
 def clusters(self) -> Clusters:
     """The newest clustering in the tree, also after reading a file; see `get_clusters`."""
-    try:
+    if emd.children(self, _clusters.KIND):
         return get_clusters(self)
-    except ValueError as error:
-        # AttributeError, so that hasattr(datacube, "clusters") tells whether there are any.
-        raise AttributeError(str(error)) from None
+    # AttributeError, so that hasattr(datacube, "clusters") tells whether there are any.
+    raise AttributeError(_no_clusters(self))
 
 
 _ATTRIBUTES = {
