@@ -46,7 +46,7 @@ def averaging_core(
     n_clusters = int(labels.max()) + 1
     detector = data.shape[2:]
     pixels = int(np.prod(detector))
-    tile = min(at_once(_TILE, pixels), _EXACT)
+    tile = min(at_once(_TILE, pixels), _EXACT, labels.shape[1])
     total = np.zeros((n_clusters, pixels))
     sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
     missing: dict[int, np.ndarray] = {}
