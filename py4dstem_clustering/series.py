@@ -147,6 +147,17 @@ def read_info(path: Path, frames: list[int]) -> dict[int, FrameInfo]:
     return found
 
 
+def read_infos(places: Mapping[int, Path]) -> dict[int, FrameInfo]:
+    """What is known of frames, each in the file that holds it; every file is opened once."""
+    by_file: dict[Path, list[int]] = {}
+    for frame, place in places.items():
+        by_file.setdefault(place, []).append(frame)
+    found = {}
+    for place, frames in by_file.items():
+        found |= read_info(place, frames)
+    return found
+
+
 _KINDS = {"frame": int, "size": int, "time": float, "n_clusters": int}
 
 
@@ -481,12 +492,7 @@ def open_series(path: str | PathLike) -> ClusterSeries:
     if not places:
         raise ValueError(_no_series(path))
     root = _root_of(path if path.is_file() else next(iter(places.values())))
-    by_file: dict[Path, list[int]] = {}
-    for frame, place in places.items():
-        by_file.setdefault(place, []).append(frame)
-    infos = {}
-    for place, frames in by_file.items():
-        infos |= read_info(place, frames)
+    infos = read_infos(places)
     options = emd.read_settings(root)
     if not isinstance(options.get("time_units"), str):
         raise ValueError(f"{_no_series(path)} (its options are damaged: they hold no time_units)")

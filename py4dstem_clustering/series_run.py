@@ -56,7 +56,7 @@ from .series import (
     journal_of,
     measure_drift,
     open_series,
-    read_info,
+    read_infos,
     read_options,
     save_frame,
 )
@@ -492,7 +492,8 @@ def cluster_series(
                 file.unlink()
         seen: dict[int, float] = {}
         started: list[int] = []
-        to_do = _frames_to_do(frames, load, times, _read_done(path), seen, started)
+        done = read_infos(frame_files(path))
+        to_do = _frames_to_do(frames, load, times, done, seen, started)
         what = Options(
             filtering, options, averaging, image_mask, n_jobs, max_memory, str(folder.resolve())
         )
@@ -703,16 +704,6 @@ def _only_one(folder: Path, path: Path) -> Iterator[None]:
         except OSError:  # some file servers know no locks
             pass
         yield  # the lock goes with the process, however that ends
-
-
-def _read_done(path: Path) -> dict[int, FrameInfo]:
-    by_file: dict[Path, list[int]] = {}
-    for frame, place in frame_files(path).items():
-        by_file.setdefault(place, []).append(frame)
-    done = {}
-    for place, numbers in by_file.items():
-        done |= read_info(place, numbers)
-    return done
 
 
 def _finish(path: Path, settings: dict[str, Any], times: Mapping[int, float], drift: Any) -> None:
