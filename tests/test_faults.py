@@ -35,19 +35,25 @@ def start(code, *arguments):
     )
 
 
-# A scan without end, for all that matters here.
+# A scan without end, for all that matters here: its last row is not to be had before two seconds
+# have passed, however quick the machine.
 ENDLESS = """
-import os, sys, threading
+import os, sys, threading, time
 import numpy as np, py4DSTEM, py4dstem_clustering as pc
 from py4dstem_clustering import datacube as module, mixture
 
 class Endless:
     shape, dtype, ndim = (4000, 24, 64, 60), np.dtype("uint16"), 4
     rows = np.random.default_rng(0).poisson(2, (8, *shape[1:])).astype("uint16")
+    begin = 0.0
     def __getitem__(self, key):
         if isinstance(key, tuple):
             return self.rows[key[0] % 8, key[1]]
-        return np.resize(self.rows, (len(range(*key.indices(4000))), *self.shape[1:]))
+        rows = range(*key.indices(4000))
+        if rows.start == 0:
+            self.begin = time.monotonic()
+        time.sleep(max(0, self.begin + rows.stop * 0.0005 - time.monotonic()))
+        return np.resize(self.rows, (len(rows), *self.shape[1:]))
 
 def told(total, what, progress_bar, unit="rows"):
     import contextlib
@@ -122,6 +128,7 @@ def test_ctrl_c_stops_soon_and_leaves_nothing(tmp_path):
         _, errors = process.communicate(timeout=20)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 0, errors
     # Asked for is a second; measured 0.01 to 0.3. More only where something else keeps the cores.
     assert max(seconds.values()) < 5, seconds
