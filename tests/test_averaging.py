@@ -35,11 +35,27 @@ def test_as_many_numbers_as_are_added_in_float32_are_exact():
     assert averaging._EXACT * -np.iinfo(np.int16).min <= 2**24
 
 
-def test_a_sum_keeps_float64_and_what_is_missing():
-    x = np.array([[1e8, 1, np.nan], [1, 1, 2], [-1e8, 1, 3]], np.float32)
-    total = averaging._sum(x, np.empty((5, 3)))
-    assert total.dtype == np.float64
-    np.testing.assert_array_equal(total, [1, 3, np.nan])
+def test_sums_of_floats_keep_float64_and_leave_out_what_is_missing():
+    x = np.array([[1e8, 1, np.nan], [1, 1, 2], [-1e8, 1, 4]], np.float32)
+    found = run(x.reshape(1, 3, 1, 3), np.zeros((1, 3), int))
+    np.testing.assert_array_equal(found, np.float32([[[1 / 3, 1, 3]]]))
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_groups_hold_every_member_once_in_order(by_row):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(rng.integers(-1, 4, (7, 12)), 3, axis=1)[:, 1:-1]
+    labels[3] = 2  # longer than a group
+    groups = averaging._members_by_label(labels, 8, by_row)
+    assert sorted(groups) == [0, 1, 2, 3]
+    for label, of_label in groups.items():
+        members = []
+        for group in of_label:
+            places = [(i, j) for i, run in group for j in range(run.start, run.stop)]
+            assert 0 < len(places) <= 8
+            assert not by_row or len({i for i, _ in places}) == 1
+            members += places
+        assert members == list(zip(*np.nonzero(labels == label), strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["u2", "u4", "f4", "f8"])
@@ -55,5 +71,5 @@ def test_memory_is_what_was_announced(monkeypatch, dtype, moved):
     out = run(data, labels, shifts=shifts)
     peak = tracemalloc.get_traced_memory()[1] - out.nbytes
     tracemalloc.stop()
-    need = averaging_need(data, 3, moved, 2)
+    need = averaging_need(data, 3, 2)
     assert peak <= need.fixed + 5 * need.row

@@ -56,24 +56,6 @@ def test_folded_patterns_correlate_as_they_are(detector, kind):
     np.testing.assert_allclose(unit @ unit.T, exact @ exact.T, atol=1e-5)
 
 
-@pytest.mark.parametrize("has_sgemm", [True, False])
-def test_products_of_stacks(monkeypatch, has_sgemm):
-    if not has_sgemm:
-        monkeypatch.setattr(blas, "_sgemm", None)
-    rng = np.random.default_rng(0)
-    a = rng.random((5, 3, 9), dtype=np.float32)[:, :, :7]
-    b = rng.random((5, 9, 11), dtype=np.float32)[:, 1:8, 2:]
-    for x, y in ((a, b), (a[0], b), (a, b[1]), (a[:, :1], b), (a[..., :1], b[:, :1])):
-        wide = np.ones((7, x.shape[-2], 12), np.float32)
-        out = wide[1:6, :, 2:11]
-        assert blas.matmul_each(x, y, out=out) is out
-        np.testing.assert_allclose(out, x @ y, rtol=1e-6)
-        blas.matmul_each(x, y, out=out, add=True)
-        np.testing.assert_allclose(out, 2 * (x @ y), rtol=1e-6)
-        out[:] = 1
-        assert (wide == 1).all()
-
-
 @pytest.mark.parametrize("scan", [(3, 2), (14, 3), (9, 21)])
 @pytest.mark.parametrize("missing", [False, True])
 def test_the_published_footprint_equals_loop(scan, missing):

@@ -83,11 +83,29 @@ def tiny_blocks(monkeypatch):
 
 @pytest.fixture(params=["scipy", "numpy"])
 def either_blas(request, monkeypatch):
-    """The BLAS of scipy, and what takes its place where it cannot be called."""
-    if request.param == "numpy":
-        monkeypatch.setattr(blas, "_sgemm", None)
-    else:
+    """The BLAS of scipy, which stands in for NumPy's where that is slow, and NumPy's."""
+    monkeypatch.setattr(blas, "_sgemm", None)
+    if request.param == "scipy":
+        monkeypatch.setattr(blas, "_sgemm", blas._scipy_sgemm())
         assert blas._sgemm is not None
+
+
+def test_scipys_blas_is_taken_where_numpys_does_not_know_the_processor(monkeypatch):
+    def says(*pools):
+        found = [{"filepath": f"/x/{a}.libs/lib.so", "architecture": b} for a, b in pools]
+        monkeypatch.setattr(blas, "threadpool_info", lambda: found)
+        return blas._numpy_is_slow()
+
+    assert says(("numpy", "Prescott"), ("scipy", "SkylakeX"))
+    assert not says(("numpy", "Haswell"), ("scipy", "SkylakeX"))
+    assert not says(("numpy", "Prescott"), ("scipy", "Prescott"))
+    assert not says(("numpy", "Prescott"))
+    # One for both, as conda has it; MKL, which names no architecture; Accelerate, which is unseen.
+    assert not says(("lib", "Prescott"))
+    monkeypatch.setattr(blas, "threadpool_info", lambda: [{"filepath": "/x/lib/mkl.so"}])
+    assert not blas._numpy_is_slow()
+    monkeypatch.setattr(blas, "threadpool_info", list)
+    assert not blas._numpy_is_slow()
 
 
 @pytest.mark.usefixtures("either_blas")
@@ -100,9 +118,25 @@ def test_matmul_equals_numpy_for_every_layout(seed):
         for right in (b, b[:, 1:-1], b[:, :1], np.asfortranarray(b), b[:, ::2], b[::-1]):
             expected = left.astype(float) @ right
             np.testing.assert_allclose(blas.matmul(left, right), expected, rtol=1e-5)
-            total = np.full(expected.shape, 2, np.float32)
-            assert blas.matmul(left, right, add_to=total) is total
-            np.testing.assert_allclose(total, 2 + expected, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("either_blas")
+def test_matmul_of_stacks():
+    rng = np.random.default_rng(0)
+    a = rng.random((5, 3, 9), dtype=np.float32)[:, :, :7]
+    b = rng.random((5, 9, 11), dtype=np.float32)[:, 1:8, 2:]
+    turned = np.ascontiguousarray(b.swapaxes(1, 2)).swapaxes(1, 2)
+    pairs = (a, b), (a[0], b), (a, b[1]), (a[:, :1], b), (a[..., :1], b[:, :1]), (a, turned)
+    for x, y in (*pairs, (a[:, ::-1, ::-1], b[..., ::2]), (a[:1], b[:1])):
+        exact = x.astype(float) @ y
+        np.testing.assert_allclose(blas.matmul(x, y), exact, rtol=1e-6)
+        n, rows, columns = exact.shape
+        wide = np.ones((n + 2, rows, columns + 3), np.float32)
+        out = wide[1:-1, :, 2:-1]
+        assert blas.matmul(x, y, out=out) is out
+        np.testing.assert_allclose(out, exact, rtol=1e-6)
+        out[:] = 1
+        assert (wide == 1).all()
 
 
 # --- blur ------------------------------------------------------------------------------------
@@ -139,8 +173,7 @@ def test_matmul_writes_between_other_columns():
     a, b = rng.random((4, 5), dtype=np.float32), rng.random((5, 3), dtype=np.float32)
     whole = np.full((4, 9), 7, np.float32)
     assert blas.matmul(a, b, out=whole[:, 2:5]).base is whole
-    blas.matmul(a, b, add_to=whole[:, 2:5])
-    np.testing.assert_allclose(whole[:, 2:5], 2 * (a.astype(float) @ b), rtol=1e-5)
+    np.testing.assert_allclose(whole[:, 2:5], a.astype(float) @ b, rtol=1e-5)
     assert (np.delete(whole, range(2, 5), axis=1) == 7).all()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,13 @@ from .blocks import (
     iterate_blocks,
     row_need,
     scratch_need,
-    tiles,
     to_float32,
     workers,
 )
 
-# Members of a cluster, in one row of the scan, that are added together: few enough to stay in the
-# cache of a core, and more of a small detector.
-_TILE = 24
+# Members of a cluster that are added together: few enough to stay in the cache of a core, and more
+# of a small detector.
+_TILE = 16
 
 # So many numbers of 16 bits add up in float32 without error.
 _EXACT = 2**8
@@ -54,11 +54,10 @@ def averaging_core(
     with workers(n_jobs) as run:
         for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows):
             rows = rows.reshape(len(rows), labels.shape[1], pixels)
-            jobs = _members_by_label(labels[start : start + len(rows)], tile)
             moves = None if shifts is None else shifts[start : start + len(rows)]
-
-            # Small whole numbers add up without error in float32, at half the cost.
+            # Small whole numbers add up without error in float32, at half the cost, in any order.
             exact = moves is None and is_small_integer(rows.dtype)
+            jobs = _members_by_label(labels[start : start + len(rows)], tile, by_row=not exact)
 
             def add(
                 label: int,
@@ -67,29 +66,34 @@ def averaging_core(
                 moves: np.ndarray | None = moves,
                 exact: bool = exact,
             ) -> None:
-                # One thread owns a label, and adds its rows in order: the same bits for any block
-                # size and any number of threads.
+                # One thread owns a label, and adds its members in order: the same bits for any
+                # block size and any number of threads.
                 scratch = np.empty((tile, pixels), dtype=np.float32 if exact else np.float64)
+                ones = np.ones(tile, dtype=scratch.dtype)
                 sums, count = np.zeros(pixels if exact else 0, dtype=np.float32), 0
-                for i, columns in jobs[label]:
-                    patterns = rows[i, columns]
+                for group in jobs[label]:
+                    n = 0
+                    for i, columns in group:
+                        here = scratch[n : n + columns.stop - columns.start]
+                        n += len(here)
+                        if moves is None:
+                            np.copyto(here, rows[i, columns], casting="unsafe")
+                            continue
+                        pairs = zip(rows[i, columns], moves[i, columns], strict=True)
+                        for target, (pattern, move) in zip(here, pairs, strict=True):
+                            target[:] = move_pattern(pattern.reshape(detector), move).ravel()
+                    # NumPy's own sum takes twice as long as a product with ones.
+                    part = ones[:n] @ scratch[:n]
                     if exact:
-                        sums += _sum(patterns, scratch)
-                        count += len(patterns)
+                        sums += part
+                        count += n
                         if count > _EXACT - tile:
                             total[label] += sums
                             sums[:] = count = 0
                         continue
-                    if moves is not None:
-                        pairs = zip(patterns, moves[i, columns], strict=True)
-                        patterns = np.stack([
-                            move_pattern(pattern.reshape(detector), move).ravel()
-                            for pattern, move in pairs
-                        ])  # fmt: skip
-                    part = _sum(patterns, scratch)
                     if not np.isfinite(part).all():
-                        present = np.isfinite(patterns)
-                        part = patterns.sum(axis=0, dtype=np.float64, where=present)
+                        present = np.isfinite(scratch[:n])
+                        part = scratch[:n].sum(axis=0, where=present)
                         gaps = missing.setdefault(label, np.zeros(pixels, dtype=np.int64))
                         gaps += (~present).sum(axis=0)
                     total[label] += part
@@ -108,24 +112,11 @@ def averaging_core(
     return to_float32(total, "a cluster average").reshape(n_clusters, *detector)
 
 
-def _sum(patterns: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-    """Sum of patterns ``(n, pixels)`` in the type of `scratch`, which is overwritten.
-
-    As a product with ones: NumPy's own sum in another type takes twice as long.
-    """
-    x = scratch[: len(patterns)]
-    np.copyto(x, patterns, casting="unsafe")
-    return np.ones(len(x), dtype=x.dtype) @ x
-
-
-def averaging_need(data: Any, n_clusters: int, moved: bool, n_jobs: int | None) -> Need:
+def averaging_need(data: Any, n_clusters: int, n_jobs: int | None) -> Need:
     """Memory that `averaging_core` takes, its sums among it."""
     pixels = int(np.prod(data.shape[2:]))
-    copies = 6 if moved else 4  # as they are and in float64; moved, each and together
     tile = min(at_once(_TILE, pixels), _EXACT)
-    return Need(
-        16 * n_clusters * pixels + scratch_need(data, n_jobs, tile, copies), 3 * row_need(data)
-    )
+    return Need(16 * n_clusters * pixels + scratch_need(data, n_jobs, tile, 3), 3 * row_need(data))
 
 
 def move_pattern(pattern: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -149,19 +140,27 @@ def move_pattern(pattern: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 
 def _members_by_label(
-    labels: np.ndarray, size: int
-) -> dict[int, list[tuple[int, np.ndarray | slice]]]:
-    """``{label: [(row, columns), ...]}`` of a block of rows, at most `size` columns at once."""
-    jobs: dict[int, list[tuple[int, np.ndarray | slice]]] = {}
+    labels: np.ndarray, size: int, by_row: bool
+) -> dict[int, list[list[tuple[int, slice]]]]:
+    """Runs ``(row, columns)`` of each label in a block of rows, in groups to add together.
+
+    A group has at most `size` members; with `by_row`, of one row only.
+    """
+    groups: dict[int, list[list[tuple[int, slice]]]] = {}
+    room: dict[int, int] = {}
     for i, row in enumerate(labels):
-        order = np.argsort(row, kind="stable")
-        values, starts = np.unique(row[order], return_index=True)
-        for label, columns in zip(values, np.split(order, starts[1:]), strict=True):
-            if label >= 0:
-                for tile in tiles(len(columns), size):
-                    # Neighbouring columns are read where they lie, not copied first.
-                    some = columns[tile]
-                    together = some[-1] - some[0] + 1 == len(some)
-                    which = slice(some[0], some[-1] + 1) if together else some
-                    jobs.setdefault(int(label), []).append((i, which))
-    return jobs
+        if by_row:
+            room.clear()
+        edges = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
+        for first, last in pairwise(edges):
+            label = int(row[first])
+            if label < 0:
+                continue
+            for start in range(first, last, size):
+                stop = min(start + size, last)
+                if room.get(label, 0) < stop - start:
+                    groups.setdefault(label, []).append([])
+                    room[label] = size
+                groups[label][-1].append((i, slice(start, stop)))
+                room[label] -= stop - start
+    return groups

@@ -5,18 +5,30 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from scipy.linalg import cython_blas
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
+
+
+def _numpy_is_slow() -> bool:
+    """Whether NumPy's BLAS does not know this processor.
+
+    NumPy 1.26, the newest that py4DSTEM 0.14 allows, carries an OpenBLAS of 2023. On some later
+    processors that falls back to code of 2004, 2 to 4 times slower than what scipy carries.
+    """
+    numpys, others = [], []
+    for pool in threadpool_info():
+        of_numpy = "numpy" in Path(pool["filepath"]).parent.name
+        (numpys if of_numpy else others).append(pool.get("architecture", "Prescott"))
+    return "Prescott" in numpys and any(name != "Prescott" for name in others)
 
 
 def _scipy_sgemm() -> Callable[..., None] | None:
     """``sgemm`` of the BLAS that scipy carries, called without Python's global lock.
 
-    NumPy 1.26, the newest that py4DSTEM 0.14 allows, carries an OpenBLAS of 2023 that does not know
-    later processors and falls back to code of 2004 there: 2 to 4 times slower than scipy's. The
-    wrapper ``scipy.linalg.blas.sgemm`` keeps the lock, so the C function is taken from
+    The wrapper ``scipy.linalg.blas.sgemm`` keeps the lock, so the C function is taken from
     `scipy.linalg.cython_blas`, which exports it for such use. None where its integers are not C's.
     """
     capsule = cython_blas.__pyx_capi__["sgemm"]
@@ -32,81 +44,64 @@ def _scipy_sgemm() -> Callable[..., None] | None:
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(get_pointer(capsule, signature))
 
 
-_sgemm = _scipy_sgemm()
+# NumPy's product where it is quick. It goes through a whole stack without Python's global lock;
+# this takes the lock between any two products, and of small ones a second thread gains nothing.
+_sgemm = _scipy_sgemm() if _numpy_is_slow() else None
 _Sizes = ctypes.c_int * 6
 _FACTORS = (ctypes.c_float * 2)(0.0, 1.0)
 _ZERO = ctypes.addressof(_FACTORS)
 _ONE = _ZERO + 4
 
 
-def _layout(x: np.ndarray) -> tuple[np.ndarray, bytes, int]:
-    """A matrix with rows or columns contiguous, which of them, and the step between them."""
+def _layout(x: np.ndarray) -> tuple[bytes, int] | None:
+    """Whether rows or columns of a matrix are contiguous, and the step between them."""
     rows, columns = x.strides
     if columns == 4 and rows % 4 == 0 and rows >= 4 * x.shape[1]:
-        return x, b"N", rows // 4
+        return b"N", rows // 4
     if rows == 4 and columns % 4 == 0 and columns >= 4 * x.shape[0]:
-        return x, b"T", columns // 4
-    return np.ascontiguousarray(x), b"N", x.shape[1]
+        return b"T", columns // 4
+    return None
 
 
-def matmul(
-    a: np.ndarray,
-    b: np.ndarray,
-    add_to: np.ndarray | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """``a @ b`` of two float32 matrices, written to `out` or added to `add_to` if given.
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """``a @ b`` of float32 matrices, or stacks of them: ``out[i] = a[i] @ b[i]``.
 
-    The rows of `out` and of `add_to` are contiguous; there may be gaps between them.
+    One of `a` and `b` may be a single matrix for a whole stack. The rows of `out` are contiguous;
+    there may be gaps between them.
     """
     if _sgemm is None:
-        if add_to is not None:
-            add_to += a @ b
-            return add_to
         return np.matmul(a, b, out=out)
+    if out is None:
+        stack = max(a.shape[:-2], b.shape[:-2], key=len)
+        out = np.empty((*stack, a.shape[-2], b.shape[-1]), dtype=np.float32)
+    if out.ndim == 2:
+        _matmul_each(a[None], b[None], out[None])
+    else:
+        _matmul_each(a if a.ndim > 2 else a[None], b if b.ndim > 2 else b[None], out)
+    return out
 
-    if add_to is not None:
-        out = add_to
-    elif out is None:
-        out = np.empty((a.shape[0], b.shape[1]), dtype=np.float32)
-    a, order_a, step_a = _layout(a)
-    b, order_b, step_b = _layout(b)
-    step_out = max(out.strides[0] // 4, out.shape[1])
+
+def _matmul_each(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """By `_sgemm`, of stacks of as many matrices as `out`, or of one."""
+    found = []
+    for x in (b, a):
+        layout = _layout(x[0])
+        if layout is None:
+            x = np.ascontiguousarray(x)
+            layout = b"N", x.shape[-1]
+        step = x.strides[0] if len(x) > 1 else 0
+        found.append((x, x.__array_interface__["data"][0], step, *layout))
     # BLAS counts down columns, so it sees transposes: out.T = b.T @ a.T.
     # Numbers are passed as addresses in one array: with ctypes' own pointers a call would cost more
     # than many a product.
-    sizes = _Sizes(out.shape[1], out.shape[0], a.shape[1], step_b, step_a, step_out)
-    m = ctypes.addressof(sizes)
-    n, k, ldb, lda, ldc = m + 4, m + 8, m + 12, m + 16, m + 20
-    beta = _ZERO if add_to is None else _ONE
-    at_b, at_a, at_out = (x.__array_interface__["data"][0] for x in (b, a, out))
-    _sgemm(order_b, order_a, m, n, k, _ONE, at_b, ldb, at_a, lda, beta, at_out, ldc)
-    return out
-
-
-def matmul_each(a: np.ndarray, b: np.ndarray, out: np.ndarray, add: bool = False) -> np.ndarray:
-    """``out[i] = a[i] @ b[i]`` of float32 stacks, or of one matrix and a stack; or added to it.
-
-    As `matmul`, with less around each product. Rows of all matrices are contiguous.
-    """
-    if _sgemm is None:
-        a, b = (np.broadcast_to(x, (len(out), *x.shape[-2:])) for x in (a, b))
-        for x, y, target in zip(a, b, out, strict=True):
-            matmul(x, y, **{"add_to" if add else "out": target})
-        return out
-    found = []
-    for x in (b, a, out):
-        rows, _ = x.strides[-2:]
-        place = x.__array_interface__["data"][0]
-        found.append((place, x.strides[0] * (x.ndim > 2), max(rows // 4, x.shape[-1])))
-    (at_b, next_b, step_b), (at_a, next_a, step_a), (at_out, next_out, step_out) = found
+    (b, at_b, next_b, order_b, step_b), (a, at_a, next_a, order_a, step_a) = found
+    step_out = max(out.strides[-2] // 4, out.shape[2])
+    at_out, next_out = out.__array_interface__["data"][0], out.strides[0]
     sizes = _Sizes(out.shape[2], out.shape[1], a.shape[-1], step_b, step_a, step_out)
     m, n, k, ldb, lda, ldc = range(ctypes.addressof(sizes), ctypes.addressof(sizes) + 24, 4)
-    beta = _ONE if add else _ZERO
     for _ in range(len(out)):
-        _sgemm(b"N", b"N", m, n, k, _ONE, at_b, ldb, at_a, lda, beta, at_out, ldc)
+        _sgemm(order_b, order_a, m, n, k, _ONE, at_b, ldb, at_a, lda, _ZERO, at_out, ldc)
         at_b, at_a, at_out = at_b + next_b, at_a + next_a, at_out + next_out
-    return out
 
 
 # Pixels summed in float32 before the sum goes on in float64: a long sum in float32 alone is off by

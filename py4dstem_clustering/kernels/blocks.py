@@ -78,18 +78,36 @@ def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]
     The first exception of a task, or Ctrl-C, is raised, and items that have not started are
     dropped; no thread is left.
     """
+    jobs = count_jobs(n_jobs)
     with single_threaded_blas:
-        pool = ThreadPoolExecutor(count_jobs(n_jobs))
+        pool = ThreadPoolExecutor(jobs)
 
         def run(task: Callable, items: Iterable) -> None:
-            futures = []
+            waiting = list(enumerate(items))[::-1]
+            failed: list[tuple[int, BaseException]] = []
+
+            # A loop in every thread; a future for every item would cost more than many an item.
+            def work() -> None:
+                while True:
+                    try:
+                        i, item = waiting.pop()
+                    except IndexError:
+                        return
+                    try:
+                        task(item)
+                    except BaseException as error:
+                        waiting.clear()
+                        failed.append((i, error))
+
+            loops = [pool.submit(work) for _ in range(min(jobs, len(waiting)))]
             try:
-                futures += (pool.submit(task, item) for item in items)
-                for future in futures:
-                    future.result()
+                for loop in loops:
+                    loop.result()
+                if failed:
+                    raise min(failed, key=lambda pair: pair[0])[1]
             finally:
-                for future in futures:
-                    future.cancel()
+                waiting.clear()
+                failed.clear()
 
         try:
             yield run

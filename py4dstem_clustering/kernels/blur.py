@@ -70,7 +70,6 @@ class Blur:
         lines, blurred = patterns.reshape(n * nu, nv), along_v.reshape(n * nu, to_v)
         for here, source, matrix in self._along_v:
             matmul(lines[:, source], matrix.T, out=blurred[:, here])
-        for i in range(n):
-            for here, source, matrix in self._along_u:
-                matmul(matrix, along_v[i, source], out=out[i, here])
+        for here, source, matrix in self._along_u:
+            matmul(matrix, along_v[:, source], out=out[:, here])
         return out

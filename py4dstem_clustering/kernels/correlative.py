@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from scipy.linalg import block_diag
 
-from .blas import matmul, matmul_each, products_of_rows, row_dots
+from .blas import matmul, products_of_rows, row_dots
 from .blocks import (
     Need,
     Report,
     as_comparable,
     count_jobs,
     iterate_blocks,
+    nearly_comparable,
     read_rows,
     row_blocks,
     row_need,
@@ -40,11 +40,17 @@ from .blur import Blur, blur_matrix
 # waste little and large ones feed BLAS better.
 _TILE = 8
 
+# Tiles whose correlations are one task.
+_TILES = 8
+
 # Multiplications up to which OpenBLAS takes small matrices as they lie.
 _SMALL_PRODUCT = 10**6
 
 # Rows that are averaged together, so that what lies around them is fetched once.
-_GROUP = 6
+_GROUP = 10
+
+# Pixels of all positions around a tile that stay in the cache of a core.
+_NEAR = 2**17
 
 _PUBLISHED_RANGE = (0.85, 0.95)
 
@@ -141,44 +147,41 @@ def _mode_normaliser(
         for name in ("one", "far")
         for parts in (along_u, along_v)
     )
-    modes_u, n_u, n_v = sum(len(part.read) for part in along_u), len(one_u), len(one_v)
-    # weight * pattern = (square along u, plain along v) + (plain along u, square along v)
+    n_u, n_v = len(one_u), len(one_v)
+    # weight * pattern = (plain along v, square along u) + (square along v, plain along u): the two
+    # along v in turn, so that they lie beside each other for the product along u.
     to_v = [
-        np.ascontiguousarray((np.concatenate([part.plain, part.square]) @ part.read).T)
+        np.stack([part.plain @ part.read, part.square @ part.read], axis=1).reshape(-1, half_v)
         for part in along_v
     ]
     to_u = [
-        block_diag(*[getattr(part, name) for part in along_u]) / np.float32(qx * qy)
-        for name in ("square", "plain")
+        np.concatenate([part.square, part.plain], axis=1).T / np.float32(qx * qy)
+        for part in along_u
     ]
-    one = np.outer(one_u, one_v).ravel()
-    weight = (np.outer(far_u, one_v) + np.outer(one_u, far_v)).ravel() / (qx * qy)
+    one = np.outer(one_v, one_u).ravel()
+    weight = (np.outer(one_v, far_u) + np.outer(far_v, one_u)).ravel() / (qx * qy)
     share = (one / (weight @ one)).astype(np.float32)
     weight = weight.astype(np.float32)
+    folds = np.add, np.subtract
 
     def normalise(patterns: np.ndarray, unit: np.ndarray) -> None:
         n = len(patterns)
-        x = as_comparable(patterns, subtract_mean=True).reshape(n, qx, qy)
-        modes = np.empty((n, modes_u, qy), dtype=np.float32)
-        start = 0
-        for part, fold in zip(along_u, (np.add, np.subtract), strict=True):
+        x = np.empty((n, qx, qy), dtype=np.float32)
+        mean = nearly_comparable(patterns, True, x.reshape(n, -1))
+        target = unit.reshape(n, n_v, n_u)
+        right = 0
+        for part, from_v, fold in zip(along_u, to_u, folds, strict=True):
+            left, right, bottom = right, right + from_v.shape[1], 0
             folded = fold(x[:, :half_u], x[:, ::-1][:, :half_u])
-            stop = start + len(part.read)
-            matmul_each(part.read, folded, out=modes[:, start:stop])
-            start = stop
-        del x, folded
-        target = unit.reshape(n, n_u, n_v)
-        start = 0
-        for matrix, fold in zip(to_v, (np.add, np.subtract), strict=True):
-            folded = fold(modes[..., :half_v], modes[..., ::-1][..., :half_v])
-            width = matrix.shape[1] // 2
-            stop = start + width
-            both = matmul_each(
-                folded, matrix, out=np.empty((n, modes_u, 2 * width), dtype=np.float32)
-            )
-            matmul_each(to_u[0], both[..., :width], out=target[..., start:stop])
-            matmul_each(to_u[1], both[..., width:], out=target[..., start:stop], add=True)
-            start = stop
+            if fold is np.add:
+                folded -= 2 * mean[:, :, None]
+            # Turned, for rows of it to be folded: to turn a row itself around takes longer.
+            modes = matmul(folded.swapaxes(1, 2), part.read.T)
+            for from_line, fold_v in zip(to_v, folds, strict=True):
+                top, bottom = bottom, bottom + len(from_line) // 2
+                folded = fold_v(modes[:, :half_v], modes[:, ::-1][:, :half_v])
+                both = matmul(from_line, folded).reshape(n, bottom - top, -1)
+                matmul(both, from_v, out=target[:, top:bottom, left:right])
         _to_unit(unit, share, weight)
 
     return n_u * n_v, normalise
@@ -187,8 +190,7 @@ def _mode_normaliser(
 def _to_unit(x: np.ndarray, share: np.ndarray, weight: np.ndarray) -> None:
     """Take the mean off weighted patterns, and divide by their norm."""
     size = np.sqrt(row_dots(x, x))
-    for row, mean in zip(x, row_dots(x, share).astype(np.float32), strict=True):
-        row -= mean * weight
+    x -= row_dots(x, share).astype(np.float32)[:, None] * weight
     norm = np.sqrt(row_dots(x, x))
     # Contrast below a millionth of the signal is the rounding of float32, not a pattern.
     norm[norm <= 1e-6 * size] = np.inf
@@ -334,20 +336,24 @@ def _diagonals(matrices: np.ndarray, shift: int, count: int) -> np.ndarray:
 
 
 def _products(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """``a @ b.T`` of few rows and many columns, summed in float64 where it is long."""
-    length = max(1, _SMALL_PRODUCT // (len(a) * len(b)))
-    if a.shape[1] <= length:
-        matmul(a, b.T, out=out)
+    """``a[i] @ b[i].T`` of few rows and many columns, summed in float64 where it is long."""
+    length = max(1, _SMALL_PRODUCT // (a.shape[1] * b.shape[1]))
+    turned = b.swapaxes(1, 2)
+    if a.shape[2] <= length:
+        matmul(a, turned, out=out)
         return
     total = np.zeros(out.shape)
-    for piece in tiles(a.shape[1], length):
-        total += matmul(a[:, piece], b[:, piece].T)
+    for piece in tiles(a.shape[2], length):
+        total += matmul(a[..., piece], turned[:, piece])
     out[:] = total
 
 
 def _pixels_per_product(reach: int) -> int:
     """Pixels that are averaged at a time."""
-    pixels = _SMALL_PRODUCT // (_TILE * (2 * reach + 1) * (2 * reach + _TILE))
+    wide = 2 * reach + _TILE
+    pixels = min(
+        _SMALL_PRODUCT // (_TILE * (2 * reach + 1) * wide), _NEAR // ((_GROUP + 2 * reach) * wide)
+    )
     return int(np.clip(pixels // 16 * 16, 256, 4096))
 
 
@@ -393,15 +399,19 @@ def correlative_core(
     weights: dict[int, np.ndarray] = {}
     has_missing: dict[int, bool] = {}
 
-    def correlate(row: int, tile: int, products: np.ndarray) -> None:
+    def correlate(row: int, some: slice, products: np.ndarray) -> None:
         """With the row itself and those above it: ``products[dx, tile, position, neighbour]``."""
-        start = tile * _TILE
+        step, item = units[row].strides
+        near = as_strided(
+            units[row], (n_tiles, wide, n_pixels), (_TILE * step, step, item), writeable=False
+        )[some]
         for dx in range(min(reach, row) + 1):
             first, last = reach - width_of[dx], reach + width_of[dx] + _TILE
+            own = units[row - dx][reach : reach + n_tiles * _TILE]
             _products(
-                units[row - dx][start + reach : start + reach + _TILE],
-                units[row][start + first : start + last],
-                out=products[dx, tile, :, first:last],
+                own.reshape(n_tiles, _TILE, n_pixels)[some],
+                near[:, first:last],
+                out=products[dx, some, :, first:last],
             )
 
     def weigh(row: int, products: np.ndarray) -> None:
@@ -421,22 +431,22 @@ def correlative_core(
                 here = slice(max(0, -dy), ry - max(0, dy))
                 opposite[here.start + dy : here.stop + dy, width + dy] = a[here, width + dy]
 
-    def bands(row: int) -> np.ndarray:
-        """Weights of the neighbours for every position, ``(tile, position, neighbour)``.
+    def bands(rows: range) -> np.ndarray:
+        """Weights of the neighbours for every position, ``(row, tile, position, neighbour)``.
 
         They are shares: of the position's own pattern, which counts once more, and of all others.
         """
-        share = np.zeros((n_tiles * _TILE, len(offsets)), dtype=np.float32)
-        share[:ry] = weights[row]
-        share[:ry, band_of[0].start + width_of[0]] += 1
-        share[:ry] /= share[:ry].sum(axis=1, dtype=np.float64)[:, None]
-        share = share.reshape(n_tiles, _TILE, -1)
-        matrices = np.zeros((n_tiles, _TILE, 2 * reach + 1, wide), dtype=np.float32)
+        share = np.zeros((len(rows), n_tiles * _TILE, len(offsets)), dtype=np.float32)
+        np.stack([weights[row] for row in rows], out=share[:, :ry])
+        share[:, :ry, band_of[0].start + width_of[0]] += 1
+        share[:, :ry] /= share[:, :ry].sum(axis=2, dtype=np.float64)[..., None]
+        share = share.reshape(len(rows), n_tiles, _TILE, -1)
+        matrices = np.zeros((*share.shape[:3], 2 * reach + 1, wide), dtype=np.float32)
         for dx, band in band_of.items():
             width = width_of[dx]
-            matrix = matrices[:, :, reach + dx]
+            matrix = matrices[..., reach + dx, :]
             _diagonals(matrix, reach - width, 2 * width + 1)[:] = share[..., band]
-        return matrices.reshape(n_tiles, _TILE, -1)[..., trim : -trim or None]
+        return matrices.reshape(*share.shape[:3], -1)[..., trim : -trim or None]
 
     def average(first: int, pixels: slice, shares: np.ndarray, target: np.ndarray) -> None:
         """As many rows as `target` has, from `first` on; some of the pixels."""
@@ -464,7 +474,7 @@ def correlative_core(
                 present = np.isfinite(near)
                 near[~present] = 0
             share = shares[:, tile, : columns.stop - start]
-            matmul_each(share, windows, out=target[:, columns, pixels])
+            matmul(share, windows, out=target[:, columns, pixels])
             # A missing pixel has no weight, so the weights differ from pixel to pixel.
             for i in range(len(target)):
                 if any(abs(first + i - row) <= reach for row in missing):
@@ -514,12 +524,11 @@ def correlative_core(
                 lambda task, products=products, start=start: correlate(
                     *task, products[task[0] - start]
                 ),
-                product(range(start, stop), range(n_tiles)),
+                product(range(start, stop), tiles(n_tiles, _TILES)),
             )
-            run(
-                lambda row, products=products, start=start: weigh(row, products[row - start]),
-                range(start, stop),
-            )
+            # Many short calls, which threads would only wait for each other in.
+            for row in range(start, stop):
+                weigh(row, products[row - start])
             del products
 
             last = rx if stop == rx else max(written, stop - reach)
@@ -529,7 +538,7 @@ def correlative_core(
                     filtered = out[written:ready].reshape(-1, ry, qx * qy)
                 else:
                     filtered = np.empty((ready - written, ry, qx * qy), dtype=np.float32)
-                shares = np.stack([bands(row) for row in range(written, ready)])
+                shares = bands(range(written, ready))
                 n_groups = -(-(ready - written) // _GROUP)
                 edges = np.linspace(0, ready - written, n_groups + 1).astype(int).tolist()
                 groups = [slice(a, b) for a, b in pairwise(edges)]
