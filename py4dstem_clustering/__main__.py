@@ -101,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_scan_options(command: argparse.ArgumentParser) -> None:
     """How scans are opened and clustered."""
     add = command.add_argument
-    add("--key", help="name of the array in an .npz file, or data path in an EMD file")
+    add("--key", help="name of the array in an .npz file, data path in an EMD file, or dataset in "
+        "any other HDF5 file")  # fmt: skip
     add("--scan-shape", type=int, nargs=2, metavar=("RX", "RY"), help="shape of the scan")
     add("--step", nargs=2, metavar=("SIZE", "UNIT"), help="distance of scan positions, such as "
         "3.03 nm; by default what the file says")  # fmt: skip

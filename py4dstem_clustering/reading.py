@@ -13,14 +13,28 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 
 from . import emd
+from .arina import open_scan
 from .checks import check_data, check_number
 
 # How py4DSTEM knows files of HDF5 (0.14.18).
 _HDF5 = (".h5", ".hdf5", ".py4dstem", ".emd")
 
+# File types that stay on disk.
+_LAZY = {"dm", "empad", "mib"}
+
+# File types that may not know the shape of the scan, and how py4DSTEM then reads a stack of them,
+# which fits any file (0.14.18).
+_UNSHAPED = {
+    "empad": lambda path, scan_shape: {"EMPAD_shape": (_empad_patterns(path), 1, 130, 128)},
+    "mib": lambda path, scan_shape: {"reshape": False, "scan": tuple(scan_shape)},
+}
+
 
 def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | None = None) -> Any:
-    """A DataCube over a file: what py4DSTEM opens, .npy (which stays on disk), or .npz.
+    """A DataCube over a file: what py4DSTEM opens, .npy, or .npz.
+
+    Files of Arina, DigitalMicrograph, EMPAD and Merlin stay on disk, as do .npy, and other HDF5
+    files, of which `key` names the dataset.
 
     Raises
     ------
@@ -111,33 +125,76 @@ def _from_zip(archive: ZipFile, info: ZipInfo) -> np.ndarray:
 
 def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -> Any:
     import py4DSTEM
+    from py4DSTEM.io.legacy import is_py4DSTEM_version13
     from py4DSTEM.io.parsefiletype import _parse_filetype
 
-    if path.suffix.lower() in _HDF5:
+    is_hdf5 = path.suffix.lower() in _HDF5
+    if is_hdf5:
         _check_hdf5(path)
     # py4DSTEM reports what it cannot open by assertions and bare exceptions (0.14.18).
     try:
         filetype = _parse_filetype(path)
-        if filetype in ("emd", "legacy"):
-            data = py4DSTEM.read(str(path), datapath=key)
-        else:
-            # Of the file types, only Arina's does not know the shape of the scan.
-            shaped = filetype == "arina" and scan_shape is not None
-            data = py4DSTEM.import_file(
-                str(path), **({"scan_width": scan_shape[0]} if shaped else {})
-            )
     except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"py4DSTEM cannot open {path}: {text}") from error
+        if is_hdf5 and key is not None:
+            return open_scan(path, dataset=key, scan_shape=scan_shape)
+        raise _cannot_open(path, error, "name its dataset with key" if is_hdf5 else "") from error
+    if filetype == "arina":  # which py4DSTEM cuts to 16 bits
+        return open_scan(path, scan_shape=scan_shape)
+    hint = ""
+    options = {"mem": "MEMMAP"} if filetype in _LAZY else {}
+    try:
+        if filetype == "legacy" and not is_py4DSTEM_version13(path):
+            # Without the name of the data py4DSTEM prints a table and returns None (0.14.18).
+            data = py4DSTEM.read(str(path), data_id=_name_in_old_file(path, key))
+        elif filetype in ("emd", "legacy"):
+            data = py4DSTEM.read(str(path), datapath=key)
+        elif filetype in _UNSHAPED and scan_shape is not None:
+            options |= _UNSHAPED[filetype](path, scan_shape)
+            data = py4DSTEM.import_file(str(path), **options)
+        else:
+            hint = "give the shape of the scan as scan_shape" if filetype in _UNSHAPED else ""
+            data = py4DSTEM.import_file(str(path), **options)
+    except Exception as error:
+        raise _cannot_open(path, error, hint) from error
     if isinstance(data, py4DSTEM.Root):
         cubes = [data.tree(name) for name in data.treekeys]
         cubes = [cube for cube in cubes if isinstance(cube, py4DSTEM.DataCube)]
         if len(cubes) == 1:
             (data,) = cubes
+    if type(data) is py4DSTEM.Array and data.data.ndim == 3:  # a stack of DigitalMicrograph
+        return data.data
     if not isinstance(data, py4DSTEM.DataCube):
         found = data if isinstance(data, list) else type(data).__name__
         raise ValueError(f"{path} holds no single scan but {found}; name its data path with key")
     return data
+
+
+def _empad_patterns(path: Path) -> int:
+    number, rest = divmod(path.stat().st_size, 4 * 130 * 128)
+    if rest or not number:
+        raise ValueError("its size is no multiple of that of a pattern, 130 x 128 in float32")
+    return number
+
+
+def _cannot_open(path: Path, error: Exception, hint: str) -> ValueError:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"py4DSTEM cannot open {path}: {text}{'; ' if hint else ''}{hint}")
+
+
+def _name_in_old_file(path: Path, key: str | None) -> str:
+    """Which data of a file of py4DSTEM 0.12 or older to read: those of the key, or the one scan."""
+    from py4DSTEM.io.legacy import get_py4DSTEM_topgroups
+
+    if key is not None:
+        return key.rpartition("/")[2]
+    with emd.open_file(path) as file:
+        groups = [file[top].get("data/datacubes") for top in get_py4DSTEM_topgroups(path)]
+        names = [name for group in groups if group is not None for name in group]
+    if not names:
+        raise ValueError("it holds no scan")
+    if len(names) > 1:
+        raise ValueError(f"key must name one of its scans: {', '.join(names):.300}")
+    return names[0]
 
 
 def _check_hdf5(path: Path) -> None:
@@ -152,6 +209,8 @@ def _check_hdf5(path: Path) -> None:
 
 
 def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> np.ndarray:
+    if tuple(data.shape[:-2]) == tuple(scan_shape):
+        return data
     detector = tuple(data.shape[-2:])
     patterns = int(np.prod(data.shape[:-2]))
     if data.ndim < 3 or min(scan_shape) < 1 or scan_shape[0] * scan_shape[1] != patterns:

@@ -144,7 +144,12 @@ def _check_whole(data: Any) -> None:
     HDF5 reads zeros behind the end of a file, and reading a memmap there kills the process.
     """
     if isinstance(data, np.memmap):
-        path, size = data.filename, data.offset + data.nbytes
+        whole = data  # of which it may be a part, as with headers between the patterns
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        if getattr(whole, "offset", None) is None:
+            return  # a copy, in memory
+        path, size = data.filename, whole.offset + whole.nbytes
     elif hasattr(data, "read_direct") and getattr(data.file, "mode", None) == "r":  # h5py
         path, size = data.file.filename, data.file.id.get_filesize()
     else:
