@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
@@ -41,6 +41,12 @@ def check_data(data: Any) -> None:
         raise ValueError(f"data of unknown shape {shape}; use dask's compute_chunk_sizes()")
     if 0 in shape:
         raise ValueError(f"data of shape {shape} is empty: every axis needs at least one element")
+    # py4DSTEM's array over files of a Gatan K2 takes four indices only (0.14.18).
+    if isinstance(data, Sequence):
+        raise TypeError(
+            f"data of class {type(data).__name__} cannot be read in blocks; copy it into an array "
+            "or an HDF5 file pattern by pattern, data[rx, ry, :, :]"
+        )
     dtype = np.dtype(data.dtype)
     if dtype.kind not in "buif":
         raise TypeError(

@@ -950,7 +950,7 @@ def get_clustered_datacube(
     if align is not None:
         align = check_flag("align", align)
     emd.check_free(self, clusters.name, _clusters.KIND)
-    needs = [partial(averaging_need, self.data, clusters.n_clusters, align is not False, n_jobs)]
+    needs = [partial(averaging_need, self.data, clusters.n_clusters, n_jobs)]
     if min_purity is not None:
         check_memory(max_memory, *needs, partial(features_need, self.data, n_jobs))
     n_rows = check_memory(max_memory, *needs)

@@ -23,24 +23,28 @@ def inside(shape, x, y):
     return 0 <= x < shape[0] and 0 <= y < shape[1]
 
 
+def similarity_feature(pattern, q_mask=None, sigma=0, subtract_mean=True):
+    """What of a pattern is compared, a vector."""
+    pattern = fill_missing(pattern)
+    if subtract_mean:
+        # The mean of a flat pattern is rounded, and what is left of it would be a pattern.
+        flat = pattern.max() == pattern.min()
+        pattern = pattern * 0 if flat else pattern - pattern.mean()
+    if sigma > 0:
+        pattern = gaussian_filter(pattern, sigma, mode="reflect", truncate=4)
+    return pattern.ravel() if q_mask is None else pattern[q_mask]
+
+
 def similarity(data, q_mask=None, sigma=0, subtract_mean=True):
-    rx, ry, qx, qy = data.shape
-    q_mask = np.ones((qx, qy), bool) if q_mask is None else q_mask
-
-    def feature(x, y):
-        pattern = fill_missing(data[x, y])
-        if subtract_mean:
-            pattern = pattern - pattern.mean()
-        if sigma > 0:
-            pattern = gaussian_filter(pattern, sigma, mode="reflect", truncate=4)
-        return pattern[q_mask]
-
+    rx, ry = data.shape[:2]
+    options = q_mask, sigma, subtract_mean
+    features = [[similarity_feature(data[x, y], *options) for y in range(ry)] for x in range(rx)]
     out = np.full((rx, ry, 8), np.nan)
     for x in range(rx):
         for y in range(ry):
             for k, (dx, dy) in enumerate(DIRECTIONS):
                 if inside((rx, ry), x + dx, y + dy):
-                    a, b = feature(x, y), feature(x + dx, y + dy)
+                    a, b = features[x][y], features[x + dx][y + dy]
                     norm = np.linalg.norm(a) * np.linalg.norm(b)
                     out[x, y, k] = a @ b / norm if norm > 0 else 0
     return out
@@ -56,47 +60,69 @@ def similarity_mean(s):
     return out
 
 
-def correlative_filter(data, sigma, radius, corr_range, edge):
-    rx, ry, nu, nv = data.shape
-    lo, hi = corr_range
+def radial_weight(detector, edge):
+    nu, nv = detector
     u, v = np.meshgrid(np.arange(nu), np.arange(nv), indexing="ij")
     w = ((u - u.mean()) ** 2 + (v - v.mean()) ** 2) / (nu * nv)
     for i in range(nu):
         for j in range(nv):
             if min(i, j, nu - 1 - i, nv - 1 - j) < edge:
                 w[i, j] = 0
+    return w
 
-    def feature(x, y):
-        pattern = fill_missing(data[x, y])
-        if pattern.max() == pattern.min():
-            return np.zeros_like(pattern)
-        b = gaussian_filter(pattern, sigma, mode="reflect", truncate=4) if sigma > 0 else pattern
-        f = w * (b - (w * b).sum() / w.sum())
-        norm = np.linalg.norm(f)
-        return f / norm if norm > 0 else f * 0
 
-    features = [[feature(x, y) for y in range(ry)] for x in range(rx)]
+def filter_feature(pattern, w, sigma):
+    """What of a pattern is correlated, before it is made a unit vector."""
+    pattern = fill_missing(pattern)
+    if pattern.max() == pattern.min():
+        return np.zeros_like(pattern)
+    b = gaussian_filter(pattern, sigma, mode="reflect", truncate=4) if sigma > 0 else pattern
+    return w * (b - (w * b).sum() / w.sum())
+
+
+def within(shape, radius, x, y):
+    """Positions within reach of one, itself among them."""
     reach = int(radius + 1)
+    for dx in range(-reach, reach + 1):
+        for dy in range(-reach, reach + 1):
+            near = dx**2 + dy**2 <= (radius + 0.5) ** 2
+            if near and inside(shape, x + dx, y + dy):
+                yield x + dx, y + dy
+
+
+def correlative_filter(data, sigma, radius, corr_range, edge):
+    return correlative_filter_and_weight(data, sigma, radius, corr_range, edge)[0]
+
+
+def correlative_filter_and_weight(data, sigma, radius, corr_range, edge):
+    """The filtered scan, and the sum of the weights of what is in each of its pixels."""
+    rx, ry, nu, nv = data.shape
+    data = np.asarray(data, dtype=np.float64)
+    lo, hi = corr_range
+    w = radial_weight((nu, nv), edge)
+
+    def unit(x, y):
+        f = filter_feature(data[x, y], w, sigma)
+        norm = np.linalg.norm(f)
+        return f / norm if norm > 0 else f
+
+    features = [[unit(x, y) for y in range(ry)] for x in range(rx)]
     out = np.zeros(data.shape)
+    weight = np.zeros(data.shape)
     for x in range(rx):
         for y in range(ry):
             terms = [(1.0, data[x, y])]
-            for dx in range(-reach, reach + 1):
-                for dy in range(-reach, reach + 1):
-                    near = dx**2 + dy**2 <= (radius + 0.5) ** 2
-                    if near and inside((rx, ry), x + dx, y + dy):
-                        c = (features[x][y] * features[x + dx][y + dy]).sum()
-                        a = min(max((c - lo) / (hi - lo), 0), 1)
-                        terms.append((a, data[x + dx, y + dy]))
+            for other in within((rx, ry), radius, x, y):
+                c = (features[x][y] * features[other[0]][other[1]]).sum()
+                terms.append((min(max((c - lo) / (hi - lo), 0), 1), data[other]))
             top = np.zeros((nu, nv))
-            bottom = np.zeros((nu, nv))
+            bottom = weight[x, y]
             for a, pattern in terms:
                 present = np.isfinite(pattern)
                 top += np.where(present, a * np.where(present, pattern, 0), 0)
                 bottom += a * present
-            with np.errstate(invalid="ignore"):
-                out[x, y] = np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
-    return out
+            out[x, y] = np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
+    return out, weight
 
 
 def growth(s, mean, mask, threshold, min_size):

@@ -7,7 +7,7 @@ import pytest
 import reference
 from scipy.ndimage import gaussian_filter
 
-from py4dstem_clustering.kernels import blas, blocks, correlative
+from py4dstem_clustering.kernels import blocks, correlative
 from py4dstem_clustering.kernels.correlative import (
     correlative_core,
     correlative_need,

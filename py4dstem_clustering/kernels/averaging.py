@@ -83,7 +83,8 @@ def averaging_core(
                         for target, (pattern, move) in zip(here, pairs, strict=True):
                             target[:] = move_pattern(pattern.reshape(detector), move).ravel()
                     # NumPy's own sum takes twice as long as a product with ones.
-                    part = ones[:n] @ scratch[:n]
+                    with np.errstate(invalid="ignore"):  # both infinities in one pixel
+                        part = ones[:n] @ scratch[:n]
                     if exact:
                         sums += part
                         count += n

@@ -202,8 +202,9 @@ def _normaliser(
 ) -> tuple[int, Callable[[np.ndarray, np.ndarray], None]]:
     """Pixels that are compared, and a function that writes patterns as unit vectors of these."""
     qx, qy = detector
-    # Not where the blur leaves some pixels unseen: they would leak into the modes.
-    if sigma > 0 and int(4 * sigma + 0.5) >= edge:
+    # Not where the blur leaves some pixels unseen, which would leak into the modes, nor for a line,
+    # whose distance from the middle is none.
+    if sigma > 0 and int(4 * sigma + 0.5) >= edge and min(detector) - 2 * edge > 1:
         along_u, along_v = ([_modes(n, sigma, edge, sign) for sign in (1, -1)] for n in detector)
         modes = int(np.prod([sum(len(p.one) for p in parts) for parts in (along_u, along_v)]))
         if 2 * modes <= (qx - 2 * edge) * (qy - 2 * edge):

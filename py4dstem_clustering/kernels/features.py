@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter, maximum_filter
 
-from .blas import matmul
+from .blas import matmul, row_dots
 from .blocks import (
     Need,
     Report,
-    as_comparable,
+    is_small_integer,
     iterate_blocks,
     read_rows,
     row_need,
@@ -38,6 +38,16 @@ SMOOTH = 1.5
 
 REACH = 2
 """Diagonal neighbours out to this many positions along either axis."""
+
+FAR_ZERO = 200.0
+"""Dark level, in standard deviations of a pixel, above which it is taken off first: products in
+float32 would lose what varies."""
+
+USUAL = (1e-6, 1e6)
+"""Largest values of a scan whose products float32 holds as they are."""
+
+LARGEST = 1e10
+"""No pixel counts more, in units of those: its square would drown all others."""
 
 
 class Features(NamedTuple):
@@ -103,6 +113,66 @@ def find_hot_pixels(data: Any) -> np.ndarray:
     least, mean = np.min(means, axis=0) - dark, np.mean(means, axis=0) - dark
     around = maximum_filter(mean, footprint=[[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="constant")
     return (least > 3 * around) & (least > 0.02 * least.max())
+
+
+def zero_and_unit(data: Any) -> tuple[float, float]:
+    """What to take off all values of a scan, and to divide them by; 0 and 1 as a rule.
+
+    One pair for all patterns, since features tell their strengths apart. From a few patterns all
+    over the scan.
+    """
+    columns = np.unique(np.linspace(0, data.shape[1] - 1, 6).astype(int))
+    rows = np.unique(np.linspace(0, data.shape[0] - 1, 3).astype(int))
+    patterns = np.concatenate([read_rows(data, row, row + 1)[0, columns] for row in rows])
+    patterns = patterns.reshape(len(patterns), -1).astype(np.float64)
+    present = np.isfinite(patterns)
+    low, high = (
+        extreme(patterns, axis=1, where=present, initial=start)
+        for extreme, start in ((np.min, np.inf), (np.max, -np.inf))
+    )
+    told = high > low  # neither lost nor flat
+    if not told.any():
+        return 0.0, 1.0
+    patterns, present = patterns[told], present[told]
+    count = present.sum(axis=0)
+    known = count > 0
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return values.sum(axis=0, where=present)[known] / count[known]
+
+    center = np.zeros(len(known))
+    center[known] = mean(patterns)
+    with np.errstate(invalid="ignore"):
+        spread = float(np.median(mean(np.abs(patterns - center))))
+    dark = float(np.quantile(center[known], 0.01))
+    zero = dark if abs(dark) > FAR_ZERO * spread > 0 else 0.0
+    peak = max(high[told].max() - zero, zero - low[told].min())
+    usual = USUAL[0] <= peak <= USUAL[1]
+    return zero, 1.0 if usual else float(2.0 ** np.round(np.log2(peak)))
+
+
+def in_unit(patterns: np.ndarray, zero: float, unit: float) -> np.ndarray:
+    """Copy patterns ``(n, pixels)`` to float32, less `zero` and in `unit`.
+
+    A missing pixel (NaN or infinite) counts as the mean of its pattern.
+    """
+    usual = (zero, unit) == (0, 1)
+    if usual and is_small_integer(patterns.dtype):
+        return patterns.astype(np.float32)
+    # float32 holds 7 digits; the types that hold more go through float64.
+    narrow = usual and patterns.dtype.kind == "f" and patterns.itemsize <= 4
+    x = patterns.astype(np.float32 if narrow else np.float64)
+    if not usual:
+        x -= zero
+        x /= unit
+    # The sum of squares tells at once where all is well.
+    for i in np.flatnonzero(~(row_dots(x, x) <= LARGEST**2)):
+        pattern = x[i].astype(np.float64)
+        present = np.isfinite(pattern)
+        np.clip(pattern, -LARGEST, LARGEST, out=pattern)
+        pattern[~present] = pattern[present].mean() if present.any() else 0
+        x[i] = pattern
+    return x.astype(np.float32, copy=False)
 
 
 def nuisances(u: np.ndarray, v: np.ndarray, scale: np.ndarray, width: float) -> np.ndarray:
@@ -189,6 +259,7 @@ def features_core(
     """
     rx, ry, qx, qy = data.shape
     hot = find_hot_pixels(data)
+    zero, unit = zero_and_unit(data)
     valid = ~hot
     if q_mask is not None and (valid & q_mask).any():
         valid &= q_mask
@@ -214,7 +285,7 @@ def features_core(
     def binned(
         patterns: np.ndarray, moves: np.ndarray | None, out: np.ndarray, total: bool
     ) -> np.ndarray | None:
-        x = as_comparable(patterns.reshape(len(patterns), -1), False)
+        x = in_unit(patterns.reshape(len(patterns), -1), zero, unit)
         if moves is not None:
             x[:, hot.ravel()] = 0  # or they would move with the pattern
         x = x.reshape(-1, qx, qy)
@@ -229,8 +300,8 @@ def features_core(
         if mask is not None:
             x *= mask
         along_v = matmul(x.reshape(-1, qy), bin_v.T).reshape(-1, qx, n_v)
-        for i, pattern in enumerate(along_v):
-            out[i] = matmul(bin_u, pattern).ravel()[inside]
+        along_both = matmul(bin_u, along_v).reshape(len(x), -1)
+        np.take(along_both, inside, axis=1, out=out, mode="clip")
         return part
 
     with workers(n_jobs) as run:
@@ -322,7 +393,7 @@ def features_core(
     return Features(
         values=scaled,
         brightness=brightness,
-        mean=mean,
-        variance=variance,
+        mean=mean * unit + zero * pixels,
+        variance=variance * unit**2,
         pixels=pixels,
     )

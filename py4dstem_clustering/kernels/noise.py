@@ -213,6 +213,9 @@ def fit_noise(mean: np.ndarray, variance: np.ndarray, offset: float | None = Non
     if len(m) < 3 or not scale > 0 or not v.any():
         raise _no_noise("all detector pixels are alike")
 
+    # In a unit near the signal, or its fourth power would leave float64 where the data do not.
+    unit = 2.0 ** np.round(np.log2(scale))
+    m, v, dark, scale = m / unit, v / unit / unit, dark / unit, scale / unit
     d = (m - dark) / scale  # near 1, so that the squares are well conditioned
     columns = np.stack([d, d**2, np.ones_like(d)][: 3 if offset is None else 2], axis=1)
     gain, curve, zero = v.mean() / scale, 0.0, dark
@@ -234,7 +237,7 @@ def fit_noise(mean: np.ndarray, variance: np.ndarray, offset: float | None = Non
         width = 6 * 1.4826 * np.median(np.abs(residual))
         if width > 0:
             keep = np.maximum(1 - (residual / width) ** 2, 0) ** 2
-    return Noise(float(gain), float(zero))
+    return Noise(float(gain * unit), float(zero * unit))
 
 
 def _solve(

@@ -36,7 +36,8 @@ def virtual_image_core(
     inside = np.flatnonzero(weight)
     # Rows of the detector that count: what lies above and below is not even converted.
     first, last = (inside[0], inside[-1] + 1) if inside.size else (0, 0)
-    wide = np.dtype(data.dtype).itemsize > 2 and np.dtype(data.dtype) != np.float32
+    dtype = np.dtype(data.dtype).newbyteorder("=")
+    wide = dtype.itemsize > 2 and dtype != np.float32
     dtype = np.float64 if wide else np.float32
     flat = np.ascontiguousarray(weight.ravel()[first:last], dtype=dtype)
     with workers(n_jobs) as run:
