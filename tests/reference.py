@@ -144,7 +144,7 @@ def growth(s, mean, mask, threshold, min_size):
             x, y = to_visit.pop(0)
             for k, (dx, dy) in enumerate(DIRECTIONS):
                 n = (x + dx, y + dy)
-                if inside((rx, ry), *n) and not assigned[n] and s[x, y, k] >= threshold:
+                if inside((rx, ry), *n) and not assigned[n] and float(s[x, y, k]) >= threshold:
                     assigned[n] = True
                     members.append(n)
                     to_visit.append(n)

@@ -237,7 +237,7 @@ def put(place, number):
     ("name", "key", "value", "text"),
     [
         ("grown", "data", lambda a: a + 1, "labels must hold each number"),
-        ("grown", "data", lambda a: a + 2**32, "labels must be from -1"),
+        ("grown", "data", lambda a: a + np.int64(2**32), "labels must be from -1"),
         ("grown", "data", lambda a: a.astype(float), "labels of type float64"),
         ("grown", "data", lambda a: a[0], r"labels of shape \(7,\)"),
         ("grown", "data", lambda a: a[:0], "labels must hold|similarity_mean"),

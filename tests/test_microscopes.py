@@ -340,6 +340,10 @@ def test_a_stack_of_digital_micrograph(small, folder, version):
             load_scan(image, scan_shape=scan_shape)
 
 
+@pytest.mark.xfail(
+    np.lib.NumpyVersion(np.__version__) >= "2.0.0",
+    reason="the wavelength that py4DSTEM 0.14.18 computes leaves float32, which NumPy 2 keeps",
+)
 def test_milliradians_of_digital_micrograph(small, folder):
     tags = {"Microscope Info": {"Voltage": np.float32(300e3)}}
     path = write_dm(folder / "scan.dm4", small, NM + [(0.5, "mrad")] * 2, tags=tags)
