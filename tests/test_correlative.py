@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import dask.array as da
 import numpy as np
 import pytest
 import reference
@@ -56,7 +57,7 @@ def test_folded_patterns_correlate_as_they_are(detector, kind):
     np.testing.assert_allclose(unit @ unit.T, exact @ exact.T, atol=1e-5)
 
 
-@pytest.mark.parametrize("scan", [(3, 2), (14, 3), (9, 21)])
+@pytest.mark.parametrize("scan", [(3, 2), (14, 3), (9, 21), (3, 50)])
 @pytest.mark.parametrize("missing", [False, True])
 def test_the_published_footprint_equals_loop(scan, missing):
     data = make_scan(scan, (36, 31)).astype(np.float32)  # more than one piece of pixels
@@ -70,13 +71,16 @@ def test_the_published_footprint_equals_loop(scan, missing):
 
 @pytest.mark.parametrize("missing", [False, True])
 def test_any_grouping_of_rows_gives_the_same_bits(missing):
-    data = make_scan((15, 21), (36, 31)).astype(np.float32) * np.float32(0.1)
+    data = make_scan((15, 53), (36, 31)).astype(np.float32) * np.float32(0.1)
     if missing:
         data[6, 4, 3, 5] = data[0, 0] = np.nan
     expected = run(data, n_jobs=1)
+    lazy = da.from_array(data, chunks=(4, -1, -1, -1))  # rows are kept in a window that goes round
     for n_rows in (1, 2, 5, 7, 15):
         for n_jobs in (1, 4):
-            np.testing.assert_array_equal(run(data, n_jobs=n_jobs, n_rows=n_rows), expected)
+            options = {"n_jobs": n_jobs, "n_rows": n_rows}
+            np.testing.assert_array_equal(run(data, **options), expected)
+            np.testing.assert_array_equal(run(lazy, **options), expected)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i4", "i8", "f2", "f4", "f8", ">u2", ">f4", ">i4"])

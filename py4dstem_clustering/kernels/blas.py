@@ -66,15 +66,18 @@ def _layout(x: np.ndarray) -> tuple[bytes, int] | None:
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """``a @ b`` of float32 matrices, or stacks of them: ``out[i] = a[i] @ b[i]``.
 
-    One of `a` and `b` may be a single matrix for a whole stack. The rows of `out` are contiguous;
-    there may be gaps between them.
+    One of `a` and `b` may be a single matrix for a whole stack; stacks of stacks have the same
+    shape. The rows of `out` are contiguous; there may be gaps between them.
     """
     if _sgemm is None:
         return np.matmul(a, b, out=out)
     if out is None:
         stack = max(a.shape[:-2], b.shape[:-2], key=len)
         out = np.empty((*stack, a.shape[-2], b.shape[-1]), dtype=np.float32)
-    if out.ndim == 2:
+    if out.ndim > 3:
+        for x, y, target in zip(a, b, out, strict=True):
+            matmul(x, y, out=target)
+    elif out.ndim == 2:
         _matmul_each(a[None], b[None], out[None])
     else:
         _matmul_each(a if a.ndim > 2 else a[None], b if b.ndim > 2 else b[None], out)

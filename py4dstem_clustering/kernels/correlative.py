@@ -10,7 +10,7 @@ rows on one side the copy takes longer than the product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import pairwise, product
 from typing import Any, NamedTuple
@@ -42,6 +42,12 @@ _TILE = 8
 
 # Tiles whose correlations are one task.
 _TILES = 8
+
+# Patterns that are normalised together.
+_PATTERNS = 8
+
+# Pieces of pixels that are averaged in one task, one after the other.
+_PIECES = 20
 
 # Multiplications up to which OpenBLAS takes small matrices as they lie.
 _SMALL_PRODUCT = 10**6
@@ -259,7 +265,7 @@ def auto_range(
             ) -> None:
                 normalise(rows[task], unit[task])
 
-            run(prepare, product(range(height), tiles(ry, _TILE)))
+            run(prepare, product(range(height), tiles(ry, _PATTERNS)))
             near += [row_dots(row[1:], row[:-1]) for row in unit]
             near += [row_dots(a, b) for a, b in pairwise(unit)]
             far.append(unit[0, columns])
@@ -296,27 +302,24 @@ def correlative_need(data: Any, sigma: float, radius: float, edge: int, n_jobs: 
     offsets = footprint(radius)
     reach = int(offsets[:, 0].max())
     read, row = row_need(data), 4 * ry * qx * qy
-    if not _is_kept(data) or isinstance(data, np.ma.MaskedArray):  # made float32
-        kept, copies = row, 2
-    elif read:
-        kept, copies = read, 1  # and those that are read, counted below
-    else:  # views of an array, if its patterns lie as they should
-        flat = data.strides[2:] == (qy * data.itemsize, data.itemsize)
-        kept, copies = (0 if flat else data.nbytes // len(data)), 2
     positions, wide = -(-ry // _TILE) * _TILE, _TILE + 2 * reach
+    dtype = _kept_as(data)
+    kept = 0 if _is_in_place(data) else dtype.itemsize * ry * qx * qy
+    made = row if dtype != data.dtype else 0
     unit = 4 * (positions + 2 * reach) * _normaliser((qx, qy), sigma, edge)[0]
     weights = 4 * ry * len(offsets)
     bands = 4 * positions * wide * (2 * reach + 1)
-    near = 4 * (_GROUP + 2 * reach) * wide * min(_pixels_per_product(reach), qx * qy)
+    rows = max(_GROUP + 2 * reach, _tiles_at_once(1) * (1 + 2 * reach))
+    near = 4 * rows * wide * min(_pixels_per_product(reach), qx * qy)
     if np.dtype(data.dtype).kind == "f":
-        near *= 2  # what is missing
+        near *= 2.25  # what is missing
     return Need(
-        (2 * reach - 1) * kept
+        2 * reach * kept
         + reach * unit
         + 2 * reach * weights
-        + count_jobs(n_jobs) * near
-        + scratch_need(data, n_jobs, _TILE, 4),
-        copies * kept + 2 * read + unit + 2 * weights + 3 * bands + row,
+        + int(count_jobs(n_jobs) * near)
+        + scratch_need(data, n_jobs, _PATTERNS, 4),
+        kept + made + 2 * read + unit + 2 * weights + 3 * bands + row,
     )
 
 
@@ -325,7 +328,7 @@ def auto_range_need(data: Any, sigma: float, edge: int, n_jobs: int | None) -> N
     ry, qx, qy = data.shape[1:]
     unit = 4 * _normaliser((qx, qy), sigma, edge)[0]
     return Need(
-        4 * row_need(data) + (5 * ry + 2 * _FAR) * unit + scratch_need(data, n_jobs, _TILE, 5)
+        4 * row_need(data) + (5 * ry + 2 * _FAR) * unit + scratch_need(data, n_jobs, _PATTERNS, 5)
     )
 
 
@@ -358,10 +361,25 @@ def _pixels_per_product(reach: int) -> int:
     return int(np.clip(pixels // 16 * 16, 256, 4096))
 
 
-def _is_kept(data: Any) -> bool:
-    """Whether rows are kept as they are, and become float32 each time that they are fetched."""
+def _kept_as(data: Any) -> np.dtype:
+    """Type of rows in the window: as they are, to become float32 when fetched, or float32."""
     dtype = np.dtype(data.dtype)
-    return dtype.isnative and dtype.itemsize <= 4 and dtype != np.float16
+    as_it_is = dtype.isnative and dtype.itemsize <= 4 and dtype != np.float16
+    return dtype if as_it_is and not isinstance(data, np.ma.MaskedArray) else np.dtype(np.float32)
+
+
+def _is_in_place(data: Any) -> bool:
+    """Whether all rows are in memory, as they would be kept."""
+    return (
+        row_need(data) == 0
+        and _kept_as(data) == data.dtype
+        and data.strides[2:] == (data.shape[3] * data.itemsize, data.itemsize)
+    )
+
+
+def _tiles_at_once(rows: int) -> int:
+    """Tiles that are averaged in one call: of few rows one would be too little work."""
+    return max(1, 5 // rows)
 
 
 def correlative_core(
@@ -394,8 +412,18 @@ def correlative_core(
     neighbours = np.arange(ry)[:, None] + offsets[:, 1]
     inside = (neighbours >= 0) & (neighbours < ry)
 
-    # Rows in the window, by their number in the scan; blocks of patterns, by that of their first.
-    kept: dict[int, np.ndarray] = {}
+    if n_rows is None:
+        # Long rows are worth more memory: of a single one, all that lies around is fetched anew.
+        n_rows = next(row_blocks(data.shape, copies=4))[1]
+        if n_rows < _GROUP // 2:
+            n_rows = next(row_blocks(data.shape, copies=1))[1]
+    # Rows in the window, which goes round, or all that are in memory anyway. By their number in the
+    # scan, what is known of them.
+    in_place = _is_in_place(data)
+    if in_place:
+        kept = data.reshape(rx, ry, -1)
+    else:
+        kept = np.empty((min(n_rows + 2 * reach, rx), ry, qx * qy), dtype=_kept_as(data))
     units: dict[int, np.ndarray] = {}
     weights: dict[int, np.ndarray] = {}
     has_missing: dict[int, bool] = {}
@@ -449,77 +477,98 @@ def correlative_core(
             _diagonals(matrix, reach - width, 2 * width + 1)[:] = share[..., band]
         return matrices.reshape(*share.shape[:3], -1)[..., trim : -trim or None]
 
-    def average(first: int, pixels: slice, shares: np.ndarray, target: np.ndarray) -> None:
-        """As many rows as `target` has, from `first` on; some of the pixels."""
-        last = first + len(target)
-        top, above, below = first - reach, max(0, first - reach), min(rx, last + reach)
-        near = np.zeros((last - top + reach, wide, pixels.stop - pixels.start), dtype=np.float32)
-        # What lies around a row follows each other.
-        shape = len(target), (2 * reach + 1) * wide - 2 * trim, near.shape[2]
-        windows = as_strided(near[0, trim:], shape, near.strides)
-        missing = [row for row in range(above, below) if has_missing[row]]
-        for tile in range(n_tiles):
-            start = tile * _TILE
-            columns = slice(start, min(start + _TILE, ry))
-            left, right = max(0, start - reach), min(ry, columns.stop + reach)
-            across = slice(left - start + reach, right - start + reach)
-            for begin, block in kept.items():
-                a, b = max(begin, above), min(begin + len(block), below)
-                if a < b:
+    def in_window(first: int, last: int) -> Iterator[tuple[slice, slice]]:
+        """Rows, and where they are: at most twice, since the window goes round."""
+        size = len(kept)
+        for a, b in pairwise([first, *range(first - first % size + size, last, size), last]):
+            yield slice(a, b), slice(a % size, (b - 1) % size + 1)
+
+    def tile_groups(rows: int) -> list[slice]:
+        whole = ry // _TILE
+        return tiles(whole, _tiles_at_once(rows)) + [slice(whole, n_tiles)] * (n_tiles > whole)
+
+    def windows(near: np.ndarray) -> np.ndarray:
+        """What lies around each row follows each other, ``(tile, row, neighbour, pixel)``."""
+        tile, row, column, item = near.strides
+        n_rows = near.shape[1] - 2 * reach
+        shape = len(near), n_rows, (2 * reach + 1) * wide - 2 * trim, near.shape[3]
+        return as_strided(near[:, 0, trim:], shape, (tile, row, column, item), writeable=False)
+
+    def average(
+        first: int, some: slice, pieces: list[slice], shares: np.ndarray, target: np.ndarray
+    ) -> None:
+        """As many rows as `target` has, from `first` on; some of the tiles, and of the pixels."""
+        last, n = first + len(target), some.stop - some.start
+        above, below = max(0, first - reach), min(rx, last + reach)
+        columns = slice(some.start * _TILE, min(some.stop * _TILE, ry))
+        share = shares[:, some, : columns.stop - columns.start].swapaxes(0, 1)
+        missing = [
+            i
+            for i in range(len(target))
+            if any(has_missing.get(first + i + dx) for dx in range(-reach, reach + 1))
+        ]
+        shape = n, last - first + 2 * reach, wide, pieces[0].stop - pieces[0].start
+        empty = np.zeros(shape, dtype=np.float32)  # as is what lies outside the scan
+        for pixels in pieces:
+            near = empty[..., : pixels.stop - pixels.start]
+            for rows, slots in in_window(above, below):
+                to = slice(rows.start - first + reach, rows.stop - first + reach)
+                for tile in range(n):
+                    start = (some.start + tile) * _TILE - reach
+                    left, right = max(0, start), min(ry, start + wide)
                     np.copyto(
-                        near[a - top : b - top, across],
-                        block[a - begin : b - begin, left:right, pixels],
+                        near[tile, to, left - start : right - start],
+                        kept[slots, left:right, pixels],
                         casting="same_kind",
                     )
             if missing:
                 present = np.isfinite(near)
                 near[~present] = 0
-            share = shares[:, tile, : columns.stop - start]
-            matmul(share, windows, out=target[:, columns, pixels])
-            # A missing pixel has no weight, so the weights differ from pixel to pixel.
-            for i in range(len(target)):
-                if any(abs(first + i - row) <= reach for row in missing):
-                    there = present[i : i + 2 * reach + 1].reshape(-1, near.shape[2])
-                    weight = matmul(share[i], there[trim : len(there) - trim].astype(np.float32))
-                    weight[weight == 0] = np.nan  # missing everywhere
-                    target[i, columns, pixels] /= weight
+            result = target[:, columns, pixels]
+            result = result.reshape(len(target), n, -1, result.shape[2]).swapaxes(0, 1)
+            matmul(share, windows(near), out=result)
+            if missing:  # has no weight, so the weights differ from pixel to pixel
+                weight = matmul(share, windows(present.astype(np.float32)))[:, missing]
+                weight[weight == 0] = np.nan  # missing everywhere
+                result[:, missing] /= weight
 
     written = 0
     # An array takes results where they are made.
     direct = isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.c_contiguous
     pieces = tiles(qx * qy, _pixels_per_product(reach))
-    # Long rows are worth more memory: of a single one, all that lies around is fetched anew.
-    _, rows_of_block = next(row_blocks(data.shape, copies=4))
-    copies = 4 if rows_of_block >= _GROUP // 2 else 1
+    pieces = [pieces[some] for some in tiles(len(pieces), _PIECES)]
     with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, copies=copies, n_rows=n_rows):
+        for start, rows in iterate_blocks(data, n_rows=n_rows):
             stop = start + len(rows)
-            block = rows
-            if not _is_kept(rows):
-                block = to_float32(rows, f"row {start} to {stop - 1} of the scan")
-            kept[start] = block.reshape(len(rows), ry, -1)
-            del block
+            made = rows
+            if rows.dtype != kept.dtype:
+                made = to_float32(rows, f"row {start} to {stop - 1} of the scan")
             for row in range(start, stop):
                 units[row] = np.zeros((n_tiles * _TILE + 2 * reach, n_pixels), dtype=np.float32)
                 weights[row] = np.zeros((ry, len(offsets)), dtype=np.float32)
             products = np.empty((len(rows), reach + 1, n_tiles, _TILE, wide), dtype=np.float32)
 
             def prepare(
-                task: tuple[int, slice], rows: np.ndarray = rows, start: int = start
+                task: tuple[int, slice],
+                rows: np.ndarray = rows,
+                made: np.ndarray = made,
+                start: int = start,
             ) -> None:
                 row, columns = task
                 patterns = rows[row - start, columns]
                 unit = units[row][columns.start + reach : columns.stop + reach]
                 normalise(patterns.reshape(len(patterns), -1), unit)
+                if not in_place:
+                    patterns = made[row - start, columns]
+                    kept[row % len(kept), columns] = patterns.reshape(len(patterns), -1)
 
-            def check(row: int, patterns: np.ndarray = kept[start], start: int = start):
-                has_missing[row] = not np.isfinite(patterns[row - start]).all()
+            def check(row: int, rows: np.ndarray = rows, start: int = start) -> None:
+                has_missing[row] = not np.isfinite(rows[row - start]).all()
 
-            run(prepare, product(range(start, stop), tiles(ry, _TILE)))
+            run(prepare, product(range(start, stop), tiles(ry, _PATTERNS)))
             if rows.dtype.kind == "f":
                 run(check, range(start, stop))
-            else:  # whole numbers are never missing
-                has_missing.update(dict.fromkeys(range(start, stop), False))
+            del check, made
             del rows, prepare  # before the next are read
             run(
                 lambda task, products=products, start=start: correlate(
@@ -545,9 +594,14 @@ def correlative_core(
                 groups = [slice(a, b) for a, b in pairwise(edges)]
                 run(
                     lambda task, filtered=filtered, written=written, shares=shares: average(
-                        written + task[0].start, task[1], shares[task[0]], filtered[task[0]]
+                        written + task[0].start, *task[1:], shares[task[0]], filtered[task[0]]
                     ),
-                    product(groups, pieces),
+                    (
+                        (group, some, part)
+                        for group in groups
+                        for some in tile_groups(group.stop - group.start)
+                        for part in pieces
+                    ),
                 )
                 if not direct:
                     out[written:ready] = filtered.reshape(-1, ry, qx, qy)
@@ -555,8 +609,7 @@ def correlative_core(
                 written = ready
                 del filtered
             for row in [row for row in weights if row < written - reach]:
-                del weights[row], has_missing[row]
-            for begin in [n for n in kept if n + len(kept[n]) <= written - reach]:
-                del kept[begin]
+                del weights[row]
+                has_missing.pop(row, None)
             for row in [row for row in units if row < stop - reach]:
                 del units[row]
