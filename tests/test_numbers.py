@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import reference
-from conftest import make_scan
+from conftest import STRICT, make_scan
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from py4DSTEM import DataCube
@@ -579,7 +579,7 @@ def test_beyond_float32(scale):
 
 
 # All after the imports, since one of py4DSTEM 0.14.18 (process/phase/phase_base_class.py) says that
-# a UserWarning be always shown, whatever the command line said. No warning of others is excused.
+# a UserWarning be always shown, whatever the command line said. After them no warning is excused.
 WORK = """
 import sys, warnings
 import numpy, py4DSTEM, py4dstem_clustering
@@ -602,7 +602,7 @@ assert (py4DSTEM.read(sys.argv[1]).clusters.labels == clusters.labels).all()
 
 def test_warnings_are_errors(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", WORK, str(tmp_path / "averages.h5")],
+        [sys.executable, *STRICT, "-c", WORK, str(tmp_path / "averages.h5")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -67,9 +67,9 @@ class Blur:
         if out is None:
             out = np.empty((n, to_u, to_v), dtype=np.float32)
         along_v = np.empty((n, nu, to_v), dtype=np.float32)
-        lines, blurred = patterns.reshape(n * nu, nv), along_v.reshape(n * nu, to_v)
+        # Pattern by pattern: a product of them all may round each otherwise.
         for here, source, matrix in self._along_v:
-            matmul(lines[:, source], matrix.T, out=blurred[:, here])
+            matmul(patterns[..., source], matrix.T, out=along_v[..., here])
         for here, source, matrix in self._along_u:
             matmul(matrix, along_v[:, source], out=out[:, here])
         return out

@@ -299,8 +299,7 @@ def features_core(
         part = x.reshape(len(x), -1).sum(axis=0, dtype=np.float64) if total else None
         if mask is not None:
             x *= mask
-        along_v = matmul(x.reshape(-1, qy), bin_v.T).reshape(-1, qx, n_v)
-        along_both = matmul(bin_u, along_v).reshape(len(x), -1)
+        along_both = matmul(bin_u, matmul(x, bin_v.T)).reshape(len(x), -1)
         np.take(along_both, inside, axis=1, out=out, mode="clip")
         return part
 
