@@ -15,6 +15,7 @@ and ``cluster_series`` clusters the scans of an in-situ experiment one after the
 their grains (5D-STEM).
 """
 
+from . import metrics
 from ._version import __version__
 from .arina import ScanArray, open_scan
 from .cluster_tree import ClusterTree
@@ -72,6 +73,7 @@ __all__ = [
     "find_drift",
     "get_symmetry",
     "link_frames",
+    "metrics",
     "misorientation",
     "open_scan",
     "open_series",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from .checks import (
     check_out,
 )
 from .kernels.virtual import sample_mean
-from .reading import load_scan
+from .mixture import known_centre
+from .reading import files_of, is_one_of, load_scan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,7 +116,7 @@ def _add_scan_options(command: argparse.ArgumentParser) -> None:
     add("--q-range", type=float, nargs=2, metavar=("INNER", "OUTER"), help="compare only this "
         "annulus of the detector, pixels from its centre")  # fmt: skip
     add("--q-center", type=float, nargs=2, metavar=("QX", "QY"), help="centre of --q-range; by "
-        "default the brightest place of the mean pattern")  # fmt: skip
+        "default the origin in the file, or the brightest place of the mean pattern")  # fmt: skip
     add("--sigma", type=float, help="growth: blur patterns before comparing, pixels (0)")
     add("--filter", action="store_true", help="apply the correlative filter first; averages are "
         "of the unfiltered scan all the same")  # fmt: skip
@@ -235,6 +237,8 @@ def _q_mask(cube: Any, q_range: Any, q_center: Any) -> np.ndarray | None:
     if not inner < outer:
         raise ValueError(f"--q-range {inner:g} {outer:g} must rise")
     if q_center is None:
+        q_center = known_centre(cube)
+    if q_center is None:
         from scipy.ndimage import gaussian_filter
 
         # The mean of some patterns all over the scan shows the direct beam well enough.
@@ -266,6 +270,20 @@ def _filter_and_r_mask(options: argparse.Namespace) -> tuple[dict[str, Any], Any
     return filtering, r_mask
 
 
+def _check_other(out: Path, files: Iterable[Path]) -> None:
+    """What is written must not replace what is read."""
+    if is_one_of(out, files):
+        raise ValueError(f"--out {out} is the scan itself; give another name")
+
+
+def _grows(options: argparse.Namespace) -> bool:
+    """Whether clusters are grown, as in the paper, and not merged."""
+    grows = options.threshold is not None or options.filter or options.sigma is not None
+    if grows and options.keep_background:
+        raise ValueError("--keep-background goes with merging, not with --threshold")
+    return grows
+
+
 def _common(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "n_jobs": options.n_jobs,
@@ -290,18 +308,21 @@ def _cluster(options: argparse.Namespace) -> None:
     if options.out.exists() and not options.overwrite:
         raise ValueError(f"--out {options.out} exists; give another name, or --overwrite")
     path = check_out(options.out, options.overwrite)
+    _check_other(path, [options.file])
+    grows = _grows(options)
     filtering, r_mask = _filter_and_r_mask(options)
     step = None if options.step is None else _step(*options.step)
     figures = _make_folder(options.figures)
     start = time.perf_counter()
     scan = _load(options.file, options.key, options.scan_shape, step)
+    _check_other(path, files_of(scan.data))
     common = _common(options)
     shape = " x ".join(map(str, scan.data.shape))
     print(f"{options.file}: {shape}, {scan.data.dtype}, opened in {_since(start)}")
 
     q_mask = _q_mask(scan, options.q_range, options.q_center)
 
-    if options.threshold is None and not options.filter and options.sigma is None:
+    if not grows:
         start = time.perf_counter()
         clusters = scan.cluster(
             min_size=options.min_size,
@@ -313,8 +334,6 @@ def _cluster(options: argparse.Namespace) -> None:
         print(f"merged in {_since(start)}: {clusters}")
         found, similarity = [clusters], None
     else:
-        if options.keep_background:
-            raise ValueError("--keep-background goes with merging, not with --threshold")
         found, similarity = _grow(scan, options, filtering, q_mask, r_mask, common)
     found.sort(key=lambda clusters: clusters.n_clusters > 0)  # those without clusters first
     start = time.perf_counter()
@@ -368,6 +387,7 @@ def _grow(
 def _series(options: argparse.Namespace) -> None:
     from .series_run import cluster_series
 
+    _check_other(options.out, options.files)
     filtering, r_mask = _filter_and_r_mask(options)
     step = None if options.step is None else _step(*options.step)
     time_step, time_units = 1.0, "frames"
@@ -377,9 +397,7 @@ def _series(options: argparse.Namespace) -> None:
             time_step = check_number("--time-step", float(options.time_step[0]), 0)
         except ValueError:
             raise ValueError(f"--time-step {options.time_step[0]} must be a number") from None
-    grows = options.threshold is not None or options.filter or options.sigma is not None
-    if grows and options.keep_background:
-        raise ValueError("--keep-background goes with merging, not with --threshold")
+    grows = _grows(options)
     figures = _make_folder(options.figures)
     load = partial(_load, key=options.key, scan_shape=options.scan_shape, step=step)
     q_mask = None
@@ -399,7 +417,7 @@ def _series(options: argparse.Namespace) -> None:
         q_mask=q_mask,
         r_mask=r_mask,
         method="grow" if grows else "merge",
-        threshold=(options.threshold or 0.9) if grows else None,
+        threshold=options.threshold,
         sigma=options.sigma,
         drop_background=None if grows else not options.keep_background,
         **_common(options),
@@ -433,12 +451,13 @@ def _draw_series(folder: Path, series: Any, tracks: Any, pixel_units: str) -> No
     plotting.animate_series(series, folder / "series.gif", tracks=tracks)
 
 
-def _print_tracks(tracks: Any, time_units: str, unit: str, most: int = 30) -> None:
+def _print_tracks(tracks: Any, time_units: str, unit: str) -> None:
     """The tracks that were seen most often."""
     print(
         f"\n{'track':>5} {'frames':>12} {'seen':>5} {f'last area / {unit}²':>18}  "
         f"growth / ({unit}² / {time_units})"
     )
+    most = 30
     longest = sorted(tracks, key=lambda track: -len(track))
     for track in sorted(longest[:most], key=lambda track: track.number):
         rate, error = track.growth_rate()

@@ -16,14 +16,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import emdfile
 import h5py
 import numpy as np
 
-from .checks import check_integer, check_name
+from . import emd
+from .checks import check_choice, check_integer, check_name, check_path
 
 if TYPE_CHECKING:
     from py4DSTEM import DataCube
@@ -145,19 +146,19 @@ def _value(file: h5py.File, path: str) -> Any:
     if item.external or item.is_virtual:
         return None
     value = np.asarray(item[()]).reshape(-1)[0]
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, str):
-        return value
+    if isinstance(value, (bytes, str)):
+        return _text(value)
     return value.item() if isinstance(value, np.generic) else None
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def _beside(master: Path, filename: str, sibling: Path | None) -> Path:
     """The file that a link in `master` means: inside its folder, or `sibling`, nothing else."""
     folder = master.parent
-    # Links are written by the computer of the detector, which may be Windows.
-    name = PureWindowsPath(filename)
-    inside = not (name.drive or name.root or ".." in name.parts)
+    name, inside = emd.linked_name(filename)
     candidates = [folder.joinpath(*name.parts)] if inside else []
     candidates += [folder / name.name] if name.name else []
     candidates += [sibling] if sibling is not None else []
@@ -234,21 +235,10 @@ def _pieces(path: Path, dataset: h5py.Dataset) -> list[_Piece]:
             f"{where} takes its values from other files, which is not followed; open the file that "
             "holds them, or copy the values (h5repack)"
         )
-    _check_filters(dataset, where)
+    emd.check_filters(dataset, where)
     _check_written(dataset, where)
     rows = range(shape[0]) if dataset.ndim == 4 else [None]
     return [_Piece(path, dataset.name, row, shape, dtype.newbyteorder("=")) for row in rows]
-
-
-def _check_filters(dataset: h5py.Dataset, where: str) -> None:
-    properties = dataset.id.get_create_plist()
-    for i in range(properties.get_nfilters()):
-        code, _, _, name = properties.get_filter(i)
-        if not h5py.h5z.filter_avail(code):
-            raise OSError(
-                f"{where} is compressed by the HDF5 filter {code} ({name.decode()}), which is not "
-                "installed; pip install hdf5plugin"
-            )
 
 
 def _check_written(dataset: h5py.Dataset, where: str) -> None:
@@ -299,11 +289,13 @@ class ScanArray:
         pieces: list[_Piece],
         index: np.ndarray,
         *,
+        path: Path,
         bad: np.ndarray,
         limit: float | None,
         bad_pixels: str,
         saturated: str,
     ) -> None:
+        self._path = path
         self._pieces = pieces
         self._starts = np.cumsum([0, *(piece.n_frames for piece in pieces)])
         self._index = index
@@ -345,11 +337,16 @@ class ScanArray:
         """Bytes that the whole scan takes in memory."""
         return self.size * self.dtype.itemsize
 
+    @property
+    def files(self) -> list[Path]:
+        """The file that was opened, and those that hold the frames."""
+        return sorted({self._path, *self._sizes})
+
     def __len__(self) -> int:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        files = len({piece.file for piece in self._pieces})
+        files = len(self._sizes)
         first = self._pieces[0].file.name
         more = f" and {files - 1} more" if files > 1 else ""
         return f"<ScanArray {self.shape} {self.dtype} in {first}{more}>"
@@ -704,7 +701,7 @@ def open_scan(
     >>> raw = open_scan(path, dataset="frames", scan_shape=(3, 4))
     >>> raw.shape
     (3, 4, 8, 6)
-    >>> raw.data[1, 2].sum()
+    >>> int(raw.data[1, 2].sum())
     48
     >>> raw.data.close(), folder.cleanup()
     (None, None)
@@ -712,18 +709,11 @@ def open_scan(
     from py4DSTEM import DataCube
 
     _load_filters()
-    try:
-        path = Path(path).absolute()
-    except TypeError:
-        raise TypeError(f"path={path!r} must be a path, not {type(path).__name__}") from None
+    path = check_path("path", path).absolute()
     skip = _check_skip(skip_frames)
     flyback = check_integer("flyback", flyback, 0)
-    for option, value, choices in (
-        ("bad_pixels", bad_pixels, BAD_PIXELS),
-        ("saturated", saturated, SATURATED),
-    ):
-        if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"{option}={value!r} must be one of {', '.join(map(repr, choices))}")
+    check_choice("bad_pixels", bad_pixels, BAD_PIXELS)
+    check_choice("saturated", saturated, SATURATED)
     if dataset is not None and not isinstance(dataset, str):
         raise TypeError(f"dataset={dataset!r} must be a string, the name of a dataset")
     prefix = path.stem.removesuffix("_master")
@@ -741,6 +731,7 @@ def open_scan(
     data = ScanArray(
         pieces,
         index,
+        path=path,
         bad=bad,
         limit=_largest_good(pieces[0].dtype, facts),
         bad_pixels=bad_pixels,
@@ -852,7 +843,7 @@ def _read_facts(path: Path, bad_pixels: str) -> tuple[dict[str, Any], np.ndarray
                 facts[name] = value
                 units = _walk(file, place).attrs.get("units")
                 if isinstance(units, (str, bytes)):
-                    facts[f"{name}_units"] = units if isinstance(units, str) else units.decode()
+                    facts[f"{name}_units"] = _text(units)
         for place in PIXEL_MASKS:
             item = _walk(file, place)
             if item is None:
@@ -869,7 +860,7 @@ def _read_facts(path: Path, bad_pixels: str) -> tuple[dict[str, Any], np.ndarray
                     f"{place!r} of {path}, {item.dtype} of shape {item.shape}, is no pixel mask: "
                     "it must be whole numbers (Qx, Qy)"
                 )
-            _check_filters(item, f"{place!r} of {path}")
+            emd.check_filters(item, f"{place!r} of {path}")
             try:
                 return facts, item[...]
             except (OSError, RuntimeError) as error:

@@ -13,9 +13,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import emdfile
 import numpy as np
 
+from . import emd
 from .checks import check_number
 from .orientation import misorientation, refine_orientations
 from .simulate import ACCELERATING_VOLTAGE, crystal_of_gold, simulate_scan
@@ -96,16 +96,12 @@ def run_benchmark(
     with quiet():
         crystal.orientation_plan(**PLAN)
     rows: list[Row] = []
-    bar = emdfile.tqdmnd(
-        len(doses) * len(seeds), desc="Matching", unit="scans", disable=not progress_bar
-    )
-    try:
+    n_scans = len(doses) * len(seeds)
+    with emd.progress(n_scans, "Matching", progress_bar, "scans") as report:
         for dose in doses:
             for seed in seeds:
                 rows += _run_scan(dose, seed, crystal, small)
-                bar.update(1)
-    finally:
-        bar.close()
+                report(1)
     return rows
 
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import emdfile
 import numpy as np
 
+from . import emd
 from .benchmark_orientation import DISKS, PLAN, disk_template, quiet
 from .checks import check_number
 from .metrics import track_quality
@@ -84,19 +84,15 @@ def run_benchmark(
     with quiet():
         crystal.orientation_plan(**PLAN)
     series_rows, particle_rows = [], []
-    bar = emdfile.tqdmnd(
-        len(doses) * len(seeds), desc="Following", unit="series", disable=not progress_bar
-    )
-    try:
+    n_scans = len(doses) * len(seeds)
+    with emd.progress(n_scans, "Following", progress_bar, "series") as report:
         for dose in doses:
             for seed in seeds:
                 truth = simulate_series(electrons=dose, seed=seed, **SHAPES[small])
                 row, particles = _run_series(truth, dose, seed, crystal)
                 series_rows.append(row)
                 particle_rows += particles
-                bar.update(1)
-    finally:
-        bar.close()
+                report(1)
     return series_rows, particle_rows
 
 

@@ -34,6 +34,7 @@ FILTER = {"sigma": 3, "radius": 4, "corr_range": (0.85, 0.95), "edge": 12}
 """The published filter."""
 
 _SLOW_POSITIONS = 9
+_COPIED = 2**26  # bytes
 _MAP, _THRESHOLDS = 512, np.linspace(0.5, 0.95, 10)
 
 
@@ -71,12 +72,12 @@ class Row(NamedTuple):
     """Of the roofline; NaN where there is none."""
 
 
-def measure_machine(n_jobs: int | None, size: int = 2**26) -> Machine:
-    """Copy arrays of `size` bytes and multiply matrices, with `n_jobs` threads at once."""
+def measure_machine(n_jobs: int | None) -> Machine:
+    """Copy arrays and multiply matrices, with `n_jobs` threads at once."""
     jobs = count_jobs(n_jobs)
-    a = [np.ones(size // jobs, dtype=np.uint8) for _ in range(jobs)]
+    a = [np.ones(_COPIED // jobs, dtype=np.uint8) for _ in range(jobs)]
     b = [x.copy() for x in a]
-    n = min(1024, int(np.sqrt(size / 16)))
+    n = 1024
     rng = np.random.default_rng(0)
     matrices = [rng.random((n, n), dtype=np.float32) for _ in range(jobs)]
     with workers(jobs) as run:

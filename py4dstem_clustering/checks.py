@@ -14,6 +14,7 @@ import numpy as np
 import skimage.filters
 
 from .kernels.blocks import Need
+from .kernels.noise import noise_windows
 
 COMPRESSIONS = ("gzip", "lzf", "bitshuffle")
 """How HDF5 files may be compressed; bitshuffle, with LZ4, needs the package hdf5plugin."""
@@ -60,8 +61,9 @@ def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.i
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
     if not (np.isfinite(value) and low <= value <= high):
-        rule = f"from {low:g} to {high:g}" if np.isfinite(high) else f"of at least {low:g}"
-        raise ValueError(f"{name}={value!r} must be a finite number {rule}")
+        rule = "" if low == -np.inf else f" of at least {low:g}"
+        rule = f" from {low:g} to {high:g}" if np.isfinite(high) else rule
+        raise ValueError(f"{name}={value!r} must be a finite number{rule}")
     return float(value)
 
 
@@ -72,6 +74,13 @@ def check_integer(name: str, value: Any, low: int) -> int:
     if value < low:
         raise ValueError(f"{name}={value!r} must be at least {low}")
     return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of some texts."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+    return value
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -176,11 +185,8 @@ def check_noise(
                     f"{name}={value!r} does nothing without noise_correct=True; add that, or leave "
                     f"out {name}"
                 )
-    elif gain is None and max(scan) < 3:
-        raise ValueError(
-            f"gain=None cannot be measured in a scan of {scan[0]} x {scan[1]}: telling noise from "
-            "structure takes three positions in a row; give the gain, gain=1 for counted electrons"
-        )
+    elif gain is None:
+        noise_windows(scan)  # which says where the scan is too small to measure it
     return noise_correct, gain, offset
 
 
@@ -249,12 +255,23 @@ def resolve_r_mask(r_mask: float | str | np.ndarray | None, mean: np.ndarray) ->
             return np.zeros(mean.shape, dtype=bool)  # nothing stands out
         try:
             r_mask = getattr(skimage.filters, f"threshold_{r_mask}")(values)
+        except ValueError:  # from NumPy 2 on: too few numbers between values that hardly differ
+            return np.zeros(mean.shape, dtype=bool)
         except RuntimeError as error:  # threshold_minimum finds no two maxima
             raise ValueError(
                 f"r_mask={r_mask!r} finds no threshold in this mean similarity ({error}); "
                 "try 'triangle' or 'otsu', or give a number"
             ) from error
     return mean > r_mask
+
+
+def check_same_scan(what: str, shape: Sequence[int], scan: Sequence[int]) -> None:
+    """The shape of what was made of a scan, and of the scan it is used with."""
+    if tuple(shape) != tuple(scan):
+        raise ValueError(
+            f"{what} of a scan of {tuple(shape)} must fit this scan of {tuple(scan)}; make it anew "
+            "from this scan"
+        )
 
 
 def check_name(name: Any) -> str:
@@ -273,16 +290,22 @@ def check_name(name: Any) -> str:
     return name
 
 
-def check_out(out: Any, overwrite: bool) -> Path:
-    """A file that can be written, in a folder that exists."""
+def check_path(name: str, value: Any) -> Path:
+    """A path, or the text of one."""
     try:
-        path = Path(out)
+        return Path(value)
     except TypeError:
-        raise TypeError(f"out={out!r} must be a path, not {type(out).__name__}") from None
+        raise TypeError(f"{name}={value!r} must be a path, not {type(value).__name__}") from None
+
+
+def check_out(out: Any, overwrite: bool, name: str = "out") -> Path:
+    """A file that can be written, in a folder that exists."""
+    path = check_path(name, out)
+    given = f"{name}={str(path)!r}"
     if not path.parent.is_dir():
-        raise ValueError(f"out={str(path)!r} lies in a folder that does not exist; make it first")
+        raise ValueError(f"{given} lies in a folder that does not exist; make it first")
     if path.is_dir():
-        raise ValueError(f"out={str(path)!r} is a folder; give the name of a file")
+        raise ValueError(f"{given} is a folder; give the name of a file")
     if path.exists() and not overwrite:
-        raise ValueError(f"out={str(path)!r} exists; give another name, or overwrite=True")
+        raise ValueError(f"{given} exists; give another name, or overwrite=True")
     return path

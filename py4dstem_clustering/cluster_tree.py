@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,14 +13,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from . import emd
-from .checks import check_flag, check_integer, check_number
+from .checks import check_choice, check_flag, check_integer, check_number
 from .clusters import NOTED, Clusters
+from .frozen import Frozen
 from .kernels.merging import Merges, consecutive, cut_merges
 from .kernels.similarity import similarity_mean
-from .kernels.tree import Forest, cut_at, label_nodes, link, most_stable
+from .kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
 from .similarity import Similarity
 
 KIND = "cluster_tree"
+
+METHODS = ("merge", "grow")
 
 STABLE_SIZE = 40
 """Positions of the smallest cluster whose stability ``threshold="auto"`` of growth measures, in
@@ -39,7 +42,7 @@ _ARRAYS = ("first", "second", "level", "mask", "automatic", "features", "brightn
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ClusterTree:
+class ClusterTree(Frozen):
     """The order in which scan positions join to clusters.
 
     Made by ``datacube.get_cluster_tree()``. `cut` makes `Clusters` of it without touching the scan.
@@ -91,19 +94,11 @@ class ClusterTree:
     pixel_units: str = "pixels"
 
     def __post_init__(self) -> None:
-        if self.method not in ("grow", "merge"):
-            raise ValueError(f"method={self.method!r} must be 'grow' or 'merge'")
-        for key in _ARRAYS:
-            value = getattr(self, key)
-            if isinstance(value, np.ndarray):
-                value = value.view()
-                value.flags.writeable = False
-                object.__setattr__(self, key, value)
-        object.__setattr__(self, "settings", emd.Settings(self.settings, NOTED))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Made anew on unpickling, so that the arrays are read-only again.
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+        check_choice("method", self.method, METHODS)
+        arrays = {key: getattr(self, key) for key in _ARRAYS}
+        # Features may be large, so nothing is copied.
+        self._set(**{key: a.view() for key, a in arrays.items() if isinstance(a, np.ndarray)})
+        self._set(settings=emd.Settings(self.settings, NOTED))
 
     # --- what there is -----------------------------------------------------------------------
 
@@ -269,7 +264,8 @@ class ClusterTree:
             "name": name,
         }
         if n_clusters is not None:
-            threshold = self._level_for(n_clusters, min_size, drop_background)
+            counts = self.n_clusters(min_size=min_size, drop_background=drop_background)
+            threshold = level_for(self, counts, n_clusters)
         if self.method == "grow":
             settings["level"] = None if threshold == "auto" else threshold
             labels, seeds = self._grown(threshold, min_size)
@@ -292,24 +288,6 @@ class ClusterTree:
             background,
         )
 
-    def _level_for(self, n_clusters: int, min_size: int, drop_background: bool | None) -> float:
-        counts = self.n_clusters(min_size=min_size, drop_background=drop_background)
-        if not len(counts):
-            return 1.0
-        enough = counts <= n_clusters
-        if self.method == "merge":
-            # Before most clusters have grown to their least size, few have by chance.
-            enough &= np.arange(len(counts)) >= len(counts) - 1 - counts[::-1].argmax()
-        if not enough.any():
-            raise ValueError(
-                f"n_clusters={n_clusters} cannot be had: there are {counts.min()} clusters or more "
-                "at every level; parts of the mask that do not touch never join"
-            )
-        best = self.levels[enough & (counts == counts[enough].max())]
-        if self.method == "merge":  # the nearest to the automatic one, as a ratio
-            return float(best[np.abs(np.log(np.maximum(best, 1e-300))).argmin()])
-        return float(best[-1])  # the coarsest, with the most positions in clusters
-
     def _grown(self, threshold: float | str, min_size: int) -> tuple[np.ndarray, np.ndarray]:
         forest = Forest(self.first, self.second, self.level, self.mask)
         if threshold != "auto":
@@ -321,7 +299,7 @@ class ClusterTree:
         least = max(2, min(STABLE_SIZE, int(self.mask.sum()) // 20), min_size)
         nodes = most_stable(children, sizes, rank, least)
         labels = label_nodes(children, nodes, self.mask.size).reshape(self.shape)
-        return _numbered(labels, self.similarity_mean, by_size=False)
+        return numbered(labels, self.similarity_mean, by_size=False)
 
     def _coarse(self, level: float) -> np.ndarray:
         """The regions of the automatic cut, joined up to a level above 1."""
@@ -346,7 +324,7 @@ class ClusterTree:
         small = np.bincount(labels[labels >= 0], minlength=len(background)) < min_size
         gone = (small | background) if drop else small
         labels = consecutive(np.where(np.append(gone, True)[labels], -1, labels))
-        labels, seeds = _numbered(labels, self.similarity_mean, by_size=True)
+        labels, seeds = numbered(labels, self.similarity_mean, by_size=True)
         dropped = int((background & ~small).sum())
         left = () if drop else tuple(np.flatnonzero(self._background(labels)))
         return labels, seeds, left, dropped
@@ -419,8 +397,9 @@ class ClusterTree:
         settings = emd.read_settings(node)
         step = emd.scan_step(node)
         method = settings.get("method")
-        if not isinstance(method, str) or method not in ("grow", "merge"):
-            raise emd.damaged(node, f"its method {emd.short(method)} must be 'grow' or 'merge'")
+        if not isinstance(method, str) or method not in METHODS:
+            names = " or ".join(map(repr, METHODS))
+            raise emd.damaged(node, f"its method {emd.short(method)} must be {names}")
         _check_arrays(node, method, arrays)
         made = emd.read_settings(node, "similarity_settings")
         try:
@@ -433,6 +412,25 @@ class ClusterTree:
         return cls(
             method=method, settings=settings, pixel_size=step[0], pixel_units=step[1], **values
         )
+
+
+def level_for(tree: ClusterTree, counts: np.ndarray, n_clusters: int) -> float:
+    """The level with `n_clusters`, or the most below it, given the number at each level."""
+    if not len(counts):
+        return 1.0
+    enough = counts <= n_clusters
+    if tree.method == "merge":
+        # Before most clusters have grown to their least size, few have by chance.
+        enough &= np.arange(len(counts)) >= len(counts) - 1 - counts[::-1].argmax()
+    if not enough.any():
+        raise ValueError(
+            f"n_clusters={n_clusters} cannot be had: there are {counts.min()} clusters or more "
+            "at every level; parts of the mask that do not touch never join"
+        )
+    best = tree.levels[enough & (counts == counts[enough].max())]
+    if tree.method == "merge":  # the nearest to the automatic one, as a ratio
+        return float(best[np.abs(np.log(np.maximum(best, 1e-300))).argmin()])
+    return float(best[-1])  # the coarsest, with the most positions in clusters
 
 
 def _check_arrays(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) -> None:
@@ -540,25 +538,3 @@ def _is_background(totals: np.ndarray, strongest: float) -> np.ndarray:
     # Without any grain beside it: a quarter of the noise of a single pattern. Liquid has a tenth of
     # that, a grain at 30 electrons ten times as much.
     return weak | (power <= np.maximum(2 * scatter, rank / 4))
-
-
-def _numbered(
-    labels: np.ndarray, height: np.ndarray, by_size: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels numbered by the height of their seeds, or by size first; and the seeds.
-
-    The seed of a cluster is its highest position, the first in reading order among equals.
-    """
-    flat = labels.ravel()
-    inside = np.flatnonzero(flat >= 0)
-    level = np.nan_to_num(height.ravel()[inside], nan=-np.inf)
-    visit = inside[np.argsort(-level, kind="stable")]
-    found, first = np.unique(flat[visit], return_index=True)
-    order = np.argsort(first, kind="stable")
-    if by_size:
-        size = np.bincount(flat[inside])[found]
-        order = order[np.argsort(-size[order], kind="stable")]
-    number = np.full(int(labels.max(initial=-1)) + 2, -1, dtype=np.int32)
-    number[found[order]] = np.arange(len(found))
-    seeds = np.stack(np.unravel_index(visit[first[order]], labels.shape), axis=1)
-    return number[labels], seeds.reshape(-1, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import emdfile
@@ -14,6 +14,7 @@ from . import emd
 from .checks import check_integer, check_name, check_number
 from .describe import describe_clusters
 from .disks import GainedDisks, gained_disks
+from .frozen import Frozen
 from .kernels.tree import growth_steps
 from .mixture import Mixture, measure_mixture
 from .orientation import expand_bragg, expand_orientation_map, find_boundaries
@@ -52,7 +53,7 @@ PROPERTIES = np.dtype(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Clusters:
+class Clusters(Frozen):
     """A label map of the scan with what is known of each cluster.
 
     Made by ``datacube.cluster()``. Never changes: `relabel`, `remove` and `join` return new ones.
@@ -136,15 +137,9 @@ class Clusters:
                 f"similarity of a scan of {self.similarity.shape[:2]} must have the shape of the "
                 f"labels, {labels.shape}"
             )
-        for key, value in (("labels", labels), ("seeds", seeds), ("similarity_mean", mean)):
-            value.flags.writeable = False
-            object.__setattr__(self, key, value)
-        object.__setattr__(self, "settings", emd.Settings(self.settings, NOTED))
-        object.__setattr__(self, "background", tuple(self._check_labels(self.background)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Made anew on unpickling, so that the arrays are read-only again.
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+        settings = emd.Settings(self.settings, NOTED)
+        self._set(labels=labels, seeds=seeds, similarity_mean=mean, settings=settings)
+        self._set(background=tuple(self._check_labels(self.background)))
 
     # --- what there is -----------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -24,6 +23,7 @@ from . import emd
 from . import similarity as _similarity
 from ._version import __version__
 from .checks import (
+    check_choice,
     check_compression,
     check_corr_range,
     check_data,
@@ -38,12 +38,13 @@ from .checks import (
     check_out,
     check_q_mask,
     check_r_mask,
+    check_same_scan,
     resolve_r_mask,
     values_of,
 )
-from .cluster_tree import ClusterTree, check_cut
+from .cluster_tree import METHODS, ClusterTree, check_cut
 from .clusters import Clusters
-from .explore import METHODS, ClusterExplorer
+from .explore import ClusterExplorer
 from .kernels.averaging import averaging_core, averaging_need
 from .kernels.blocks import Need
 from .kernels.correlative import (
@@ -66,26 +67,21 @@ from .kernels.similarity import similarity_core, similarity_mean, similarity_nee
 from .kernels.tree import spanning_forest
 from .kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
 from .mixture import Mixture, known_centre, known_origins, measure_features, varies
-from .reading import fingerprint
+from .reading import files_of, fingerprint, is_one_of
 from .similarity import Similarity
 from .validation import cross_validate_orientation
 
 
-@contextmanager
-def _progress(total: int, what: str, progress_bar: bool, unit: str = "rows"):
-    """py4DSTEM's progress bar over the rows of the scan, as a function of the rows just done."""
-    bar = emdfile.tqdmnd(total, desc=what, unit=unit, disable=not progress_bar)
-    try:
-        yield bar.update
-    finally:
-        bar.close()
+def _provenance(
+    datacube: DataCube, start: float | None = None, known: str | None = None
+) -> dict[str, Any]:
+    """What a result was made of, by what, when, and in how many seconds since `start`.
 
-
-def _provenance(datacube: DataCube, start: float | None = None) -> dict[str, Any]:
-    """What a result was made of, by what, when, and in how many seconds since `start`."""
+    `known` is the fingerprint of the data, where it has just been taken.
+    """
     found = {
         "source": datacube.name,
-        "fingerprint": fingerprint(datacube.data),
+        "fingerprint": known or fingerprint(datacube.data),
         "shape": tuple(map(int, datacube.data.shape)),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         f"{emd.TAG}_version": __version__,
@@ -98,7 +94,7 @@ def _provenance(datacube: DataCube, start: float | None = None) -> dict[str, Any
 
 def _calibration(datacube: DataCube, labels: np.ndarray | None = None) -> Calibration:
     """A copy of the calibration; with `labels`, maps of the scan become means over each cluster."""
-    copy = emd.copy_calibration(datacube.root.metadata.get("calibration"))  # some files have none
+    copy = emd.copy_calibration(emd.calibration_of(datacube))
     if labels is None:
         return copy
 
@@ -244,6 +240,8 @@ def filter_correlative(
     overwrite = check_flag("overwrite", overwrite)
     progress_bar = check_flag("progress_bar", progress_bar)
     path = None if out is None else check_out(out, overwrite)
+    if path is not None and is_one_of(path, files_of(self.data)):
+        raise ValueError(f"out={str(path)!r} is the file of the scan itself; give another name")
     packing = check_compression(compression)
     if packing and path is None:
         raise ValueError(
@@ -254,7 +252,7 @@ def filter_correlative(
         needs.append(partial(auto_range_need, self.data, sigma, edge, n_jobs))
     n_rows = check_memory(max_memory, *needs)
     if corr_range == "auto":
-        with _progress(self.R_Nx, "Choosing range", progress_bar) as report:
+        with emd.progress(self.R_Nx, "Choosing range", progress_bar) as report:
             corr_range = auto_range(self.data, sigma=sigma, edge=edge, n_jobs=n_jobs, report=report)
 
     options = {"sigma": sigma, "radius": radius, "corr_range": corr_range, "edge": edge}
@@ -264,7 +262,7 @@ def filter_correlative(
     metadata[key] = emdfile.Metadata(key, {**options, **_provenance(self)})
 
     def run(target: Any) -> None:
-        with _progress(self.R_Nx, "Filtering", progress_bar) as report:
+        with emd.progress(self.R_Nx, "Filtering", progress_bar) as report:
             correlative_core(
                 self.data, target, **options, n_jobs=n_jobs, report=report, n_rows=n_rows
             )
@@ -422,12 +420,10 @@ def _measure_similarity(
     n_rows = check_memory(max_memory, need)
     noise = None
     if noise_correct and gain is None:
-        total = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
-        with _progress(total, "Measuring noise", progress_bar) as report:
-            noise = noise_core(datacube.data, n_jobs=n_jobs, report=report, offset=offset)
+        noise = _measure_noise(datacube, n_jobs, progress_bar, offset)
     elif noise_correct:
         noise = Noise(gain, 0.0 if offset is None else offset)
-    with _progress(datacube.R_Nx, "Comparing", progress_bar) as report:
+    with emd.progress(datacube.R_Nx, "Comparing", progress_bar) as report:
         data = similarity_core(
             datacube.data, **options, n_jobs=n_jobs, report=report, noise=noise, n_rows=n_rows
         )
@@ -435,6 +431,14 @@ def _measure_similarity(
     options["gain"], options["offset"] = (None, None) if noise is None else noise
     settings = {**options, **_provenance(datacube, start)}
     return Similarity(data, settings, *emd.scan_step(datacube))
+
+
+def _measure_noise(
+    datacube: DataCube, n_jobs: int | None, progress_bar: bool, offset: float | None = None
+) -> Noise:
+    total = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
+    with emd.progress(total, "Measuring noise", progress_bar) as report:
+        return noise_core(datacube.data, n_jobs=n_jobs, report=report, offset=offset)
 
 
 def get_cluster_tree(
@@ -514,8 +518,7 @@ def check_tree_options(
     scan: tuple[int, int],
 ) -> tuple[int | str, float | str | np.ndarray | None]:
     """Rank and scan mask of a tree, checked with what else belongs to its method."""
-    if method not in ("merge", "grow"):
-        raise ValueError(f"method={method!r} is not known; it must be 'merge' or 'grow'")
+    check_choice("method", method, METHODS)
     if not (isinstance(rank, str) and rank == "auto"):
         rank = check_integer("rank", rank, 1)
         if rank > MAX_RANK:
@@ -525,12 +528,30 @@ def check_tree_options(
     wrong = [key for key, value in given.items() if value is not None]
     if method == "merge" and wrong:
         raise ValueError(
-            f"{' and '.join(wrong)} belongs to growth, merging compares features instead; "
-            "leave it out, or use method='grow'"
+            f"{_belong(wrong)} to growth, merging compares features instead; leave out what does, "
+            "or use method='grow'"
         )
+    if sigma is not None:
+        check_number("sigma", sigma, 0)
+    if subtract_mean is not None:
+        check_flag("subtract_mean", subtract_mean)
     if method == "grow" and rank != "auto":
         raise ValueError("rank belongs to merging; leave it out, or use method='merge'")
     return rank, r_mask
+
+
+def _belong(names: list[str]) -> str:
+    return f"{' and '.join(names)} belong{'s' * (len(names) == 1)}"
+
+
+def _check_made_earlier(given: Mapping[str, Any]) -> None:
+    """Beside a similarity there must be nothing that would have made another one."""
+    wrong = [key for key, value in given.items() if value is not None]
+    if wrong:
+        raise ValueError(
+            f"{' and '.join(wrong)} cannot change a similarity made earlier; leave out either, and "
+            "give get_similarity what belongs to it"
+        )
 
 
 def _measure_tree(
@@ -557,7 +578,8 @@ def _measure_tree(
         q_mask = check_q_mask(q_mask, datacube.Qshape)
         return _merge_tree(datacube, rank, r_mask, q_mask, n_jobs, max_memory, progress_bar, start)
 
-    measured = ("q_mask", "sigma", "subtract_mean")
+    measured = {"q_mask": q_mask, "sigma": sigma, "subtract_mean": subtract_mean}
+    known = None
     if similarity is None:
         similarity = _measure_similarity(
             datacube,
@@ -568,18 +590,13 @@ def _measure_tree(
             max_memory,
             progress_bar,
         )
+        known = similarity.settings["fingerprint"]
     else:
-        values = zip(measured, (q_mask, sigma, subtract_mean), strict=True)
-        wrong = [key for key, value in values if value is not None]
-        if wrong:
-            raise ValueError(
-                f"{' and '.join(wrong)} cannot change a similarity made earlier, but belongs to "
-                "get_similarity; or leave out similarity"
-            )
+        _check_made_earlier(measured)
         check_memory(max_memory)
         similarity = _as_similarity(similarity, datacube.Rshape)
     forest = spanning_forest(similarity.data, resolve_r_mask(r_mask, similarity.mean))
-    provenance = _provenance(datacube, start)
+    provenance = _provenance(datacube, start, known)
     # Options that would measure the same again; those of another one are in its own settings.
     own = similarity.settings.get("fingerprint") == provenance["fingerprint"]
     own &= not similarity.settings.get("noise_correct")
@@ -622,9 +639,7 @@ def _merge_tree(
         progress_bar=progress_bar,
     )  # fmt: skip
     try:
-        total = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
-        with _progress(total, "Measuring noise", progress_bar) as report:
-            noise = noise_core(datacube.data, n_jobs=n_jobs, report=report)
+        noise = _measure_noise(datacube, n_jobs, progress_bar)
     except ValueError:  # a scan that does not tell; nothing but the settings needs it
         noise = Noise(np.nan, np.nan)
 
@@ -637,7 +652,7 @@ def _merge_tree(
         report(1)
         return near, mask, merges, labels
 
-    with _progress(4, "Merging", progress_bar, "steps") as report:
+    with emd.progress(4, "Merging", progress_bar, "steps") as report:
         near, mask, merges, labels = regions(features.values, report)
         # Lag displaces borders, but it shows at borders only: they are found twice.
         lag = find_lag(features.values, labels)
@@ -800,7 +815,6 @@ def cluster(
     >>> datacube.clusters.settings["threshold"]  # the newest
     0.98
     """
-    check_data(self.data)
     name = check_name(name)
     returncalc = check_flag("returncalc", returncalc)
     emd.check_free(self, name, _clusters.KIND)
@@ -850,10 +864,7 @@ def _as_similarity(similarity: Any, scan: tuple[int, int]) -> Similarity:
         if values.dtype.kind not in "fiu":
             raise TypeError(f"similarity of type {values.dtype} must hold real numbers")
         similarity = Similarity(values)
-    if similarity.shape[:2] != tuple(scan):
-        raise ValueError(
-            f"similarity of a scan of {similarity.shape[:2]} does not fit this scan of {scan}"
-        )
+    check_same_scan("similarity", similarity.shape[:2], scan)
     return similarity
 
 
@@ -933,10 +944,7 @@ def get_clustered_datacube(
             f"clusters must be Clusters or the name of some, not {type(clusters).__name__}; "
             "use what datacube.cluster() returned"
         )
-    if clusters.shape != self.Rshape:
-        raise ValueError(
-            f"clusters of a scan of {clusters.shape} do not fit this scan of {self.Rshape}"
-        )
+    check_same_scan("clusters", clusters.shape, self.Rshape)
     if clusters.n_clusters == 0:
         raise ValueError(
             f"{clusters.name!r} holds no clusters, so there is nothing to average; lower the "
@@ -971,10 +979,12 @@ def get_clustered_datacube(
     calibration = _calibration(self, labels)
     shifts = None
     if align is not False and origin is not None and varies(origin):
-        place = np.concatenate(calibration.get_origin(), axis=1)
+        # A part of the origin may be one number for all.
+        means = [np.broadcast_to(q, (clusters.n_clusters, 1)) for q in calibration.get_origin()]
+        place = np.concatenate(means, axis=1)
         shifts = place[labels] - origin  # of label -1 nobody asks
         shifts[~np.isfinite(shifts).all(axis=2)] = 0
-    with _progress(self.R_Nx, "Averaging", progress_bar) as report:
+    with emd.progress(self.R_Nx, "Averaging", progress_bar) as report:
         averages = averaging_core(
             self.data, labels, n_jobs=n_jobs, report=report, shifts=shifts, n_rows=n_rows
         )
@@ -1082,8 +1092,7 @@ def explore_clusters(
                 f"tree must be a ClusterTree, not {type(tree).__name__}; use what "
                 "datacube.get_cluster_tree() returned, or ClusterTree.from_node()"
             )
-        if tree.shape != self.Rshape:
-            raise ValueError(f"tree of a scan of {tree.shape} does not fit this scan {self.Rshape}")
+        check_same_scan("tree", tree.shape, self.Rshape)
     if method is None:
         method = "merge" if tree is None else tree.method
     # What belongs to either method, so that nothing is wrong with it when the window is open.
@@ -1093,18 +1102,8 @@ def explore_clusters(
         check_tree_options(name, rank_of, r_mask, *others, self.Rshape)
     check_cut("merge", None, None, min_size, drop_background)
     q_mask = check_q_mask(q_mask, self.Qshape)
-    if sigma is not None:
-        sigma = check_number("sigma", sigma, 0)
-    if subtract_mean is not None:
-        subtract_mean = check_flag("subtract_mean", subtract_mean)
     if similarity is not None:
-        given = {"sigma": sigma, "subtract_mean": subtract_mean}
-        wrong = [key for key, value in given.items() if value is not None]
-        if wrong:
-            raise ValueError(
-                f"{' and '.join(wrong)} cannot change a similarity made earlier, but belongs to "
-                "get_similarity; or leave out similarity"
-            )
+        _check_made_earlier({"sigma": sigma, "subtract_mean": subtract_mean})
         similarity = _as_similarity(similarity, self.Rshape)
     power = check_number("power", power, 1e-3)
     n_jobs = check_n_jobs(n_jobs)
@@ -1145,14 +1144,10 @@ def explore_clusters(
         trees[method] = measure(method)
     if image is None:
         weight = scattered(sample_mean(self.data), known_centre(self))
-        with _progress(self.R_Nx, "Virtual image", progress_bar) as report:
+        with emd.progress(self.R_Nx, "Virtual image", progress_bar) as report:
             image = virtual_image_core(
                 self.data, weight, n_jobs=n_jobs, report=report, n_rows=n_rows
             )
-    calibration = self.root.metadata.get("calibration")  # some files have none
-    detector_step = (1.0, "pixels")
-    if calibration is not None:
-        detector_step = calibration.get_Q_pixel_size(), calibration.get_Q_pixel_units()
     origin = known_origins(self)
     return ClusterExplorer(
         self,
@@ -1164,7 +1159,7 @@ def explore_clusters(
         min_size=int(min_size),
         drop_background=drop_background,
         power=power,
-        steps=(emd.scan_step(self), detector_step),
+        steps=(emd.scan_step(self), emd.detector_step(self)),
         origin=origin if origin is not None and varies(origin) else None,
         progress_bar=progress_bar,
     )

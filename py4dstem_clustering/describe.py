@@ -57,16 +57,20 @@ def describe_clusters(clusters: Any) -> str:
     if n:
         low, middle, high = np.percentile(clusters.sizes, (0, 50, 100))
         sizes = f" of {low:.0f} to {high:.0f} positions (median {middle:.0f})"
-    merged = settings.get("method") == "merge"
-    how = "merging regions" if merged else f"growth over similar neighbours {text.cite('lee')}"
+    method = settings.get("method")
+    # Files of 0.1.0, which knew growth only, have no method.
+    grown = method == "grow" or (method is None and "threshold" in settings)
+    how = "by merging regions, with" if method == "merge" else "with"
+    if grown:
+        how = f"by growth over similar neighbours {text.cite('lee')}, with"
     text.add(
-        f"Diffraction patterns of {scan} were segmented into {n} cluster{'s' * (n != 1)}{sizes} by "
-        f"{how}, with py4dstem_clustering {version} in py4DSTEM "
+        f"Diffraction patterns of {scan} were segmented into {n} cluster{'s' * (n != 1)}{sizes} "
+        f"{how} py4dstem_clustering {version} in py4DSTEM "
         f"{settings.get('py4DSTEM_version', 'of unknown version')} {text.cite('py4dstem')}."
     )
-    if merged:
+    if method == "merge":
         _describe_merging(settings, text)
-    else:
+    elif grown:
         _describe_growth(clusters, text)
     r_mask = settings.get("r_mask")
     if r_mask is not None:

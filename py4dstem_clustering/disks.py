@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .checks import check_number
-from .orientation import calibrated_peaks, cluster_orientations, of_plan
+from .frozen import Frozen
+from .orientation import calibrated_peaks, cluster_orientations, plan_options
 from .strain import match_peaks, reference_peaks
 
 GAINED = np.dtype(
@@ -27,7 +28,7 @@ BEAM = 0.1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GainedDisks:
+class GainedDisks(Frozen):
     """Disks in the averages and in the single patterns; from ``clusters.gained_disks()``.
 
     Attributes
@@ -35,12 +36,12 @@ class GainedDisks:
     average : tuple of ndarray
         Scattering vectors, 1/Angstrom, of the disks in the average of each cluster. None for a
         cluster without an orientation, where disks cannot be told from noise.
-    single : tuple of list of ndarray
+    single : tuple of tuple of ndarray
         The same for each member of each cluster, row by row.
     """
 
     average: tuple[np.ndarray | None, ...]
-    single: tuple[list[np.ndarray] | None, ...]
+    single: tuple[tuple[np.ndarray, ...] | None, ...]
 
     def table(self) -> np.ndarray:
         """Number of disks and how far out they are, for each cluster.
@@ -115,7 +116,7 @@ def gained_disks(
         max_distance = BEAM if max_distance is None else max_distance
         max_distance = check_number("max_distance", max_distance, 0)
     else:
-        max_distance, sigma = of_plan(crystal, max_distance)
+        max_distance, sigma = plan_options(crystal, max_distance)
         matrices = cluster_orientations(labels, orientation)
     averages = calibrated_peaks(bragg_averages, (n, 1))
     scan = calibrated_peaks(bragg_scan, labels.shape)
@@ -123,7 +124,7 @@ def gained_disks(
         for label in np.flatnonzero(matrices.any(axis=(1, 2))):
             lattices[label] = reference_peaks(crystal, matrices[label], sigma)
     average: list[np.ndarray | None] = []
-    single: list[list[np.ndarray] | None] = []
+    single: list[tuple[np.ndarray, ...] | None] = []
     for label, lattice in enumerate(lattices):
         if crystal is not None and lattice is None:
             average.append(None)
@@ -131,7 +132,7 @@ def gained_disks(
             continue
         average.append(_lengths(averages[label], lattice, max_distance))
         members = np.flatnonzero(labels == label)
-        single.append([_lengths(scan[place], lattice, max_distance) for place in members])
+        single.append(tuple(_lengths(scan[k], lattice, max_distance) for k in members))
     return GainedDisks(tuple(average), tuple(single))
 
 

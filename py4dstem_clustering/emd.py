@@ -56,6 +56,18 @@ PROVENANCE = (
 """What every result notes of where it is from."""
 
 
+@contextmanager
+def progress(
+    total: int, what: str, progress_bar: bool, unit: str = "rows"
+) -> Iterator[Callable[[int], Any]]:
+    """py4DSTEM's progress bar, as a function of how many were just done."""
+    bar = emdfile.tqdmnd(total, desc=what, unit=unit, disable=not progress_bar)
+    try:
+        yield bar.update
+    finally:
+        bar.close()
+
+
 # --- settings --------------------------------------------------------------------------------
 
 
@@ -300,10 +312,23 @@ def copy_calibration(calibration: Any = None) -> Any:
     return copy
 
 
+def calibration_of(node: Any) -> Any:
+    """The calibration of the tree of a node; None for a file, a node or an array without one."""
+    root = getattr(node, "root", None)
+    return None if root is None else root.metadata.get("calibration")
+
+
+def detector_step(node: Any) -> tuple[float, str]:
+    """Size of detector pixels and its unit, from the calibration of a node's tree."""
+    calibration = calibration_of(node)
+    if calibration is None:
+        return 1.0, "pixels"
+    return calibration.get_Q_pixel_size(), calibration.get_Q_pixel_units()
+
+
 def scan_step(node: emdfile.Node) -> tuple[float, str]:
     """Distance of scan positions and its unit, from the calibration of a node's tree."""
-    # Some files have none, and a node alone has no root.
-    calibration = None if node.root is None else node.root.metadata.get("calibration")
+    calibration = calibration_of(node)
     return (1.0, "pixels") if calibration is None else step_of(node, calibration)
 
 
@@ -481,13 +506,13 @@ class _Target:
                 self._check()
 
 
-def check_room(path: Path, n_bytes: int) -> None:
+def check_room(path: Path, n_bytes: int, remedy: str = "make room, or choose another disk") -> None:
     """Room for so many bytes on the disk of a file."""
     free = shutil.disk_usage(path.resolve().parent).free
     if n_bytes > free:
         raise OSError(
-            f"{path} needs {n_bytes / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB free; make "
-            "room, choose another disk, or compress it (compression='bitshuffle')"
+            f"{path} needs {n_bytes / 1e9:.3g} GB and its disk has {free / 1e9:.3g} GB free; "
+            f"{remedy}"
         )
 
 
@@ -551,7 +576,8 @@ def scan_writer(
         If the disk is full, or too small for what is not compressed.
     """
     if not compression:
-        check_room(path, 4 * int(np.prod(shape, dtype=object)))
+        remedy = "make room, choose another disk, or compress it (compression='bitshuffle')"
+        check_room(path, 4 * int(np.prod(shape, dtype=object)), remedy)
     per_chunk = int(np.clip(2**16 // (4 * shape[2] * shape[3]), 1, shape[1]))
     with new_file(path, skeleton) as (file, check):
         group = file[f"{skeleton.root.name}/{skeleton.name}"]
@@ -735,6 +761,12 @@ def linked_files(file: h5py.File) -> list[str]:
     return sorted({link.filename for link in links if isinstance(link, h5py.ExternalLink)})
 
 
+def linked_name(filename: str) -> tuple[PureWindowsPath, bool]:
+    """Name of the file that a link means, and whether it lies in the folder of the link."""
+    name = PureWindowsPath(filename)  # the computer of a detector may run Windows
+    return name, not (name.drive or name.root or ".." in name.parts)
+
+
 def _member(group: Any, key: str, beside: bool = False) -> Any:
     """What a group holds itself under a name; None where there is nothing."""
     link = group.get(key, getlink=True) if isinstance(group, h5py.Group) else None
@@ -744,9 +776,7 @@ def _member(group: Any, key: str, beside: bool = False) -> Any:
         return group[key]
     where = f"{group.name.rstrip('/')}/{short(key)[1:-1]} is a link to"
     if isinstance(link, h5py.ExternalLink):
-        name = PureWindowsPath(link.filename)  # a detector may run Windows
-        inside = not (name.drive or name.root or ".." in name.parts)
-        if beside and group.name == _CHUNKS and inside:
+        if beside and group.name == _CHUNKS and linked_name(link.filename)[1]:
             return None
         raise OSError(
             f"{where} {short(link.filename)}, another file, which is not followed; copy what it "
@@ -809,7 +839,7 @@ def _check_dataset(item: h5py.Dataset, file_size: int, plain: bool) -> float:
     stored = item.id.get_storage_size()
     packed, whole = 1, stored >= n_bytes
     if item.chunks is not None:
-        _check_filters(item)
+        check_filters(item, item.name)
         if item.id.get_create_plist().get_nfilters():
             packed = _MAX_PACKED
             # HDF5 unpacks a whole chunk, and one may be larger than the dataset.
@@ -831,13 +861,14 @@ def _check_dataset(item: h5py.Dataset, file_size: int, plain: bool) -> float:
     return n_bytes / packed
 
 
-def _check_filters(item: h5py.Dataset) -> None:
+def check_filters(item: h5py.Dataset, where: str) -> None:
+    """What a dataset is compressed by can be undone here; `where` names it in the error."""
     plist = item.id.get_create_plist()
     for i in range(plist.get_nfilters()):
         code, _, _, name = plist.get_filter(i)
         if not h5py.h5z.filter_avail(code):
             text = short(name.decode(errors="replace"))
             raise OSError(
-                f"{item.name} is compressed by the HDF5 filter {code} ({text}), which is not "
+                f"{where} is compressed by the HDF5 filter {code} ({text}), which is not "
                 "installed; pip install hdf5plugin, and import it"
             )

@@ -7,26 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
-import emdfile
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.backend_bases import key_press_handler
 from matplotlib.widgets import Button, RadioButtons, Slider
 
-from .checks import check_integer
-from .cluster_tree import ClusterTree, check_cut
+from . import emd
+from .checks import check_choice, check_integer
+from .cluster_tree import METHODS, ClusterTree, check_cut, level_for
 from .clusters import Clusters
 from .kernels.averaging import move_pattern
-from .kernels.blocks import read_rows
-from .plotting import _OUTLINE, _PALETTE, _color, _percentiles, add_scale_bar, neighbour_pairs
+from .kernels.blocks import read_window
+from .plotting import OUTLINE, PALETTE, add_scale_bar, grey_limits, neighbour_pairs, nth_color
 
 SIZE = (10.0, 4.0)
 """Of the window, inches."""
 
-METHODS = ("merge", "grow")
 SCALES = ("level", "number")
 
 # A member block is read in pieces of about so many bytes.
@@ -48,26 +46,6 @@ _KEYS = ("left", "right", "a")
 
 
 # --- what is shown ---------------------------------------------------------------------------
-
-
-class _Columns:
-    """Some columns of a scan that is not in memory, read no sooner than its rows."""
-
-    def __init__(self, data: Any, columns: slice) -> None:
-        self._data, self._columns = data, columns
-
-    def __getitem__(self, rows: Any) -> Any:
-        return self._data[rows, self._columns]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._data, name)
-
-
-def _read(data: Any, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
-    """Patterns of a window of the scan."""
-    which = slice(*columns)
-    part = data[:, which] if isinstance(data, np.ndarray) else _Columns(data, which)
-    return read_rows(part, *rows)
 
 
 def member_mean(
@@ -102,7 +80,7 @@ def member_mean(
     while at < len(members):
         first = int(rows[at])
         end = int(np.searchsorted(rows, first + step))
-        block = _read(data, (first, int(rows[end - 1]) + 1), (low, high))
+        block = read_window(data, (first, int(rows[end - 1]) + 1), (low, high))
         patterns = block[rows[at:end] - first, columns[at:end] - low]
         if shifts is not None:
             pairs = zip(patterns, shifts[at:end], strict=True)
@@ -164,7 +142,7 @@ def lasting_colors(labels: np.ndarray, n_clusters: int, before: np.ndarray) -> n
     wish = np.where(votes.any(axis=1), votes.argmax(axis=1) - 1, -1)
     order = np.argsort(-sizes, kind="stable")[:_N_COLORED]
     # Smaller ones, where there are so many, take what comes.
-    color = np.where(wish >= 0, wish, np.arange(n_clusters) % len(_PALETTE))
+    color = np.where(wish >= 0, wish, np.arange(n_clusters) % len(PALETTE))
     color[order] = -1
     chosen = np.append(color < 0, False)[labels]
     touching: dict[int, list[int]] = {k: [] for k in order.tolist()}
@@ -172,7 +150,7 @@ def lasting_colors(labels: np.ndarray, n_clusters: int, before: np.ndarray) -> n
         touching[a].append(b)
         touching[b].append(a)
     color, wish = color.tolist(), wish.tolist()
-    used = [0] * max(len(_PALETTE), n_before - 1)
+    used = [0] * max(len(PALETTE), n_before - 1)
     for k in touching:
         if wish[k] >= 0 and all(color[j] != wish[k] for j in touching[k]):
             color[k] = wish[k]
@@ -181,7 +159,7 @@ def lasting_colors(labels: np.ndarray, n_clusters: int, before: np.ndarray) -> n
         if color[k] >= 0:
             continue
         taken = {color[j] for j in touching[k]}
-        free = [c for c in range(len(_PALETTE)) if c not in taken]
+        free = [c for c in range(len(PALETTE)) if c not in taken]
         free = free or [c for c in range(len(used)) if c not in taken]
         if not free:
             used.append(0)
@@ -308,16 +286,21 @@ class ClusterExplorer:
         """The tree that is cut now."""
         return self.trees[self.method]
 
+    @property
+    def _counted(self) -> dict[str, Any]:
+        """Which clusters count, for the tree that is cut now."""
+        drop = self._drop_background if self.method == "merge" else None
+        return {"min_size": self.min_size, "drop_background": drop}
+
     def _cut(self, cut: Mapping[str, Any]) -> Clusters:
         """Clusters of ``ClusterTree.cut(**cut)`` with what the window adds."""
         self._last = dict(cut)
-        drop = self._drop_background if self.method == "merge" else None
-        options = {"min_size": self.min_size, "drop_background": drop, "name": "explored"}
+        options = {**self._counted, "name": "explored"}
         n = cut.get("n_clusters")
         if n is None:
             return self.tree.cut(**cut, **options)
         # As `cut` does, but the clusters at all levels are counted once and not each time.
-        found = self.tree.cut(self._level_for(n), **options)
+        found = self.tree.cut(level_for(self.tree, self._count(), n), **options)
         asked = {"threshold": None, "n_clusters": n}
         return replace(found, settings={**found.settings.everything, **asked})
 
@@ -325,16 +308,8 @@ class ClusterExplorer:
         """Number of clusters at each level of the tree."""
         key = self.method, self.min_size
         if key not in self._counts:
-            drop = self._drop_background if self.method == "merge" else None
-            self._counts[key] = self.tree.n_clusters(min_size=self.min_size, drop_background=drop)
+            self._counts[key] = self.tree.n_clusters(**self._counted)
         return self._counts[key]
-
-    def _level_for(self, n_clusters: int) -> float:
-        """The level that `ClusterTree.cut` takes, by the counts that are known."""
-        counted = SimpleNamespace(
-            method=self.method, levels=self.tree.levels, n_clusters=lambda **_: self._count()
-        )
-        return ClusterTree._level_for(counted, n_clusters, self.min_size, None)
 
     def _steps(self) -> np.ndarray:
         """What the steps of the upper slider stand for."""
@@ -380,8 +355,7 @@ class ClusterExplorer:
             If an argument breaks its rule; before any work.
         """
         method = self.method if method is None else method
-        if method not in METHODS:
-            raise ValueError(f"method={method!r} is not known; it must be 'merge' or 'grow'")
+        check_choice("method", method, METHODS)
         size = self.min_size if min_size is None else check_integer("min_size", min_size, 1)
         check_cut(method, threshold, n_clusters, size, None)
         cut = {}
@@ -439,7 +413,7 @@ class ClusterExplorer:
         if self.figure.canvas.manager is not None:
             self.figure.canvas.manager.set_window_title(f"Clusters of {self._name}")
 
-        low, high = _percentiles(image)
+        low, high = grey_limits(image)
         low, high = (0, 1) if low is None else (low, high)
         grey = np.nan_to_num((image - low) / (high - low if high > low else 1))
         self._grey = np.clip(grey, 0, 1).astype(np.float32)[..., None]
@@ -464,10 +438,10 @@ class ClusterExplorer:
         self._image_ax.set_title("virtual image", fontsize=9)
         (self._borders,) = self._label_ax.plot([], [], color="white", linewidth=0.7)
         self._chosen = [
-            ax.plot([], [], color="white", linewidth=1.2, path_effects=_OUTLINE)[0]
+            ax.plot([], [], color="white", linewidth=1.2, path_effects=OUTLINE)[0]
             for ax in axes[:2]
         ]
-        style = {"color": "white", "markersize": 8, "path_effects": _OUTLINE}
+        style = {"color": "white", "markersize": 8, "path_effects": OUTLINE}
         self._marks = [ax.plot([], [], "+", **style)[0] for ax in axes[:2]]
         hint = {"ha": "center", "va": "center", "fontsize": 8, "color": "0.35"}
         self._hints = [ax.text(0.5, 0.5, "", transform=ax.transAxes, **hint) for ax in axes[2:]]
@@ -482,7 +456,7 @@ class ClusterExplorer:
             ax = self.figure.add_axes((left, 0.03, width, 0.19))
             ax.set_title(title, fontsize=8, loc="left", pad=2)
             ax.set_frame_on(False)
-            made = RadioButtons(ax, names, active=active, activecolor=_PALETTE[0], useblit=False)
+            made = RadioButtons(ax, names, active=active, activecolor=PALETTE[0], useblit=False)
             for text in made.labels:
                 text.set_fontsize(8)
             made.drawon = False
@@ -490,7 +464,7 @@ class ClusterExplorer:
 
         def slider(bottom: float, label: str, last: int) -> Slider:
             ax = self.figure.add_axes((0.38, bottom, 0.4, 0.06))
-            made = Slider(ax, label, 0, last, valinit=0, valstep=1, color=_PALETTE[0])
+            made = Slider(ax, label, 0, last, valinit=0, valstep=1, color=PALETTE[0])
             made.vline.set_visible(False)
             made.label.set_fontsize(8)
             made.valtext.set_fontsize(8)
@@ -621,7 +595,7 @@ class ClusterExplorer:
             raise ValueError(
                 f"position={(rx, ry)} must lie inside the scan of {tuple(self._data.shape[:2])}"
             )
-        self.pattern = _read(self._data, (rx, rx + 1), (ry, ry + 1))[0, 0]
+        self.pattern = read_window(self._data, (rx, rx + 1), (ry, ry + 1))[0, 0]
         self.position = rx, ry
         label = int(self.clusters.labels[rx, ry])
         if label >= 0:
@@ -636,7 +610,7 @@ class ClusterExplorer:
         labels, n = self.clusters.labels, self.clusters.n_clusters
         number = lasting_colors(labels, n, self._colors)
         self._colors = np.where(labels >= 0, np.append(number, -1)[labels], -1)
-        table = np.array([_color(c) for c in range(int(number.max(initial=0)) + 1)], np.float32)
+        table = np.array([nth_color(c) for c in range(int(number.max(initial=0)) + 1)], np.float32)
         picture = np.repeat(self._grey, 3, axis=2)
         inside = labels >= 0
         picture[inside] *= 1 - _ALPHA
@@ -694,13 +668,9 @@ class ClusterExplorer:
                 shifts = np.zeros(origin.shape)
                 if known.any():
                     shifts[known] = origin[known].mean(axis=0) - origin[known]
-            bar = emdfile.tqdmnd(
-                len(members), desc="Averaging", unit="patterns", disable=not self._progress_bar
-            )
-            try:
-                average = member_mean(self._data, members, shifts, bar.update)
-            finally:
-                bar.close()
+            shown = self._progress_bar
+            with emd.progress(len(members), "Averaging", shown, "patterns") as report:
+                average = member_mean(self._data, members, shifts, report)
             if len(self._averages) >= _N_AVERAGES:
                 del self._averages[next(iter(self._averages))]
             self._averages[key] = average

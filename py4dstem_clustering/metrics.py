@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +11,11 @@ from scipy.ndimage import distance_transform_edt
 from scipy.optimize import linear_sum_assignment
 
 from .checks import check_number, values_of
+from .frozen import Frozen
 
 
 @dataclass(frozen=True, eq=False)
-class PanopticQuality:
+class PanopticQuality(Frozen):
     """How many grains were found, and how well; from `panoptic_quality`.
 
     ``quality == segmentation * recognition``, and ``float()`` gives the quality.
@@ -40,14 +41,8 @@ class PanopticQuality:
     iou: np.ndarray = field(repr=False)
 
     def __post_init__(self) -> None:
-        for key, dtype in (("matches", np.int64), ("iou", np.float64)):
-            value = np.array(getattr(self, key), dtype=dtype)
-            value.flags.writeable = False
-            object.__setattr__(self, key, value)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Made anew on unpickling, so that the arrays are read-only again.
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+        self._set(matches=np.array(self.matches, dtype=np.int64))
+        self._set(iou=np.array(self.iou, dtype=np.float64))
 
     def __float__(self) -> float:
         return self.quality

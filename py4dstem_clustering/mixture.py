@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import emdfile
 import numpy as np
 
-from .checks import check_data, check_flag, check_integer, check_memory, check_n_jobs, check_q_mask
+from . import emd
+from .checks import (
+    check_data,
+    check_flag,
+    check_integer,
+    check_memory,
+    check_n_jobs,
+    check_q_mask,
+    check_same_scan,
+)
+from .frozen import Frozen
 from .kernels.features import Features, features_core, features_need
 from .kernels.lag import Lag, undo_lag
 from .kernels.mixture import mixture_core
@@ -20,7 +29,7 @@ MOST = 4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Mixture:
+class Mixture(Frozen):
     """Shares of clusters in the pattern of each scan position; from ``clusters.get_mixture()``.
 
     Attributes
@@ -56,7 +65,7 @@ class Mixture:
 
 def known_centre(datacube: Any) -> tuple[float, float] | None:
     """Centre of the direct beam by the calibration; None where that does not know it."""
-    calibration = datacube.root.metadata.get("calibration")  # some files have none
+    calibration = emd.calibration_of(datacube)
     if calibration is None:
         return None
     origin = calibration.get_origin_mean()
@@ -67,7 +76,7 @@ def known_centre(datacube: Any) -> tuple[float, float] | None:
 
 def known_origins(datacube: Any) -> np.ndarray | None:
     """Origin of each pattern (Rx, Ry, 2), NaN where it is not known; None without any."""
-    calibration = datacube.root.metadata.get("calibration")
+    calibration = emd.calibration_of(datacube)
     origin = None if calibration is None else calibration.get_origin()
     if origin is None or any(np.shape(part) not in ((), datacube.Rshape) for part in origin):
         return None
@@ -107,8 +116,7 @@ def measure_features(
     n_rows: int | None = None,
 ) -> Features:
     """Features of a scan, with py4DSTEM's progress bar."""
-    bar = emdfile.tqdmnd(2 * datacube.R_Nx, desc="Comparing", unit="rows", disable=not progress_bar)
-    try:
+    with emd.progress(2 * datacube.R_Nx, "Comparing", progress_bar) as report:
         return features_core(
             datacube.data,
             q_mask=q_mask,
@@ -116,11 +124,9 @@ def measure_features(
             centre=known_centre(datacube),
             shifts=whole_shifts(datacube),
             n_jobs=n_jobs,
-            report=bar.update,
+            report=report,
             n_rows=n_rows,
         )
-    finally:
-        bar.close()
 
 
 def measure_mixture(
@@ -138,10 +144,7 @@ def measure_mixture(
     reach = check_integer("reach", reach, 1)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
-    if tuple(datacube.Rshape) != labels.shape:
-        raise ValueError(
-            f"clusters of a scan of {labels.shape} do not fit this scan of {datacube.Rshape}"
-        )
+    check_same_scan("clusters", labels.shape, datacube.Rshape)
     n_rows = check_memory(max_memory, partial(features_need, datacube.data, n_jobs))
     features = measure_features(
         datacube, check_q_mask(settings.get("q_mask"), datacube.Qshape), settings.get("rank"),
@@ -149,8 +152,5 @@ def measure_mixture(
     )  # fmt: skip
     if settings.get("lag_axis") is not None:
         features = undo_lag(features, Lag.from_name(settings["lag_axis"], settings["lag"]))
-    bar = emdfile.tqdmnd(len(labels), desc="Finding shares", unit="rows", disable=not progress_bar)
-    try:
-        return Mixture(*mixture_core(features.values, labels, reach, MOST, bar.update))
-    finally:
-        bar.close()
+    with emd.progress(len(labels), "Finding shares", progress_bar) as report:
+        return Mixture(*mixture_core(features.values, labels, reach, MOST, report))

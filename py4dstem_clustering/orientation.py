@@ -11,7 +11,7 @@ import numpy as np
 from . import emd
 from .checks import check_flag, check_integer, check_name, check_number
 from .kernels.kinematic import Lattice, Peaks, Window, refine
-from .kernels.merging import grid_pairs
+from .kernels.merging import find_borders
 from .kernels.rotations import (
     misorientation_angle,
     misorientation_axis,
@@ -35,6 +35,12 @@ BOUNDARIES = np.dtype(
 
 SIGMA_3 = (60.0, (1, 1, 1))
 """The twin of cubic crystals: angle, degrees, and axis, a lattice direction."""
+
+# First and last step of a climb, radian.
+_STEPS = np.deg2rad(2), np.deg2rad(0.05)
+
+# Angle from which orientations are not the same, but for errors, radian.
+_APART = np.deg2rad(5)
 
 
 def get_symmetry(crystal: Any) -> np.ndarray:
@@ -153,8 +159,9 @@ def calibrated_peaks(bragg: Any, shape: tuple[int, int]) -> list[np.ndarray]:
             raise TypeError(
                 f"bragg must be BraggVectors from find_Bragg_disks(), not {type(bragg).__name__}"
             )
-    if tuple(bragg.shape) != tuple(shape):
-        raise ValueError(f"Bragg vectors of shape {tuple(bragg.shape)} must have shape {shape}")
+    found = tuple(map(int, bragg.shape))
+    if found != tuple(shape):
+        raise ValueError(f"Bragg vectors of shape {found} must have shape {tuple(shape)}")
     calibration = bragg.calibration
     check_calibrated(calibration, "Bragg vectors are")
     chosen = dict(bragg.calstate)
@@ -261,10 +268,10 @@ def expand_bragg(labels: np.ndarray, per_cluster: Any) -> Any:
             "per_cluster must be BraggVectors from averages.find_Bragg_disks(), not "
             f"{type(per_cluster).__name__}"
         )
-    if tuple(per_cluster.shape) != (n, 1):
+    found = tuple(map(int, per_cluster.shape))
+    if found != (n, 1):
         raise ValueError(
-            f"Bragg vectors of shape {tuple(per_cluster.shape)} must have shape {(n, 1)}, one "
-            "entry for each cluster"
+            f"Bragg vectors of shape {found} must have shape {(n, 1)}, one entry for each cluster"
         )
     calibration = emd.copy_calibration(per_cluster.calibration)
     inside = labels >= 0
@@ -321,20 +328,15 @@ def find_boundaries(
             raise ValueError(f"twin={twin!r} must be 'auto', None, or (degrees, direction)")
         twin = SIGMA_3 if len(symmetry) == 24 else None
     turn = None if twin is None else _twin_rotation(twin, crystal)
-    tolerance = check_number("tolerance", tolerance, 0, 180)
     matrices = cluster_orientations(labels, orientation)
 
-    a, b, border = grid_pairs(labels >= 0)
-    flat = labels.ravel()
-    across = flat[a] != flat[b]
-    low = np.minimum(flat[a], flat[b])[across].astype(np.int64)
-    high = np.maximum(flat[a], flat[b])[across]
+    borders, which, *sides = find_borders(labels)
+    rows, columns = (np.subtract(*axis) for axis in np.unravel_index(sides, labels.shape))
     # Cauchy and Crofton: crossings in four directions, those along diagonals of spacing 1 / sqrt 2.
-    weight = np.pi / 8 * np.where(border[across] == 1, 1, np.sqrt(0.5))
-    pairs, which = np.unique(low * len(matrices) + high, return_inverse=True)
-    table = np.zeros(len(pairs), dtype=BOUNDARIES)
-    table["label_a"], table["label_b"] = np.divmod(pairs, max(len(matrices), 1))
-    table["length"] = np.bincount(which, weight, len(pairs)) * pixel_size
+    weight = np.pi / 8 * np.where((rows == 0) | (columns == 0), 1, np.sqrt(0.5))
+    table = np.zeros(len(borders.first), dtype=BOUNDARIES)
+    table["label_a"], table["label_b"] = borders.first, borders.second
+    table["length"] = np.bincount(which, weight, len(table)) * pixel_size
     for field in ("angle", "axis_x", "axis_y", "axis_z", "twin_deviation"):
         table[field] = np.nan
     for row in table:
@@ -428,9 +430,9 @@ def refine_orientations(
         If an argument breaks its rule, Bragg vectors are not calibrated, or the plan is for
         precession.
     """
-    shape = tuple(getattr(bragg, "shape", ()))
+    shape = tuple(map(int, getattr(bragg, "shape", ())))
     check_orientation(orientation, {"the Bragg vectors": shape})
-    reach, sigma = of_plan(crystal, max_distance, sigma_excitation_error)
+    reach, sigma = plan_options(crystal, max_distance, sigma_excitation_error)
     power = check_number("power_intensity", power_intensity, 0)
     measured_power = check_number("power_intensity_experiment", power_intensity_experiment, 0)
     n_twins = check_integer("n_twins", n_twins, 0)
@@ -450,42 +452,39 @@ def refine_orientations(
     out = type(orientation)(*shape, 2)
     out.matrix[:] = out.family[:] = np.eye(3)
     places = list(np.ndindex(*shape))
-    bar = emdfile.tqdmnd(
-        len(places), desc="Refining orientations", unit="pattern", disable=not progress_bar
-    )
-    for place, found, length in zip(places, peaks, lengths, strict=True):
-        found = found[length > beam]
-        weights = np.maximum(found["intensity"], 0) ** measured_power
-        norm = np.linalg.norm(weights)
-        corr = np.nan_to_num(orientation.corr[place])
-        valid = (corr > 0) & _defined(orientation.matrix[place])
-        bar.update(1)
-        if norm == 0 or not valid.any():
-            continue
-        measured = Peaks(np.stack([found["qx"], found["qy"]], axis=1), weights / norm)
-        starts = []
-        for match in np.flatnonzero(valid):
-            turns = twins if not starts else twins[:1]
-            starts += [(match, turn @ orientation.matrix[place][match]) for turn in turns]
-        climbed = []
-        for match, start in starts:
-            for turn in (np.eye(3), np.diag([-1.0, -1.0, 1.0])):
-                value, matrix = refine(
-                    lattice, window, start @ turn, measured, reach, power, *_STEPS
-                )
-                climbed.append((value, matrix, match))
-        climbed.sort(key=lambda one: -one[0])  # stable, so that of equal ones the first stays
-        best = climbed[0]
-        chosen = [best]
-        for one in climbed[1:]:
-            if misorientation_angle(one[1], best[1], symmetry) > _APART:
-                chosen.append(one)
-                break
-        for k, (value, matrix, match) in enumerate(chosen):
-            out.matrix[place][k], out.inds[place][k] = matrix, orientation.inds[place][match]
-            out.corr[place][k] = corr[best[2]] * (value / max(best[0], 1e-12))
-            _complete(crystal, out, place, k)
-    bar.close()
+    with emd.progress(len(places), "Refining orientations", progress_bar, "pattern") as report:
+        for place, found, length in zip(places, peaks, lengths, strict=True):
+            found = found[length > beam]
+            weights = np.maximum(found["intensity"], 0) ** measured_power
+            norm = np.linalg.norm(weights)
+            corr = np.nan_to_num(orientation.corr[place])
+            valid = (corr > 0) & _defined(orientation.matrix[place])
+            report(1)
+            if norm == 0 or not valid.any():
+                continue
+            measured = Peaks(np.stack([found["qx"], found["qy"]], axis=1), weights / norm)
+            starts = []
+            for match in np.flatnonzero(valid):
+                turns = twins if not starts else twins[:1]
+                starts += [(match, turn @ orientation.matrix[place][match]) for turn in turns]
+            climbed = []
+            for match, start in starts:
+                for turn in (np.eye(3), np.diag([-1.0, -1.0, 1.0])):
+                    value, matrix = refine(
+                        lattice, window, start @ turn, measured, reach, power, *_STEPS
+                    )
+                    climbed.append((value, matrix, match))
+            climbed.sort(key=lambda one: -one[0])  # stable, so that of equal ones the first stays
+            best = climbed[0]
+            chosen = [best]
+            for one in climbed[1:]:
+                if misorientation_angle(one[1], best[1], symmetry) > _APART:
+                    chosen.append(one)
+                    break
+            for k, (value, matrix, match) in enumerate(chosen):
+                out.matrix[place][k], out.inds[place][k] = matrix, orientation.inds[place][match]
+                out.corr[place][k] = corr[best[2]] * (value / max(best[0], 1e-12))
+                _complete(crystal, out, place, k)
     return out
 
 
@@ -507,12 +506,7 @@ def twin_turns(lattice: Lattice, symmetry: np.ndarray, number: int) -> np.ndarra
     return np.array(found)
 
 
-_STEPS = np.deg2rad(2), np.deg2rad(0.05)
-_APART = np.deg2rad(5)
-"""Angle from which orientations are not the same, but for errors."""
-
-
-def of_plan(
+def plan_options(
     crystal: Any, max_distance: float | None, sigma_excitation_error: float | None = None
 ) -> tuple[float, float]:
     """Both options, from the orientation plan of the crystal where they are not given."""

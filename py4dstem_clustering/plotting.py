@@ -15,18 +15,23 @@ from matplotlib.colors import ListedColormap, hsv_to_rgb, rgb_to_hsv, to_rgb
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy.ndimage import distance_transform_edt
 
+from . import emd
 from .checks import check_integer, check_number, values_of
+from .kernels.blocks import read_window
+from .kernels.merging import find_borders
 
 # Okabe and Ito's colours, told apart by all common kinds of colour vision; black is left out.
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-_OUTLINE = [matplotlib.patheffects.withStroke(linewidth=1.5, foreground="black")]
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+OUTLINE = [matplotlib.patheffects.withStroke(linewidth=1.5, foreground="black")]
 
 
-def _axes(ax: Any) -> Any:
+def axes_or_new(ax: Any) -> Any:
+    """Axes that were given, or those of a new figure."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 
-def _frame(ax: Any, title: str | None) -> None:
+def bare_frame(ax: Any, title: str | None) -> None:
+    """A frame without ticks, and a title."""
     ax.set_xticks([])
     ax.set_yticks([])
     if title:
@@ -69,12 +74,12 @@ def add_scale_bar(
     )
     if color == "white":
         # An outline rather than a box: it reads on any ground and hides less of the picture.
-        bar.txt_label._text.set_path_effects(_OUTLINE)
+        bar.txt_label._text.set_path_effects(OUTLINE)
         bar.size_bar.get_children()[0].set(facecolor="white", edgecolor="black", linewidth=0.75)
     ax.add_artist(bar)
 
 
-def _free_corner(shape: tuple[int, int], places: list[Any]) -> str:
+def free_corner(shape: tuple[int, int], places: list[Any]) -> str:
     """The corner for a scale bar in which nothing is written, the lower right if it is free."""
     for vertical, horizontal in product(("lower", "upper"), ("right", "left")):
         inside = [
@@ -92,16 +97,8 @@ def _free_corner(shape: tuple[int, int], places: list[Any]) -> str:
 
 def neighbour_pairs(labels: np.ndarray) -> np.ndarray:
     """Pairs of labels that touch, diagonals included, ``(n, 2)``; background left out."""
-    pairs = []
-    for a, b in (
-        (labels[1:], labels[:-1]),
-        (labels[:, 1:], labels[:, :-1]),
-        (labels[1:, 1:], labels[:-1, :-1]),
-        (labels[1:, :-1], labels[:-1, 1:]),
-    ):
-        touch = (a != b) & (a >= 0) & (b >= 0)
-        pairs.append(np.sort(np.stack([a[touch], b[touch]], axis=1), axis=1))
-    return np.unique(np.concatenate(pairs), axis=0)
+    borders = find_borders(labels)[0]
+    return np.stack([borders.first, borders.second], axis=1)
 
 
 def cluster_colors(labels: np.ndarray, n_clusters: int) -> np.ndarray:
@@ -131,7 +128,7 @@ def pair_colors(pairs: np.ndarray, n_clusters: int) -> np.ndarray:
         degree[list(touching[k])] -= 1
 
     color = np.full(n_clusters, -1)
-    used = [0] * len(_PALETTE)
+    used = [0] * len(PALETTE)
     for k in reversed(order):
         taken = {int(color[j]) for j in touching[k]}
         free = [c for c in range(len(used)) if c not in taken]
@@ -140,13 +137,13 @@ def pair_colors(pairs: np.ndarray, n_clusters: int) -> np.ndarray:
             free = [len(used) - 1]
         color[k] = min(free, key=lambda c: (used[c], c))
         used[color[k]] += 1
-    return np.array([_color(c) for c in range(len(used))])[color].reshape(-1, 3)
+    return np.array([nth_color(c) for c in range(len(used))])[color].reshape(-1, 3)
 
 
-def _color(index: int) -> np.ndarray:
+def nth_color(index: int) -> np.ndarray:
     """Colour number `index`: the palette, then shades of it."""
-    turn, index = divmod(index, len(_PALETTE))
-    hue, saturation, value = rgb_to_hsv(to_rgb(_PALETTE[index]))
+    turn, index = divmod(index, len(PALETTE))
+    hue, saturation, value = rgb_to_hsv(to_rgb(PALETTE[index]))
     value *= 0.5 + 0.5 * np.modf(1 + turn * 0.618)[0] if turn else 1
     return hsv_to_rgb((hue, saturation, value))
 
@@ -181,10 +178,10 @@ def plot_similarity(similarity: Any, ax: Any = None, *, direction: int | None = 
             raise ValueError(f"direction={direction} must be from 0 to 7")
         image = similarity.data[..., direction]
         what = f"similarity with the neighbour at {similarity.directions[direction]}"
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     picture = ax.imshow(image, cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(picture, ax=ax, label=what, fraction=0.046, pad=0.04)
-    _frame(ax, None)
+    bare_frame(ax, None)
     add_scale_bar(ax, similarity.pixel_size, similarity.pixel_units, similarity.shape[1])
     return ax
 
@@ -238,9 +235,9 @@ def plot_clusters(
             raise ValueError(
                 f"image of shape {image.shape} must have the shape of the scan, {clusters.shape}"
             )
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     colors = cluster_colors(clusters.labels, clusters.n_clusters)
-    low, high = _percentiles(image)
+    low, high = grey_limits(image)
     ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     if clusters.n_clusters and alpha > 0:
         overlay = np.ma.masked_less(clusters.labels, 0)
@@ -263,7 +260,7 @@ def plot_clusters(
             # Where there is most room: a bent cluster need not hold its centroid.
             depth = distance_transform_edt(np.pad(clusters.labels == k, 1))[1:-1, 1:-1]
             written.append(np.unravel_index(depth.argmax(), depth.shape))
-            _write(ax, written[-1], str(k))
+            write_text(ax, written[-1], str(k))
     if seeds and clusters.n_clusters:
         ax.plot(
             clusters.seeds[:, 1],
@@ -271,12 +268,12 @@ def plot_clusters(
             "+",
             color="white",
             markersize=8,
-            path_effects=_OUTLINE,
+            path_effects=OUTLINE,
         )
     ax.set_xlim(-0.5, clusters.shape[1] - 0.5)
     ax.set_ylim(clusters.shape[0] - 0.5, -0.5)
-    _frame(ax, title)
-    loc = _free_corner(clusters.shape, written)
+    bare_frame(ax, title)
+    loc = free_corner(clusters.shape, written)
     add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, clusters.shape[1], loc=loc)
     return ax
 
@@ -310,21 +307,22 @@ def plot_growth(clusters: Any, ax: Any = None, *, label: int | None = None) -> A
         grown = clusters.growth_steps(k)
         steps[grown >= 0] = grown[grown >= 0]
 
-    ax = _axes(ax)
-    low, high = _percentiles(clusters.similarity_mean)
+    ax = axes_or_new(ax)
+    low, high = grey_limits(clusters.similarity_mean)
     ax.imshow(clusters.similarity_mean, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     picture = ax.imshow(np.ma.masked_less(steps, 0), cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(picture, ax=ax, label="growth step", fraction=0.046, pad=0.04)
     written = [clusters.seeds[k] for k in chosen] if len(chosen) <= 30 else []
     for k, place in zip(chosen, written, strict=False):
-        _write(ax, place, str(k))
-    _frame(ax, None)
-    loc = _free_corner(clusters.shape, written)
+        write_text(ax, place, str(k))
+    bare_frame(ax, None)
+    loc = free_corner(clusters.shape, written)
     add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, clusters.shape[1], loc=loc)
     return ax
 
 
-def _write(ax: Any, position: np.ndarray, text: str, size: float = 8) -> None:
+def write_text(ax: Any, position: np.ndarray, text: str, size: float = 8) -> None:
+    """A number or a word on a picture, with an outline, so that it reads on any ground."""
     ax.text(
         position[1],
         position[0],
@@ -334,12 +332,12 @@ def _write(ax: Any, position: np.ndarray, text: str, size: float = 8) -> None:
         va="center",
         fontsize=size,
         fontweight="bold",
-        path_effects=_OUTLINE,
+        path_effects=OUTLINE,
         clip_on=True,
     )
 
 
-def _percentiles(image: np.ndarray) -> tuple[float | None, float | None]:
+def grey_limits(image: np.ndarray) -> tuple[float | None, float | None]:
     """Grey levels that a few hot pixels do not spoil."""
     values = image[np.isfinite(image)]
     return tuple(np.percentile(values, (0.5, 99.5))) if values.size else (None, None)
@@ -463,13 +461,14 @@ def _draw_patterns(
     columns = min(check_integer("columns", columns, 1), len(positions))
     rows = -(-len(positions) // columns)
 
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     qx, qy = data.shape[2:]
     gap = max(1, round(0.04 * max(qx, qy)))
     for place, position in enumerate(positions):
         row, column = divmod(place, columns)
         top, left = row * (qx + gap), column * (qy + gap)
-        pattern = np.clip(np.asarray(data[position], dtype=np.float64), 0, None) ** power
+        pattern = read_window(data, *((k, k + 1) for k in position))[0, 0].astype(np.float64)
+        pattern = np.clip(pattern, 0, None) ** power
         low, high = np.nanpercentile(pattern, (1, 99.9)) if np.isfinite(pattern).any() else (0, 1)
         extent = (left - 0.5, left + qy - 0.5, top + qx - 0.5, top - 0.5)
         ax.imshow(pattern, cmap="inferno", vmin=low, vmax=high, extent=extent)
@@ -484,20 +483,16 @@ def _draw_patterns(
             ha="left",
             va="top",
             fontsize=np.clip(60 / columns, 3, 8),
-            path_effects=_OUTLINE,
+            path_effects=OUTLINE,
         )
     ax.set_xlim(-gap, columns * (qy + gap))
     ax.set_ylim(rows * (qx + gap), -gap)
-    _frame(ax, None)
+    bare_frame(ax, None)
     ax.set_frame_on(False)
     ax.set_xlabel(f"intensity to the power {power:g}, each scaled by itself", fontsize=7)
-    calibration = getattr(item, "calibration", None)
-    step = (1, "pixels")
-    if calibration is not None:
-        step = calibration.get_Q_pixel_size(), calibration.get_Q_pixel_units()
     # Black beside the grid where its last row has room, white on the last pattern elsewhere.
     color = "black" if len(positions) < rows * columns else "white"
-    add_scale_bar(ax, *step, qy, color=color)
+    add_scale_bar(ax, *emd.detector_step(item), qy, color=color)
     return ax
 
 
@@ -527,7 +522,7 @@ def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int 
     grows = tree.method == "grow"
     what = "similarity" if grows else "cost (1: noise and variation inside a grain)"
     counts = tree.n_clusters(min_size=min_size)
-    left.step(tree.levels, counts, where="post", color=_PALETTE[0], linewidth=1.2)
+    left.step(tree.levels, counts, where="post", color=PALETTE[0], linewidth=1.2)
     left.set_xlabel(what)
     left.set_ylabel(f"clusters of {min_size} positions or more")
     if counts.size and counts.max() > 50:
@@ -565,14 +560,14 @@ def _draw_branches(tree: Any, ax: Any, min_size: int, n_leaves: int) -> None:
             order.append(node)
     height = dict.fromkeys(order, float(floor))
     for node in order:
-        ax.plot([place[node]] * 2, [floor, floor], color=_PALETTE[0], linewidth=1)
+        ax.plot([place[node]] * 2, [floor, floor], color=PALETTE[0], linewidth=1)
     for node in sorted(drawn):
         a, b = (int(k) for k in drawn[node])
         level = float(levels[node - n_regions])
         ax.plot(
             (place[a], place[a], place[b], place[b]),
             (height[a], level, level, height[b]),
-            color=_PALETTE[0],
+            color=PALETTE[0],
             linewidth=1,
         )
         place[node], height[node] = (place[a] + place[b]) / 2, level
@@ -621,7 +616,7 @@ def plot_cross_validation(
     for ax, row, error in zip(axes, validation.table(), errors.values(), strict=True):
         picture = ax.imshow(error, cmap=colors, vmin=0, vmax=max_error, interpolation="nearest")
         mean = f"mean {row['mean']:.2f}°" if row["n_positions"] else "no errors"
-        _frame(ax, None)
+        bare_frame(ax, None)
         ax.set_title(f"{row['method']}\n{mean}", fontsize=10)
     add_scale_bar(axes[0], validation.pixel_size, validation.pixel_units, validation.shape[1])
     ax.figure.colorbar(
@@ -659,10 +654,10 @@ def plot_disks(gained: Any, ax: Any = None, *, step: float = 0.1) -> Any:
     for average, single, n_members in pairs:
         averages += np.histogram(average, edges)[0] / len(pairs)
         singles += np.histogram(single, edges)[0] / n_members / len(pairs)
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     for counts, name, color in (
-        (averages, "averages", _PALETTE[0]),
-        (singles, "single patterns", _PALETTE[1]),
+        (averages, "averages", PALETTE[0]),
+        (singles, "single patterns", PALETTE[1]),
     ):
         label = f"{name}: {counts.sum():.1f} disks"
         ax.stairs(counts, edges, fill=True, color=color, alpha=0.25)

@@ -24,16 +24,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from .checks import check_flag, check_integer, check_number, values_of
+from .checks import check_choice, check_flag, check_integer, check_number, check_out, values_of
 from .emd import complete_or_absent
 from .plotting import (
-    _axes,
-    _frame,
-    _free_corner,
-    _percentiles,
-    _write,
     add_scale_bar,
+    axes_or_new,
+    bare_frame,
+    free_corner,
+    grey_limits,
     pair_colors,
+    write_text,
 )
 
 WIDTH = 85 / 25.4
@@ -92,12 +92,6 @@ def _check_is_tracks(tracks: Any) -> None:
             f"tracks of type {type(tracks).__name__} must be Tracks: series.tracks(), or what "
             "link_frames returned"
         )
-
-
-def _choose(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
-    return value
 
 
 def _long_enough(tracks: Any, min_frames: Any) -> np.ndarray:
@@ -214,7 +208,7 @@ def plot_tracks(
     ...     ax = plot_tracks(series, color="track")
     """
     every = check_integer("every", every, 1)
-    _choose("color", color, ("time", "track"))
+    check_choice("color", color, ("time", "track"))
     if numbers is not None:
         numbers = check_flag("numbers", numbers)
     check_integer("min_frames", min_frames, 1)
@@ -239,8 +233,8 @@ def plot_tracks(
             frames.append(t)
     segments, owners, frames = segments[::-1], owners[::-1], frames[::-1]  # later ones on top
 
-    ax = _axes(ax)
-    picture = _show(ax, image, _percentiles(image))
+    ax = axes_or_new(ax)
+    picture = _show(ax, image, grey_limits(image))
     rx, ry = last.shape
     box = np.array([[-0.5, -0.5], [rx - 0.5, ry - 0.5]]) - moved
     picture.set_extent((box[0, 1], box[1, 1], box[1, 0], box[0, 0]))
@@ -270,9 +264,9 @@ def plot_tracks(
     written = np.zeros((0, 2))
     if len(chosen) <= 60 if numbers is None else numbers:
         written = _write_numbers(ax, tracks, chosen)
-    _frame(ax, None)
+    bare_frame(ax, None)
     size = round(bottom - top), round(right - left)
-    loc = _free_corner(size, [place - (top, left) for place in written])
+    loc = free_corner(size, [place - (top, left) for place in written])
     add_scale_bar(ax, last.pixel_size, last.pixel_units, last.shape[1], loc=loc)
     return ax
 
@@ -303,7 +297,7 @@ def _write_numbers(ax: Any, tracks: Any, chosen: np.ndarray) -> np.ndarray:
     points = 72 * (inches / view).min()  # of one scan position
     places = _apart(places, np.array([1.0, 1.3]) * size / points)
     for k, place in zip(chosen, places, strict=True):
-        _write(ax, place, str(k), size)
+        write_text(ax, place, str(k), size)
     return places
 
 
@@ -384,7 +378,7 @@ def plot_areas(
     'time (s)'
     """
     _check_is_tracks(tracks)
-    _choose("kind", kind, ("bands", "curves"))
+    check_choice("kind", kind, ("bands", "curves"))
     for name, value in (("time_units", time_units), ("pixel_units", pixel_units)):
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{name}={value!r} must be a text, such as 's' or 'nm'")
@@ -770,16 +764,9 @@ def animate_series(
 
 
 def _check_film(path: Any) -> Path:
-    try:
-        path = Path(path)
-    except TypeError:
-        raise TypeError(f"path={path!r} must be a path, not {type(path).__name__}") from None
+    path = check_out(path, True, "path")
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise ValueError(f"path={str(path)!r} must end in .gif or .mp4: those can be written")
-    if not path.parent.is_dir():
-        raise ValueError(f"path={str(path)!r} lies in a folder that does not exist; make it first")
-    if path.is_dir():
-        raise ValueError(f"path={str(path)!r} is a folder; give the name of a file")
     if path.suffix.lower() == ".mp4" and not FFMpegWriter.isAvailable():
         raise ValueError(
             f"path={str(path)!r} needs ffmpeg, which is not there; install it (conda install "
@@ -811,7 +798,7 @@ class _Film:
         self._series, self._tracks, self._numbers = series, tracks, numbers
         self._colors = track_colors(tracks)
         self._all = set(range(tracks.n_tracks))
-        levels = [_percentiles(series.image(t)) for t in there]
+        levels = [grey_limits(series.image(t)) for t in there]
         levels = [pair for pair in levels if pair[0] is not None]
         self._levels = (
             (min(low for low, _ in levels), max(high for _, high in levels))
@@ -857,15 +844,15 @@ class _Film:
         rx, ry = self.shape
         ax.set_xlim(-0.5, ry - 0.5)
         ax.set_ylim(rx - 0.5, -0.5)
-        _frame(ax, None)
+        bare_frame(ax, None)
         rows = self._tracks.table[self._tracks.table["frame"] == t]
         rows = rows[rows["track"] >= 0]
         places = np.stack([rows["centroid_rx"], rows["centroid_ry"]], axis=1)
         if self._numbers and not info.error:
             for track, place in zip(rows["track"], places, strict=True):
-                _write(ax, place, str(track), 7)
+                write_text(ax, place, str(track), 7)
         if not info.error:
-            loc = _free_corner(self.shape, list(places) if self._numbers else [])
+            loc = free_corner(self.shape, list(places) if self._numbers else [])
             add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, ry, loc=loc)
         # The number of the frame, too: a GIF would join frames that look the same.
         self._text.set_text(f"{_time_text(series, t)}    frame {t + 1} of {len(series)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 
 from . import emd
-from .arina import open_scan
+from .arina import ScanArray, open_scan
 from .checks import check_data, check_number
+from .kernels.blocks import read_window
 
 # How py4DSTEM knows files of HDF5 (0.14.18).
 _HDF5 = (".h5", ".hdf5", ".py4dstem", ".emd")
@@ -221,6 +222,27 @@ def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> np.ndarray:
     return np.reshape(data, (*scan_shape, *detector))
 
 
+# --- where a scan lies --------------------------------------------------------------------------
+
+
+def files_of(data: Any) -> list[Path]:
+    """The files that hold the data of a scan, as far as they are known."""
+    if isinstance(data, ScanArray):
+        return data.files
+    if hasattr(data, "read_direct"):  # h5py
+        return [Path(data.file.filename)]
+    while isinstance(data, np.ndarray):
+        if isinstance(data, np.memmap) and data.filename is not None:
+            return [Path(data.filename)]
+        data = data.base
+    return []
+
+
+def is_one_of(path: Path, files: Iterable[Path]) -> bool:
+    """Whether a file, by whatever name, is one of some."""
+    return path.exists() and any(file.exists() and path.samefile(file) for file in files)
+
+
 # --- knowing a scan again -----------------------------------------------------------------------
 
 _SAMPLED = 16
@@ -238,7 +260,8 @@ def fingerprint(data: Any) -> str:
     rows = np.unique(np.linspace(0, rx - 1, _SAMPLED).astype(int))
     for row, share in zip(rows, (0.5 + 0.618034 * steps) % 1, strict=False):
         column = int(share * ry)
-        pattern = np.asarray(data[int(row), column])
+        row = int(row)
+        pattern = read_window(data, (row, row + 1), (column, column + 1))[0, 0]
         found.update(np.ascontiguousarray(pattern).tobytes())
     return found.hexdigest()[:32]
 

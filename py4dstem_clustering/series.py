@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from . import emd
-from .checks import check_integer
+from .checks import check_integer, check_path
 from .clusters import Clusters
 from .datacube import keep_clusters, new_datacube
 from .tracks import Tracks, find_drift, link_frames
@@ -56,7 +56,6 @@ class FrameResult(NamedTuple):
     """Virtual image (Rx, Ry)."""
     calibration: Mapping[str, Any] | None = None
     """Of the averages."""
-    seconds: float = 0.0
 
 
 def frame_name(frame: int) -> str:
@@ -95,7 +94,6 @@ def save_frame(folder: Path, result: FrameResult, options: Mapping[str, Any]) ->
         n_bytes += sum(
             array.nbytes for array in (node.metadata["arrays"]._params | {"": node.data}).values()
         )
-    node.metadata[emd.TAG]["seconds"] = result.seconds
     node.metadata = emdfile.Metadata("frame", info._asdict())
     root.force_add_to_tree(node)
     emd.save_new(folder / f"{node.name}.h5", root, n_bytes)
@@ -242,8 +240,8 @@ class ClusterSeries:
     path: Path
     settings: Mapping[str, Any]
     infos: tuple[FrameInfo, ...]
-    _places: Mapping[int, Path] = field(default_factory=dict)
-    stored_drift: np.ndarray | None = None
+    _places: Mapping[int, Path]
+    stored_drift: np.ndarray | None
     """As it is in the file; see `drift`."""
 
     def __len__(self) -> int:
@@ -294,6 +292,8 @@ class ClusterSeries:
         from py4DSTEM import RealSlice
 
         place = self._places[info.frame]
+        if not place.is_file() and self.path.is_file():  # all frames are done since
+            place = self.path
         with emd.open_file(place) as file:
             group = emd.check_stored(file, f"{ROOT}/{frame_name(info.frame)}")
             if group.attrs.get("python_class") != "RealSlice":
@@ -368,11 +368,11 @@ class ClusterSeries:
 
     def _centre(self) -> tuple[float, float] | None:
         """Centre of the direct beam in the first frame that knows it."""
-        for info in self.infos:
+        for place, info in enumerate(self.infos):
             if not info.error:
-                origin = _calibration(self._node(info.frame)).get_origin_mean()
-                known = origin is not None and np.isfinite(np.asarray(origin, float)).all()
-                return tuple(map(float, origin)) if known else None
+                origin = np.array(_calibration(self._node(place)).get_origin_mean(), dtype=float)
+                if np.isfinite(origin).all():
+                    return float(origin[0]), float(origin[1])
         return None
 
     def get_track_datacube(self, track: Any) -> Any:
@@ -386,25 +386,28 @@ class ClusterSeries:
         Returns
         -------
         DataCube, (n, 1, Qx, Qy)
-            Frame by frame (``track.frames``), with the calibration of the averages. Each pattern is
+            Frame by frame (``track.frames``), with the calibration of the averages: each pattern
+            has the origin and the ellipse of its frame, NaN where that has none. Each pattern is
             a cluster of its own in ``cube.clusters``, so that what takes averages takes it:
             ``bragg = cube.find_Bragg_disks(...)``, ``maps = crystal.match_orientations(bragg)``,
             then ``rotation_rate(maps, track.times, crystal)`` for its rotation, and
             ``cube.clusters.calculate_strain(crystal, bragg, maps)`` for its strain over time.
+
+        Raises
+        ------
+        ValueError
+            If pixel sizes or rotation are not the same in all of these frames.
         """
-        patterns, params = [], []
+        patterns, params, of_patterns = [], [], set(_OF_PATTERNS)
         for frame, label in zip(track.frames, track.labels, strict=True):
             node = self._node(int(frame))
             patterns.append(node.metadata["arrays"]["averages"][label])
             n = len(node.metadata["arrays"]["averages"])
             own = _calibration(node)._params
-            maps = {k: v[label] for k, v in own.items() if np.shape(v) == (n, 1)}
+            maps = {k: float(v[label, 0]) for k, v in own.items() if np.shape(v) == (n, 1)}
             params.append({**own, **maps})
-        calibration = emd.copy_calibration()
-        calibration._params.update(params[0])
-        for key, value in params[0].items():
-            if isinstance(value, np.ndarray) and value.shape == (1,):
-                calibration._params[key] = np.stack([own[key] for own in params])
+            of_patterns.update(maps)
+        calibration = _track_calibration(params, of_patterns, track.frames)
         cube = new_datacube(np.stack(patterns)[:, None], "track", calibration, {})
         places = np.arange(len(patterns))[:, None]
         keep_clusters(
@@ -413,7 +416,10 @@ class ClusterSeries:
         return cube
 
     def get_track_pattern(self, track: Any) -> np.ndarray:
-        """Mean pattern of one particle over all positions in all frames, (Qx, Qy)."""
+        """Mean pattern of one particle over all positions in all frames, (Qx, Qy).
+
+        Patterns are taken as they lie on the detector, also where the origin moves.
+        """
         return np.average(self.get_track_datacube(track).data[:, 0], axis=0, weights=track.sizes)
 
 
@@ -466,6 +472,50 @@ def _calibration(node: emdfile.Node) -> Any:
     return copy
 
 
+# Of these py4DSTEM takes a value for each pattern; mean and shift of the origin follow from it.
+_ORIGIN = ("qx0", "qy0")
+_OF_PATTERNS = {*_ORIGIN, "qx0_meas", "qy0_meas", "a", "b", "theta"}
+
+# Of these one for all.
+_OF_ALL = {
+    "Q_pixel_size", "Q_pixel_units", "R_pixel_size", "R_pixel_units", "QR_rotation",
+    "QR_rotation_degrees", "QR_flip",
+}  # fmt: skip
+
+
+def _track_calibration(
+    params: Sequence[Mapping[str, Any]], of_patterns: set[str], frames: Sequence[int]
+) -> Any:
+    """The calibration of patterns from different frames, given that of each.
+
+    What differs and belongs neither to patterns nor to all, such as the semiangle of the probe
+    where it was measured in each frame, is left out.
+    """
+    calibration = emd.copy_calibration()
+    kept = calibration._params
+    for key in dict.fromkeys(key for own in params for key in own):
+        values = [own.get(key) for own in params]
+        other = next((k for k, x in enumerate(values) if not np.array_equal(x, values[0])), None)
+        by_pattern = key in _ORIGIN or (key in of_patterns and other is not None)
+        if by_pattern and all(np.ndim(value) == 0 for value in values):
+            kept[key] = np.array(values, dtype=float)[:, None]  # NaN for None
+        elif other is None:
+            kept[key] = values[0]
+        elif key in _OF_ALL:
+            raise ValueError(
+                f"{key} is {values[0]!r} in frame {frames[0]} and {values[other]!r} in frame "
+                f"{frames[other]}: patterns of one track must share it; calibrate the scans alike "
+                "and cluster them into another out, or take series.averages(k), frame by frame"
+            )
+    for key in _ORIGIN:
+        if key in kept:
+            origin = np.asarray(kept[key], dtype=float)
+            known = origin[np.isfinite(origin)]
+            mean = float(known.mean()) if known.size else np.nan
+            kept[f"{key}_mean"], kept[f"{key}_shift"] = mean, origin - mean
+    return calibration
+
+
 def open_series(path: str | PathLike) -> ClusterSeries:
     """Open a series that `cluster_series` has written, or is writing.
 
@@ -484,10 +534,7 @@ def open_series(path: str | PathLike) -> ClusterSeries:
     ValueError, OSError
         If there is none, it is damaged, or made by a newer version; the error names the file.
     """
-    try:
-        path = Path(path)
-    except TypeError:
-        raise TypeError(f"path={path!r} must be a path, not {type(path).__name__}") from None
+    path = check_path("path", path)
     places = frame_files(path)
     if not places:
         raise ValueError(_no_series(path))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import inspect
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ import numpy as np
 
 from . import emd
 from .checks import (
+    check_choice,
     check_corr_range,
     check_data,
     check_flag,
@@ -43,6 +43,7 @@ from .datacube import (
     copy_datacube,
     filter_correlative,
 )
+from .kernels.blocks import check_whole
 from .kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
 from .mixture import known_centre
 from .reading import fingerprint, load_scan
@@ -95,10 +96,12 @@ class _Part:
         self.shape, self.dtype, self.ndim = data.shape[1:], data.dtype, 4
 
     def __getitem__(self, key: Any) -> Any:
-        return self._data[(self._number, *(key if isinstance(key, tuple) else (key,)))]
+        found = self._data[(self._number, *(key if isinstance(key, tuple) else (key,)))]
+        check_whole(self._data)
+        return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._data[self._number], dtype=dtype)
+        return np.asarray(self[()], dtype=dtype)
 
 
 class _FileOf5D(NamedTuple):
@@ -164,7 +167,7 @@ def _items(frames: Any) -> Iterator[Any]:
         if lazy is not None:
             yield partial(lazy.part, number)
         elif isinstance(frames, np.ndarray):
-            yield partial(np.asarray, frames[number])
+            yield partial(np.asanyarray, frames[number])  # a mask stays, and a memmap on disk
         else:
             yield partial(_Part, frames, number)
 
@@ -180,6 +183,8 @@ class _Times:
         self._step = self._times = None
         if times is None or np.ndim(times) == 0:
             self._step = 1.0 if times is None else check_number("times", times)
+            if self._step <= 0:
+                raise ValueError(f"times={times!r} must be above 0: the time from frame to frame")
             return
         self._times = np.asarray(times, dtype=float)
         if self._times.ndim != 1 or not np.isfinite(self._times).all():
@@ -197,6 +202,11 @@ class _Times:
             )
         return float(self._times[number])
 
+    @property
+    def listed(self) -> bool:
+        """Whether they were given one by one."""
+        return self._times is not None
+
     def check(self, n_frames: int) -> None:
         if self._times is not None and len(self._times) != n_frames:
             raise ValueError(f"times holds {len(self._times)} numbers for {n_frames} frames")
@@ -206,6 +216,7 @@ def _frames_to_do(
     frames: Any,
     load: Any,
     times: _Times,
+    in_order: bool,
     done: Mapping[int, FrameInfo],
     seen: dict[int, float],
     started: list[int],
@@ -213,7 +224,7 @@ def _frames_to_do(
     """Frames that are not done. Number and time of all go to `seen`, numbers of these to `started`.
 
     A frame is known by the name of its file, so that files may move or come in another order; what
-    was no file is known by its place.
+    was no file is known by its place. With `in_order` they may not: times or drift are one by one.
     """
     known = {info.source: info for info in done.values()}
     names: dict[str, int] = {}
@@ -241,6 +252,12 @@ def _frames_to_do(
             while free in seen or free in done:
                 free += 1
             number = free
+        if in_order and number != position:
+            raise ValueError(
+                f"{source} comes at place {position} and is frame {number} of out, so it would get "
+                "the time and drift of another frame; give new scans after the old ones, all of "
+                "these in the same order as before, or another out"
+            )
         seen[number] = times(number)
         if info is None or info.error or info.size != size or not (size or _same(make, info)):
             started.append(number)
@@ -273,7 +290,6 @@ class Options(NamedTuple):
 
 def cluster_frame(frame: Frame, options: Options, record: bool) -> FrameResult:
     """Filter, cluster and average one scan; with `record`, an error is a result."""
-    start = time.perf_counter()
     mark = ""
     try:
         cube = frame.open()
@@ -282,13 +298,12 @@ def cluster_frame(frame: Frame, options: Options, record: bool) -> FrameResult:
     except Exception as error:
         if not record:
             raise
-        return FrameResult(_failed(frame, error, mark), seconds=time.perf_counter() - start)
+        return FrameResult(_failed(frame, error, mark))
     clusters, averages, image, calibration = result
     info = FrameInfo(
         frame.number, frame.source, frame.size, mark, frame.time, "", clusters.n_clusters
     )
-    seconds = time.perf_counter() - start
-    return FrameResult(info, clusters, averages, image, calibration, seconds)
+    return FrameResult(info, clusters, averages, image, calibration)
 
 
 def _failed(frame: Frame, error: Exception, mark: str = "") -> FrameInfo:
@@ -300,7 +315,7 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
     common = {"n_jobs": options.n_jobs, "max_memory": options.max_memory, "progress_bar": False}
     weight = options.image_mask
     if weight is None:
-        weight = check_q_mask(options.cluster.get("q_mask"), cube.Qshape)
+        weight = options.cluster["q_mask"]
     if weight is None:
         weight = scattered(sample_mean(cube.data), known_centre(cube))
     weight = check_q_mask(weight, cube.Qshape)
@@ -390,6 +405,8 @@ def cluster_series(
         open as a single scan, .npy and .npz. For scans larger than memory give `open_scan`.
     times : float or sequence, optional
         Time from frame to frame, or the time of each frame, rising. By default 0, 1, 2, ...
+        Where these, or `drift`, are given one by one, scans that are done must come first and in
+        the same order as before.
     time_units : str
         Unit of `times`, such as "s".
     drift : "auto", ndarray (T, 2), or None
@@ -400,9 +417,10 @@ def cluster_series(
         measured from. By default the `q_mask`, or all beyond the direct beam.
     resume : bool
         Go on with what is done in `out`. The options must be those of the first call. More frames
-        may be given than before. Frames that failed, and those whose file has another size now (or
-        whose data, where they were no files, are not the same), are done again. False
-        starts anew, if there is nothing yet, or with `overwrite`.
+        may be given than before; their numbers follow on those that are done, wherever they come.
+        Frames that failed, and those whose file has another size now (or whose data, where they
+        were no files, are not the same), are done again. False starts anew, if there is nothing
+        yet, or with `overwrite`.
     overwrite : bool
         With ``resume=False``, remove what is there.
     on_error : "record" or "raise"
@@ -459,8 +477,7 @@ def cluster_series(
     if image_mask is not None:
         image_mask = check_q_mask(image_mask, np.shape(image_mask))
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
-    if on_error not in ("record", "raise"):
-        raise ValueError(f"on_error={on_error!r} must be 'record' or 'raise'")
+    check_choice("on_error", on_error, ("record", "raise"))
     if client is not None and not hasattr(client, "submit"):
         raise TypeError(f"client={client!r} must be a dask.distributed.Client")
     n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
@@ -493,7 +510,8 @@ def cluster_series(
         seen: dict[int, float] = {}
         started: list[int] = []
         done = read_infos(frame_files(path))
-        to_do = _frames_to_do(frames, load, times, done, seen, started)
+        in_order = times.listed or isinstance(drift, np.ndarray)
+        to_do = _frames_to_do(frames, load, times, in_order, done, seen, started)
         what = Options(
             filtering, options, averaging, image_mask, n_jobs, max_memory, str(folder.resolve())
         )
@@ -508,8 +526,8 @@ def cluster_series(
                 bar.update(len(seen) - len(started) + n_done - bar.n)
             bar.update(len(seen) - bar.n)
         finally:
-            results.close()
             bar.close()
+            results.close()
         if not frame_files(path):
             raise ValueError("frames yielded no scan, so there is no series")
         _finish(path, settings, seen, drift)
@@ -639,10 +657,6 @@ def _check_cluster_options(options: Mapping[str, Any]) -> dict[str, Any]:
         np.shape(options["r_mask"]),
     )
     check_q_mask(options["q_mask"], np.shape(options["q_mask"]))
-    if options["sigma"] is not None:
-        check_number("sigma", options["sigma"], 0)
-    if options["subtract_mean"] is not None:
-        check_flag("subtract_mean", options["subtract_mean"])
     return options
 
 
@@ -721,6 +735,8 @@ def _finish(path: Path, settings: dict[str, Any], times: Mapping[int, float], dr
     else:
         drift = measure_drift(series)
     complete = set(places.values()) == {path}
-    same_times = all(times.get(i.frame, i.time) == i.time for i in series.infos)
+    same_times = series.time_units == settings["time_units"] and all(
+        times.get(i.frame, i.time) == i.time for i in series.infos
+    )
     if not (complete and same_times and np.array_equal(series.stored_drift, drift)):
         assemble(path, settings, times, drift)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,13 +11,14 @@ import emdfile
 import numpy as np
 
 from . import emd
+from .frozen import Frozen
 from .kernels.similarity import DIRECTIONS, asymmetry, similarity_mean
 
 KIND = "similarity"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Similarity:
+class Similarity(Frozen):
     """Cosine similarity of each diffraction pattern with its eight neighbours.
 
     Made by ``datacube.get_similarity()`` and taken by ``datacube.cluster(similarity=...)``. Behaves
@@ -71,13 +72,7 @@ class Similarity:
                 "similarity must be the same seen from both positions of a pair, and NaN just "
                 f"where the neighbour lies outside the scan; pairs differ by {difference:g}"
             )
-        data.flags.writeable = False
-        object.__setattr__(self, "data", data)
-        object.__setattr__(self, "settings", emd.Settings(self.settings, emd.PROVENANCE))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Made anew on unpickling, so that the array is read-only again.
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+        self._set(data=data, settings=emd.Settings(self.settings, emd.PROVENANCE))
 
     @property
     def shape(self) -> tuple[int, int, int]:

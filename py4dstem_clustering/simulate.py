@@ -15,6 +15,7 @@ from scipy.signal import lfilter
 from scipy.spatial.transform import Rotation
 
 from .checks import check_integer, check_number
+from .frozen import Frozen
 
 GOLD_CELL = 4.0782
 """Lattice constant of gold, Angstrom."""
@@ -24,7 +25,7 @@ ACCELERATING_VOLTAGE = 300e3
 
 
 @dataclass(frozen=True, eq=False)
-class SimulatedScan:
+class SimulatedScan(Frozen):
     """A simulated scan and the truth about it.
 
     Attributes
@@ -168,7 +169,7 @@ def simulate_scan(
     >>> scan = simulate_scan((12, 10), (32, 30), n_grains=2, electrons=500, seed=1)
     >>> scan.datacube.shape
     (12, 10, 32, 30)
-    >>> scan.labels.max() + 1 == len(scan.orientations)
+    >>> bool(scan.labels.max() + 1 == len(scan.orientations))
     True
     """
     scan_shape = check_shape("scan_shape", scan_shape)

@@ -6,7 +6,7 @@ Each frame is a scan as from `simulate_scan`: gold nanoparticles in a disordered
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from .checks import check_integer, check_number
+from .frozen import Frozen
 from .simulate import (
     Scattering,
     check_shape,
@@ -105,7 +106,7 @@ class _Scene(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class SimulatedSeries:
+class SimulatedSeries(Frozen):
     """A simulated series and the truth about it; iterating over it yields the DataCubes.
 
     T frames, N particles; the number of a particle is its track. The arrays are read-only.
@@ -153,15 +154,6 @@ class SimulatedSeries:
     events: np.ndarray
     crystal: Any
     _scene: _Scene
-
-    def __post_init__(self) -> None:
-        for part in (*(getattr(self, f.name) for f in fields(self)), *self._scene):
-            if isinstance(part, np.ndarray):
-                part.flags.writeable = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Made anew on unpickling, so that the arrays are read-only again.
-        return type(self), tuple(getattr(self, f.name) for f in fields(self))
 
     @property
     def n_frames(self) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from . import emd
 from .checks import check_flag, check_integer, check_number
 from .mixture import Mixture
-from .orientation import calibrated_peaks, check_orientation, cluster_orientations, of_plan
+from .orientation import calibrated_peaks, check_orientation, cluster_orientations, plan_options
 
 REASONS = ("defined", "unclustered", "too few peaks", "mixed", "low correlation")
 """What the numbers in the slice ``reason`` of a strain map mean."""
@@ -65,7 +65,7 @@ def calculate_strain(
     min_purity = check_number("min_purity", min_purity, 0, 1)
     robust = check_flag("robust", robust)
     progress_bar = check_flag("progress_bar", progress_bar)
-    max_distance, sigma = of_plan(crystal, max_distance, sigma_excitation_error)
+    max_distance, sigma = plan_options(crystal, max_distance, sigma_excitation_error)
     n = int(labels.max(initial=-1)) + 1
     if n == 0:
         raise ValueError("there are no clusters, so no lattice to measure strain against")

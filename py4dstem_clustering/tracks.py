@@ -8,12 +8,13 @@ the next, and the `Tracks` that it returns give growth, and what was born, died,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .checks import check_integer, check_number, values_of
+from .frozen import Frozen
 from .kernels.tracking import Comparer, Linker, find_drift_core, steady_rotation
 from .orientation import check_orientation, cluster_orientations, get_symmetry, misorientation
 
@@ -53,22 +54,6 @@ class Rate(NamedTuple):
 
     rate: float
     error: float
-
-
-class _Frozen:
-    """Arrays that cannot be written to."""
-
-    def __post_init__(self) -> None:
-        for part in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, part.name)
-            if isinstance(value, np.ndarray):
-                value = value.copy()
-                value.flags.writeable = False
-                object.__setattr__(self, part.name, value)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Made anew on unpickling, so that the arrays are read-only again.
-        return type(self), tuple(getattr(self, part.name) for part in fields(self))  # type: ignore[arg-type]
 
 
 # --- drift -----------------------------------------------------------------------------------
@@ -228,10 +213,8 @@ def link_frames(
     if centre is not None:
         centre = check_number("centre[0]", centre[0]), check_number("centre[1]", centre[1])
     drift, times = _check_drift(drift), _check_times(times)
-    known = len(frames) if isinstance(frames, Sequence) else None  # before long work
-    for name, value in (("drift", drift), ("times", times)):
-        if value is not None and known is not None and len(value) != known:
-            raise ValueError(f"{name} has {len(value)} entries for {known} frames: give one each")
+    if isinstance(frames, Sequence):  # before long work
+        _check_lengths(drift, times, len(frames))
 
     linker = Linker(memory, reach, min_similarity)
     comparer: Comparer | None = None
@@ -240,9 +223,7 @@ def link_frames(
     n_frames = 0
     for t, item in enumerate(frames):
         n_frames += 1
-        for name, value in (("drift", drift), ("times", times)):
-            if value is not None and t >= len(value):
-                raise ValueError(f"{name} has {len(value)} entries for more frames: give one each")
+        _check_lengths(drift, times, n_frames, more=True)
         if item is None:
             continue
         frame = _check_frame(t, item, shape)
@@ -264,11 +245,7 @@ def link_frames(
         moved = np.zeros(2) if drift is None else drift[t]
         track = linker.add(t, frame.labels, frame.background, patterns, moved)
         rows.append(_rows(t, t if times is None else times[t], frame, track, moved))
-    for name, value in (("drift", drift), ("times", times)):
-        if value is not None and len(value) != n_frames:
-            raise ValueError(
-                f"{name} has {len(value)} entries for {n_frames} frames: give one each"
-            )
+    _check_lengths(drift, times, n_frames)
     table = np.concatenate(rows) if rows else np.zeros(0, dtype=TABLE)
     events = np.array(
         [
@@ -379,11 +356,23 @@ def _check_times(times: Any) -> np.ndarray | None:
     return times
 
 
+def _check_lengths(
+    drift: np.ndarray | None, times: np.ndarray | None, n_frames: int, more: bool = False
+) -> None:
+    """One entry for each frame; with `more`, of which others may come."""
+    for name, value in (("drift", drift), ("times", times)):
+        n = n_frames if value is None else len(value)
+        if n < n_frames or (n > n_frames and not more):
+            raise ValueError(
+                f"{name} has {n} entries for {'more' if more else n_frames} frames: give one each"
+            )
+
+
 # --- results ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Tracks(_Frozen):
+class Tracks(Frozen):
     """Particles followed through a series; from `link_frames`.
 
     ``tracks["area"]`` is a column of the table, ``np.asarray(tracks)`` all of it, and
@@ -491,7 +480,7 @@ def _plural(n: int, what: str) -> str:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Track(_Frozen):
+class Track(Frozen):
     """One particle through a series; from ``tracks.track(k)``.
 
     Attributes
@@ -588,7 +577,7 @@ class Track(_Frozen):
 
 
 @dataclass(frozen=True, eq=False)
-class Rotation(_Frozen):
+class Rotation(Frozen):
     """How a particle turns; from `rotation_rate`.
 
     Attributes

@@ -23,6 +23,7 @@ from .checks import (
     check_r_mask,
     values_of,
 )
+from .frozen import Frozen
 from .kernels.blocks import read_rows
 from .orientation import check_calibrated, get_symmetry, misorientation, refine_orientations
 
@@ -51,7 +52,7 @@ GROW = {"threshold": 0.9, "r_mask": "triangle", "min_size": 10}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CrossValidation:
+class CrossValidation(Frozen):
     """Errors of orientations; from ``datacube.cross_validate_orientation()``.
 
     Attributes
@@ -365,8 +366,7 @@ def _check_matching(
                 f"template of shape {template.shape} must have the shape of the detector, "
                 f"{datacube.Qshape}; use the kernel of a probe of this detector"
             )
-    calibration = datacube.root.metadata.get("calibration")  # some files have none
-    check_calibrated(calibration, "the datacube is")
+    check_calibrated(emd.calibration_of(datacube), "the datacube is")
     return _Matching(crystal, template, disks, match, progress_bar)
 
 
@@ -386,7 +386,7 @@ def checkerboard(shape: tuple[int, int], half: int) -> tuple[np.ndarray, np.ndar
     return x, 2 * column + (x + half) % 2
 
 
-class Patterns:
+class ScanPart:
     """Patterns of some places of a scan as an array that is read when asked for.
 
     ``(n, m, Qx, Qy)`` for places ``(x, y)`` as two maps ``(n, m)``, x rising.
@@ -428,11 +428,11 @@ def _take(datacube: Any, places: tuple[np.ndarray, np.ndarray]) -> Any:
     """A DataCube of patterns from some places, with the calibration that they have there."""
     from py4DSTEM import DataCube
 
-    calibration = emd.copy_calibration(datacube.root.metadata["calibration"])
+    calibration = emd.copy_calibration(emd.calibration_of(datacube))
     for key, value in calibration._params.items():
         if isinstance(value, np.ndarray) and value.shape == datacube.Rshape:
             calibration._params[key] = value[places]
-    return DataCube(data=Patterns(datacube.data, places), name="half", calibration=calibration)
+    return DataCube(data=ScanPart(datacube.data, places), name="half", calibration=calibration)
 
 
 def neighbour_errors(matrices: np.ndarray, crystal: Any) -> np.ndarray:

@@ -815,3 +815,21 @@ def test_a_filter_that_is_not_installed(master, monkeypatch):
         OSError, match=r"HDF5 filter 32008 .* not installed; pip install hdf5plugin"
     ):
         open_scan(master, scan_shape=SCAN)
+
+
+def test_units_that_are_no_text(tmp_path, scan):
+    master = write_arina(tmp_path, scan.reshape(-1, *scan.shape[2:]).astype(np.uint16))
+    with h5py.File(master, "r+") as file:
+        attributes = file["entry/instrument/detector/count_time"].attrs
+        attributes.create("units", b"\xb5s", dtype="S2")
+    cube = open_scan(master, scan_shape=scan.shape[:2])
+    assert cube.metadata["arina"]["count_time_units"] == "\ufffds"
+    cube.data.close()
+
+
+def test_the_files_of_a_scan(tmp_path, scan):
+    master = write_arina(tmp_path, scan.reshape(-1, *scan.shape[2:]).astype(np.uint16), per_file=30)
+    cube = open_scan(master, scan_shape=scan.shape[:2])
+    chunks = [tmp_path / f"scan_data_{k:06d}.h5" for k in (1, 2, 3)]
+    assert cube.data.files == sorted([master, *chunks])
+    cube.data.close()

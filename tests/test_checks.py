@@ -15,6 +15,7 @@ from py4dstem_clustering.checks import (
     check_mask,
     check_memory,
     check_name,
+    check_number,
     resolve_r_mask,
 )
 from py4dstem_clustering.kernels.blocks import Need
@@ -115,3 +116,16 @@ def test_compressions(monkeypatch):
     monkeypatch.setattr("py4dstem_clustering.checks.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package hdf5plugin; pip install hdf5plugin"):
         check_compression("bitshuffle")
+
+
+@pytest.mark.parametrize(
+    ("limits", "rule"),
+    [
+        ((), "a finite number"),
+        ((0,), "a finite number of at least 0"),
+        ((0, 2), "a finite number from 0 to 2"),
+    ],
+)
+def test_the_rule_for_a_number(limits, rule):
+    with pytest.raises(ValueError, match=f"x=nan must be {rule}$"):
+        check_number("x", float("nan"), *limits)

@@ -734,7 +734,7 @@ S = symmetric(np.zeros((*SCAN, 4), np.float32))
         ({"method": "merge", "threshold": -0.1}, ValueError, r"threshold=-0\.1 must be a finite"),
         ({"method": "merge", "threshold": np.nan}, ValueError, "threshold=nan must be a finite"),
         ({"threshold": True}, TypeError, "threshold=True must be a number"),
-        ({"method": "x"}, ValueError, "method='x' is not known; it must be 'merge' or 'grow'"),
+        ({"method": "x"}, ValueError, "method='x' must be one of 'merge', 'grow'"),
         ({"n_clusters": 0}, ValueError, "n_clusters=0 must be at least 1"),
         ({"n_clusters": 1.5}, TypeError, "n_clusters=1.5 must be a whole number"),
         ({"min_size": 0}, ValueError, "min_size=0 must be at least 1"),
@@ -742,7 +742,7 @@ S = symmetric(np.zeros((*SCAN, 4), np.float32))
         (
             {"similarity": symmetric(np.zeros((3, 4, 4), np.float32))},
             ValueError,
-            "does not fit this scan",
+            "must fit this scan",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from conftest import DETECTOR, SCAN, make_scan
 from py4DSTEM import DataCube
 
 import py4dstem_clustering
-from py4dstem_clustering import Clusters, Similarity, register, simulate_scan
+from py4dstem_clustering import Clusters, Similarity, open_scan, register, simulate_scan
 from py4dstem_clustering.kernels import blocks
 from py4dstem_clustering.kernels.similarity import similarity_mean
 from py4dstem_clustering.reading import fingerprint
@@ -206,12 +206,28 @@ def test_out_is_replaced_only_when_told(cube, tmp_path):
     assert py4DSTEM.read(path).shape == cube.shape
 
 
-def test_filter_onto_the_file_it_reads(cube, tmp_path):
+def test_filter_never_replaces_what_it_reads(cube, tmp_path):
     path = tmp_path / "scan.h5"
     first = cube.filter_correlative(**FILTER, out=path)
-    expected = DataCube(first.data[:]).filter_correlative(**FILTER)
-    second = first.filter_correlative(**FILTER, out=path, overwrite=True)
-    np.testing.assert_array_equal(second.data[:], expected.data)
+    np.save(tmp_path / "scan.npy", cube.data)
+    mapped = np.load(tmp_path / "scan.npy", mmap_mode="r")
+    (tmp_path / "link").symlink_to(tmp_path / "scan.npy")
+    opened = open_scan(path, dataset=f"{first.root.name}/{first.name}/data")
+    for data, out in (
+        (first.data, path),
+        (mapped, tmp_path / "scan.npy"),
+        (mapped[1:, ::-1], tmp_path / "link"),
+        (opened.data, path),
+    ):
+        before = out.read_bytes()
+        with pytest.raises(ValueError, match="is the file of the scan itself; give another name"):
+            DataCube(data).filter_correlative(**FILTER, out=out, overwrite=True)
+        assert out.read_bytes() == before
+    opened.data.close()
+    other = DataCube(mapped.copy()).filter_correlative(
+        **FILTER, out=tmp_path / "scan.npy", overwrite=True
+    )
+    np.testing.assert_array_equal(other.data[:], first.data[:])
 
 
 @pytest.mark.parametrize("scan_shape", [(1, 5), (5, 1), (1, 1), (2, 2)])
@@ -611,7 +627,7 @@ def test_similarity_refuses(cube, monkeypatch, options, error, match):
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"method": "shrink"}, ValueError, "method='shrink' is not known"),
+        ({"method": "shrink"}, ValueError, "method='shrink' must be one of"),
         ({"threshold": np.nan}, ValueError, "threshold=nan must be a finite number from -1 to 1"),
         ({"threshold": 1.01}, ValueError, "threshold=1.01"),
         ({"threshold": "0.9"}, ValueError, "threshold='0.9'"),
@@ -626,7 +642,7 @@ def test_similarity_refuses(cube, monkeypatch, options, error, match):
         ({"q_mask": EMPTY_Q}, ValueError, "q_mask is empty"),
         ({"sigma": -1}, ValueError, "sigma=-1"),
         ({"similarity": np.zeros((4, 5, 8))}, ValueError, "similarity must be the same"),
-        ({"similarity": np.full((1, 1, 8), np.nan)}, ValueError, "does not fit this scan"),
+        ({"similarity": np.full((1, 1, 8), np.nan)}, ValueError, "must fit this scan"),
         ({"similarity": np.zeros((7, 9, 7))}, ValueError, "must have the shape"),
         ({"similarity": "similarity"}, TypeError, "must hold real numbers"),
         (
@@ -655,7 +671,7 @@ def test_averages_refuse(cube, monkeypatch):
     with pytest.raises(ValueError, match="has no clusters"):
         cube.get_clustered_datacube(**QUIET)
     other = DataCube(make_scan((9, 7))).cluster(threshold=0.5, **QUIET)
-    with pytest.raises(ValueError, match=r"clusters of a scan of \(9, 7\) do not fit this scan"):
+    with pytest.raises(ValueError, match=r"clusters of a scan of \(9, 7\) must fit this scan"):
         cube.get_clustered_datacube(other, **QUIET)
     with pytest.raises(TypeError, match="clusters must be Clusters"):
         cube.get_clustered_datacube(other.labels, **QUIET)
@@ -824,3 +840,39 @@ def test_threads_may_share_a_datacube():
         thread.join()
     assert not wrong
     assert len(cube.treekeys) == 2 + 3 * 3 * 2
+
+
+# --- an origin of a map and a number -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_origin_of_a_map_and_one_number(cube, flip):
+    data = np.asarray(cube.data)
+    along = np.linspace(5, 6, data.shape[0])[:, None] + np.zeros(data.shape[:2])
+    fixed = np.full(data.shape[:2], 5.0)
+    averages = []
+    for other in (5.0, fixed):
+        scan = DataCube(data)
+        scan.calibration.set_origin((other, along) if flip else (along, other))
+        clusters = scan.cluster(threshold=0.5, **QUIET)
+        averages.append(scan.get_clustered_datacube(clusters, **QUIET).data)
+    np.testing.assert_array_equal(*averages)
+
+
+def test_options_of_the_wrong_method_are_named_in_english(cube):
+    with pytest.raises(ValueError, match="sigma and subtract_mean belong to growth"):
+        cube.cluster(method="merge", sigma=1, subtract_mean=True)
+    with pytest.raises(ValueError, match="sigma belongs to growth"):
+        cube.cluster(method="merge", sigma=1)
+
+
+def test_growth_samples_the_data_once(cube, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "py4dstem_clustering.datacube.fingerprint", lambda data: seen.append(1) or "known"
+    )
+    clusters = cube.cluster(threshold=0.5, **QUIET)
+    assert seen == [1]
+    assert clusters.settings["fingerprint"] == "known"
+    assert clusters.similarity.settings["fingerprint"] == "known"
+    assert clusters.settings["subtract_mean"] is True

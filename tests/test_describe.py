@@ -78,6 +78,8 @@ def test_what_is_not_known_is_left_out(cube):
     clusters = cube.cluster(threshold=0.9, **QUIET)
     bare = dataclasses.replace(clusters, settings={}, similarity=None)
     assert "of unknown version" in bare.describe()
+    for what in ("growth", "merging", "joined", "cosine"):
+        assert what not in bare.describe()
     old = dataclasses.replace(clusters, settings={"method": "grow", "threshold": 0.9})
     assert "at least 0.9" in old.describe()
 

@@ -19,6 +19,7 @@ import py4dstem_clustering
 from py4dstem_clustering import simulate_scan
 from py4dstem_clustering.__main__ import main
 from py4dstem_clustering.benchmark_orientation import disk_template
+from py4dstem_clustering.datacube import _ATTRIBUTES
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -98,6 +99,12 @@ def test_the_command_in_the_readme_runs(tmp_path, monkeypatch):
     np.save("scan.npy", scan.datacube.data)
     command = re.search(r"python -m py4dstem_clustering (cluster .*)", README.read_text("utf-8"))
     assert main([*command[1].split(), "--quiet"]) == 0
+
+
+def test_the_readme_lists_all_that_is_public():
+    table = README.read_text("utf-8").split("## All of it")[1].split("\n## ")[0]
+    names = {*py4dstem_clustering.__all__, *_ATTRIBUTES} - {"__version__"}
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", table)) == []
 
 
 def test_the_version_is_in_the_changelog():

@@ -304,3 +304,16 @@ def test_a_killed_process_leaves_no_result(tmp_path):
     process.stdout.close()
     assert not path.exists()
     assert all(p.suffix == ".partial" for p in tmp_path.iterdir())
+
+
+def test_only_a_scan_can_be_compressed_to_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(emd.shutil, "disk_usage", lambda path: type("", (), {"free": 1000}))
+    cube = py4DSTEM.DataCube(np.zeros((2, 2, 3, 3), np.float32))
+    with pytest.raises(OSError, match=r"GB free; make room, or choose another disk$"):
+        emd.save_new(tmp_path / "averages.h5", cube)
+    with (
+        pytest.raises(OSError, match=r"or compress it \(compression='bitshuffle'\)$"),
+        emd.scan_writer(tmp_path / "scan.h5", cube, (9, 9, 9, 9)),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -537,7 +537,7 @@ def test_errors_come_before_any_work(cube, monkeypatch, options, error, message)
 
 def test_a_tree_of_another_scan(cube):
     other = DataCube(cube.data[:10])
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="must fit this scan"):
         other.explore_clusters(tree=tree_of("merge"), **QUIET)
 
 

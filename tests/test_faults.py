@@ -40,15 +40,15 @@ def start(code, *arguments):
 ENDLESS = """
 import os, sys, threading, time
 import numpy as np, py4DSTEM, py4dstem_clustering as pc
-from py4dstem_clustering import datacube as module, mixture
+from py4dstem_clustering import datacube as module, emd
 
 class Endless:
     shape, dtype, ndim = (4000, 24, 64, 60), np.dtype("uint16"), 4
     rows = np.random.default_rng(0).poisson(2, (8, *shape[1:])).astype("uint16")
     begin = 0.0
     def __getitem__(self, key):
-        if isinstance(key, tuple):
-            return self.rows[key[0] % 8, key[1]]
+        if isinstance(key, tuple):  # of one row
+            return self.rows[key[0].start % 8][None, key[1]]
         rows = range(*key.indices(4000))
         if rows.start == 0:
             self.begin = time.monotonic()
@@ -67,7 +67,7 @@ def told(total, what, progress_bar, unit="rows"):
         yield report
     return bar()
 
-module._progress = told
+emd.progress = told
 cube = py4DSTEM.DataCube(np.zeros((2, 2, 2, 2)))
 cube.data = Endless()
 """
@@ -80,16 +80,8 @@ shifts = np.random.default_rng(0).normal(size=(4000, 24, 2))
 quiet, jobs = {"progress_bar": False}, {"n_jobs": 2}
 
 def averages(**options):
-    with module._progress(1, "", True) as report:
+    with emd.progress(1, "", True) as report:
         module.averaging_core(cube.data, labels, report=report, **jobs, **options)
-
-class Told:
-    def __init__(self, *a, **k): self.seen = False
-    def update(self, n):
-        if not self.seen: print("running", flush=True)
-        self.seen = True
-    def close(self): pass
-mixture.emdfile.tqdmnd = Told
 
 todo = {
     "filter": lambda: cube.filter_correlative(out=sys.argv[1], **quiet, **jobs),
@@ -282,7 +274,7 @@ def cut(monkeypatch, report):
     def progress(*arguments):
         yield report
 
-    monkeypatch.setattr("py4dstem_clustering.datacube._progress", progress)
+    monkeypatch.setattr("py4dstem_clustering.emd.progress", progress)
 
 
 MEMMAP = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,6 +45,7 @@ LAYERS = [
     "metrics",
     "emd",
     "checks",
+    "frozen",
     "_version",
     "kernels.tree",
     "kernels.mixture",
@@ -115,3 +117,9 @@ def test_kernels_know_nothing_of_their_host(module):
 def test_the_public_names_exist():
     for name in py4dstem_clustering.__all__:
         assert hasattr(py4dstem_clustering, name)
+
+
+def test_metrics_are_there_after_the_import():
+    code = "import py4dstem_clustering as c; print(c.metrics.panoptic_quality.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "panoptic_quality"

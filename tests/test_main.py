@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import py4DSTEM
 import pytest
+from arina import write_arina
 from conftest import STRICT, make_scan
 
 from py4dstem_clustering import Clusters, open_series, simulate_series
@@ -307,3 +308,63 @@ def test_what_series_refuses(movie_files, tmp_path, capsys, options, text):
     assert series(movie_files, tmp_path / "out.h5", *options) == 2
     assert text in error_line(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- what is read is never replaced --------------------------------------------------------------
+
+
+def test_cluster_refuses_to_replace_the_scan(npy, tmp_path, scan, capsys):
+    (tmp_path / "link.h5").symlink_to(npy)
+    for out in (npy, tmp_path / "link.h5"):
+        assert run("cluster", npy, "--out", out, "--overwrite", "--quiet") == 2
+        assert "is the scan itself; give another name" in error_line(capsys)
+    np.testing.assert_array_equal(np.load(npy), scan)
+
+
+def test_cluster_refuses_to_replace_a_file_of_the_scan(tmp_path, scan, capsys):
+    master = write_arina(tmp_path, scan.astype(np.uint16).reshape(-1, *scan.shape[2:]), per_file=30)
+    with h5py.File(master, "r+") as file:
+        file["entry"].attrs["NX_class"] = "NXentry"  # py4DSTEM knows it by this
+    chunk = tmp_path / "scan_data_000002.h5"
+    before = chunk.read_bytes()
+    code = run("cluster", master, "--scan-shape", 7, 9, "--out", chunk, "--overwrite", "--quiet")
+    assert code == 2
+    assert "is the scan itself" in capsys.readouterr().err
+    assert chunk.read_bytes() == before
+
+
+def test_series_refuses_to_replace_a_scan(npy, capsys):
+    assert run("series", npy, "--out", npy, "--overwrite", "--quiet") == 2
+    assert "is the scan itself" in error_line(capsys)
+    assert np.load(npy).shape == (7, 9, 14, 11)
+
+
+# --- growth --------------------------------------------------------------------------------------
+
+
+def test_series_at_the_threshold_0(npy, tmp_path):
+    out = tmp_path / "series.h5"
+    assert run("series", npy, "--out", out, "--threshold", 0, "--quiet") == 0
+    assert open_series(out)[0].settings["threshold"] == 0
+    assert run("series", npy, "--out", tmp_path / "b.h5", "--sigma", 1, "--quiet") == 0
+    assert open_series(tmp_path / "b.h5")[0].settings["threshold"] == 0.9
+
+
+def test_keeping_the_background_is_refused_before_the_scan_is_read(
+    tmp_path, monkeypatch, npy, capsys
+):
+    monkeypatch.setattr("py4dstem_clustering.__main__._load", None)
+    assert cluster(npy, tmp_path, "--threshold", 0.5, "--keep-background")[0] == 2
+    assert "--keep-background goes with merging" in error_line(capsys)
+
+
+def test_the_centre_in_the_file_counts(tmp_path):
+    data = np.ones((3, 4, 20, 24))
+    data[..., 2:5, 3:6] = 100  # a bright shadow of something
+    cube = py4DSTEM.DataCube(data, name="scan")
+    cube.calibration.set_origin((9.0, 14.0))
+    py4DSTEM.save(tmp_path / "scan.h5", cube)
+    code, out = cluster(tmp_path / "scan.h5", tmp_path, "--q-range", 3, 6, "--keep-background")
+    assert code == 0
+    q_mask = py4DSTEM.read(out).clusters.settings["q_mask"]
+    np.testing.assert_allclose(np.argwhere(q_mask).mean(axis=0), [9, 14])

@@ -682,3 +682,11 @@ def test_refining_may_take_all_of_a_region():
     np.testing.assert_array_equal(
         refine_borders(labels, values), np.repeat([0, 1], 6)[None].repeat(9, axis=0)
     )
+
+
+def test_borders_of_more_regions_than_pairs_fit_32_bits():
+    labels = np.arange(48_000, dtype=np.int32).reshape(2, -1)
+    borders, which, a, b = find_borders(labels)
+    np.testing.assert_array_equal(borders.first[which], labels.flat[a])
+    np.testing.assert_array_equal(borders.second[which], labels.flat[b])
+    assert len(borders.first) == 2 * 23_999 + 24_000 + 2 * 23_999

@@ -244,7 +244,7 @@ def test_wrong_arguments(options, error, match):
 
 def test_another_scan_is_refused():
     scan, clusters, _ = blurred(1)
-    with pytest.raises(ValueError, match=r"of \(24, 20\) do not fit this scan of \(23, 20\)"):
+    with pytest.raises(ValueError, match=r"of \(24, 20\) must fit this scan of \(23, 20\)"):
         clusters.get_mixture(DataCube(scan.datacube.data[:23]), **QUIET)
     with pytest.raises(ValueError, match="is not a scan"):
         clusters.get_mixture(None, **QUIET)

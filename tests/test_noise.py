@@ -185,7 +185,7 @@ def test_windows_cover_the_scan_without_reading_it_twice():
     assert windows[-1] == (509, 512)
     assert all(a[1] <= b[0] for a, b in pairwise(windows))
     assert sum(stop - start for start, stop in windows) < 60
-    with pytest.raises(ValueError, match=r"a scan of 2 x 2 is too small.*give the gain"):
+    with pytest.raises(ValueError, match=r"measured in a scan of 2 x 2.*give the gain"):
         noise_windows((2, 2))
 
 

@@ -130,13 +130,16 @@ def doubt(data, feature):
     """Rounding of each feature beside its norm, (Rx, Ry): what float32 leaves of a cosine.
 
     Where a pattern is nearly flat, or the mask leaves nearly nothing, a feature is a small
-    difference of large numbers.
+    difference of large numbers; where they are equal, as by symmetry, nothing but rounding.
     """
     out = np.zeros(data.shape[:2])
     for r in np.ndindex(out.shape):
         norm = np.linalg.norm(feature(data[r]))
+        pattern = reference.fill_missing(data[r])
         if norm > 0:
-            out[r] = ROUNDING * np.linalg.norm(reference.fill_missing(data[r])) / norm
+            out[r] = ROUNDING * np.linalg.norm(pattern) / norm
+        elif np.ptp(pattern) > 0:
+            out[r] = 1e9
     return out
 
 

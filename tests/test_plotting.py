@@ -25,10 +25,10 @@ from py4dstem_clustering import (
     plot_similarity,
 )
 from py4dstem_clustering.plotting import (
-    _PALETTE,
-    _free_corner,
+    PALETTE,
     add_scale_bar,
     cluster_colors,
+    free_corner,
     neighbour_pairs,
 )
 
@@ -173,10 +173,10 @@ def test_plot_averages_with_missing_pixels():
 
 
 def test_the_scale_bar_keeps_clear_of_numbers():
-    assert _free_corner((50, 100), []) == "lower right"
-    assert _free_corner((50, 100), [(45, 90)]) == "lower left"
-    assert _free_corner((50, 100), [(45, 90), (45, 10)]) == "upper right"
-    assert _free_corner((50, 100), [(x, y) for x in (5, 45) for y in (10, 90)]) == "lower right"
+    assert free_corner((50, 100), []) == "lower right"
+    assert free_corner((50, 100), [(45, 90)]) == "lower left"
+    assert free_corner((50, 100), [(45, 90), (45, 10)]) == "upper right"
+    assert free_corner((50, 100), [(x, y) for x in (5, 45) for y in (10, 90)]) == "lower right"
 
 
 # --- orientations ----------------------------------------------------------------------------
@@ -242,9 +242,9 @@ def test_neighbour_pairs_count_diagonals_both_ways():
 
 def test_more_colours_than_the_palette_holds():
     # One row of 20 clusters, and below it one that touches all: then all touch all.
-    n = 3 * len(_PALETTE)
+    n = 3 * len(PALETTE)
     colors = cluster_colors(np.arange(2 * n).reshape(2, n), 2 * n)
-    palette = {tuple(np.round(to_rgb(c), 6)) for c in _PALETTE}
+    palette = {tuple(np.round(to_rgb(c), 6)) for c in PALETTE}
     assert {tuple(np.round(c, 6)) for c in colors} <= palette  # a strip needs few
     joined = np.array([[a, b] for a in range(n) for b in range(n)]).reshape(-1, 2 * n)
     colors = cluster_colors(joined, n)

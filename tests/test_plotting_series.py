@@ -528,7 +528,7 @@ def test_errors_of_films(series, tracks, tmp_path):
             animate_series(series, tmp_path / name, **{"tracks": tracks} | options)
 
     check("must end in .gif or .mp4", name="film.h5")
-    check("lies in a folder that does not exist", name="no/film.gif")
+    check("path=.* lies in a folder that does not exist", name="no/film.gif")
     check("fps=0 must be a finite number from 0.1 to 50", fps=0)
     check("fps=51", fps=51)
     check("dpi=2000", dpi=2000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 
@@ -36,12 +37,12 @@ def test_fingerprint_of_a_huge_scan_is_cheap():
         shape, dtype = (512, 512, 192, 192), np.dtype(np.uint16)
 
         def __getitem__(self, key):
-            reads.append(key)
-            return np.zeros((192, 192), np.uint16)
+            reads.append([(part.start, part.stop) for part in key])
+            return np.zeros((1, 1, 192, 192), np.uint16)
 
     fingerprint(Huge())
-    assert len(set(reads)) == len(reads) == 16
-    assert len({row for row, _ in reads}) == 16
+    assert all(stop - start == 1 for key in reads for start, stop in key)
+    assert len(reads) == len({row for row, _ in reads}) == 16
     assert len({column for _, column in reads}) == 16
 
 
@@ -114,3 +115,22 @@ def test_watching_ends(tmp_path):
 def test_what_watch_folder_refuses(tmp_path, options, error, text):
     with pytest.raises(error, match=text):
         watch_folder(options.pop("path", tmp_path), **options)
+
+
+def test_a_fingerprint_of_a_file_that_shrank(tmp_path):
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["scan"] = np.ones((20, 9, 14, 11), np.uint16)
+    with h5py.File(path, "r") as file:
+        fingerprint(file["scan"])
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(OSError, match=r"shrank|read"):
+            fingerprint(file["scan"])
+
+
+def test_fingerprints_of_masked_data():
+    data = np.ma.masked_array(np.ones((4, 5, 6, 7)))
+    whole = fingerprint(data)
+    assert whole == fingerprint(data.filled())
+    data[:, :, 2, 3] = np.ma.masked
+    assert fingerprint(data) != whole

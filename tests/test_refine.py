@@ -295,3 +295,30 @@ def test_bad_input(gold):
     del crystal.g_vec_all
     with pytest.raises(ValueError, match="no structure factors"):
         refine_orientations(crystal, bragg, start, **options)
+
+
+def test_the_bar_is_closed_when_a_pattern_fails(gold, monkeypatch):
+    class Bar:
+        def __init__(self, *arguments, **options):
+            self.closed = False
+            bars.append(self)
+
+        def update(self, n):
+            """Nothing is shown."""
+
+        def close(self):
+            self.closed = True
+
+    def fail(*arguments):
+        raise ValueError("no climb")
+
+    bars = []
+    monkeypatch.setattr("emdfile.tqdmnd", Bar)
+    monkeypatch.setattr("py4dstem_clustering.orientation.refine", fail)
+    bragg = vectors([pattern(gold, random_matrix(1))])
+    with pytest.raises(ValueError, match="no climb"):
+        refine_orientations(
+            gold, bragg, matches([random_matrix(1)]), max_distance=REACH,
+            sigma_excitation_error=SIGMA,
+        )  # fmt: skip
+    assert [bar.closed for bar in bars] == [True]

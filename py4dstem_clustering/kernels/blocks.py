@@ -29,7 +29,7 @@ _OVERHEAD = 64 * 2**20
 
 # Squares of values inside this range, summed over any detector, neither overflow nor vanish in
 # float32; patterns outside it are rescaled before they are compared.
-_SAFE_RANGE = (1e-10, 1e10)
+SAFE_RANGE = (1e-10, 1e10)
 
 Report = Callable[[int], Any]
 
@@ -127,18 +127,38 @@ def read_rows(data: Any, start: int, stop: int) -> np.ndarray:
         return reader.submit(_read_now, data, start, stop).result()
 
 
+def read_window(data: Any, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+    """Patterns of a window of the scan, as `read_rows` reads them."""
+    which = slice(*columns)
+    part = data[:, which] if isinstance(data, np.ndarray) else _Columns(data, which)
+    return read_rows(part, *rows)
+
+
+class _Columns:
+    """Some columns of a scan that is not in memory, read no sooner than its rows."""
+
+    def __init__(self, data: Any, columns: slice) -> None:
+        self._data, self._columns = data, columns
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self._data[rows, self._columns]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+
 def _read_now(data: Any, start: int, stop: int) -> np.ndarray:
     rows = data[start:stop]
     if hasattr(rows, "compute"):  # dask
         rows = rows.compute()
-    _check_whole(data)
+    check_whole(data)
     if np.ma.isMaskedArray(rows) and np.ma.is_masked(rows):
         # What is masked is missing.
         rows = rows.astype(np.result_type(rows.dtype, np.float32)).filled(np.nan)
     return np.asarray(rows)
 
 
-def _check_whole(data: Any) -> None:
+def check_whole(data: Any) -> None:
     """An OSError if the file of an h5py dataset or a memmap has become shorter.
 
     HDF5 reads zeros behind the end of a file, and reading a memmap there kills the process.
@@ -188,7 +208,7 @@ def _read_block(data: Any, start: int, stop: int, stopped: Event) -> np.ndarray:
                 piece = data[first:last]
             else:
                 piece = data[first:last, column : column + n_columns]
-            _check_whole(data)
+            check_whole(data)
             out[first - start : last - start, column : column + n_columns] = piece
     return out
 
@@ -301,7 +321,7 @@ def nearly_comparable(patterns: np.ndarray, subtract_mean: bool, out: np.ndarray
 
     # float32 holds 7 digits; the types that hold more go through float64.
     wide = patterns.itemsize > 4 or patterns.dtype.kind in "iu"
-    low, high = _SAFE_RANGE
+    low, high = SAFE_RANGE
     if wide:
         x = patterns.astype(np.float64)
         doubtful = range(len(x))
@@ -339,7 +359,7 @@ def _tame(pattern: np.ndarray) -> np.ndarray:
     if not present.any():
         return np.zeros_like(pattern)
     largest = np.abs(pattern[present]).max()
-    if largest > 0 and not _SAFE_RANGE[0] <= largest <= _SAFE_RANGE[1]:
+    if largest > 0 and not SAFE_RANGE[0] <= largest <= SAFE_RANGE[1]:
         pattern = pattern / largest
     pattern[~present] = pattern[present].mean()
     return pattern

@@ -62,7 +62,7 @@ class Blur:
         self._shape = len(matrix_u), len(matrix_v)
 
     def __call__(self, patterns: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        n, nu, nv = patterns.shape
+        n, nu, _ = patterns.shape
         to_u, to_v = self._shape
         if out is None:
             out = np.empty((n, to_u, to_v), dtype=np.float32)

@@ -412,18 +412,16 @@ def correlative_core(
     neighbours = np.arange(ry)[:, None] + offsets[:, 1]
     inside = (neighbours >= 0) & (neighbours < ry)
 
-    if n_rows is None:
-        # Long rows are worth more memory: of a single one, all that lies around is fetched anew.
-        n_rows = next(row_blocks(data.shape, copies=4))[1]
-        if n_rows < _GROUP // 2:
-            n_rows = next(row_blocks(data.shape, copies=1))[1]
+    # Long rows are worth more memory: of a single one, all that lies around is fetched anew.
+    copies = 4 if next(iter(row_blocks(data.shape, 4)))[1] >= _GROUP // 2 else 1
+    in_block = n_rows or next(iter(row_blocks(data.shape, copies)))[1]
     # Rows in the window, which goes round, or all that are in memory anyway. By their number in the
     # scan, what is known of them.
     in_place = _is_in_place(data)
     if in_place:
         kept = data.reshape(rx, ry, -1)
     else:
-        kept = np.empty((min(n_rows + 2 * reach, rx), ry, qx * qy), dtype=_kept_as(data))
+        kept = np.empty((min(in_block + 2 * reach, rx), ry, qx * qy), dtype=_kept_as(data))
     units: dict[int, np.ndarray] = {}
     weights: dict[int, np.ndarray] = {}
     has_missing: dict[int, bool] = {}
@@ -538,7 +536,7 @@ def correlative_core(
     pieces = tiles(qx * qy, _pixels_per_product(reach))
     pieces = [pieces[some] for some in tiles(len(pieces), _PIECES)]
     with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, n_rows=n_rows):
+        for start, rows in iterate_blocks(data, copies=copies, n_rows=n_rows):
             stop = start + len(rows)
             made = rows
             if rows.dtype != kept.dtype:

@@ -216,7 +216,7 @@ def region_means(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
 def find_borders(labels: np.ndarray) -> tuple[Borders, np.ndarray, np.ndarray, np.ndarray]:
     """Borders between regions; and for each pair of positions across one: which, and the two."""
     a, b, length = grid_pairs(labels >= 0)
-    flat = labels.ravel()
+    flat = labels.ravel().astype(np.int64)  # since pairs are numbered
     across = flat[a] != flat[b]
     a, b, length = a[across], b[across], length[across]
     swap = flat[a] > flat[b]

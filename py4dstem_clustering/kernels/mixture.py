@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.optimize import nnls
 
 from .blocks import Report
@@ -54,13 +55,9 @@ def mixture_core(
 
 def _mixed(number: np.ndarray, reach: int) -> np.ndarray:
     """Positions with another cluster in their window."""
-    padded = np.pad(number, reach, mode="edge")
     size = 2 * reach + 1
-    low = high = padded
-    for axis in (0, 1):
-        low = np.lib.stride_tricks.sliding_window_view(low, size, axis=axis).min(axis=-1)
-        high = np.lib.stride_tricks.sliding_window_view(high, size, axis=axis).max(axis=-1)
-    return low != high
+    low = minimum_filter(number, size, mode="nearest")
+    return low != maximum_filter(number, size, mode="nearest")
 
 
 def _pure_means(number: np.ndarray, values: np.ndarray, reach: int) -> np.ndarray:

@@ -48,8 +48,8 @@ def noise_windows(scan: tuple[int, int]) -> list[tuple[int, int]]:
     rx, ry = scan
     if max(rx, ry) < 3:
         raise ValueError(
-            f"a scan of {rx} x {ry} is too small to tell noise from structure, which takes three "
-            "positions in a row; give the gain, for example gain=1 for counted electrons"
+            f"gain=None cannot be measured in a scan of {rx} x {ry}: telling noise from structure "
+            "takes three positions in a row; give the gain, gain=1 for counted electrons"
         )
     height = 3 if rx >= 3 else 1
     triples = height * max(ry - 2, 0) + (ry if height == 3 else 0)

@@ -13,9 +13,12 @@ import numpy as np
 
 _CHUNK = 2**14
 
+# Of positions of atoms, in fractions of the cell; of lengths, relative.
+_TOLERANCE = 1e-3
+
 
 def symmetry_rotations(
-    lattice: np.ndarray, positions: np.ndarray, numbers: np.ndarray, tolerance: float = 1e-3
+    lattice: np.ndarray, positions: np.ndarray, numbers: np.ndarray
 ) -> np.ndarray:
     """Proper rotations ``(n, 3, 3)`` that diffraction cannot tell apart, the identity first.
 
@@ -26,7 +29,6 @@ def symmetry_rotations(
     lattice : (3, 3), the rows are the lattice vectors of a reduced or conventional cell.
     positions : (n, 3), atoms in fractions of the lattice vectors.
     numbers : (n,), what they are.
-    tolerance : of positions, in fractions; of lengths, relative.
     """
     lattice = np.asarray(lattice, dtype=float)
     positions = np.asarray(positions, dtype=float) % 1
@@ -35,10 +37,10 @@ def symmetry_rotations(
     # Rows are what the lattice vectors become, in lattice vectors.
     whole = np.array(list(product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
     kept = np.abs(whole @ metric @ whole.transpose(0, 2, 1) - metric).max(axis=(1, 2))
-    whole = whole[kept <= tolerance * np.trace(metric)]
+    whole = whole[kept <= _TOLERANCE * np.trace(metric)]
     found = []
     for change in whole:
-        if _maps_onto_itself(positions @ change, positions, numbers, tolerance):
+        if _maps_onto_itself(positions @ change, positions, numbers):
             turn = lattice.T @ change.T @ np.linalg.inv(lattice.T)
             u, _, v = np.linalg.svd(turn * np.sign(np.linalg.det(turn)))
             turn = u @ v  # exactly orthogonal, where the cell is so within the tolerance only
@@ -48,16 +50,14 @@ def symmetry_rotations(
     return np.array(found)
 
 
-def _maps_onto_itself(
-    moved: np.ndarray, positions: np.ndarray, numbers: np.ndarray, tolerance: float
-) -> bool:
+def _maps_onto_itself(moved: np.ndarray, positions: np.ndarray, numbers: np.ndarray) -> bool:
     """Whether atoms fall on atoms of their kind, up to one common translation."""
     rarest = min(np.unique(numbers), key=lambda kind: (numbers == kind).sum())
     same = numbers == rarest
     for target in positions[same]:
         gap = (moved + target - moved[same][0])[:, None] - positions
         distance = np.abs(gap - np.round(gap)).max(axis=2)
-        if ((distance < tolerance) & (numbers[:, None] == numbers)).any(axis=1).all():
+        if ((distance < _TOLERANCE) & (numbers[:, None] == numbers)).any(axis=1).all():
             return True
     return False
 

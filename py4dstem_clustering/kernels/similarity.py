@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from .blas import row_dots
 from .blocks import (
-    _SAFE_RANGE,
+    SAFE_RANGE,
     Need,
     Report,
     at_once,
@@ -256,7 +256,7 @@ def _noise_power(patterns: np.ndarray, weight: np.ndarray, noise: Noise) -> np.n
         power[:] = row_dots(values, weight) - noise.offset * row_dots(present * 1.0, weight)
     power *= noise.gain
     peak = np.where(present, np.abs(values), 0).max(axis=1)
-    low, high = _SAFE_RANGE
+    low, high = SAFE_RANGE
     scaled = ((peak < low) | (peak > high)) & (peak > 0)
     return np.divide(power, peak**2, out=power, where=scaled)
 

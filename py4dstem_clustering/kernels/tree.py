@@ -78,22 +78,33 @@ def cut_at(
     keep = forest.level.astype(np.float64) >= threshold
     first, second = forest.first[keep], forest.second[keep]
     graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(mask.size,) * 2)
-    component = connected_components(graph, directed=False)[1]
+    part = connected_components(graph, directed=False)[1]
+    small = np.bincount(part[mask.ravel()], minlength=part.max() + 1) < min_size
+    part = part.reshape(mask.shape)
+    return numbered(np.where(mask & ~small[part], part, -1), similarity_mean, by_size=False)
 
-    inside = np.flatnonzero(mask)
-    height = similarity_mean.ravel()[inside]
-    height = np.where(np.isnan(height), -np.inf, height)  # a position without neighbours comes last
-    visit = inside[np.argsort(-height, kind="stable")]
-    sizes = np.bincount(component[inside], minlength=component.max() + 1)
-    # The first visit to each component is its seed.
-    _, first_visit = np.unique(component[visit], return_index=True)
-    seeds = visit[np.sort(first_visit)]
-    seeds = seeds[sizes[component[seeds]] >= min_size]
 
-    number = np.full(len(sizes), -1, dtype=np.int32)
-    number[component[seeds]] = np.arange(len(seeds))
-    labels = np.where(mask, number[component].reshape(mask.shape), np.int32(-1))
-    return labels, np.stack(np.unravel_index(seeds, mask.shape), axis=1)
+def numbered(
+    labels: np.ndarray, height: np.ndarray, by_size: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels numbered by the height of their seeds, or by size first; and the seeds.
+
+    The seed of a cluster is its highest position, the first in reading order among equals.
+    """
+    flat = labels.ravel()
+    inside = np.flatnonzero(flat >= 0)
+    # A position without neighbours comes last.
+    level = np.nan_to_num(height.ravel()[inside], nan=-np.inf)
+    visit = inside[np.argsort(-level, kind="stable")]
+    found, first = np.unique(flat[visit], return_index=True)
+    order = np.argsort(first, kind="stable")
+    if by_size:
+        size = np.bincount(flat[inside])[found]
+        order = order[np.argsort(-size[order], kind="stable")]
+    number = np.full(int(labels.max(initial=-1)) + 2, -1, dtype=np.int32)
+    number[found[order]] = np.arange(len(found))
+    seeds = np.stack(np.unravel_index(visit[first[order]], labels.shape), axis=1)
+    return number[labels], seeds.reshape(-1, 2)
 
 
 def growth_steps(

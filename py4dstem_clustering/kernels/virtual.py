@@ -21,6 +21,9 @@ from .blocks import (
 
 _TILE = 8
 
+# Rows that a mean pattern is taken from.
+_SAMPLED = 8
+
 
 def virtual_image_core(
     data: Any,
@@ -92,9 +95,9 @@ def scattered(mean: np.ndarray, centre: tuple[float, float] | None) -> np.ndarra
     return found if found.any() else np.ones(mean.shape, dtype=bool)
 
 
-def sample_mean(data: Any, n_rows: int = 8) -> np.ndarray:
+def sample_mean(data: Any) -> np.ndarray:
     """Mean pattern (Qx, Qy) of a few rows all over the scan, missing pixels left out."""
-    rows = np.unique(np.linspace(0, data.shape[0] - 1, n_rows).astype(int))
+    rows = np.unique(np.linspace(0, data.shape[0] - 1, _SAMPLED).astype(int))
     total = np.zeros(data.shape[2:])
     count = np.zeros(data.shape[2:])
     for row in rows:
