@@ -320,25 +320,27 @@ def calibration_of(node: Any) -> Any:
 
 def detector_step(node: Any) -> tuple[float, str]:
     """Size of detector pixels and its unit, from the calibration of a node's tree."""
-    calibration = calibration_of(node)
-    if calibration is None:
-        return 1.0, "pixels"
-    return calibration.get_Q_pixel_size(), calibration.get_Q_pixel_units()
+    return step_of(node, calibration_of(node), "Q")
 
 
 def scan_step(node: emdfile.Node) -> tuple[float, str]:
     """Distance of scan positions and its unit, from the calibration of a node's tree."""
-    calibration = calibration_of(node)
-    return (1.0, "pixels") if calibration is None else step_of(node, calibration)
+    return step_of(node, calibration_of(node))
 
 
-def step_of(node: emdfile.Node, calibration: Any) -> tuple[float, str]:
-    """Distance of scan positions and its unit in a calibration that belongs to a node."""
+def step_of(node: Any, calibration: Any, axes: str = "R") -> tuple[float, str]:
+    """Size and unit of pixels, of the scan or the detector ("Q"), in the calibration of a node."""
+    if calibration is None:
+        return 1.0, "pixels"
     if not hasattr(calibration, "get_R_pixel_size"):
         raise damaged(node, f"its calibration is a {type(calibration).__name__}")
-    size, unit = calibration.get_R_pixel_size(), calibration.get_R_pixel_units()
-    if isinstance(size, bool) or not isinstance(size, Real) or not np.isfinite(size):
-        raise damaged(node, f"its calibration has the pixel size {short(size)}, and no number")
+    size = getattr(calibration, f"get_{axes}_pixel_size")()
+    unit = getattr(calibration, f"get_{axes}_pixel_units")()
+    # Of 0, emdfile could not write the axes (0.0.16).
+    if isinstance(size, bool) or not isinstance(size, Real) or not np.isfinite(size) or size == 0:
+        raise damaged(
+            node, f"its calibration has the pixel size {short(size)}, and no number other than 0"
+        )
     if not isinstance(unit, str):
         raise damaged(node, f"its calibration has the unit {short(unit)}, and no text")
     return float(size), unit

@@ -69,7 +69,8 @@ def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | 
     if not isinstance(cube.calibration, py4DSTEM.Calibration):
         raise ValueError(f"{path} is damaged: its calibration is none of py4DSTEM")
     with emd.naming(path):
-        emd.step_of(cube, cube.calibration)
+        for axes in ("R", "Q"):
+            emd.step_of(cube, cube.calibration, axes)
     if values is not cube.data:
         cube.data = values
         cube.calibrate()

@@ -7,6 +7,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import py4DSTEM
 import pytest
@@ -773,3 +774,57 @@ def test_growth_knows_no_background(grown):
     for call in (grown.cut, grown.n_clusters):
         with pytest.raises(ValueError, match="drop_background knows no background"):
             call(drop_background=False)
+
+
+# --- dendrogram ----------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("min_size", [1, 8])
+def test_branches_account_for_every_count(tree, min_size):
+    """From one level to the next clusters are born or joined; nothing else changes their number."""
+    joins, level, n_leaves = tree.branches(min_size=min_size)
+    assert len(np.unique(joins)) == joins.size  # each is joined once
+    assert (joins < n_leaves + np.arange(len(joins))[:, None]).all()
+    levels = tree.levels
+    if tree.method == "grow":
+        counts = tree.n_clusters(min_size=min_size)
+        joined = np.array([(level == here).sum() for here in levels])
+        born = np.diff(counts, prepend=0) + joined
+        assert (born >= 0).all()
+        assert born.sum() == n_leaves
+        assert (np.diff(level) <= 0).all()
+    else:
+        counts = tree.n_clusters(drop_background=False)
+        for here, count in zip(levels, counts, strict=True):
+            if here >= 1:
+                assert count == n_leaves - (level <= here).sum()
+        assert (np.diff(level) >= 0).all()
+
+
+@both
+def test_plot(tree):
+    left, right = tree.plot(min_size=3, n_leaves=4)
+    curve = left.lines[0]
+    np.testing.assert_array_equal(curve.get_xdata(), tree.levels)
+    np.testing.assert_array_equal(curve.get_ydata(), tree.n_clusters(min_size=3))
+    brackets = [line for line in right.lines if len(line.get_xdata()) == 4]
+    joins, level, _ = tree.branches(min_size=3)
+    drawn = min(len(joins), 3)
+    assert len(brackets) == drawn
+    np.testing.assert_allclose(
+        [line.get_ydata()[1] for line in brackets], level[len(level) - drawn :]
+    )
+    ends = sorted(place for line in brackets for place in line.get_xdata()[::3])
+    assert len(set(ends)) == len(ends)  # no branch on another
+    axes = plt.subplots(1, 2)[1]
+    assert tree.plot(axes) is axes
+    plt.close("all")
+    with pytest.raises(ValueError, match="n_leaves=1 must be"):
+        tree.plot(n_leaves=1)
+
+
+def test_plot_of_a_tree_without_joins():
+    scan = cube_of(simulation().datacube.data[:1, :1])
+    scan.get_cluster_tree(method="grow", **QUIET).plot()
+    plt.close("all")

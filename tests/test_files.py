@@ -308,6 +308,7 @@ def test_a_bare_node_with_our_tag(reader):
     ("key", "value", "text"),
     [
         ("R_pixel_size", "wide", "pixel size 'wide', and no number"),
+        ("R_pixel_size", 0, "pixel size 0, and no number other than 0"),
         ("R_pixel_size", np.nan, "pixel size nan"),
         ("R_pixel_size", np.ones(3), "pixel size"),
         ("R_pixel_units", 7, "unit 7, and no text"),
@@ -319,6 +320,33 @@ def test_a_calibration_that_is_damaged(key, value, text):
         node.root.metadata["calibration"]._params[key] = value
         with pytest.raises(ValueError, match=text):
             READERS[name](node)
+
+
+@pytest.mark.parametrize(
+    ("axes", "units", "text"),
+    [
+        ([], [], "its axes have no unit"),
+        ([np.arange(3), np.arange(2)], [3, 4], "its axes have no unit"),
+        ([np.array(["a", "b"])] * 2, ["nm"] * 2, "its axes hold no numbers"),
+        ([np.array([0, np.inf])] * 2, ["nm"] * 2, "its axes are not finite"),
+    ],
+)
+def test_axes_that_are_damaged(axes, units, text):
+    node = node_of("similarity")
+    node._dims, node._dim_units = axes, units
+    with pytest.raises(ValueError, match=text):
+        Similarity.from_node(node)
+
+
+def test_a_scan_with_a_pixel_of_no_size(tmp_path):
+    scan = py4DSTEM.DataCube(np.ones((3, 4, 5, 6), np.float32), name="cube")
+    py4DSTEM.save(tmp_path / "scan.h5", scan)
+    with h5py.File(tmp_path / "scan.h5", "r+") as file:
+        file["cube_root/metadatabundle/calibration/Q_pixel_size"][()] = 0
+    with pytest.raises(
+        ValueError, match=r"'cube' is damaged: .* pixel size 0, and no number other"
+    ):
+        load_scan(tmp_path / "scan.h5")
 
 
 def test_settings_that_are_damaged():

@@ -268,7 +268,9 @@ def series(files, out, *options):
 def test_series(movie_files, tmp_path, capsys):
     out = tmp_path / "movie.h5"
     options = ("--time-step", 0.5, "s", "--step", 2, "nm", "--min-size", 5)
-    assert series(movie_files, out, *options) == 0
+    assert series(movie_files, out, *options, "--figures", tmp_path / "figures") == 0
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert figures == {"tracks.png", "areas.png", "series.gif"}
     printed = capsys.readouterr().out
     assert "ClusterSeries('movie.h5', 3 frames, 2 to 2 clusters)" in printed
     assert "Tracks(2 tracks, 6 clusters in 3 frames)" in printed
