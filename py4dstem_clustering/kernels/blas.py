@@ -6,20 +6,24 @@ import ctypes
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.linalg import cython_blas
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController
+
+# Those of NumPy and of scipy, which are loaded by now. To look for them takes 3 ms.
+_POOLS = ThreadpoolController()
 
 
-def _numpy_is_slow() -> bool:
+def _numpy_is_slow(pools: list[dict[str, Any]]) -> bool:
     """Whether NumPy's BLAS does not know this processor.
 
     NumPy 1.26, the newest that py4DSTEM 0.14 allows, carries an OpenBLAS of 2023. On some later
     processors that falls back to code of 2004, 2 to 4 times slower than what scipy carries.
     """
     numpys, others = [], []
-    for pool in threadpool_info():
+    for pool in pools:
         of_numpy = "numpy" in Path(pool["filepath"]).parent.name
         (numpys if of_numpy else others).append(pool.get("architecture", "Prescott"))
     return "Prescott" in numpys and any(name != "Prescott" for name in others)
@@ -46,7 +50,7 @@ def _scipy_sgemm() -> Callable[..., None] | None:
 
 # NumPy's product where it is quick. It goes through a whole stack without Python's global lock;
 # this takes the lock between any two products, and of small ones a second thread gains nothing.
-_sgemm = _scipy_sgemm() if _numpy_is_slow() else None
+_sgemm = _scipy_sgemm() if _numpy_is_slow(_POOLS.info()) else None
 _Sizes = ctypes.c_int * 6
 _FACTORS = (ctypes.c_float * 2)(0.0, 1.0)
 _ZERO = ctypes.addressof(_FACTORS)
@@ -169,7 +173,7 @@ class _SingleThreadedBlas:
 
     def _hold(self, held: threading.Event, leave: threading.Event) -> None:
         try:
-            with threadpool_limits(limits=1, user_api="blas"):
+            with _POOLS.limit(limits=1, user_api="blas"):
                 held.set()
                 leave.wait()
         finally:
