@@ -251,12 +251,12 @@ def resolve_r_mask(r_mask: float | str | np.ndarray | None, mean: np.ndarray) ->
         return r_mask
     if isinstance(r_mask, str):
         values = mean[np.isfinite(mean)]
-        if values.size == 0 or values.min() == values.max():
-            return np.zeros(mean.shape, dtype=bool)  # nothing stands out
+        # Values that differ by rounding only: fewer than one number of their type for each of the
+        # 256 bins that scikit-image counts them in. No position stands out then.
+        if values.size == 0 or np.ptp(values) <= 256 * np.spacing(np.abs(values).max()):
+            return np.zeros(mean.shape, dtype=bool)
         try:
             r_mask = getattr(skimage.filters, f"threshold_{r_mask}")(values)
-        except ValueError:  # from NumPy 2 on: too few numbers between values that hardly differ
-            return np.zeros(mean.shape, dtype=bool)
         except RuntimeError as error:  # threshold_minimum finds no two maxima
             raise ValueError(
                 f"r_mask={r_mask!r} finds no threshold in this mean similarity ({error}); "

@@ -35,6 +35,8 @@ def test_an_edge_that_leaves_enough():
 def test_nothing_stands_out_of_a_flat_or_missing_map(name):
     assert not resolve_r_mask(name, np.full((3, 3), 0.5, np.float32)).any()
     assert not resolve_r_mask(name, np.full((1, 1), np.nan, np.float32)).any()
+    rounded = np.float32([[1, 1 - 2**-24, 1]])  # one pattern, whose cosines differ by rounding
+    assert not resolve_r_mask(name, rounded).any()
 
 
 def test_a_number_must_be_exceeded():

@@ -1,4 +1,4 @@
-"""The similarity: pixels taken in chunks, strips of columns, memory."""
+"""The similarity: pixels taken in chunks, strips of columns, rounding, memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import reference
 from conftest import make_scan
 
 from py4dstem_clustering.kernels import blocks, similarity
@@ -69,13 +70,30 @@ def test_chunks_and_strips_equal_single_pixels_and_the_whole_row(monkeypatch, si
         found = run(data, q_mask, sigma, noise=noise, **options)
         np.testing.assert_array_equal(found, expected[1])
 
+    # The order of the pixels in a sum changes its rounding, whichever BLAS adds them up.
     class Single(Chunks):
         def __init__(self, q_mask):
             self._width, self._chosen = 1, np.flatnonzero(q_mask)
             self.size, self._border = self._chosen.size, np.empty(0, np.float32)
 
     monkeypatch.setattr(similarity, "Chunks", Single)
-    np.testing.assert_allclose(run(data, q_mask, sigma), expected[0], rtol=0, atol=1e-6)
+    atol = 2 * rounding(24 * 24)
+    np.testing.assert_allclose(run(data, q_mask, sigma), expected[0], rtol=0, atol=atol)
+
+
+def rounding(pixels):
+    """How far a similarity may be from its exact value, on any processor: `similarity_core`."""
+    return 4 * np.sqrt(min(pixels, similarity._PIECE)) * 2.0**-24
+
+
+@pytest.mark.parametrize("detector", [(5, 7), (24, 23), (64, 60), (130, 120)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_rounding_is_what_was_promised(detector, masked):
+    data = make_scan((6, 9), detector, seed=detector[0])
+    q_mask = disk(detector, min(detector) / 2.2) if masked else None
+    expected = reference.similarity(data, q_mask)
+    found = run(data, q_mask)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding(np.prod(detector)))
 
 
 def test_no_pixel_at_all_is_like_nothing():

@@ -67,6 +67,12 @@ def similarity_core(
 
     With `noise`, each norm is that of the pattern without noise: ``|J|^2`` less the noise power,
     see `noise_weight`, of which at most `MOST_NOISE` of ``|J|^2`` is taken off.
+
+    Rounding: sums of ``n = min(pixels, 2048)`` products are in float32, in an order that each BLAS
+    chooses for its processor, and longer ones go on in float64. A similarity is therefore within
+    about ``4 sqrt(n) 2^-24`` of its exact value, 1.1e-5 at most, and may differ by twice as much
+    between processors. On one machine the bits are the same whatever `n_rows` and `n_jobs`: every
+    product of two patterns has the same shape.
     """
     rx, ry, qx, qy = data.shape
     pixels = qx * qy
