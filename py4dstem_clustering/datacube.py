@@ -1183,14 +1183,14 @@ def get_clusters(self, name: str | None = None) -> Clusters:
     ValueError
         If there is none of this name.
     """
-    nodes = emd.children(self, _clusters.KIND)
-    if not nodes:
+    kept = emd.children(self, _clusters.KIND)
+    if not kept:
         raise ValueError(_no_clusters(self))
     if name is None:
-        return Clusters.from_node(list(nodes.values())[-1])
-    if name not in nodes:
-        raise ValueError(f"no clusters are called {name!r}; there are {', '.join(nodes)}")
-    return Clusters.from_node(nodes[name])
+        return Clusters.from_node(list(kept.values())[-1])
+    if name not in kept:
+        raise ValueError(f"no clusters are called {name!r}; there are {', '.join(kept)}")
+    return Clusters.from_node(kept[name])
 
 
 def _no_clusters(datacube: DataCube) -> str:

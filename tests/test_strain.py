@@ -514,8 +514,8 @@ def test_defaults_are_those_of_the_orientation_plan():
     scan.crystal = crystal
     options = {"max_distance": None, "sigma_excitation_error": None}
     found = strain_of(scan, **options)
-    settings = emd.read_settings(found)
-    assert (settings["max_distance"], settings["sigma_excitation_error"]) == (0.07, 0.02)
+    used = emd.read_settings(found)
+    assert (used["max_distance"], used["sigma_excitation_error"]) == (0.07, 0.02)
     same = strain_of(scan, max_distance=0.07, sigma_excitation_error=0.02)
     np.testing.assert_array_equal(found.data, same.data)
     assert emd.read_settings(strain_of(scan))["max_distance"] == 0.08

@@ -16,8 +16,12 @@ from threadpoolctl import ThreadpoolController
 _POOLS = ThreadpoolController()
 
 
+# What OpenBLAS calls its oldest code, which it falls back to on a processor that it does not know.
+_FALLBACKS = {"Prescott", "Katmai"}
+
+
 def _numpy_is_slow(pools: list[dict[str, Any]]) -> bool:
-    """Whether NumPy's BLAS does not know this processor.
+    """Whether NumPy's BLAS does not know this processor, and another one that is loaded does.
 
     NumPy 1.26, the newest that py4DSTEM 0.14 allows, carries an OpenBLAS of 2023. On some later
     processors that falls back to code of 2004, 2 to 4 times slower than what scipy carries.
@@ -26,7 +30,7 @@ def _numpy_is_slow(pools: list[dict[str, Any]]) -> bool:
     for pool in pools:
         of_numpy = "numpy" in Path(pool["filepath"]).parent.name
         (numpys if of_numpy else others).append(pool.get("architecture", "Prescott"))
-    return "Prescott" in numpys and any(name != "Prescott" for name in others)
+    return bool(_FALLBACKS & set(numpys)) and any(name not in _FALLBACKS for name in others)
 
 
 def _scipy_sgemm() -> Callable[..., None] | None:

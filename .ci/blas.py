@@ -1,0 +1,105 @@
+"""Run the equality tests of the kernels on each set of kernels that OpenBLAS has for a processor.
+
+    python .ci/blas.py                       every one that this processor allows
+    python .ci/blas.py slowest fastest       the first and the last of them
+    python .ci/blas.py Prescott+default      NumPy's OpenBLAS on one, scipy's on another
+
+OpenBLAS chooses its kernels by the processor when it is loaded, or by OPENBLAS_CORETYPE. NumPy and
+scipy carry one each. On a processor that is newer than NumPy 1.26, NumPy's falls back to "Prescott"
+and scipy's does not: "Prescott+default" is that machine.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# From the slowest to the fastest.
+CORES = ["Prescott", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX"]
+MIXED = "Prescott+default"
+
+TESTS = Path(__file__).parent.parent / "tests"
+EQUALITY = [
+    *("align", "averaging", "blocks", "correlative", "features", "kernels", "lag"),
+    *("mixture", "noise", "similarity", "virtual"),
+]
+
+
+def load(cores: str) -> list[str]:
+    """Load NumPy, then scipy, each with its core type; the kernels that they say they use."""
+    asked = os.environ.pop("OPENBLAS_CORETYPE", None)
+    for core, package in zip((cores.split("+") * 2)[:2], ("numpy", "scipy.linalg"), strict=True):
+        os.environ.pop("OPENBLAS_CORETYPE", None)
+        if core != "default":
+            os.environ["OPENBLAS_CORETYPE"] = core
+        elif asked is not None:
+            os.environ["OPENBLAS_CORETYPE"] = asked
+        __import__(package)
+    from threadpoolctl import threadpool_info
+
+    pools = [pool for pool in threadpool_info() if pool["internal_api"] == "openblas"]
+    # NumPy's first.
+    pools.sort(key=lambda pool: "numpy" not in Path(pool["filepath"]).parent.name)
+    return [pool["architecture"] for pool in pools]
+
+
+def probe(cores: str) -> int:
+    """Whether the processor can do it: print the kernels in use, and multiply."""
+    found = load(cores)
+    import numpy as np
+
+    if not found or found[0] != cores.split("+")[0]:
+        return 1
+    a = np.random.default_rng(0).normal(size=(67, 129)).astype(np.float32)
+    exact = a.astype(np.longdouble) @ a.astype(np.longdouble).T
+    print(" and ".join(found))
+    return 0 if np.abs(a @ a.T - exact).max() < 1e-3 else 1
+
+
+def test(cores: str, options: list[str]) -> int:
+    """Run the tests in this process, which has loaded both libraries."""
+    load(cores)
+    import pytest
+
+    paths = [str(TESTS / f"test_{name}.py") for name in EQUALITY]
+    return int(pytest.main(["-q", "-p", "no:cacheprovider", *options, *paths]))
+
+
+def in_another_process(*arguments: str) -> subprocess.CompletedProcess:
+    """This program again, since a library is loaded once."""
+    return subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+
+
+def main() -> int:
+    """Run those that are named, or all."""
+    if sys.argv[1:2] == ["--probe"]:
+        return probe(sys.argv[2])
+    if sys.argv[1:2] == ["--test"]:
+        return test(sys.argv[2], sys.argv[3:])
+    allowed = {}
+    for core in [*CORES, MIXED]:
+        done = in_another_process("--probe", core)
+        if done.returncode == 0:
+            allowed[core] = done.stdout.strip()
+        else:
+            print(f"- {core}: not on this processor")
+    if not allowed:
+        print("- OpenBLAS has no choice of kernels here")
+        return 0
+    single = [core for core in allowed if "+" not in core]
+    named = {"slowest": single[0], "fastest": single[-1]}
+    wanted = dict.fromkeys(named.get(name, name) for name in sys.argv[1:] or allowed)
+    failed = []
+    for core in wanted:
+        print(f"+ {core}: {allowed.get(core, 'not on this processor')}", flush=True)
+        if core in allowed:
+            done = in_another_process("--test", core)
+            print(done.stdout if done.returncode else done.stdout.splitlines()[-1], flush=True)
+            failed += [core] * (done.returncode != 0)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
