@@ -68,7 +68,7 @@ def test(cores: str, options: list[str]) -> int:
 
 
 def in_another_process(*arguments: str) -> subprocess.CompletedProcess:
-    """This program again, since a library is loaded once."""
+    """Run this program anew, since a library is loaded once for each process."""
     return subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
 
 

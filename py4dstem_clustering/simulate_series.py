@@ -317,7 +317,7 @@ def simulate_series(
 
     Examples
     --------
-    >>> from py4dstem_clustering.simulate_series import simulate_series
+    >>> from py4dstem_clustering import simulate_series
     >>> series = simulate_series((24, 20), (32, 30), n_frames=6, n_particles=3, seed=1)
     >>> series
     SimulatedSeries(6 frames of 24 x 20 x 32 x 30, 3 particles)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import matplotlib as mpl
 
 mpl.use("agg")
@@ -19,6 +21,15 @@ SCAN, DETECTOR = (7, 9), (14, 11)
 
 # For other processes: warnings are errors, but what old dependencies deprecate among themselves.
 STRICT = ("-W", "error", "-W", "ignore::DeprecationWarning")
+
+
+def forbid(monkeypatch, *names):
+    """Functions of these names cannot be called, from whichever module of ours."""
+    for path, module in list(sys.modules.items()):
+        if path.startswith("py4dstem_clustering"):
+            for name in names:
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, None)
 
 
 def make_scan(scan=SCAN, detector=DETECTOR, seed=0):

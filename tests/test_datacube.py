@@ -16,7 +16,7 @@ import numpy as np
 import py4DSTEM
 import pytest
 import reference
-from conftest import DETECTOR, SCAN, make_scan
+from conftest import DETECTOR, SCAN, forbid, make_scan
 from py4DSTEM import DataCube
 
 import py4dstem_clustering
@@ -279,7 +279,7 @@ def test_cluster_takes_a_similarity_made_earlier(cube, monkeypatch):
     q_mask = np.indices(DETECTOR)[0] > 2
     similarity = cube.get_similarity(q_mask=q_mask, sigma=1, **QUIET)
     expected = cube.cluster(threshold=0.8, q_mask=q_mask, sigma=1, **QUIET)
-    monkeypatch.setattr("py4dstem_clustering.datacube.similarity_core", None)  # not again
+    forbid(monkeypatch, "similarity_core")  # not again
     for given in (similarity, cube.tree("similarity"), np.array(similarity)):
         clusters = cube.cluster(threshold=0.8, similarity=given)
         np.testing.assert_array_equal(clusters.labels, expected.labels)
@@ -444,8 +444,7 @@ def test_a_foreign_node_is_not_replaced(cube):
 def test_a_taken_name_is_refused_before_any_work(cube, monkeypatch):
     cube.attach(py4DSTEM.RealSlice(np.zeros(SCAN), name="mine"))
     mine = dataclasses.replace(cube.cluster(threshold=0.5, **QUIET), name="mine")
-    for kernel in ("similarity_core", "averaging_core"):
-        monkeypatch.setattr(f"py4dstem_clustering.datacube.{kernel}", None)
+    forbid(monkeypatch, "similarity_core", "averaging_core")
     for call in (
         lambda: cube.cluster(name="mine", **QUIET),
         lambda: cube.get_similarity(name="mine", **QUIET),
@@ -600,7 +599,7 @@ MASK_Q, MASK_R = np.ones(DETECTOR, bool), np.ones(SCAN, bool)
     ],
 )
 def test_filter_refuses(cube, monkeypatch, options, error, match):
-    monkeypatch.setattr("py4dstem_clustering.datacube.correlative_core", None)
+    forbid(monkeypatch, "correlative_core")
     with pytest.raises(error, match=match):
         cube.filter_correlative(**{**FILTER, **options})
 
@@ -619,7 +618,7 @@ def test_filter_refuses(cube, monkeypatch, options, error, match):
     ],
 )
 def test_similarity_refuses(cube, monkeypatch, options, error, match):
-    monkeypatch.setattr("py4dstem_clustering.datacube.similarity_core", None)
+    forbid(monkeypatch, "similarity_core")
     with pytest.raises(error, match=match):
         cube.get_similarity(**{**QUIET, **options})
 
@@ -656,7 +655,7 @@ def test_similarity_refuses(cube, monkeypatch, options, error, match):
     ],
 )
 def test_cluster_refuses(cube, monkeypatch, options, error, match):
-    monkeypatch.setattr("py4dstem_clustering.datacube.similarity_core", None)
+    forbid(monkeypatch, "similarity_core")
     with pytest.raises(error, match=match):
         cube.cluster(**{**QUIET, **options})
 
@@ -667,7 +666,7 @@ def test_cluster_refuses_another_node_as_similarity(cube):
 
 
 def test_averages_refuse(cube, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.datacube.averaging_core", None)
+    forbid(monkeypatch, "averaging_core")
     with pytest.raises(ValueError, match="has no clusters"):
         cube.get_clustered_datacube(**QUIET)
     other = DataCube(make_scan((9, 7))).cluster(threshold=0.5, **QUIET)
@@ -786,10 +785,8 @@ def test_any_memory_gives_the_same_bits(cube, name, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", MEMORY)
 def test_what_is_no_memory_is_refused_before_any_work(cube, name, monkeypatch):
     cube.cluster(threshold=0.6, **QUIET)
-    for core in ("correlative_core", "similarity_core", "averaging_core", "noise_core"):
-        monkeypatch.setattr(f"py4dstem_clustering.datacube.{core}", None)
-    monkeypatch.setattr("py4dstem_clustering.datacube.auto_range", None)
-    monkeypatch.setattr("py4dstem_clustering.mixture.features_core", None)
+    cores = "correlative_core", "similarity_core", "averaging_core", "noise_core"
+    forbid(monkeypatch, *cores, "auto_range", "features_core")
     with pytest.raises(ValueError, match="max_memory='much' must be a number of bytes"):
         MEMORY[name](cube, "much")
     with pytest.raises(TypeError, match=r"max_memory=1\.5 must be"):

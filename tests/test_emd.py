@@ -278,14 +278,14 @@ def test_an_error_while_filtering_leaves_no_file(cube, tmp_path, monkeypatch):
 
 KILLED = """
 import sys, time
-import numpy as np, py4DSTEM, py4dstem_clustering
-import py4dstem_clustering.datacube as d
-core = d.correlative_core
-def slow(data, out, **options):
-    core(data, out, **options)
-    print("written", flush=True)
-    time.sleep(60)
-d.correlative_core = slow
+import emdfile, numpy as np, py4DSTEM, py4dstem_clustering
+class Bar:
+    def __init__(self, *arguments, **options):
+        pass
+    def update(self, n):
+        print("written", flush=True)
+        time.sleep(60)
+emdfile.tqdmnd = Bar
 cube = py4DSTEM.DataCube(np.ones((4, 5, 16, 14), np.float32))
 cube.filter_correlative(edge=2, out=sys.argv[1], progress_bar=False)
 """

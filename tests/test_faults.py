@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import py4DSTEM
 import pytest
 from arina import chunk_place, overwrite, write_arina
-from conftest import make_scan
+from conftest import forbid, make_scan
 
 from py4dstem_clustering import emd, open_scan
 from py4dstem_clustering.kernels import blocks
@@ -40,7 +41,8 @@ def start(code, *arguments):
 ENDLESS = """
 import os, sys, threading, time
 import numpy as np, py4DSTEM, py4dstem_clustering as pc
-from py4dstem_clustering import datacube as module, emd
+import emdfile
+from py4dstem_clustering.kernels.averaging import averaging_core
 
 class Endless:
     shape, dtype, ndim = (4000, 24, 64, 60), np.dtype("uint16"), 4
@@ -55,19 +57,17 @@ class Endless:
         time.sleep(max(0, self.begin + rows.stop * 0.0005 - time.monotonic()))
         return np.resize(self.rows, (len(rows), *self.shape[1:]))
 
-def told(total, what, progress_bar, unit="rows"):
-    import contextlib
-    @contextlib.contextmanager
-    def bar():
-        def report(n):
-            if not seen:
-                print("running", flush=True)
-            seen.append(n)
-        seen = []
-        yield report
-    return bar()
+class Bar:
+    def __init__(self, *arguments, **options):
+        self.running = False
+    def update(self, n):
+        if not self.running:
+            print("running", flush=True)
+        self.running = True
+    def close(self):
+        pass
 
-emd.progress = told
+emdfile.tqdmnd = Bar
 cube = py4DSTEM.DataCube(np.zeros((2, 2, 2, 2)))
 cube.data = Endless()
 """
@@ -80,8 +80,7 @@ shifts = np.random.default_rng(0).normal(size=(4000, 24, 2))
 quiet, jobs = {"progress_bar": False}, {"n_jobs": 2}
 
 def averages(**options):
-    with emd.progress(1, "", True) as report:
-        module.averaging_core(cube.data, labels, report=report, **jobs, **options)
+    averaging_core(cube.data, labels, report=Bar().update, **jobs, **options)
 
 todo = {
     "filter": lambda: cube.filter_correlative(out=sys.argv[1], **quiet, **jobs),
@@ -229,7 +228,7 @@ def test_a_full_disk(tmp_path, limit):
 
 
 def test_a_disk_that_is_too_small_is_seen_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.datacube.correlative_core", None)
+    forbid(monkeypatch, "correlative_core")
     monkeypatch.setattr(emd.shutil, "disk_usage", lambda path: type("", (), {"free": 1000}))
     cube = py4DSTEM.DataCube(make_scan())
     with pytest.raises(OSError, match=r"needs .* GB and its disk has 1e-06 GB free; make room"):
@@ -268,13 +267,9 @@ def test_an_hdf5_file_that_shrinks(tmp_path, monkeypatch, chunks):
 
 
 def cut(monkeypatch, report):
-    from contextlib import contextmanager
-
-    @contextmanager
-    def progress(*arguments):
-        yield report
-
-    monkeypatch.setattr("py4dstem_clustering.emd.progress", progress)
+    """What the progress bar is told goes to `report`."""
+    bar = SimpleNamespace(update=report, close=lambda: None)
+    monkeypatch.setattr("emdfile.tqdmnd", lambda *arguments, **options: bar)
 
 
 MEMMAP = """

@@ -8,7 +8,7 @@ import numpy as np
 import py4DSTEM
 import pytest
 import reference
-from conftest import make_scan
+from conftest import forbid, make_scan
 from py4DSTEM import DataCube
 from scipy.ndimage import convolve, gaussian_filter
 
@@ -338,8 +338,8 @@ def test_a_given_offset_is_kept(cube):
     ],
 )
 def test_similarity_refuses(cube, monkeypatch, options, error, match):
-    monkeypatch.setattr("py4dstem_clustering.datacube.noise_core", None)
-    monkeypatch.setattr("py4dstem_clustering.datacube.similarity_core", None)
+    forbid(monkeypatch, "noise_core")
+    forbid(monkeypatch, "similarity_core")
     with pytest.raises(error, match=match):
         cube.get_similarity(**options, **QUIET)
 

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import py4DSTEM
 import pytest
-from conftest import STRICT, make_scan
+from conftest import STRICT, forbid, make_scan
 from py4DSTEM import DataCube
 
 from py4dstem_clustering import cluster_series, open_series, simulate_scan, simulate_series
@@ -808,7 +808,7 @@ def test_what_a_lost_worker_did_is_done_again(frames, whole, tmp_path, client):
     ],
 )
 def test_what_is_refused_before_any_work(frames, tmp_path, monkeypatch, options, error, text):
-    monkeypatch.setattr("py4dstem_clustering.series_run.cluster_frame", None)
+    forbid(monkeypatch, "cluster_frame")
     given = {"frames": frames, "out": tmp_path / "s.h5", "progress_bar": False, **options}
     with pytest.raises(error, match=text):
         cluster_series(given.pop("frames"), **given)
