@@ -16,7 +16,8 @@ from . import emd
 from .checks import check_choice, check_flag, check_integer, check_number
 from .clusters import NOTED, Clusters
 from .frozen import Frozen
-from .kernels.merging import Merges, consecutive, cut_merges
+from .kernels.merging import Merges, cut_merges
+from .kernels.regions import consecutive
 from .kernels.similarity import similarity_mean
 from .kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
 from .similarity import Similarity

@@ -47,23 +47,17 @@ from .clusters import Clusters
 from .explore import ClusterExplorer
 from .kernels.averaging import averaging_core, averaging_need
 from .kernels.blocks import Need
-from .kernels.correlative import (
-    auto_range,
-    auto_range_need,
-    correlative_core,
-    correlative_need,
-)
+from .kernels.correlative import auto_range, auto_range_need, correlative_core, correlative_need
 from .kernels.features import MAX_RANK, features_need
 from .kernels.lag import find_lag, undo_lag
-from .kernels.merging import (
-    coarse_joins,
-    feature_similarity,
-    find_regions,
-    joins_of,
-    merge_positions,
-)
+from .kernels.merging import coarse_joins, find_regions, joins_of, merge_positions
 from .kernels.noise import Noise, noise_core, noise_need, noise_windows
-from .kernels.similarity import similarity_core, similarity_mean, similarity_need
+from .kernels.similarity import (
+    feature_similarity,
+    similarity_core,
+    similarity_mean,
+    similarity_need,
+)
 from .kernels.tree import spanning_forest
 from .kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
 from .mixture import Mixture, known_centre, known_origins, measure_features, varies

@@ -11,12 +11,8 @@ import numpy as np
 from . import emd
 from .checks import check_flag, check_integer, check_name, check_number
 from .kernels.kinematic import Lattice, Peaks, Window, refine
-from .kernels.merging import find_borders
-from .kernels.rotations import (
-    misorientation_angle,
-    misorientation_axis,
-    symmetry_rotations,
-)
+from .kernels.regions import find_borders
+from .kernels.rotations import misorientation_angle, misorientation_axis, symmetry_rotations
 
 BOUNDARIES = np.dtype(
     [

@@ -18,10 +18,11 @@ from scipy.ndimage import distance_transform_edt
 from . import emd
 from .checks import check_integer, check_number, values_of
 from .kernels.blocks import read_window
-from .kernels.merging import find_borders
+from .kernels.regions import find_borders
 
 # Okabe and Ito's colours, told apart by all common kinds of colour vision; black is left out.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+
 OUTLINE = [matplotlib.patheffects.withStroke(linewidth=1.5, foreground="black")]
 
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from .checks import check_integer, check_number, values_of
 from .frozen import Frozen
-from .kernels.tracking import Comparer, Linker, find_drift_core, steady_rotation
+from .kernels.drift import find_drift_core
+from .kernels.linking import Comparer, Linker
+from .kernels.rotations import steady_rotation
 from .orientation import check_orientation, cluster_orientations, get_symmetry, misorientation
 
 TABLE = np.dtype(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import reference
 
-from py4dstem_clustering import benchmark_speed as benchmark
+from py4dstem_clustering import benchmark_speed
 from py4dstem_clustering.__main__ import main
+from py4dstem_clustering.kernels import correlative
 
 
 def test_command(capsys):
@@ -47,39 +48,39 @@ def test_bad_arguments(capsys, arguments, message):
 
 
 def test_the_published_way_is_the_same_similarity():
-    data, _ = benchmark.make_scan(25, 20)
-    mask = benchmark._annulus(20)
-    places = benchmark._places(5)
+    data, _ = benchmark_speed.make_scan(25, 20)
+    mask = benchmark_speed._annulus(20)
+    places = benchmark_speed._places(5)
     expected = reference.similarity(data, mask, 2)
-    found = benchmark.published_similarity(data, places, mask, 2)
+    found = benchmark_speed.published_similarity(data, places, mask, 2)
     np.testing.assert_allclose(found, [expected[place] for place in places], atol=1e-5)
 
 
 def test_the_slow_filter_is_the_same_filter():
-    data, _ = benchmark.make_scan(16, 20)
+    data, _ = benchmark_speed.make_scan(16, 20)
     options = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2}
-    weight = benchmark.radial_weight((20, 20), 2)
+    weight = correlative.radial_weight((20, 20), 2)
     features = {
-        place: benchmark.slow_features(data[place], weight, 1.2) for place in np.ndindex(4, 4)
+        place: benchmark_speed.slow_features(data[place], weight, 1.2) for place in np.ndindex(4, 4)
     }
-    places = benchmark._places(4)
-    found = benchmark.slow_filter(data, places, features, options)
+    places = benchmark_speed._places(4)
+    found = benchmark_speed.slow_filter(data, places, features, options)
     expected = reference.correlative_filter(data, **options)
     np.testing.assert_allclose(found, [expected[place] for place in places], rtol=1e-4)
 
 
 def test_slow_averages():
-    data, labels = benchmark.make_scan(100, 6)
+    data, labels = benchmark_speed.make_scan(100, 6)
     np.testing.assert_allclose(
-        benchmark.slow_averages(data, labels), reference.averages(data, labels)
+        benchmark_speed.slow_averages(data, labels), reference.averages(data, labels)
     )
 
 
 def test_ways_are_compared_by_pattern_and_in_turn():
     order = []
-    ways = [benchmark.Way(name, lambda name=name: order.append(name), 2) for name in "ab"]
-    machine = benchmark.Machine("cpu", 1, "blas", 1, bandwidth=1e9, flops=1e9)
-    rows = list(benchmark.run_tasks([benchmark.Task("task", ways, 1, 1)], machine, 3))
+    ways = [benchmark_speed.Way(name, lambda name=name: order.append(name), 2) for name in "ab"]
+    machine = benchmark_speed.Machine("cpu", 1, "blas", 1, bandwidth=1e9, flops=1e9)
+    rows = list(benchmark_speed.run_tasks([benchmark_speed.Task("task", ways, 1, 1)], machine, 3))
     assert order == list("abababab")
     assert [row.way for row in rows] == ["a", "b"]
     assert rows[0].ratio == 1

@@ -1,10 +1,11 @@
-"""Imports run downwards only, and only the registration layer imports py4DSTEM eagerly."""
+"""Imports run downwards only, from folder to folder, and inside a folder in no circle."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import py4dstem_clustering
 
 PACKAGE = Path(py4dstem_clustering.__file__).parent
 
-# From top to bottom; a module may import those below it.
+# From top to bottom: a folder, or a file outside of any, may import what stands below it.
 LAYERS = [
     "__main__",
     "benchmark_series",
@@ -34,49 +35,32 @@ LAYERS = [
     "strain",
     "tracks",
     "orientation",
+    "metrics",
+    "simulate_series",
+    "simulate",
     "mixture",
     "similarity",
     "plotting_series",
     "plotting",
     "reading",
     "arina",
-    "simulate_series",
-    "simulate",
-    "metrics",
     "emd",
     "checks",
     "frozen",
+    "kernels",
     "_version",
-    "kernels.tree",
-    "kernels.mixture",
-    "kernels.lag",
-    "kernels.tracking",
-    "kernels.merging",
-    "kernels.rotations",
-    "kernels.kinematic",
-    "kernels.features",
-    "kernels.correlative",
-    "kernels.similarity",
-    "kernels.noise",
-    "kernels.averaging",
-    "kernels.virtual",
-    "kernels.blur",
-    "kernels.blocks",
-    "kernels.blas",
-    "kernels.__init__",
 ]
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
 )
 
 
-def imports(module, only_eager=False):
-    """Names that a module imports: ours relative to the package, others by their top name."""
+def imports(module):
+    """What a module imports: our modules by their name in the package, others by their top name."""
     tree = ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text())
-    nodes = tree.body if only_eager else ast.walk(tree)
     ours, others = set(), set()
     folder = module.split(".")[:-1]
-    for node in nodes:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             others |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -84,31 +68,32 @@ def imports(module, only_eager=False):
         elif isinstance(node, ast.ImportFrom):
             base = folder[: len(folder) - node.level + 1]
             path = base + (node.module.split(".") if node.module else [])
-            if ".".join(path) in MODULES:
-                ours.add(".".join(path))
-            else:
-                ours |= {".".join([*path, alias.name]) for alias in node.names}
+            for name in [".".join([*path, alias.name]) for alias in node.names]:
+                inside = [name, ".".join(path), f"{name}.__init__", ".".join([*path, "__init__"])]
+                ours |= {next(found for found in inside if found in MODULES)}
     return ours, others
 
 
-def test_every_module_has_its_place():
-    assert sorted(LAYERS) == MODULES
+def layer(module):
+    return module.partition(".")[0]
+
+
+def test_every_folder_has_its_place():
+    assert sorted(LAYERS) == sorted({layer(module) for module in MODULES})
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_downwards(module):
-    below = LAYERS[LAYERS.index(module) + 1 :]
-    ours, _ = imports(module)
-    assert ours <= set(below), f"{module} imports upwards"
+    below = LAYERS[LAYERS.index(layer(module)) + 1 :]
+    upwards = {m for m in imports(module)[0] if layer(m) not in [layer(module), *below]}
+    assert not upwards, f"{module} imports upwards"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_py4dstem_is_imported_eagerly_by_the_registration_only(module):
-    _, others = imports(module, only_eager=True)
-    assert ("py4DSTEM" in others) == (module == "datacube")
+def test_no_circle():
+    TopologicalSorter({module: imports(module)[0] for module in MODULES}).prepare()
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("kernels")])
+@pytest.mark.parametrize("module", [m for m in MODULES if layer(m) == "kernels"])
 def test_kernels_know_nothing_of_their_host(module):
     _, others = imports(module)
     assert others - sys.stdlib_module_names <= {"numpy", "scipy", "threadpoolctl"}

@@ -59,7 +59,7 @@ def test_chunks_and_strips_equal_single_pixels_and_the_whole_row(monkeypatch, si
     data = make_scan((7, 23), (24, 24))
     q_mask = disk((24, 24), 9) if masked else None
     noise = Noise(1.0, 0.0)
-    monkeypatch.setattr(similarity, "at_once", lambda number, pixels: number)
+    monkeypatch.setattr(blocks, "at_once", lambda number, pixels: number)
     monkeypatch.setattr(similarity, "_STRIP", 100)
     expected = run(data, q_mask, sigma, n_jobs=1), run(data, q_mask, sigma, n_jobs=1, noise=noise)
     for strip, tile, n_rows, n_jobs in [(4, 1, 1, 1), (5, 2, 2, 2), (16, 8, 3, 3), (1, 3, 7, 9)]:

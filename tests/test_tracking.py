@@ -9,15 +9,10 @@ from hypothesis import strategies as st
 from py4DSTEM.process.diffraction import Crystal
 from scipy.spatial.transform import Rotation
 
-from py4dstem_clustering.kernels import tracking
-from py4dstem_clustering.kernels.tracking import (
-    Comparer,
-    Linker,
-    correlate,
-    find_drift_core,
-    similarities,
-    steady_rotation,
-)
+from py4dstem_clustering.kernels import drift, linking, rotations
+from py4dstem_clustering.kernels.drift import correlate, find_drift_core
+from py4dstem_clustering.kernels.linking import Comparer, Linker, similarities
+from py4dstem_clustering.kernels.rotations import steady_rotation
 from py4dstem_clustering.orientation import get_symmetry
 
 SCAN, DETECTOR = (26, 21), (40, 36)
@@ -115,8 +110,8 @@ def test_one_particle_that_moves_alone_is_no_drift():
 def test_errors_do_not_add_up(monkeypatch):
     still = disks([(6, 6, 3), (18, 14, 4), (19, 4, 2)])
     spread = {}
-    for lags in (tracking.LAGS, (1,)):
-        monkeypatch.setattr(tracking, "LAGS", lags)
+    for lags in (drift.LAGS, (1,)):
+        monkeypatch.setattr(drift, "LAGS", lags)
         found = []
         for seed in range(3, 6):
             rng = np.random.default_rng(seed)
@@ -194,7 +189,7 @@ def test_overlap_by_parts_of_a_position(dx, dy, seed):
     groups = [np.argwhere(rng.random((5, 7)) < 0.4).astype(float) for _ in range(2)]
     drift = np.array([dx, dy])
     expected = [slow_overlap(g, labels, drift, 3) for g in groups]
-    np.testing.assert_allclose(tracking._overlaps(groups, labels, drift, 3), expected, atol=1e-7)
+    np.testing.assert_allclose(linking._overlaps(groups, labels, drift, 3), expected, atol=1e-7)
 
 
 def label_map(*boxes):
@@ -387,7 +382,7 @@ def test_left_jacobian():
     change = 1e-6 * np.array([1.0, -2.0, 0.5])
     before, after = Rotation.from_rotvec(vectors), Rotation.from_rotvec(vectors + change)
     expected = (after * before.inv()).as_rotvec()
-    np.testing.assert_allclose(tracking._left_jacobian(vectors) @ change, expected, atol=1e-11)
+    np.testing.assert_allclose(rotations._left_jacobian(vectors) @ change, expected, atol=1e-11)
 
 
 def test_too_few_orientations(cubic):

@@ -7,7 +7,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.optimize import nnls
 
 from .blocks import Report
-from .merging import region_means
+from .regions import region_means
 
 
 def mixture_core(

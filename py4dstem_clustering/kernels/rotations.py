@@ -8,8 +8,10 @@ of the symmetry.
 from __future__ import annotations
 
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 _CHUNK = 2**14
 
@@ -113,3 +115,121 @@ def misorientation_axis(
     equivalent = np.concatenate([symmetry @ axis, -(symmetry @ axis)])
     order = np.lexsort(np.round(equivalent, 6).T)
     return angle, equivalent[order[-1]]
+
+
+# --- rotation --------------------------------------------------------------------------------
+
+
+class Steady(NamedTuple):
+    """A rotation that goes on steadily."""
+
+    velocity: np.ndarray  # (3,), radian a time unit, about its direction in image x, y and beam
+    error: float  # standard error of its length
+    angles: np.ndarray  # (n,), radian about it since the first
+    used: np.ndarray  # (n,), bool: near to it
+
+
+_MOST_STARTS = 600
+"""Most guesses of a rotation that are tried."""
+
+
+def steady_rotation(
+    matrices: np.ndarray, times: np.ndarray, symmetry: np.ndarray, tolerance: float
+) -> Steady:
+    """The steady rotation that most orientations (n, 3, 3) keep within `tolerance`, radian.
+
+    Guessed from every pair of orientations that are 1, 2, 4, ... apart, then fitted to those that
+    are near to it (Gauss-Newton).
+    """
+    n = len(matrices)
+    nothing = np.full(3, np.nan), np.nan, np.full(n, np.nan), np.zeros(n, dtype=bool)
+    if n < 2:
+        return Steady(*nothing)
+    pairs = [(i, i + 2**p) for p in range(n.bit_length()) for i in range(n - 2**p)]
+    pairs = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, _MOST_STARTS).astype(int))]
+    best, start, velocity = np.inf, 0, np.zeros(3)
+    for i, j in pairs:
+        turn = _turns(matrices[i][None], matrices[j][None], symmetry)[0] / (times[j] - times[i])
+        rest = np.linalg.norm(_rest(matrices, times, i, turn, symmetry), axis=1)
+        cost = (np.minimum(rest, tolerance) ** 2).sum()
+        if cost < best * (1 - 1e-9):
+            best, start, velocity = cost, i, turn
+    middle = times.mean()
+    base = _turned(matrices[start], (middle - times[start]) * velocity[None])[0]
+    after = times - middle
+    used = np.zeros(n, dtype=bool)
+    covariance = np.full((6, 6), np.nan)
+    rest = np.zeros((n, 3))
+    for _ in range(30):
+        rest = _turns(_turned(base, after[:, None] * velocity), matrices, symmetry)
+        size = np.linalg.norm(rest, axis=1)
+        used = size <= tolerance
+        if used.sum() < 2:
+            return Steady(*nothing)
+        slopes = np.concatenate(
+            [
+                _rotation(after[:, None] * velocity),
+                _left_jacobian(after[:, None] * velocity) * after[:, None, None],
+            ],
+            axis=2,
+        )
+        # Cauchy, by the spread of those that are near.
+        spread = max(np.median(size[used]), 1e-9)
+        weight = used / (1 + (size / (3 * spread)) ** 2)
+        square = np.einsum("n,nij,nik->jk", weight, slopes, slopes)
+        target = np.einsum("n,nij,ni->j", weight, slopes, rest)
+        inverse = np.linalg.pinv(square)
+        step = inverse @ target
+        freedom = 3 * used.sum() - 6
+        if freedom > 0:
+            left = rest - slopes @ step
+            # Weights are below 1 only for the few that are wrong.
+            covariance = inverse * (weight * (left**2).sum(axis=1)).sum() / freedom
+        base = _turned(base, step[None, :3])[0]
+        velocity = velocity + step[3:]
+        if np.abs(step[:3]).max() < 1e-10 and np.abs(step[3:]).max() * np.ptp(times) < 1e-10:
+            break
+    rate = np.linalg.norm(velocity)
+    axis = velocity / rate if rate > 0 else np.array([0.0, 0.0, 1.0])
+    error = float(np.sqrt(axis @ covariance[3:, 3:] @ axis))
+    angles = rate * (times - times[0]) + (rest - rest[0]) @ axis
+    return Steady(velocity, error, angles, used)
+
+
+def _rotation(vectors: np.ndarray) -> np.ndarray:
+    return Rotation.from_rotvec(vectors).as_matrix()
+
+
+def _turned(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Orientations after rotations ``(n, 3)``, vectors in the axes of the image."""
+    return matrices @ np.swapaxes(_rotation(vectors), -1, -2)
+
+
+def _turns(a: np.ndarray, b: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
+    """Smallest rotations (n, 3) from `a` to `b` (n, 3, 3), vectors in the axes of the image."""
+    # The trace of b^T S^T a, for each operator of the symmetry.
+    between = a @ np.swapaxes(b, -1, -2)
+    operators = symmetry.reshape(-1, 9).T
+    best = (between.reshape(-1, 9) @ operators).argmax(axis=1)
+    turns = np.swapaxes(symmetry[best] @ b, -1, -2) @ a
+    return Rotation.from_matrix(turns).as_rotvec()
+
+
+def _rest(
+    matrices: np.ndarray, times: np.ndarray, start: int, velocity: np.ndarray, symmetry: np.ndarray
+) -> np.ndarray:
+    expected = _turned(matrices[start], (times - times[start])[:, None] * velocity)
+    return _turns(expected, matrices, symmetry)
+
+
+def _left_jacobian(vectors: np.ndarray) -> np.ndarray:
+    """How a rotation changes with its vector, (n, 3, 3): exp(v + d) = exp(J d) exp(v)."""
+    angle = np.linalg.norm(vectors, axis=1)[:, None, None]
+    safe = np.maximum(angle, 1e-9)
+    axis = vectors / safe[:, 0]
+    x, y, z = axis.T
+    zero = np.zeros(len(x))
+    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
+    sine = np.where(angle > 1e-6, np.sin(safe) / safe, 1)
+    along = axis[:, :, None] * axis[:, None]
+    return sine * np.eye(3) + (1 - sine) * along + (1 - np.cos(angle)) / safe * cross

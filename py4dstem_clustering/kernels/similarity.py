@@ -301,3 +301,22 @@ def asymmetry(similarity: np.ndarray) -> float:
             difference = np.abs(a.astype(np.float64) - b)
             worst = max(worst, float(np.nanmax(np.nan_to_num(difference))))
     return worst
+
+
+def feature_similarity(values: np.ndarray) -> np.ndarray:
+    """Similarity of the features of neighbours ``(Rx, Ry, 8)``, float32, with noise taken off.
+
+    The cosine over the lengths that the features have without noise; clipped to -1 and 1.
+    """
+    rx, ry, rank = values.shape
+    length = np.sqrt(np.maximum((values.astype(np.float64) ** 2).sum(axis=2) - rank, rank / 4))
+    out = np.full((rx, ry, 8), np.nan, dtype=np.float32)
+    for k in FORWARD:
+        (here_x, there_x), (here_y, there_y) = (
+            with_neighbour(n, step) for n, step in zip((rx, ry), DIRECTIONS[k], strict=True)
+        )
+        here, there = values[here_x, here_y], values[there_x, there_y]
+        cosine = np.einsum("xyk,xyk->xy", here, there, dtype=np.float64)
+        cosine /= length[here_x, here_y] * length[there_x, there_y]
+        out[here_x, here_y, k] = out[there_x, there_y, k - 4] = np.clip(cosine, -1, 1)
+    return out
