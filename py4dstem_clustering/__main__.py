@@ -14,13 +14,7 @@ import numpy as np
 
 from . import emd
 from ._version import __version__
-from .checks import (
-    THRESHOLD_NAMES,
-    check_integer,
-    check_n_jobs,
-    check_number,
-    check_out,
-)
+from .base.checks import THRESHOLD_NAMES, check_integer, check_n_jobs, check_number, check_out
 from .kernels.virtual import sample_mean
 from .mixture import known_centre
 from .reading import files_of, is_one_of, load_scan

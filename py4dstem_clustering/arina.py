@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 
 from . import emd
-from .checks import check_choice, check_integer, check_name, check_path
+from .base.checks import check_choice, check_integer, check_name, check_path
 
 if TYPE_CHECKING:
     from py4DSTEM import DataCube
@@ -33,9 +33,11 @@ NAME = "arina"
 """Name of the Metadata that `open_scan` adds."""
 
 BAD_PIXELS = ("fill", "missing", "keep")
+
 SATURATED = ("raise", "missing", "keep")
 
 DETECTOR = "entry/instrument/detector"
+
 PIXEL_MASKS = (f"{DETECTOR}/detectorSpecific/pixel_mask", f"{DETECTOR}/pixel_mask")
 
 # What is copied into the metadata where a file has it, under its own name.

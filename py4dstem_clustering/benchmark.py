@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
-from .checks import check_integer, check_number
+from .base.checks import check_integer, check_number
 from .kernels.features import bin_factor, bin_matrix, features_core
 from .metrics import adapted_rand_error, panoptic_quality
 from .plotting import cluster_colors
@@ -48,6 +48,7 @@ From far down, because noise pulls all similarities down: at 100 electrons the b
 """
 
 _DISK_RADIUS = 2.0  # detector pixels, the default of simulate_scan
+
 _GROWTH = {"r_mask": "triangle", "min_size": 10, "progress_bar": False}
 
 
@@ -249,6 +250,7 @@ class Method(NamedTuple):
 
 
 _CLUSTERING = "number of grains, what is liquid"
+
 METHODS = {
     "paper": Method("paper", "", _compare, _paper, "#D55E00", "s"),
     "best-threshold": Method(

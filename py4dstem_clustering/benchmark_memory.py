@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from .checks import check_integer, check_memory
+from .base.checks import check_integer, check_memory
 from .simulate import simulate_scan
 
 STEPS = ("filter", "merge", "averages")
 """Filter to HDF5, merging of the unfiltered scan, averages of the clusters."""
 
 _SMALL = 32
+
 _PIECE_BYTES = 16 * 2**20
 
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import emd
-from .checks import check_number
+from .base.checks import check_number
+from .base.progress import progress
 from .orientation import misorientation, refine_orientations
 from .simulate import ACCELERATING_VOLTAGE, crystal_of_gold, simulate_scan
 from .strain import calculate_strain
@@ -62,6 +62,7 @@ PLAN = {
 """Options of orientation_plan."""
 
 _DISK_RADIUS = 2.0  # detector pixels, the default of simulate_scan
+
 _K_MAX = 1.5  # 1/Angstrom: a little beyond the detector
 
 
@@ -97,7 +98,7 @@ def run_benchmark(
         crystal.orientation_plan(**PLAN)
     rows: list[Row] = []
     n_scans = len(doses) * len(seeds)
-    with emd.progress(n_scans, "Matching", progress_bar, "scans") as report:
+    with progress(n_scans, "Matching", progress_bar, "scans") as report:
         for dose in doses:
             for seed in seeds:
                 rows += _run_scan(dose, seed, crystal, small)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import emd
+from .base.checks import check_number
+from .base.progress import progress
 from .benchmark_orientation import DISKS, PLAN, disk_template, quiet
-from .checks import check_number
 from .metrics import track_quality
 from .orientation import refine_orientations
 from .series import ClusterSeries
@@ -85,7 +85,7 @@ def run_benchmark(
         crystal.orientation_plan(**PLAN)
     series_rows, particle_rows = [], []
     n_scans = len(doses) * len(seeds)
-    with emd.progress(n_scans, "Following", progress_bar, "series") as report:
+    with progress(n_scans, "Following", progress_bar, "series") as report:
         for dose in doses:
             for seed in seeds:
                 truth = simulate_series(electrons=dose, seed=seed, **SHAPES[small])

@@ -13,9 +13,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from . import emd
-from .checks import check_choice, check_flag, check_integer, check_number
+from .base.checks import check_choice, check_flag, check_integer, check_number
+from .base.frozen import Frozen
 from .clusters import NOTED, Clusters
-from .frozen import Frozen
 from .kernels.merging import Merges, cut_merges
 from .kernels.regions import consecutive
 from .kernels.similarity import similarity_mean

@@ -11,10 +11,10 @@ import numpy as np
 from skimage.measure import find_contours, regionprops
 
 from . import emd
-from .checks import check_integer, check_name, check_number
+from .base.checks import check_integer, check_name, check_number
+from .base.frozen import Frozen
 from .describe import describe_clusters
 from .disks import GainedDisks, gained_disks
-from .frozen import Frozen
 from .kernels.tree import growth_steps
 from .mixture import Mixture, measure_mixture
 from .orientation import expand_bragg, expand_orientation_map, find_boundaries

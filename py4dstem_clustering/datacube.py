@@ -22,7 +22,7 @@ from . import clusters as _clusters
 from . import emd
 from . import similarity as _similarity
 from ._version import __version__
-from .checks import (
+from .base.checks import (
     check_choice,
     check_compression,
     check_corr_range,
@@ -42,6 +42,7 @@ from .checks import (
     resolve_r_mask,
     values_of,
 )
+from .base.progress import progress
 from .cluster_tree import METHODS, ClusterTree, check_cut
 from .clusters import Clusters
 from .explore import ClusterExplorer
@@ -246,7 +247,7 @@ def filter_correlative(
         needs.append(partial(auto_range_need, self.data, sigma, edge, n_jobs))
     n_rows = check_memory(max_memory, *needs)
     if corr_range == "auto":
-        with emd.progress(self.R_Nx, "Choosing range", progress_bar) as report:
+        with progress(self.R_Nx, "Choosing range", progress_bar) as report:
             corr_range = auto_range(self.data, sigma=sigma, edge=edge, n_jobs=n_jobs, report=report)
 
     options = {"sigma": sigma, "radius": radius, "corr_range": corr_range, "edge": edge}
@@ -256,7 +257,7 @@ def filter_correlative(
     metadata[key] = emdfile.Metadata(key, {**options, **_provenance(self)})
 
     def run(target: Any) -> None:
-        with emd.progress(self.R_Nx, "Filtering", progress_bar) as report:
+        with progress(self.R_Nx, "Filtering", progress_bar) as report:
             correlative_core(
                 self.data, target, **options, n_jobs=n_jobs, report=report, n_rows=n_rows
             )
@@ -417,7 +418,7 @@ def _measure_similarity(
         noise = _measure_noise(datacube, n_jobs, progress_bar, offset)
     elif noise_correct:
         noise = Noise(gain, 0.0 if offset is None else offset)
-    with emd.progress(datacube.R_Nx, "Comparing", progress_bar) as report:
+    with progress(datacube.R_Nx, "Comparing", progress_bar) as report:
         data = similarity_core(
             datacube.data, **options, n_jobs=n_jobs, report=report, noise=noise, n_rows=n_rows
         )
@@ -431,7 +432,7 @@ def _measure_noise(
     datacube: DataCube, n_jobs: int | None, progress_bar: bool, offset: float | None = None
 ) -> Noise:
     total = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
-    with emd.progress(total, "Measuring noise", progress_bar) as report:
+    with progress(total, "Measuring noise", progress_bar) as report:
         return noise_core(datacube.data, n_jobs=n_jobs, report=report, offset=offset)
 
 
@@ -646,7 +647,7 @@ def _merge_tree(
         report(1)
         return near, mask, merges, labels
 
-    with emd.progress(4, "Merging", progress_bar, "steps") as report:
+    with progress(4, "Merging", progress_bar, "steps") as report:
         near, mask, merges, labels = regions(features.values, report)
         # Lag displaces borders, but it shows at borders only: they are found twice.
         lag = find_lag(features.values, labels)
@@ -978,7 +979,7 @@ def get_clustered_datacube(
         place = np.concatenate(means, axis=1)
         shifts = place[labels] - origin  # of label -1 nobody asks
         shifts[~np.isfinite(shifts).all(axis=2)] = 0
-    with emd.progress(self.R_Nx, "Averaging", progress_bar) as report:
+    with progress(self.R_Nx, "Averaging", progress_bar) as report:
         averages = averaging_core(
             self.data, labels, n_jobs=n_jobs, report=report, shifts=shifts, n_rows=n_rows
         )
@@ -1138,7 +1139,7 @@ def explore_clusters(
         trees[method] = measure(method)
     if image is None:
         weight = scattered(sample_mean(self.data), known_centre(self))
-        with emd.progress(self.R_Nx, "Virtual image", progress_bar) as report:
+        with progress(self.R_Nx, "Virtual image", progress_bar) as report:
             image = virtual_image_core(
                 self.data, weight, n_jobs=n_jobs, report=report, n_rows=n_rows
             )

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_number
-from .frozen import Frozen
+from .base.checks import check_number
+from .base.frozen import Frozen
 from .orientation import calibrated_peaks, cluster_orientations, plan_options
 from .strain import match_peaks, reference_peaks
 

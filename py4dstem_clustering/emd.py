@@ -48,24 +48,11 @@ _MAX_SCANNED = 2**30
 # Blocks are compressed and written in pieces of about so many bytes, so that Ctrl-C need not wait.
 _PIECE_BYTES = 4 * 2**20
 
-
 PROVENANCE = (
     "source", "fingerprint", "shape", "created", "seconds", "py4dstem_clustering_version",
     "py4DSTEM_version",
 )  # fmt: skip
 """What every result notes of where it is from."""
-
-
-@contextmanager
-def progress(
-    total: int, what: str, progress_bar: bool, unit: str = "rows"
-) -> Iterator[Callable[[int], Any]]:
-    """py4DSTEM's progress bar, as a function of how many were just done."""
-    bar = emdfile.tqdmnd(total, desc=what, unit=unit, disable=not progress_bar)
-    try:
-        yield bar.update
-    finally:
-        bar.close()
 
 
 # --- settings --------------------------------------------------------------------------------
@@ -798,6 +785,7 @@ def _complain(item: Any, text: str) -> str:
 
 # What emdfile reads of the attributes.
 _TEXTS = ("emd_group_type", "python_class", "type", "units", "name")
+
 _CLASSES = ("Root", "Node", "Array", "RealSlice", "Metadata", "Calibration")
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.backend_bases import key_press_handler
 from matplotlib.widgets import Button, RadioButtons, Slider
 
-from . import emd
-from .checks import check_choice, check_integer
+from .base.checks import check_choice, check_integer
+from .base.progress import progress
 from .cluster_tree import METHODS, ClusterTree, check_cut, level_for
 from .clusters import Clusters
 from .kernels.averaging import move_pattern
@@ -35,13 +35,16 @@ _N_AVERAGES = 64
 
 # So many of the coarsest cuts are all steps of the slider; finer ones lie 3 % apart.
 _WHOLE = 100
+
 _RATIO = 1.03
 
 # Clusters that surely differ in colour from their neighbours: the largest.
 _N_COLORED = 2000
 
 _ALPHA = 0.6
+
 _COVERED = 0.15
+
 _KEYS = ("left", "right", "a")
 
 
@@ -669,7 +672,7 @@ class ClusterExplorer:
                 if known.any():
                     shifts[known] = origin[known].mean(axis=0) - origin[known]
             shown = self._progress_bar
-            with emd.progress(len(members), "Averaging", shown, "patterns") as report:
+            with progress(len(members), "Averaging", shown, "patterns") as report:
                 average = member_mean(self._data, members, shifts, report)
             if len(self._averages) >= _N_AVERAGES:
                 del self._averages[next(iter(self._averages))]

@@ -10,8 +10,8 @@ import skimage.metrics
 from scipy.ndimage import distance_transform_edt
 from scipy.optimize import linear_sum_assignment
 
-from .checks import check_number, values_of
-from .frozen import Frozen
+from .base.checks import check_number, values_of
+from .base.frozen import Frozen
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import emd
-from .checks import (
+from .base.checks import (
     check_data,
     check_flag,
     check_integer,
@@ -19,7 +19,8 @@ from .checks import (
     check_q_mask,
     check_same_scan,
 )
-from .frozen import Frozen
+from .base.frozen import Frozen
+from .base.progress import progress
 from .kernels.features import Features, features_core, features_need
 from .kernels.lag import Lag, undo_lag
 from .kernels.mixture import mixture_core
@@ -116,7 +117,7 @@ def measure_features(
     n_rows: int | None = None,
 ) -> Features:
     """Features of a scan, with py4DSTEM's progress bar."""
-    with emd.progress(2 * datacube.R_Nx, "Comparing", progress_bar) as report:
+    with progress(2 * datacube.R_Nx, "Comparing", progress_bar) as report:
         return features_core(
             datacube.data,
             q_mask=q_mask,
@@ -152,5 +153,5 @@ def measure_mixture(
     )  # fmt: skip
     if settings.get("lag_axis") is not None:
         features = undo_lag(features, Lag.from_name(settings["lag_axis"], settings["lag"]))
-    with emd.progress(len(labels), "Finding shares", progress_bar) as report:
+    with progress(len(labels), "Finding shares", progress_bar) as report:
         return Mixture(*mixture_core(features.values, labels, reach, MOST, report))

@@ -9,7 +9,8 @@ import emdfile
 import numpy as np
 
 from . import emd
-from .checks import check_flag, check_integer, check_name, check_number
+from .base.checks import check_flag, check_integer, check_name, check_number
+from .base.progress import progress
 from .kernels.kinematic import Lattice, Peaks, Window, refine
 from .kernels.regions import find_borders
 from .kernels.rotations import misorientation_angle, misorientation_axis, symmetry_rotations
@@ -448,7 +449,7 @@ def refine_orientations(
     out = type(orientation)(*shape, 2)
     out.matrix[:] = out.family[:] = np.eye(3)
     places = list(np.ndindex(*shape))
-    with emd.progress(len(places), "Refining orientations", progress_bar, "pattern") as report:
+    with progress(len(places), "Refining orientations", progress_bar, "pattern") as report:
         for place, found, length in zip(places, peaks, lengths, strict=True):
             found = found[length > beam]
             weights = np.maximum(found["intensity"], 0) ** measured_power

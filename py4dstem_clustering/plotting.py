@@ -16,7 +16,7 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy.ndimage import distance_transform_edt
 
 from . import emd
-from .checks import check_integer, check_number, values_of
+from .base.checks import check_integer, check_number, values_of
 from .kernels.blocks import read_window
 from .kernels.regions import find_borders
 

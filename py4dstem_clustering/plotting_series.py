@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from .checks import check_choice, check_flag, check_integer, check_number, check_out, values_of
+from .base.checks import check_choice, check_flag, check_integer, check_number, check_out, values_of
 from .emd import complete_or_absent
 from .plotting import (
     add_scale_bar,
@@ -41,8 +41,11 @@ WIDTH = 85 / 25.4
 
 # Of plasma without its darkest end: outlines stand out from greys that are dark throughout.
 TIME_COLORS = ListedColormap(plt.get_cmap("plasma")(np.linspace(0.3, 1, 256)), "time")
+
 _GREYS = ListedColormap(plt.get_cmap("gray")(np.linspace(0.05, 0.55, 256)), "dark grey")
+
 _EDGE = "0.25"
+
 _DASHES = {"merge": "-", "split": (0, (2, 1))}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import emd
 from .arina import ScanArray, open_scan
-from .checks import check_data, check_number
+from .base.checks import check_data, check_number
 from .kernels.blocks import read_window
 
 # How py4DSTEM knows files of HDF5 (0.14.18).

@@ -14,13 +14,15 @@ import h5py
 import numpy as np
 
 from . import emd
-from .checks import check_integer, check_path
+from .base.checks import check_integer, check_path
 from .clusters import Clusters
 from .datacube import keep_clusters, new_datacube
 from .tracks import Tracks, find_drift, link_frames
 
 KIND = "series"
+
 FAILED = "failed_frame"
+
 ROOT = "series"
 
 FRAMES = np.dtype(
@@ -474,6 +476,7 @@ def _calibration(node: emdfile.Node) -> Any:
 
 # Of these py4DSTEM takes a value for each pattern; mean and shift of the origin follow from it.
 _ORIGIN = ("qx0", "qy0")
+
 _OF_PATTERNS = {*_ORIGIN, "qx0_meas", "qy0_meas", "a", "b", "theta"}
 
 # Of these one for all.

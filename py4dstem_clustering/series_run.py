@@ -23,7 +23,7 @@ import emdfile
 import numpy as np
 
 from . import emd
-from .checks import (
+from .base.checks import (
     check_choice,
     check_corr_range,
     check_data,
@@ -64,7 +64,9 @@ from .series import (
 
 # Of these, cluster_series has its own.
 _NOT_PASSED = {"self", "similarity", "name", "returncalc", "n_jobs", "max_memory", "progress_bar"}
+
 _NOT_PASSED_FILTER = {"self", "out", "overwrite", "compression", "name", "n_jobs", "max_memory"}
+
 _NOT_PASSED_FILTER |= {"progress_bar"}
 
 # Frames given to a dask client ahead, for each of its workers: one to work on, one to come.

@@ -11,7 +11,7 @@ import emdfile
 import numpy as np
 
 from . import emd
-from .frozen import Frozen
+from .base.frozen import Frozen
 from .kernels.similarity import DIRECTIONS, asymmetry, similarity_mean
 
 KIND = "similarity"

@@ -14,8 +14,8 @@ from scipy.ndimage import gaussian_filter, shift
 from scipy.signal import lfilter
 from scipy.spatial.transform import Rotation
 
-from .checks import check_integer, check_number
-from .frozen import Frozen
+from .base.checks import check_integer, check_number
+from .base.frozen import Frozen
 
 GOLD_CELL = 4.0782
 """Lattice constant of gold, Angstrom."""

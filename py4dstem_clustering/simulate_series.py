@@ -13,8 +13,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from .checks import check_integer, check_number
-from .frozen import Frozen
+from .base.checks import check_integer, check_number
+from .base.frozen import Frozen
 from .simulate import (
     Scattering,
     check_shape,

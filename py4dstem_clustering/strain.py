@@ -16,7 +16,7 @@ import emdfile
 import numpy as np
 
 from . import emd
-from .checks import check_flag, check_integer, check_number
+from .base.checks import check_flag, check_integer, check_number
 from .mixture import Mixture
 from .orientation import calibrated_peaks, check_orientation, cluster_orientations, plan_options
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import check_integer, check_number, values_of
-from .frozen import Frozen
+from .base.checks import check_integer, check_number, values_of
+from .base.frozen import Frozen
 from .kernels.drift import find_drift_core
 from .kernels.linking import Comparer, Linker
 from .kernels.rotations import steady_rotation

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import emd
-from .checks import (
+from .base.checks import (
     check_data,
     check_flag,
     check_mask,
@@ -23,7 +23,7 @@ from .checks import (
     check_r_mask,
     values_of,
 )
-from .frozen import Frozen
+from .base.frozen import Frozen
 from .kernels.blocks import read_rows
 from .orientation import check_calibrated, get_symmetry, misorientation, refine_orientations
 

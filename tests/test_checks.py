@@ -7,7 +7,7 @@ import numpy as np
 import py4DSTEM
 import pytest
 
-from py4dstem_clustering.checks import (
+from py4dstem_clustering.base.checks import (
     THRESHOLD_NAMES,
     check_compression,
     check_data,
@@ -115,7 +115,7 @@ def test_compressions(monkeypatch):
     for wrong in ("zip", 3, "", True):
         with pytest.raises(ValueError, match="must be None or one of 'gzip', 'lzf', 'bitshuffle'"):
             check_compression(wrong)
-    monkeypatch.setattr("py4dstem_clustering.checks.find_spec", lambda name: None)
+    monkeypatch.setattr("py4dstem_clustering.base.checks.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package hdf5plugin; pip install hdf5plugin"):
         check_compression("bitshuffle")
 

@@ -45,8 +45,7 @@ LAYERS = [
     "reading",
     "arina",
     "emd",
-    "checks",
-    "frozen",
+    "base",
     "kernels",
     "_version",
 ]

@@ -13,13 +13,14 @@ import emdfile
 import numpy as np
 import skimage.filters
 
-from .kernels.blocks import Need
-from .kernels.noise import noise_windows
+from ..kernels.blocks import Need
+from ..kernels.noise import noise_windows
 
 COMPRESSIONS = ("gzip", "lzf", "bitshuffle")
 """How HDF5 files may be compressed; bitshuffle, with LZ4, needs the package hdf5plugin."""
 
 _UNITS = {"": 1, "b": 1}
+
 for _power, _letter in enumerate("kmgt", 1):
     _UNITS |= {f"{_letter}b": 1000**_power, f"{_letter}ib": 1024**_power}
 

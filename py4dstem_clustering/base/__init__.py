@@ -1,0 +1,1 @@
+"""What every other folder needs: checks of arguments, frozen results, the progress bar."""
