@@ -17,7 +17,6 @@ their grains (5D-STEM).
 
 from . import metrics
 from ._version import __version__
-from .arina import ScanArray, open_scan
 from .cluster_tree import ClusterTree
 from .clusters import Clusters
 from .datacube import register
@@ -43,7 +42,9 @@ from .plotting import (
     plot_tree,
 )
 from .plotting_series import animate_series, plot_areas, plot_tracks
-from .reading import watch_folder
+from .scan.array import ScanArray
+from .scan.dectris import open_scan
+from .scan.watching import watch_folder
 from .series import ClusterSeries, open_series
 from .series_run import cluster_series
 from .similarity import Similarity

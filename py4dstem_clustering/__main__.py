@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from . import emd
 from ._version import __version__
 from .base.checks import THRESHOLD_NAMES, check_integer, check_n_jobs, check_number, check_out
+from .emd import writing
 from .kernels.virtual import sample_mean
-from .mixture import known_centre
-from .reading import files_of, is_one_of, load_scan
+from .scan.calibration import known_centre
+from .scan.datacubes import files_of, is_one_of
+from .scan.loading import load_scan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -335,7 +336,7 @@ def _cluster(options: argparse.Namespace) -> None:
     print(f"averaged {found[-1].name!r} in {_since(start)}")
     for clusters in found:
         keep_clusters(averages, clusters)
-    emd.save_new(path, averages)
+    writing.save_new(path, averages)
     print(f"wrote {path}")
     if figures is not None:
         for clusters in found:
@@ -492,8 +493,8 @@ def _demo(options: argparse.Namespace) -> None:
     )
     print(f"filtered, compared and grown in {_since(start)}: {grown}")
 
-    emd.save_new(folder / "demo.h5", scan)
-    emd.save_new(folder / "averages.h5", averages)
+    writing.save_new(folder / "demo.h5", scan)
+    writing.save_new(folder / "averages.h5", averages)
     dark_field = scan.data[..., q_mask].sum(axis=-1, dtype=np.float64)
     _draw(folder, None, clusters, averages, dark_field)
     _draw(folder, similarity, grown, None, dark_field)

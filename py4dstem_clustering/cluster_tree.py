@@ -12,14 +12,16 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from . import emd
 from .base.checks import check_choice, check_flag, check_integer, check_number
 from .base.frozen import Frozen
 from .clusters import NOTED, Clusters
+from .emd import nodes
+from .emd.settings import Settings, add_settings, read_settings
 from .kernels.merging import Merges, cut_merges
 from .kernels.regions import consecutive
 from .kernels.similarity import similarity_mean
 from .kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
+from .scan.calibration import scan_step
 from .similarity import Similarity
 
 KIND = "cluster_tree"
@@ -99,7 +101,7 @@ class ClusterTree(Frozen):
         arrays = {key: getattr(self, key) for key in _ARRAYS}
         # Features may be large, so nothing is copied.
         self._set(**{key: a.view() for key, a in arrays.items() if isinstance(a, np.ndarray)})
-        self._set(settings=emd.Settings(self.settings, NOTED))
+        self._set(settings=Settings(self.settings, NOTED))
 
     # --- what there is -----------------------------------------------------------------------
 
@@ -258,7 +260,7 @@ class ClusterTree(Frozen):
         elif threshold != "auto":
             threshold = float(threshold)
         settings = {
-            **emd.Settings(self.settings).everything,
+            **Settings(self.settings).everything,
             "threshold": threshold if n_clusters is None else None,
             "n_clusters": n_clusters,
             "min_size": min_size,
@@ -380,12 +382,12 @@ class ClusterTree(Frozen):
         from py4DSTEM import RealSlice
 
         node = RealSlice(self.similarity_mean, name=name)
-        emd.tag(node, KIND)
-        emd.add_settings(node, self.settings)
+        nodes.tag(node, KIND)
+        add_settings(node, self.settings)
         arrays = {key: getattr(self, key) for key in _ARRAYS}
         if isinstance(self.similarity, Similarity):
             arrays["similarity"] = self.similarity.data
-            emd.add_settings(node, self.similarity.settings, "similarity_settings")
+            add_settings(node, self.similarity.settings, "similarity_settings")
         arrays = {key: value.copy() for key, value in arrays.items() if value is not None}
         node.metadata = emdfile.Metadata("arrays", arrays)
         return node
@@ -393,20 +395,20 @@ class ClusterTree(Frozen):
     @classmethod
     def from_node(cls, node: emdfile.Node) -> ClusterTree:
         """The tree in a node of a datacube, also one read from a file."""
-        emd.check_kind(node, KIND, "cluster tree", "one with datacube.get_cluster_tree()")
-        arrays = emd.read_arrays(node)
-        settings = emd.read_settings(node)
-        step = emd.scan_step(node)
+        nodes.check_kind(node, KIND, "cluster tree", "one with datacube.get_cluster_tree()")
+        arrays = nodes.read_arrays(node)
+        settings = read_settings(node)
+        step = scan_step(node)
         method = settings.get("method")
         if not isinstance(method, str) or method not in METHODS:
             names = " or ".join(map(repr, METHODS))
-            raise emd.damaged(node, f"its method {emd.short(method)} must be {names}")
+            raise nodes.damaged(node, f"its method {nodes.short(method)} must be {names}")
         _check_arrays(node, method, arrays)
-        made = emd.read_settings(node, "similarity_settings")
+        made = read_settings(node, "similarity_settings")
         try:
             similarity = Similarity(arrays["similarity"], made, *step)
         except (ValueError, TypeError) as error:
-            raise emd.damaged(node, str(error)) from error
+            raise nodes.damaged(node, str(error)) from error
         if method == "grow":
             arrays["similarity"] = similarity
         values = {key: arrays.get(key) for key in _ARRAYS}
@@ -438,7 +440,7 @@ def _check_arrays(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) ->
     """The arrays of a tree in a file: what there must be, of which shape, and joins that are."""
 
     def check(name: str, *rule: Any, **options: Any) -> np.ndarray:
-        return emd.check_array(node, name, arrays.get(name), *rule, **options)
+        return nodes.check_array(node, name, arrays.get(name), *rule, **options)
 
     mask = check("mask", (None, None), "b")
     check("similarity", (*mask.shape, 8), "f", -1.001, 1.001, nan=True)
@@ -449,7 +451,7 @@ def _check_arrays(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) ->
     )
     order = np.diff(level) if method == "merge" else -np.diff(level)
     if (order < 0).any():
-        raise emd.damaged(node, "its levels are not in order")
+        raise nodes.damaged(node, "its levels are not in order")
     fine, coarse = np.ones(len(level), dtype=bool), np.zeros(len(level), dtype=bool)
     if method == "merge":
         automatic = check("automatic", mask.shape, "iu", -1, mask.size - 1)
@@ -457,17 +459,17 @@ def _check_arrays(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) ->
         check("brightness", mask.shape, "f")
         found = np.unique(automatic)
         if not np.array_equal(found[found >= 0], np.arange(found.max(initial=-1) + 1)):
-            raise emd.damaged(node, "its automatic labels are not numbered without gaps")
+            raise nodes.damaged(node, "its automatic labels are not numbered without gaps")
         coarse = level > 1
         fine = ~coarse
         regions = automatic.ravel()
         joined = regions[first[coarse]], regions[second[coarse]]
         if not (np.min(joined, initial=0) >= 0 and _is_forest(*joined, int(found.max(initial=-1)))):
-            raise emd.damaged(node, "its joins of regions go round in a circle")
+            raise nodes.damaged(node, "its joins of regions go round in a circle")
     flat = mask.ravel()
     inside = flat[first[fine]].all() and flat[second[fine]].all()
     if not (inside and _is_forest(first[fine], second[fine], mask.size - 1)):
-        raise emd.damaged(node, "its joins go round in a circle, or out of its mask")
+        raise nodes.damaged(node, "its joins go round in a circle, or out of its mask")
 
 
 def _is_forest(first: np.ndarray, second: np.ndarray, last: int) -> bool:

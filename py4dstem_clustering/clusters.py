@@ -10,14 +10,16 @@ import emdfile
 import numpy as np
 from skimage.measure import find_contours, regionprops
 
-from . import emd
 from .base.checks import check_integer, check_name, check_number
 from .base.frozen import Frozen
 from .describe import describe_clusters
 from .disks import GainedDisks, gained_disks
+from .emd import nodes
+from .emd.settings import PROVENANCE, Settings, add_settings, read_settings
 from .kernels.tree import growth_steps
 from .mixture import Mixture, measure_mixture
 from .orientation import expand_bragg, expand_orientation_map, find_boundaries
+from .scan.calibration import scan_step
 from .similarity import Similarity
 from .strain import calculate_strain
 
@@ -25,7 +27,7 @@ KIND = "clusters"
 
 NOTED = (
     "gain", "offset", "noise", "level", "lag", "lag_axis", "n_background", "edits",
-    *emd.PROVENANCE,
+    *PROVENANCE,
 )  # fmt: skip
 """Settings of clusters that are no options of `cluster`: what was found, and where it is from."""
 
@@ -137,7 +139,7 @@ class Clusters(Frozen):
                 f"similarity of a scan of {self.similarity.shape[:2]} must have the shape of the "
                 f"labels, {labels.shape}"
             )
-        settings = emd.Settings(self.settings, NOTED)
+        settings = Settings(self.settings, NOTED)
         self._set(labels=labels, seeds=seeds, similarity_mean=mean, settings=settings)
         self._set(background=tuple(self._check_labels(self.background)))
 
@@ -724,8 +726,8 @@ class Clusters(Frozen):
         from py4DSTEM import RealSlice
 
         node = RealSlice(self.labels, name=self.name)
-        emd.tag(node, KIND)
-        emd.add_settings(node, self.settings)
+        nodes.tag(node, KIND)
+        add_settings(node, self.settings)
         background = np.isin(np.arange(self.n_clusters), self.background)
         arrays = {
             "seeds": self.seeds,
@@ -736,7 +738,7 @@ class Clusters(Frozen):
             arrays["averages"] = averages.copy()
         if self.similarity is not None:
             arrays["similarity"] = self.similarity.data
-            emd.add_settings(node, self.similarity.settings, "similarity_settings")
+            add_settings(node, self.similarity.settings, "similarity_settings")
         node.metadata = emdfile.Metadata("arrays", arrays)
         return node
 
@@ -746,11 +748,11 @@ class Clusters(Frozen):
 
         `step` is the pixel size of the scan and its unit, by default as the tree is calibrated.
         """
-        emd.check_kind(node, KIND, "clusters", "some with datacube.cluster()")
-        arrays = emd.read_arrays(node)
-        step = emd.scan_step(node) if step is None else step
+        nodes.check_kind(node, KIND, "clusters", "some with datacube.cluster()")
+        arrays = nodes.read_arrays(node)
+        step = scan_step(node) if step is None else step
         # Labels and seeds of other types would be cut to these.
-        labels = emd.check_array(
+        labels = nodes.check_array(
             node, "labels", getattr(node, "data", None), (None, None), "iu", -1, 2**31 - 1
         )
         n = len(arrays["seeds"]) if np.ndim(arrays.get("seeds")) == 2 else 0
@@ -763,15 +765,15 @@ class Clusters(Frozen):
         for name, rule in found.items():
             # Files of 0.1.0 have no background, merging no similarity.
             if name in arrays or name in ("seeds", "similarity_mean"):
-                emd.check_array(node, name, arrays.get(name), *rule, nan=rule[1] == "f")
-        settings = emd.read_settings(node)
+                nodes.check_array(node, name, arrays.get(name), *rule, nan=rule[1] == "f")
+        settings = read_settings(node)
         edits = settings.get("edits", ())
         if not isinstance(edits, tuple) or not all(isinstance(edit, str) for edit in edits):
-            raise emd.damaged(node, "its settings hold edits that are no texts")
+            raise nodes.damaged(node, "its settings hold edits that are no texts")
         similarity = None
         try:
             if "similarity" in arrays:
-                made = emd.read_settings(node, "similarity_settings")
+                made = read_settings(node, "similarity_settings")
                 similarity = Similarity(arrays["similarity"], made, *step)
             return cls(
                 labels,
@@ -784,4 +786,4 @@ class Clusters(Frozen):
                 np.flatnonzero(arrays.get("background", ())),
             )
         except (ValueError, TypeError) as error:
-            raise emd.damaged(node, str(error)) from error
+            raise nodes.damaged(node, str(error)) from error

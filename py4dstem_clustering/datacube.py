@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import replace
-from datetime import datetime, timezone
 from functools import partial
 from os import PathLike
 from time import perf_counter
@@ -14,14 +12,11 @@ from typing import Any
 
 import emdfile
 import numpy as np
-import py4DSTEM
-from py4DSTEM import Calibration, DataCube
+from py4DSTEM import DataCube
 
 from . import cluster_tree as _cluster_tree
 from . import clusters as _clusters
-from . import emd
 from . import similarity as _similarity
-from ._version import __version__
 from .base.checks import (
     check_choice,
     check_compression,
@@ -45,6 +40,7 @@ from .base.checks import (
 from .base.progress import progress
 from .cluster_tree import METHODS, ClusterTree, check_cut
 from .clusters import Clusters
+from .emd import nodes, writing
 from .explore import ClusterExplorer
 from .kernels.averaging import averaging_core, averaging_need
 from .kernels.blocks import Need
@@ -61,73 +57,25 @@ from .kernels.similarity import (
 )
 from .kernels.tree import spanning_forest
 from .kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
-from .mixture import Mixture, known_centre, known_origins, measure_features, varies
-from .reading import files_of, fingerprint, is_one_of
+from .mixture import Mixture, measure_features
+from .scan.calibration import (
+    carry_calibration,
+    detector_step,
+    known_centre,
+    known_origins,
+    scan_step,
+    varies,
+)
+from .scan.datacubes import files_of, get_provenance, is_one_of, new_datacube
 from .similarity import Similarity
 from .validation import cross_validate_orientation
-
-
-def _provenance(
-    datacube: DataCube, start: float | None = None, known: str | None = None
-) -> dict[str, Any]:
-    """What a result was made of, by what, when, and in how many seconds since `start`.
-
-    `known` is the fingerprint of the data, where it has just been taken.
-    """
-    found = {
-        "source": datacube.name,
-        "fingerprint": known or fingerprint(datacube.data),
-        "shape": tuple(map(int, datacube.data.shape)),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        f"{emd.TAG}_version": __version__,
-        "py4DSTEM_version": py4DSTEM.__version__,
-    }
-    if start is not None:
-        found["seconds"] = round(perf_counter() - start, 3)
-    return found
-
-
-def _calibration(datacube: DataCube, labels: np.ndarray | None = None) -> Calibration:
-    """A copy of the calibration; with `labels`, maps of the scan become means over each cluster."""
-    copy = emd.copy_calibration(emd.calibration_of(datacube))
-    if labels is None:
-        return copy
-
-    n_clusters = labels.max() + 1
-    for key, value in list(copy._params.items()):
-        if isinstance(value, np.ndarray) and value.shape == labels.shape:
-            if value.dtype == bool:
-                del copy._params[key]
-                continue
-            present = (labels >= 0) & np.isfinite(value)
-            count = np.bincount(labels[present], minlength=n_clusters).astype(float)
-            count[count == 0] = np.nan
-            total = np.bincount(labels[present], value[present], minlength=n_clusters)
-            copy._params[key] = (total / count)[:, None]
-    return copy
-
-
-def new_datacube(
-    data: Any, name: str, calibration: Calibration, metadata: Mapping[str, emdfile.Metadata]
-) -> DataCube:
-    """A DataCube in a tree of its own."""
-    cube = DataCube(data=data, name=name, calibration=calibration)
-    for key, item in metadata.items():
-        cube.metadata = emdfile.Metadata(key, deepcopy(item._params))
-    return cube
-
-
-def copy_datacube(datacube: DataCube) -> DataCube:
-    """The same data in a tree of its own, with a copy of the calibration and metadata."""
-    metadata = {k: v for k, v in datacube.metadata.items() if k != "calibration"}
-    return new_datacube(datacube.data, datacube.name, _calibration(datacube), metadata)
 
 
 def keep_clusters(
     datacube: DataCube, clusters: Clusters, averages: np.ndarray | None = None
 ) -> None:
     """Keep clusters, and their averages, in the tree of a datacube as the newest."""
-    emd.put(datacube, clusters.to_node(averages))
+    nodes.put(datacube, clusters.to_node(averages))
 
 
 def filter_correlative(
@@ -254,7 +202,7 @@ def filter_correlative(
     metadata = dict(self.metadata)
     again = sum(key.startswith("filter_correlative") for key in metadata)
     key = f"filter_correlative_{again + 1}" if again else "filter_correlative"
-    metadata[key] = emdfile.Metadata(key, {**options, **_provenance(self)})
+    metadata[key] = emdfile.Metadata(key, {**options, **get_provenance(self)})
 
     def run(target: Any) -> None:
         with progress(self.R_Nx, "Filtering", progress_bar) as report:
@@ -265,14 +213,14 @@ def filter_correlative(
     if path is None:
         data = np.empty(self.data.shape, dtype=np.float32)
         run(data)
-        return new_datacube(data, name, _calibration(self), metadata)
+        return new_datacube(data, name, carry_calibration(self), metadata)
 
     small = np.zeros([min(n, 2) for n in self.data.shape], dtype=np.float32)
-    skeleton = new_datacube(small, name, _calibration(self), metadata)
-    with emd.scan_writer(path, skeleton, self.data.shape, packing) as target:
+    skeleton = new_datacube(small, name, carry_calibration(self), metadata)
+    with writing.scan_writer(path, skeleton, self.data.shape, packing) as target:
         run(target)
-    data = emd.open_dataset(path, skeleton.root.name, name)
-    return new_datacube(data, name, _calibration(self), metadata)
+    data = writing.open_dataset(path, skeleton.root.name, name)
+    return new_datacube(data, name, carry_calibration(self), metadata)
 
 
 def get_similarity(
@@ -364,7 +312,7 @@ def get_similarity(
     """
     returncalc = check_flag("returncalc", returncalc)
     name = check_name(name)
-    emd.check_free(self, name, _similarity.KIND)
+    nodes.check_free(self, name, _similarity.KIND)
     similarity = _measure_similarity(
         self,
         q_mask,
@@ -377,7 +325,7 @@ def get_similarity(
         gain=gain,
         offset=offset,
     )
-    emd.put(self, similarity.to_node(name))
+    nodes.put(self, similarity.to_node(name))
     return similarity if returncalc else None
 
 
@@ -424,8 +372,8 @@ def _measure_similarity(
         )
     options["noise_correct"] = noise_correct
     options["gain"], options["offset"] = (None, None) if noise is None else noise
-    settings = {**options, **_provenance(datacube, start)}
-    return Similarity(data, settings, *emd.scan_step(datacube))
+    settings = {**options, **get_provenance(datacube, start)}
+    return Similarity(data, settings, *scan_step(datacube))
 
 
 def _measure_noise(
@@ -494,12 +442,12 @@ def get_cluster_tree(
     """
     name = check_name(name)
     returncalc = check_flag("returncalc", returncalc)
-    emd.check_free(self, name, _cluster_tree.KIND)
+    nodes.check_free(self, name, _cluster_tree.KIND)
     tree = _measure_tree(
         self, method, rank, r_mask, q_mask, sigma, subtract_mean, similarity, n_jobs, max_memory,
         progress_bar,
     )  # fmt: skip
-    emd.put(self, tree.to_node(name))
+    nodes.put(self, tree.to_node(name))
     return tree if returncalc else None
 
 
@@ -591,7 +539,7 @@ def _measure_tree(
         check_memory(max_memory)
         similarity = _as_similarity(similarity, datacube.Rshape)
     forest = spanning_forest(similarity.data, resolve_r_mask(r_mask, similarity.mean))
-    provenance = _provenance(datacube, start, known)
+    provenance = get_provenance(datacube, start, known)
     # Options that would measure the same again; those of another one are in its own settings.
     own = similarity.settings.get("fingerprint") == provenance["fingerprint"]
     own &= not similarity.settings.get("noise_correct")
@@ -673,7 +621,7 @@ def _merge_tree(
         "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
         "lag": 0.0 if lag is None else lag.mean,
         "lag_axis": None if lag is None else lag.name,
-        **_provenance(datacube, start),
+        **get_provenance(datacube, start),
     }
     return ClusterTree(
         "merge",
@@ -686,7 +634,7 @@ def _merge_tree(
         labels,
         values,
         features.brightness,
-        *emd.scan_step(datacube),
+        *scan_step(datacube),
     )
 
 
@@ -812,7 +760,7 @@ def cluster(
     """
     name = check_name(name)
     returncalc = check_flag("returncalc", returncalc)
-    emd.check_free(self, name, _clusters.KIND)
+    nodes.check_free(self, name, _clusters.KIND)
     method, cut = check_cut_options(
         method, threshold, n_clusters, min_size, drop_background, sigma, subtract_mean, similarity
     )
@@ -952,7 +900,7 @@ def get_clustered_datacube(
         min_purity = check_number("min_purity", min_purity, 0, 1)
     if align is not None:
         align = check_flag("align", align)
-    emd.check_free(self, clusters.name, _clusters.KIND)
+    nodes.check_free(self, clusters.name, _clusters.KIND)
     needs = [partial(averaging_need, self.data, clusters.n_clusters, n_jobs)]
     if min_purity is not None:
         check_memory(max_memory, *needs, partial(features_need, self.data, n_jobs))
@@ -971,7 +919,7 @@ def get_clustered_datacube(
             self, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
         )
         labels = _pure_labels(labels, mixture, min_purity)
-    calibration = _calibration(self, labels)
+    calibration = carry_calibration(self, labels)
     shifts = None
     if align is not False and origin is not None and varies(origin):
         # A part of the origin may be one number for all.
@@ -1127,7 +1075,7 @@ def explore_clusters(
 
     def put(clusters: Clusters, name: str) -> Clusters:
         name = check_name(name)
-        emd.check_free(self, name, _clusters.KIND)
+        nodes.check_free(self, name, _clusters.KIND)
         clusters = replace(
             clusters, name=name, settings={**clusters.settings.everything, "name": name}
         )
@@ -1154,7 +1102,7 @@ def explore_clusters(
         min_size=int(min_size),
         drop_background=drop_background,
         power=power,
-        steps=(emd.scan_step(self), emd.detector_step(self)),
+        steps=(scan_step(self), detector_step(self)),
         origin=origin if origin is not None and varies(origin) else None,
         progress_bar=progress_bar,
     )
@@ -1178,7 +1126,7 @@ def get_clusters(self, name: str | None = None) -> Clusters:
     ValueError
         If there is none of this name.
     """
-    kept = emd.children(self, _clusters.KIND)
+    kept = nodes.children(self, _clusters.KIND)
     if not kept:
         raise ValueError(_no_clusters(self))
     if name is None:
@@ -1194,7 +1142,7 @@ def _no_clusters(datacube: DataCube) -> str:
 
 def clusters(self) -> Clusters:
     """The newest clustering in the tree, also after reading a file; see `get_clusters`."""
-    if emd.children(self, _clusters.KIND):
+    if nodes.children(self, _clusters.KIND):
         return get_clusters(self)
     # AttributeError, so that hasattr(datacube, "clusters") tells whether there are any.
     raise AttributeError(_no_clusters(self))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from . import emd
 from .base.checks import (
     check_data,
     check_flag,
@@ -24,6 +23,7 @@ from .base.progress import progress
 from .kernels.features import Features, features_core, features_need
 from .kernels.lag import Lag, undo_lag
 from .kernels.mixture import mixture_core
+from .scan.calibration import known_centre, whole_shifts
 
 MOST = 4
 """Clusters kept for each position: more do not meet at one."""
@@ -62,49 +62,6 @@ class Mixture(Frozen):
         rx, ry = self.purity.shape
         pure = (self.purity > 0.9).mean()
         return f"Mixture({rx} x {ry} scan positions, {pure:.0%} of them at least 90 % pure)"
-
-
-def known_centre(datacube: Any) -> tuple[float, float] | None:
-    """Centre of the direct beam by the calibration; None where that does not know it."""
-    calibration = emd.calibration_of(datacube)
-    if calibration is None:
-        return None
-    origin = calibration.get_origin_mean()
-    if origin is None or not np.isfinite(np.asarray(origin, dtype=float)).all():
-        return None
-    return float(origin[0]), float(origin[1])
-
-
-def known_origins(datacube: Any) -> np.ndarray | None:
-    """Origin of each pattern (Rx, Ry, 2), NaN where it is not known; None without any."""
-    calibration = emd.calibration_of(datacube)
-    origin = None if calibration is None else calibration.get_origin()
-    if origin is None or any(np.shape(part) not in ((), datacube.Rshape) for part in origin):
-        return None
-    parts = [np.broadcast_to(np.asarray(part, dtype=float), datacube.Rshape) for part in origin]
-    origin = np.stack(parts, axis=2)
-    return origin if np.isfinite(origin).all(axis=2).any() else None
-
-
-def varies(origin: np.ndarray) -> bool:
-    """Whether the known origins differ over the scan."""
-    known = origin[np.isfinite(origin).all(axis=2)]
-    return bool((known != known[0]).any())
-
-
-def whole_shifts(datacube: Any) -> np.ndarray | None:
-    """Whole pixels (Rx, Ry, 2) that bring each pattern to the mean origin; None where all are 0.
-
-    What descan leaves, parts of a pixel, is among what features leave out.
-    """
-    origin = known_origins(datacube)
-    if origin is None:
-        return None
-    known = np.isfinite(origin).all(axis=2)
-    shifts = np.zeros(origin.shape, dtype=int)
-    shifts[known] = np.round(origin[known].mean(axis=0) - origin[known]).astype(int)
-    limit = np.array(datacube.Qshape) // 2
-    return np.clip(shifts, -limit, limit) if shifts.any() else None
 
 
 def measure_features(

@@ -8,12 +8,13 @@ from typing import Any
 import emdfile
 import numpy as np
 
-from . import emd
 from .base.checks import check_flag, check_integer, check_name, check_number
 from .base.progress import progress
+from .emd import nodes
 from .kernels.kinematic import Lattice, Peaks, Window, refine
 from .kernels.regions import find_borders
 from .kernels.rotations import misorientation_angle, misorientation_axis, symmetry_rotations
+from .scan.calibration import copy_calibration
 
 BOUNDARIES = np.dtype(
     [
@@ -206,7 +207,7 @@ def orientation_to_node(orientation: Any, name: str = "orientation_map") -> emdf
     """
     check_orientation(orientation, {"": tuple(np.shape(getattr(orientation, "matrix", 0))[:2])})
     node = emdfile.Array(np.array(orientation.matrix), name=check_name(name))
-    emd.tag(node, "orientation_map")
+    nodes.tag(node, "orientation_map")
     fields = {
         key: np.array(value)
         for key, value in vars(orientation).items()
@@ -235,24 +236,24 @@ def orientation_from_node(node: emdfile.Array) -> Any:
     """
     from py4DSTEM.process.diffraction.utils import OrientationMap
 
-    emd.check_kind(node, "orientation_map", "orientation map", "one with orientation_to_node()")
+    nodes.check_kind(node, "orientation_map", "orientation map", "one with orientation_to_node()")
     data = getattr(node, "data", None)
-    matrix = emd.check_array(node, "data", data, (None, None, None, 3, 3), nan=True)
+    matrix = nodes.check_array(node, "data", data, (None, None, None, 3, 3), nan=True)
     out = OrientationMap(*matrix.shape[:3])
     known = {"matrix"} | {key for key in vars(out) if isinstance(getattr(out, key), np.ndarray)}
     out.matrix = np.array(matrix)
-    for key, value in emd.read_arrays(node).items():
+    for key, value in nodes.read_arrays(node).items():
         # A name from a file becomes no attribute that is something else.
         if key not in known or key == "matrix":
             if not key.isidentifier() or key.startswith("_") or hasattr(out, key):
-                raise emd.damaged(node, f"it holds an array of the name {emd.short(key)}")
-            emd.check_array(node, key, value, np.shape(value), "biuf", nan=True)
+                raise nodes.damaged(node, f"it holds an array of the name {nodes.short(key)}")
+            nodes.check_array(node, key, value, np.shape(value), "biuf", nan=True)
             if np.shape(value)[:2] != matrix.shape[:2]:
-                raise emd.damaged(node, f"its {key} is not of its positions")
+                raise nodes.damaged(node, f"its {key} is not of its positions")
         else:
             own = getattr(out, key)
             kinds = {"b": "b", "i": "iu"}.get(own.dtype.kind, "f")
-            emd.check_array(node, key, value, own.shape, kinds, nan=True)
+            nodes.check_array(node, key, value, own.shape, kinds, nan=True)
         setattr(out, key, np.array(value))
     return out
 
@@ -270,7 +271,7 @@ def expand_bragg(labels: np.ndarray, per_cluster: Any) -> Any:
         raise ValueError(
             f"Bragg vectors of shape {found} must have shape {(n, 1)}, one entry for each cluster"
         )
-    calibration = emd.copy_calibration(per_cluster.calibration)
+    calibration = copy_calibration(per_cluster.calibration)
     inside = labels >= 0
     for key, value in calibration._params.items():
         if isinstance(value, np.ndarray) and value.shape == (n, 1):

@@ -15,10 +15,10 @@ from matplotlib.colors import ListedColormap, hsv_to_rgb, rgb_to_hsv, to_rgb
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy.ndimage import distance_transform_edt
 
-from . import emd
 from .base.checks import check_integer, check_number, values_of
 from .kernels.blocks import read_window
 from .kernels.regions import find_borders
+from .scan.calibration import detector_step
 
 # Okabe and Ito's colours, told apart by all common kinds of colour vision; black is left out.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -493,7 +493,7 @@ def _draw_patterns(
     ax.set_xlabel(f"intensity to the power {power:g}, each scaled by itself", fontsize=7)
     # Black beside the grid where its last row has room, white on the last pattern elsewhere.
     color = "black" if len(positions) < rows * columns else "white"
-    add_scale_bar(ax, *emd.detector_step(item), qy, color=color)
+    add_scale_bar(ax, *detector_step(item), qy, color=color)
     return ax
 
 

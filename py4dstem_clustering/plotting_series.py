@@ -25,7 +25,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from .base.checks import check_choice, check_flag, check_integer, check_number, check_out, values_of
-from .emd import complete_or_absent
+from .emd.writing import complete_or_absent
 from .plotting import (
     add_scale_bar,
     axes_or_new,

@@ -13,10 +13,13 @@ import emdfile
 import h5py
 import numpy as np
 
-from . import emd
 from .base.checks import check_integer, check_path
 from .clusters import Clusters
-from .datacube import keep_clusters, new_datacube
+from .datacube import keep_clusters
+from .emd import nodes, untrusted, writing
+from .emd.settings import Settings, add_settings, read_settings
+from .scan.calibration import copy_calibration, step_of
+from .scan.datacubes import new_datacube
 from .tracks import Tracks, find_drift, link_frames
 
 KIND = "series"
@@ -76,8 +79,8 @@ def journal_of(path: Path) -> Path:
 def series_root(options: Mapping[str, Any]) -> emdfile.Root:
     """The root of a file of a series, or of one of its frames."""
     root = emdfile.Root(ROOT)
-    emd.tag(root, KIND)
-    emd.add_settings(root, options)
+    nodes.tag(root, KIND)
+    add_settings(root, options)
     return root
 
 
@@ -88,7 +91,7 @@ def save_frame(folder: Path, result: FrameResult, options: Mapping[str, Any]) ->
     n_bytes = 2**20
     if result.clusters is None:
         node = emdfile.Node(frame_name(info.frame))
-        emd.tag(node, FAILED)
+        nodes.tag(node, FAILED)
     else:
         node = result.clusters.to_node(result.averages)
         node.metadata["arrays"]["image"] = result.image
@@ -98,7 +101,7 @@ def save_frame(folder: Path, result: FrameResult, options: Mapping[str, Any]) ->
         )
     node.metadata = emdfile.Metadata("frame", info._asdict())
     root.force_add_to_tree(node)
-    emd.save_new(folder / f"{node.name}.h5", root, n_bytes)
+    writing.save_new(folder / f"{node.name}.h5", root, n_bytes)
 
 
 def frame_files(path: Path) -> dict[int, Path]:
@@ -106,8 +109,8 @@ def frame_files(path: Path) -> dict[int, Path]:
     found = {}
     if path.is_file():
         try:
-            with emd.open_file(path) as file:
-                names = list(emd.check_stored(file, f"{ROOT}/metadatabundle").parent)
+            with untrusted.open_file(path) as file:
+                names = list(untrusted.check_stored(file, f"{ROOT}/metadatabundle").parent)
         except (OSError, ValueError) as error:
             raise ValueError(f"{_no_series(path)} ({error})") from error
         found = {_number(name): path for name in names if _number(name) is not None}
@@ -128,7 +131,7 @@ def _is_whole(path: Path, number: int) -> bool:
 
 
 def _no_series(path: Path) -> str:
-    return f"{path} holds no series of {emd.TAG}; make one with cluster_series(..., out=...)"
+    return f"{path} holds no series of {nodes.TAG}; make one with cluster_series(..., out=...)"
 
 
 def _number(name: str) -> int | None:
@@ -140,9 +143,9 @@ def _number(name: str) -> int | None:
 def read_info(path: Path, frames: list[int]) -> dict[int, FrameInfo]:
     """What is known of some frames in one file."""
     found = {}
-    with emd.open_file(path) as file:
+    with untrusted.open_file(path) as file:
         for frame in frames:
-            group = emd.check_stored(file, f"{ROOT}/{frame_name(frame)}/metadatabundle/frame")
+            group = untrusted.check_stored(file, f"{ROOT}/{frame_name(frame)}/metadatabundle/frame")
             found[frame] = _info(frame, emdfile.Metadata.from_h5(group)._params)
     return found
 
@@ -170,25 +173,25 @@ def _info(frame: int, params: Mapping[str, Any]) -> FrameInfo:
             good = good and np.isfinite(value) and (kind is float or value >= 0)
         if not good or (key == "frame" and value != frame):
             raise ValueError(
-                f"{frame_name(frame)} is damaged: its {key} is {emd.short(value)}; copy its file "
+                f"{frame_name(frame)} is damaged: its {key} is {nodes.short(value)}; copy its file "
                 "again"
             )
     return FrameInfo(**{key: params[key] for key in FrameInfo._fields})
 
 
-def read_options(path: Path) -> emd.Settings:
+def read_options(path: Path) -> Settings:
     """The options that made the frames in a file."""
-    return emd.read_settings(_root_of(path))
+    return read_settings(_root_of(path))
 
 
 def _root_of(path: Path) -> emdfile.Node:
     try:
-        with emd.open_file(path) as file:
-            emd.check_stored(file, f"{ROOT}/metadatabundle")
+        with untrusted.open_file(path) as file:
+            untrusted.check_stored(file, f"{ROOT}/metadatabundle")
             root = emdfile.Root.from_h5(file[ROOT])
-            if emd.kind_of(root) == KIND:
-                emd.check_kind(root, KIND, "a series", "one with cluster_series(..., out=...)")
-                emd.read_settings(root)
+            if nodes.kind_of(root) == KIND:
+                nodes.check_kind(root, KIND, "a series", "one with cluster_series(..., out=...)")
+                read_settings(root)
                 return root
     except (OSError, ValueError) as error:
         raise ValueError(f"{_no_series(path)} ({error})") from error
@@ -205,8 +208,8 @@ def assemble(
     places = frame_files(path)
     root = series_root(options)
     root.metadata = emdfile.Metadata("drift", {"drift": drift})
-    emd.check_room(path, 2 * sum(place.stat().st_size for place in set(places.values())))
-    with emd.new_file(path, root) as (target, check):
+    writing.check_room(path, 2 * sum(place.stat().st_size for place in set(places.values())))
+    with writing.new_file(path, root) as (target, check):
         for frame, place in places.items():
             name = f"{ROOT}/{frame_name(frame)}"
             with h5py.File(place, "r") as source:
@@ -296,8 +299,8 @@ class ClusterSeries:
         place = self._places[info.frame]
         if not place.is_file() and self.path.is_file():  # all frames are done since
             place = self.path
-        with emd.open_file(place) as file:
-            group = emd.check_stored(file, f"{ROOT}/{frame_name(info.frame)}")
+        with untrusted.open_file(place) as file:
+            group = untrusted.check_stored(file, f"{ROOT}/{frame_name(info.frame)}")
             if group.attrs.get("python_class") != "RealSlice":
                 raise ValueError(f"{frame_name(info.frame)} holds no clusters; do it again")
             node = RealSlice.from_h5(group)
@@ -305,8 +308,8 @@ class ClusterSeries:
         return node
 
     def _clusters(self, node: emdfile.Node) -> Clusters:
-        with emd.naming(self.path):
-            return Clusters.from_node(node, emd.step_of(node, _calibration(node)))
+        with untrusted.naming(self.path):
+            return Clusters.from_node(node, step_of(node, _calibration(node)))
 
     def __getitem__(self, frame: int) -> Clusters:
         return self._clusters(self._node(frame))
@@ -452,25 +455,25 @@ def measure_drift(series: ClusterSeries) -> np.ndarray:
 
 def _check_frame(node: emdfile.Node, info: FrameInfo) -> None:
     """What `Clusters.from_node` does not look at."""
-    arrays = emd.read_arrays(node)
-    labels = emd.check_array(node, "labels", node.data, (None, None), "iu")
-    image = emd.check_array(node, "image", arrays.get("image"), labels.shape, nan=True)
+    arrays = nodes.read_arrays(node)
+    labels = nodes.check_array(node, "labels", node.data, (None, None), "iu")
+    image = nodes.check_array(node, "image", arrays.get("image"), labels.shape, nan=True)
     if image.dtype != np.float32:
-        raise emd.damaged(node, f"its image is {image.dtype} and must be float32")
+        raise nodes.damaged(node, f"its image is {image.dtype} and must be float32")
     if info.n_clusters:
         shape = (info.n_clusters, None, None)
-        emd.check_array(node, "averages", arrays.get("averages"), shape, nan=True)
+        nodes.check_array(node, "averages", arrays.get("averages"), shape, nan=True)
     if labels.max(initial=-1) + 1 != info.n_clusters:
-        raise emd.damaged(node, f"its labels are not those of {info.n_clusters} clusters")
-    emd.step_of(node, _calibration(node))
+        raise nodes.damaged(node, f"its labels are not those of {info.n_clusters} clusters")
+    step_of(node, _calibration(node))
 
 
 def _calibration(node: emdfile.Node) -> Any:
-    copy = emd.copy_calibration()
+    copy = copy_calibration()
     stored = node.metadata.get("averages_calibration")
     if stored is None:
-        raise emd.damaged(node, "it holds no calibration of its averages")
-    copy._params.update(emd.read_settings(node, "averages_calibration"))
+        raise nodes.damaged(node, "it holds no calibration of its averages")
+    copy._params.update(read_settings(node, "averages_calibration"))
     return copy
 
 
@@ -494,7 +497,7 @@ def _track_calibration(
     What differs and belongs neither to patterns nor to all, such as the semiangle of the probe
     where it was measured in each frame, is left out.
     """
-    calibration = emd.copy_calibration()
+    calibration = copy_calibration()
     kept = calibration._params
     for key in dict.fromkeys(key for own in params for key in own):
         values = [own.get(key) for own in params]
@@ -543,7 +546,7 @@ def open_series(path: str | PathLike) -> ClusterSeries:
         raise ValueError(_no_series(path))
     root = _root_of(path if path.is_file() else next(iter(places.values())))
     infos = read_infos(places)
-    options = emd.read_settings(root)
+    options = read_settings(root)
     if not isinstance(options.get("time_units"), str):
         raise ValueError(f"{_no_series(path)} (its options are damaged: they hold no time_units)")
     return ClusterSeries(
@@ -556,7 +559,7 @@ def _stored_drift(path: Path, root: emdfile.Node, places: Mapping[int, Path]) ->
     stored = root.metadata.get("drift")
     if stored is None:
         return None
-    with emd.naming(path):
+    with untrusted.naming(path):
         drift = stored._params.get("drift")
-        emd.check_array(root, "drift", drift, (None, 2), nan=True)  # of frames that failed
+        nodes.check_array(root, "drift", drift, (None, 2), nan=True)  # of frames that failed
     return drift if len(drift) == len(places) else None

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import emdfile
 import numpy as np
 
-from . import emd
 from .base.checks import (
     check_choice,
     check_corr_range,
@@ -36,17 +35,12 @@ from .base.checks import (
     check_q_mask,
     values_of,
 )
-from .datacube import (
-    check_cut_options,
-    check_tree_options,
-    cluster,
-    copy_datacube,
-    filter_correlative,
-)
+from .datacube import check_cut_options, check_tree_options, cluster, filter_correlative
 from .kernels.blocks import check_whole
 from .kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
-from .mixture import known_centre
-from .reading import fingerprint, load_scan
+from .scan.calibration import copy_calibration, known_centre
+from .scan.datacubes import copy_datacube, fingerprint
+from .scan.loading import load_scan
 from .series import (
     ClusterSeries,
     FrameInfo,
@@ -333,7 +327,7 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
     if clusters.n_clusters:
         found = cube.get_clustered_datacube(clusters, **options.averages, **common)
         averages, calibration = found.data[:, 0], found.calibration
-    params = emd.copy_calibration(calibration)._params
+    params = copy_calibration(calibration)._params
     return clusters, averages, image.astype(np.float32), params
 
 

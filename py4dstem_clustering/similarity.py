@@ -10,8 +10,9 @@ from typing import Any
 import emdfile
 import numpy as np
 
-from . import emd
 from .base.frozen import Frozen
+from .emd import nodes
+from .emd.settings import PROVENANCE, Settings, add_settings, read_settings
 from .kernels.similarity import DIRECTIONS, asymmetry, similarity_mean
 
 KIND = "similarity"
@@ -72,7 +73,7 @@ class Similarity(Frozen):
                 "similarity must be the same seen from both positions of a pair, and NaN just "
                 f"where the neighbour lies outside the scan; pairs differ by {difference:g}"
             )
-        self._set(data=data, settings=emd.Settings(self.settings, emd.PROVENANCE))
+        self._set(data=data, settings=Settings(self.settings, PROVENANCE))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -127,37 +128,37 @@ class Similarity(Frozen):
             dim_units=[self.pixel_units, self.pixel_units, "index"],
             dim_names=["Rx", "Ry", "direction"],
         )
-        emd.tag(node, KIND)
+        nodes.tag(node, KIND)
         # emdfile 0.0.16 cannot write an axis of strings, so the labels go into metadata.
         node.metadata = emdfile.Metadata(
             "directions", {str(k): f"({dx}, {dy})" for k, (dx, dy) in enumerate(DIRECTIONS)}
         )
-        emd.add_settings(node, self.settings)
+        add_settings(node, self.settings)
         return node
 
     @classmethod
     def from_node(cls, node: emdfile.Array) -> Similarity:
         """The similarity in a node that `to_node` made, also one read from a file."""
-        emd.check_kind(node, KIND, "similarity", "one with datacube.get_similarity()")
+        nodes.check_kind(node, KIND, "similarity", "one with datacube.get_similarity()")
         data = getattr(node, "data", None)
-        emd.check_array(node, "data", data, (None, None, 8), "f", -1.001, 1.001, nan=True)
-        settings = emd.read_settings(node)
+        nodes.check_array(node, "data", data, (None, None, 8), "f", -1.001, 1.001, nan=True)
+        settings = read_settings(node)
         step = _step(node)
         try:
             return cls(data, settings, *step)
         except (ValueError, TypeError) as error:
-            raise emd.damaged(node, str(error)) from error
+            raise nodes.damaged(node, str(error)) from error
 
 
 def _step(node: emdfile.Array) -> tuple[float, str]:
     """Distance of positions and its unit, from the axes of a node."""
     axes, units = getattr(node, "dims", ()), getattr(node, "dim_units", ())
     if len(axes) < 2 or not len(units) or not isinstance(units[0], str):
-        raise emd.damaged(node, "its axes have no unit")
+        raise nodes.damaged(node, "its axes have no unit")
     axis = np.asarray(max(axes[:2], key=len))
     if axis.ndim != 1 or axis.dtype.kind not in "iuf":
-        raise emd.damaged(node, f"its axes hold no numbers but {axis.dtype}")
+        raise nodes.damaged(node, f"its axes hold no numbers but {axis.dtype}")
     step = float(axis[1]) - float(axis[0]) if len(axis) > 1 else 1.0
     if not np.isfinite(step):
-        raise emd.damaged(node, "its axes are not finite")
+        raise nodes.damaged(node, "its axes are not finite")
     return step, units[0]

@@ -15,8 +15,8 @@ from typing import Any
 import emdfile
 import numpy as np
 
-from . import emd
 from .base.checks import check_flag, check_integer, check_number
+from .emd.settings import add_settings
 from .mixture import Mixture
 from .orientation import calibrated_peaks, check_orientation, cluster_orientations, plan_options
 
@@ -138,7 +138,7 @@ def calculate_strain(
         "robust": robust,
         "reasons": REASONS,
     }
-    emd.add_settings(strain, settings)
+    add_settings(strain, settings)
     return strain
 
 

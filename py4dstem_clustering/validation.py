@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from . import emd
 from .base.checks import (
     check_data,
     check_flag,
@@ -26,6 +25,7 @@ from .base.checks import (
 from .base.frozen import Frozen
 from .kernels.blocks import read_rows
 from .orientation import check_calibrated, get_symmetry, misorientation, refine_orientations
+from .scan.calibration import calibration_of, copy_calibration, scan_step
 
 METHODS = ("raw", "filtered", "filtered + clustered", "merged")
 """Ways to the orientations of a scan that can be compared."""
@@ -267,7 +267,7 @@ def cross_validate_orientation(
         {method: neighbour_errors(found, crystal) for method, found in matrices.items()},
         matrices,
         {method: (int(n), float(t), float(before)) for method, (n, t, before) in costs.items()},
-        *emd.scan_step(self),
+        *scan_step(self),
     )
 
 
@@ -366,7 +366,7 @@ def _check_matching(
                 f"template of shape {template.shape} must have the shape of the detector, "
                 f"{datacube.Qshape}; use the kernel of a probe of this detector"
             )
-    check_calibrated(emd.calibration_of(datacube), "the datacube is")
+    check_calibrated(calibration_of(datacube), "the datacube is")
     return _Matching(crystal, template, disks, match, progress_bar)
 
 
@@ -428,7 +428,7 @@ def _take(datacube: Any, places: tuple[np.ndarray, np.ndarray]) -> Any:
     """A DataCube of patterns from some places, with the calibration that they have there."""
     from py4DSTEM import DataCube
 
-    calibration = emd.copy_calibration(emd.calibration_of(datacube))
+    calibration = copy_calibration(calibration_of(datacube))
     for key, value in calibration._params.items():
         if isinstance(value, np.ndarray) and value.shape == datacube.Rshape:
             calibration._params[key] = value[places]

@@ -546,7 +546,7 @@ def test_only_the_files_asked_for_are_opened(opened, tmp_path, scan):
 def test_memory_is_that_of_the_answer(tmp_path, monkeypatch):
     frames = np.ones((400, 64, 64), dtype=np.uint16)  # 3.3 MB
     cube = open_scan(write_arina(tmp_path, frames, per_file=100))
-    monkeypatch.setattr("py4dstem_clustering.arina._BATCH_BYTES", 20 * 64 * 64 * 2)
+    monkeypatch.setattr("py4dstem_clustering.scan.array._BATCH_BYTES", 20 * 64 * 64 * 2)
     cube.get_dp_mean()  # what is imported at the first call does not count
     tracemalloc.start()
     try:
@@ -558,7 +558,7 @@ def test_memory_is_that_of_the_answer(tmp_path, monkeypatch):
 
 
 def test_few_files_are_open_at_a_time(opened, scan, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.arina._MAX_OPEN", 2)
+    monkeypatch.setattr("py4dstem_clustering.scan.array._MAX_OPEN", 2)
     assert_array_equal(np.asarray(opened.data), scan)
     assert len(opened.data._handles) == 2
     opened.data.close()
@@ -567,7 +567,7 @@ def test_few_files_are_open_at_a_time(opened, scan, monkeypatch):
 
 
 def test_threads_read_what_is_there(opened, scan, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.arina._MAX_OPEN", 2)
+    monkeypatch.setattr("py4dstem_clustering.scan.array._MAX_OPEN", 2)
     keys = [np.s_[i % RX, (3 * i) % RY] for i in range(200)] + [np.s_[i % RX] for i in range(50)]
     with ThreadPoolExecutor(8) as pool:
         for key, got in zip(keys, pool.map(opened.data.__getitem__, keys), strict=True):

@@ -23,7 +23,7 @@ import py4dstem_clustering
 from py4dstem_clustering import Clusters, Similarity, open_scan, register, simulate_scan
 from py4dstem_clustering.kernels import blocks
 from py4dstem_clustering.kernels.similarity import similarity_mean
-from py4dstem_clustering.reading import fingerprint
+from py4dstem_clustering.scan.datacubes import fingerprint
 
 QUIET = {"progress_bar": False}
 FILTER = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2, **QUIET}
@@ -866,7 +866,7 @@ def test_options_of_the_wrong_method_are_named_in_english(cube):
 def test_growth_samples_the_data_once(cube, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "py4dstem_clustering.datacube.fingerprint", lambda data: seen.append(1) or "known"
+        "py4dstem_clustering.scan.datacubes.fingerprint", lambda data: seen.append(1) or "known"
     )
     clusters = cube.cluster(threshold=0.5, **QUIET)
     assert seen == [1]

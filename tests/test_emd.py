@@ -14,8 +14,9 @@ import py4DSTEM
 import pytest
 from conftest import DETECTOR, SCAN, STRICT, make_scan
 
-from py4dstem_clustering import Clusters, Similarity, emd
+from py4dstem_clustering import Clusters, Similarity
 from py4dstem_clustering.datacube import keep_clusters
+from py4dstem_clustering.emd import nodes, settings, writing
 
 QUIET = {"progress_bar": False}
 
@@ -198,7 +199,7 @@ def test_the_newest_is_kept_as_a_number(cube, tmp_path):
     py4DSTEM.save(tmp_path / "x.h5", cube)  # HDF5 sorts by name
     read = py4DSTEM.read(tmp_path / "x.h5")
     assert read.clusters.name == "a"
-    assert list(emd.children(read, "clusters")) == ["b", "c", "a"]
+    assert list(nodes.children(read, "clusters")) == ["b", "c", "a"]
 
 
 def test_from_node_refuses_a_foreign_node(cube):
@@ -217,7 +218,7 @@ def test_keep_clusters_on_an_empty_tree(cube):
 
 def test_settings_become_plain_python():
     mask = np.array([True, False])
-    frozen = emd.Settings({"a": np.float32(0.5), "b": [np.int64(1), 2], "c": mask, "d": None})
+    frozen = settings.Settings({"a": np.float32(0.5), "b": [np.int64(1), 2], "c": mask, "d": None})
     assert (frozen["a"], frozen["b"], frozen["d"]) == (0.5, (1, 2), None)
     assert type(frozen["a"]) is float
     assert type(frozen["b"][0]) is int
@@ -241,7 +242,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path.write_text("old")
 
     def write():
-        with emd.complete_or_absent(path) as partial:
+        with writing.complete_or_absent(path) as partial:
             partial.write_text("half")
             raise RuntimeError("stop")
 
@@ -253,13 +254,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_the_other_name_lies_in_the_same_folder(tmp_path):
     # Moving a file into place is all or nothing on one disk only.
-    with emd.complete_or_absent(tmp_path / "a") as partial:
+    with writing.complete_or_absent(tmp_path / "a") as partial:
         assert partial.parent == tmp_path
         partial.write_text("x")
 
 
 def test_a_new_file_has_the_usual_permissions(tmp_path):
-    with emd.complete_or_absent(tmp_path / "a") as partial:
+    with writing.complete_or_absent(tmp_path / "a") as partial:
         partial.write_text("x")
     (tmp_path / "b").write_text("x")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
@@ -307,13 +308,13 @@ def test_a_killed_process_leaves_no_result(tmp_path):
 
 
 def test_only_a_scan_can_be_compressed_to_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr(emd.shutil, "disk_usage", lambda path: type("", (), {"free": 1000}))
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: type("", (), {"free": 1000}))
     cube = py4DSTEM.DataCube(np.zeros((2, 2, 3, 3), np.float32))
     with pytest.raises(OSError, match=r"GB free; make room, or choose another disk$"):
-        emd.save_new(tmp_path / "averages.h5", cube)
+        writing.save_new(tmp_path / "averages.h5", cube)
     with (
         pytest.raises(OSError, match=r"or compress it \(compression='bitshuffle'\)$"),
-        emd.scan_writer(tmp_path / "scan.h5", cube, (9, 9, 9, 9)),
+        writing.scan_writer(tmp_path / "scan.h5", cube, (9, 9, 9, 9)),
     ):
         pass
     assert not list(tmp_path.iterdir())

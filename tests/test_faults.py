@@ -18,7 +18,8 @@ import pytest
 from arina import chunk_place, overwrite, write_arina
 from conftest import forbid, make_scan
 
-from py4dstem_clustering import emd, open_scan
+from py4dstem_clustering import open_scan
+from py4dstem_clustering.emd import writing as emd
 from py4dstem_clustering.kernels import blocks
 
 FILTER = {"sigma": 1, "radius": 1, "edge": 2, "progress_bar": False}

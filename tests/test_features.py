@@ -17,7 +17,7 @@ from py4dstem_clustering.kernels.features import (
     nuisances,
     offsets,
 )
-from py4dstem_clustering.mixture import whole_shifts
+from py4dstem_clustering.scan.calibration import whole_shifts
 
 
 def run(data, q_mask=None, rank=None, centre=None, n_jobs=1):

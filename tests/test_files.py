@@ -25,13 +25,13 @@ from py4dstem_clustering import (
     Clusters,
     ClusterTree,
     Similarity,
-    emd,
     open_scan,
     open_series,
     orientation_from_node,
 )
 from py4dstem_clustering.__main__ import main
-from py4dstem_clustering.reading import load_scan
+from py4dstem_clustering.emd import nodes
+from py4dstem_clustering.scan.loading import load_scan
 
 DATA = Path(__file__).parent / "data"
 PACKAGE = Path(py4dstem_clustering.__file__).parent
@@ -109,7 +109,7 @@ def test_clusters_of_format_1():
     assert merged.settings["gain"] == pytest.approx(1.1037, abs=1e-4)
     assert merged.similarity is None
     assert root.tree("merged").metadata["arrays"]["averages"].shape == (3, 12, 10)
-    assert list(emd.children(root, "clusters")) == ["grown", "merged"]
+    assert list(nodes.children(root, "clusters")) == ["grown", "merged"]
 
 
 def test_other_nodes_of_format_1():
@@ -166,16 +166,16 @@ def node_of(name):
 @pytest.mark.parametrize("name", READERS)
 def test_a_node_of_a_newer_format(name):
     node = node_of(name)
-    node.metadata[emd.TAG]["format"] = emd.FORMAT + 1
-    node.metadata[emd.TAG]["version"] = "9.9.0"
+    node.metadata[nodes.TAG]["format"] = nodes.FORMAT + 1
+    node.metadata[nodes.TAG]["version"] = "9.9.0"
     text = rf"'{name}' holds .* in format 2, made by py4dstem_clustering 9.9.0; .* update it"
     with pytest.raises(ValueError, match=text):
         READERS[name](node)
-    del node.metadata[emd.TAG]._params["version"]
+    del node.metadata[nodes.TAG]._params["version"]
     with pytest.raises(ValueError, match="in format 2"):
         READERS[name](node)
     for nonsense in (0, -1, 1.5, "1", None, True, np.arange(3)):
-        node.metadata[emd.TAG]["format"] = nonsense
+        node.metadata[nodes.TAG]["format"] = nonsense
         with pytest.raises(ValueError, match=r"damaged: its format is .* whole number from 1"):
             READERS[name](node)
 
@@ -183,7 +183,7 @@ def test_a_node_of_a_newer_format(name):
 def test_a_series_of_a_newer_format(tmp_path, capsys):
     path = copy(tmp_path, "series_format_1")
     with h5py.File(path, "r+") as file:
-        file[f"series/metadatabundle/{emd.TAG}/format"][()] = 2
+        file[f"series/metadatabundle/{nodes.TAG}/format"][()] = 2
     with pytest.raises(ValueError, match=r"series_format_1.h5.*in format 2.*update it"):
         open_series(path)
     with pytest.raises(ValueError, match="update it"):
@@ -195,7 +195,7 @@ def test_a_series_of_a_newer_format(tmp_path, capsys):
 def test_a_frame_of_a_newer_format(tmp_path):
     path = copy(tmp_path, "series_format_1")
     with h5py.File(path, "r+") as file:
-        file[f"series/frame_000002/metadatabundle/{emd.TAG}/format"][()] = 3
+        file[f"series/frame_000002/metadatabundle/{nodes.TAG}/format"][()] = 3
     series = open_series(path)
     assert len(series[0]) == 4
     with pytest.raises(ValueError, match=r"series_format_1.h5.*in format 3.*update it"):
@@ -204,8 +204,8 @@ def test_a_frame_of_a_newer_format(tmp_path):
 
 def test_what_is_written_says_its_format_and_version(cube):
     node = cube.cluster(threshold=0.5, progress_bar=False).to_node()
-    tagged = node.metadata[emd.TAG]._params
-    assert tagged["format"] == emd.FORMAT == 1
+    tagged = node.metadata[nodes.TAG]._params
+    assert tagged["format"] == nodes.FORMAT == 1
     assert tagged["version"] == py4dstem_clustering.__version__
 
 
@@ -296,7 +296,7 @@ def test_a_node_without_its_arrays(name):
 def test_a_bare_node_with_our_tag(reader):
     for kind in ("clusters", "similarity", "cluster_tree", "orientation_map", 3, None):
         node = emdfile.Node("bare")
-        emd.tag(node, kind)
+        nodes.tag(node, kind)
         with pytest.raises(ValueError, match=r"'bare' (is damaged|holds no)"):
             reader(node)
     for nothing in (None, 3, "text", emdfile.Metadata("m"), py4DSTEM.Root()):
@@ -370,7 +370,7 @@ def test_settings_that_are_damaged():
 
 def test_the_newest_is_not_known(cube):
     clusters = cube.cluster(threshold=0.5, progress_bar=False)
-    cube.tree("clusters").metadata[emd.TAG]["sequence"] = "first"
+    cube.tree("clusters").metadata[nodes.TAG]["sequence"] = "first"
     with pytest.raises(
         ValueError, match="'clusters' is damaged: its place among others is 'first'"
     ):
@@ -419,7 +419,7 @@ def test_a_node_with_anything_in_it(name, data, changes, noted, tagged):
     node.data = old.data if data is ... else data
     for key in ("dims", "dim_units"):
         setattr(node, key, getattr(old, key))
-    for key, new in (("arrays", changes), ("settings", noted), (emd.TAG, tagged)):
+    for key, new in (("arrays", changes), ("settings", noted), (nodes.TAG, tagged)):
         if key in node.metadata:
             node.metadata[key]._params.update(new)
     reader = READERS[name]
@@ -504,7 +504,7 @@ import resource, sys, time
 from pathlib import Path
 import numpy, h5py, py4DSTEM, py4dstem_clustering as pc
 from py4dstem_clustering import open_scan, open_series
-from py4dstem_clustering.reading import load_scan
+from py4dstem_clustering.scan.loading import load_scan
 
 def frames(path):
     for clusters in open_series(path):

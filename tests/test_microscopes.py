@@ -36,7 +36,7 @@ from py4dstem_clustering import ScanArray, open_scan, simulate_scan
 from py4dstem_clustering.__main__ import main
 from py4dstem_clustering.kernels.blocks import read_rows
 from py4dstem_clustering.metrics import panoptic_quality
-from py4dstem_clustering.reading import load_scan
+from py4dstem_clustering.scan.loading import load_scan
 
 SCAN = (25, 18)
 QUIET = {"progress_bar": False}

@@ -11,7 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from py4dstem_clustering.reading import fingerprint, watch_folder
+from py4dstem_clustering.scan.datacubes import fingerprint
+from py4dstem_clustering.scan.watching import watch_folder
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from py4DSTEM.process.diffraction.utils import OrientationMap
 from scipy.linalg import polar
 from scipy.spatial.transform import Rotation
 
-from py4dstem_clustering import Clusters, emd
+from py4dstem_clustering import Clusters
+from py4dstem_clustering.emd import settings
 from py4dstem_clustering.mixture import Mixture
 from py4dstem_clustering.strain import REASONS, SLICES, _robust
 
@@ -514,11 +515,11 @@ def test_defaults_are_those_of_the_orientation_plan():
     scan.crystal = crystal
     options = {"max_distance": None, "sigma_excitation_error": None}
     found = strain_of(scan, **options)
-    used = emd.read_settings(found)
+    used = settings.read_settings(found)
     assert (used["max_distance"], used["sigma_excitation_error"]) == (0.07, 0.02)
     same = strain_of(scan, max_distance=0.07, sigma_excitation_error=0.02)
     np.testing.assert_array_equal(found.data, same.data)
-    assert emd.read_settings(strain_of(scan))["max_distance"] == 0.08
+    assert settings.read_settings(strain_of(scan))["max_distance"] == 0.08
 
 
 def test_the_result_survives_a_file(tmp_path):
@@ -544,7 +545,7 @@ def test_the_result_survives_a_file(tmp_path):
         "robust": True,
         "reasons": REASONS,
     }
-    assert dict(emd.read_settings(found)) == dict(emd.read_settings(read)) == expected
+    assert dict(settings.read_settings(found)) == dict(settings.read_settings(read)) == expected
 
 
 @pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")  # of py4DSTEM

@@ -21,9 +21,9 @@ import numpy as np
 import py4DSTEM
 
 import py4dstem_clustering as pc
-from py4dstem_clustering import emd
 from py4dstem_clustering.__main__ import main
-from py4dstem_clustering.reading import load_scan
+from py4dstem_clustering.emd import nodes
+from py4dstem_clustering.scan.loading import load_scan
 
 HERE = Path(__file__).parent
 MEMORY = 2 * 2**30
@@ -230,7 +230,7 @@ def gigantic(file: h5py.File, name: str, rng: random.Random) -> None:
 
 def too_new(file: h5py.File, name: str, rng: random.Random) -> None:
     for place in everything(file):
-        if place.endswith(f"{emd.TAG}/format"):
+        if place.endswith(f"{nodes.TAG}/format"):
             file[place][()] = rng.choice([2, 99, -1, 0])
 
 

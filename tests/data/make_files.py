@@ -14,7 +14,7 @@ import numpy as np
 import py4DSTEM
 
 import py4dstem_clustering as pc
-from py4dstem_clustering import emd
+from py4dstem_clustering.emd import nodes
 
 QUIET = {"progress_bar": False}
 
@@ -53,7 +53,7 @@ def make_today(folder: Path) -> None:
     cube.get_clustered_datacube(**QUIET)
     clusters = make_cube()
     for name in ("grown", "merged"):
-        emd.put(clusters, cube.tree(name))
+        nodes.put(clusters, cube.tree(name))
     py4DSTEM.save(str(folder / "clusters_format_1.h5"), clusters, tree=None, mode="o")
 
     other = make_cube()

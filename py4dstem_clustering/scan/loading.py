@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Iterable, Iterator
-from os import PathLike
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
-from . import emd
-from .arina import ScanArray, open_scan
-from .base.checks import check_data, check_number
-from .kernels.blocks import read_window
+from ..base.checks import check_data
+from ..emd import untrusted
+from .calibration import step_of
+from .dectris import open_scan
 
 # How py4DSTEM knows files of HDF5 (0.14.18).
 _HDF5 = (".h5", ".hdf5", ".py4dstem", ".emd")
@@ -68,9 +64,9 @@ def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | 
         cube.calibration = py4DSTEM.Calibration()
     if not isinstance(cube.calibration, py4DSTEM.Calibration):
         raise ValueError(f"{path} is damaged: its calibration is none of py4DSTEM")
-    with emd.naming(path):
+    with untrusted.naming(path):
         for axes in ("R", "Q"):
-            emd.step_of(cube, cube.calibration, axes)
+            step_of(cube, cube.calibration, axes)
     if values is not cube.data:
         cube.data = values
         cube.calibrate()
@@ -189,7 +185,7 @@ def _name_in_old_file(path: Path, key: str | None) -> str:
 
     if key is not None:
         return key.rpartition("/")[2]
-    with emd.open_file(path) as file:
+    with untrusted.open_file(path) as file:
         groups = [file[top].get("data/datacubes") for top in get_py4DSTEM_topgroups(path)]
         names = [name for group in groups if group is not None for name in group]
     if not names:
@@ -201,13 +197,13 @@ def _name_in_old_file(path: Path, key: str | None) -> str:
 
 def _check_hdf5(path: Path) -> None:
     """py4DSTEM follows any link and takes any memory that a file asks for (0.14.18)."""
-    with emd.open_file(path) as file:
+    with untrusted.open_file(path) as file:
         own = file.attrs.get("emd_group_type") == "file"
-        emd.check_stored(file, plain=False, beside=not own)
-        chunks = [] if own else emd.linked_files(file)
+        untrusted.check_stored(file, plain=False, beside=not own)
+        chunks = [] if own else untrusted.linked_files(file)
     for chunk in chunks:
-        with emd.open_file(path.parent / chunk) as file:
-            emd.check_stored(file, plain=False)
+        with untrusted.open_file(path.parent / chunk) as file:
+            untrusted.check_stored(file, plain=False)
 
 
 def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> np.ndarray:
@@ -221,149 +217,3 @@ def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> np.ndarray:
             f"{patterns} patterns (shape {tuple(data.shape)})"
         )
     return np.reshape(data, (*scan_shape, *detector))
-
-
-# --- where a scan lies --------------------------------------------------------------------------
-
-
-def files_of(data: Any) -> list[Path]:
-    """The files that hold the data of a scan, as far as they are known."""
-    if isinstance(data, ScanArray):
-        return data.files
-    if hasattr(data, "read_direct"):  # h5py
-        return [Path(data.file.filename)]
-    while isinstance(data, np.ndarray):
-        if isinstance(data, np.memmap) and data.filename is not None:
-            return [Path(data.filename)]
-        data = data.base
-    return []
-
-
-def is_one_of(path: Path, files: Iterable[Path]) -> bool:
-    """Whether a file, by whatever name, is one of some."""
-    return path.exists() and any(file.exists() and path.samefile(file) for file in files)
-
-
-# --- knowing a scan again -----------------------------------------------------------------------
-
-_SAMPLED = 16
-
-
-def fingerprint(data: Any) -> str:
-    """Hash of the shape, the type and some patterns all over a scan: its content, at little cost.
-
-    SHA-256, 32 characters. Two scans that differ in other patterns only have the same.
-    """
-    rx, ry = data.shape[:2]
-    found = hashlib.sha256(repr((tuple(data.shape), np.dtype(data.dtype).str)).encode())
-    # A golden step goes through rows and columns evenly.
-    steps = np.arange(_SAMPLED)
-    rows = np.unique(np.linspace(0, rx - 1, _SAMPLED).astype(int))
-    for row, share in zip(rows, (0.5 + 0.618034 * steps) % 1, strict=False):
-        column = int(share * ry)
-        row = int(row)
-        pattern = read_window(data, (row, row + 1), (column, column + 1))[0, 0]
-        found.update(np.ascontiguousarray(pattern).tobytes())
-    return found.hexdigest()[:32]
-
-
-# --- new files ------------------------------------------------------------------------------------
-
-
-def watch_folder(
-    path: str | PathLike,
-    pattern: str = "*.h5",
-    *,
-    settle: float = 5.0,
-    poll: float = 1.0,
-    timeout: float | None = None,
-) -> Iterator[Path]:
-    """Wait for the files of a running experiment, and yield each one when it is complete.
-
-    Files that are there already come first. The order is that in which they were last written.
-
-    Parameters
-    ----------
-    path : path
-        Folder, which must exist.
-    pattern : str
-        Names that count, as in a shell: ``"*_master.h5"``, ``"frame_*.npy"``. Choose one that
-        leaves out files of results.
-    settle : float
-        A file is complete when it has not changed for so many seconds. With it every file counts
-        whose name begins alike, so that a ``*_master.h5`` waits for its ``*_data_*.h5``. Longer
-        than the detector pauses while it writes.
-    poll : float
-        Seconds between two looks into the folder.
-    timeout : float, optional
-        End when no file has come or changed for so many seconds, at least `settle`. By default
-        wait until Ctrl-C.
-
-    Yields
-    ------
-    Path
-        Each file once.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If an argument breaks its rule; at the call, not when the first file is asked for.
-
-    Examples
-    --------
-    Cluster each scan while the next one is recorded::
-
-        frames = watch_folder("/data/today", "*_master.h5", timeout=600)
-        series = cluster_series(frames, out="today.h5", load=open_scan)
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"{str(path)!r} is not a folder; make it before the experiment starts")
-    if not isinstance(pattern, str):
-        raise TypeError(f"pattern={pattern!r} must be a text such as '*.h5'")
-    if not pattern or "/" in pattern:
-        raise ValueError(f"pattern={pattern!r} must match names in the folder, without '/'")
-    settle = check_number("settle", settle, 0)
-    poll = check_number("poll", poll, 0)
-    if timeout is not None:
-        timeout = check_number("timeout", timeout, settle)
-    return _watch(folder, pattern, settle, poll, timeout)
-
-
-def _watch(
-    folder: Path, pattern: str, settle: float, poll: float, timeout: float | None
-) -> Iterator[Path]:
-    yielded: set[str] = set()
-    # What each file looked like, and since when by this machine's clock: that of a file server may
-    # be off.
-    seen: dict[str, tuple[Any, float]] = {}
-    changed = time.monotonic()
-    while True:
-        now = time.monotonic()
-        sizes = {}
-        for file in folder.iterdir():
-            try:
-                state = file.stat()
-            except OSError:  # it is gone already
-                continue
-            sizes[file.name] = state.st_mtime_ns, state.st_size
-        ready = []
-        for file in folder.glob(pattern):
-            if file.name in yielded or file.name.startswith(".") or file.name not in sizes:
-                continue
-            stem = file.stem.removesuffix("_master")
-            state = sorted((name, *sizes[name]) for name in sizes if name.startswith(stem))
-            if file.name not in seen or seen[file.name][0] != state:
-                seen[file.name] = state, now
-                changed = now
-            if now - seen[file.name][1] >= settle and sizes[file.name][1] > 0 and file.is_file():
-                ready.append((sizes[file.name], file))
-        for _, file in sorted(ready):
-            yielded.add(file.name)
-            yield file
-        if ready:  # who took them was busy meanwhile
-            changed = time.monotonic()
-            continue
-        if timeout is not None and now - changed >= timeout:
-            return
-        time.sleep(poll)

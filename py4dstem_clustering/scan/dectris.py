@@ -11,20 +11,19 @@ own, and what the detector knows in ``entry/instrument/detector``.
 from __future__ import annotations
 
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import emdfile
 import h5py
 import numpy as np
 
-from . import emd
-from .base.checks import check_choice, check_integer, check_name, check_path
+from ..base.checks import check_choice, check_integer, check_name, check_path
+from ..emd import untrusted
+from .array import Piece, ScanArray
 
 if TYPE_CHECKING:
     from py4DSTEM import DataCube
@@ -82,13 +81,6 @@ _FACTS = (
 # Bits of the pixel mask that make a pixel worthless; those above tell of special pixels whose
 # counts are good (NeXus, NXdetector).
 _BAD_BITS = 0xFFFF
-
-# Frames are read and mended this many bytes at a time, so that a column of pixels over the whole
-# scan does not hold the scan in memory.
-_BATCH_BYTES = 16 * 2**20
-
-# A scan may have thousands of chunk files, a process may often open no more than 1,024.
-_MAX_OPEN = 64
 
 
 # --- files and links --------------------------------------------------------------------------
@@ -160,7 +152,7 @@ def _text(value: str | bytes) -> str:
 def _beside(master: Path, filename: str, sibling: Path | None) -> Path:
     """The file that a link in `master` means: inside its folder, or `sibling`, nothing else."""
     folder = master.parent
-    name, inside = emd.linked_name(filename)
+    name, inside = untrusted.linked_name(filename)
     candidates = [folder.joinpath(*name.parts)] if inside else []
     candidates += [folder / name.name] if name.name else []
     candidates += [sibling] if sibling is not None else []
@@ -178,21 +170,7 @@ def _beside(master: Path, filename: str, sibling: Path | None) -> Path:
     )
 
 
-class _Piece(NamedTuple):
-    """Frames that lie in one dataset, in a row of it if it is 4D."""
-
-    file: Path
-    dataset: str
-    row: int | None
-    shape: tuple[int, ...]  # of the dataset
-    dtype: np.dtype
-
-    @property
-    def n_frames(self) -> int:
-        return self.shape[0] if self.row is None else self.shape[1]
-
-
-def _find(path: Path, name: str, sibling: Path | None = None, hops: int = 4) -> list[_Piece]:
+def _find(path: Path, name: str, sibling: Path | None = None, hops: int = 4) -> list[Piece]:
     """The frames of a dataset, through links into files beside `path`; the dataset is whole."""
     with _open(path) as file:
         item = _walk(file, name)
@@ -220,7 +198,7 @@ def _suggest(path: Path) -> str:
     return f"give {' or '.join(found)}" if found else "there is no 3D or 4D dataset in it"
 
 
-def _pieces(path: Path, dataset: h5py.Dataset) -> list[_Piece]:
+def _pieces(path: Path, dataset: h5py.Dataset) -> list[Piece]:
     where, shape, dtype = f"{dataset.name!r} of {path}", dataset.shape, dataset.dtype
     if dataset.ndim not in (3, 4):
         raise ValueError(
@@ -237,10 +215,10 @@ def _pieces(path: Path, dataset: h5py.Dataset) -> list[_Piece]:
             f"{where} takes its values from other files, which is not followed; open the file that "
             "holds them, or copy the values (h5repack)"
         )
-    emd.check_filters(dataset, where)
+    untrusted.check_filters(dataset, where)
     _check_written(dataset, where)
     rows = range(shape[0]) if dataset.ndim == 4 else [None]
-    return [_Piece(path, dataset.name, row, shape, dtype.newbyteorder("=")) for row in rows]
+    return [Piece(path, dataset.name, row, shape, dtype.newbyteorder("=")) for row in rows]
 
 
 def _check_written(dataset: h5py.Dataset, where: str) -> None:
@@ -262,348 +240,6 @@ def _check_written(dataset: h5py.Dataset, where: str) -> None:
         f"{len(dataset)}; copy the file again, or, if the scan was stopped, the frames before into "
         "a file of their own"
     )
-
-
-# --- frames of one scan -----------------------------------------------------------------------
-
-
-class ScanArray:
-    """A 4D scan that stays on disk, read by frame; the `data` of what `open_scan` returns.
-
-    Indexed like a NumPy array, and returns NumPy arrays: integers, slices, arrays of integers and
-    boolean maps of the scan, in any way that leaves the detector whole or cuts it by integers and
-    slices. Only the frames asked for are read. ``numpy.asarray(array)`` reads them all.
-
-    Any number of threads may read at the same time; HDF5 itself reads one by one. It can be copied
-    and pickled: what travels are the names of the files.
-
-    Attributes
-    ----------
-    shape : (Rx, Ry, Qx, Qy)
-    dtype : numpy.dtype
-        As counted, or a floating point type where missing pixels are NaN.
-    """
-
-    ndim = 4
-
-    def __init__(
-        self,
-        pieces: list[_Piece],
-        index: np.ndarray,
-        *,
-        path: Path,
-        bad: np.ndarray,
-        limit: float | None,
-        bad_pixels: str,
-        saturated: str,
-    ) -> None:
-        self._path = path
-        self._pieces = pieces
-        self._starts = np.cumsum([0, *(piece.n_frames for piece in pieces)])
-        self._index = index
-        self._limit = limit
-        self._saturated = saturated
-        self._bad_pixels = bad_pixels
-        self._bad = np.flatnonzero(bad)
-        self._neighbours = _good_neighbours(bad) if bad_pixels == "fill" else []
-
-        self._raw = pieces[0].dtype
-        floats = bad_pixels == "missing" and self._bad.size
-        floats = floats or (saturated == "missing" and limit is not None)
-        self.dtype = np.result_type(self._raw, np.float32) if floats else self._raw
-        self.shape = (*index.shape, *pieces[0].shape[-2:])
-        self._sizes = {path: path.stat().st_size for path in {piece.file for piece in pieces}}
-        self._start()
-
-    def _start(self) -> None:
-        self._handles: OrderedDict[tuple[Path, str], h5py.Dataset] = OrderedDict()  # newest last
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = ("_handles", "_lock")  # of this process
-        return {key: value for key, value in self.__dict__.items() if key not in own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._start()
-
-    # --- what an array has
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return int(np.prod(self.shape, dtype=object))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the whole scan takes in memory."""
-        return self.size * self.dtype.itemsize
-
-    @property
-    def files(self) -> list[Path]:
-        """The file that was opened, and those that hold the frames."""
-        return sorted({self._path, *self._sizes})
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __repr__(self) -> str:
-        files = len(self._sizes)
-        first = self._pieces[0].file.name
-        more = f" and {files - 1} more" if files > 1 else ""
-        return f"<ScanArray {self.shape} {self.dtype} in {first}{more}>"
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        out = self[...]
-        return out if dtype is None else out.astype(dtype, copy=False)
-
-    def copy(self) -> ScanArray:
-        """Itself: it cannot be written to."""
-        return self
-
-    def mean(self, axis: Any = None, **options: Any) -> Any:
-        """Mean along `axis`, as numpy.mean; over the scan, ``axis=(0, 1)``, row by row."""
-        if axis != (0, 1) or _given(options):
-            return np.asarray(self).mean(axis=axis, **options)
-        total = np.zeros(self.shape[2:])
-        for row in self:
-            total += row.sum(axis=0, dtype=np.float64)
-        return total / self._index.size
-
-    def max(self, axis: Any = None, **options: Any) -> Any:
-        """Largest value along `axis`, as numpy.max; over the scan, ``axis=(0, 1)``, row by row."""
-        if axis != (0, 1) or _given(options):
-            return np.asarray(self).max(axis=axis, **options)
-        out = self[0].max(axis=0)
-        for row in range(1, len(self)):
-            np.maximum(out, self[row].max(axis=0), out=out)
-        return out
-
-    def close(self) -> None:
-        """Close the files; they open again when something is read."""
-        with self._lock:
-            while self._handles:
-                self._handles.popitem()[1].file.close()
-
-    # --- reading
-
-    def __getitem__(self, key: Any) -> Any:
-        scan_key, pattern_key = self._split(key)
-        frames = self._index[scan_key]
-        pattern = np.broadcast_to(np.int8(0), self.shape[2:])[pattern_key].shape
-        numbers, places = np.unique(frames, return_inverse=True)  # each frame is read once
-        out = np.empty((len(numbers), *pattern), dtype=self.dtype)
-        frame_bytes = self._raw.itemsize * self.shape[2] * self.shape[3]
-        step = max(1, _BATCH_BYTES // frame_bytes)
-        for start in range(0, len(numbers), step):
-            batch = slice(start, start + step)
-            out[batch] = self._read(numbers[batch])[(slice(None), *pattern_key)]
-        if not np.array_equal(places, np.arange(len(numbers))):
-            out = out[places.reshape(-1)]
-        return out.reshape(frames.shape + pattern)[()]
-
-    def _split(self, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Cut an index into the part of the scan and the part of the detector."""
-        keys = list(key) if isinstance(key, tuple) else [key]
-        keys = [k if _is_basic(k) else np.asarray(k) for k in keys]
-        if any(k is None for k in keys):
-            raise IndexError("None makes no new axis here; read first, data[...][None]")
-        axes = [k.ndim if isinstance(k, np.ndarray) and k.dtype == bool else 1 for k in keys]
-        dots = [i for i, k in enumerate(keys) if k is Ellipsis]
-        if len(dots) > 1:
-            raise IndexError("an index may hold one ellipsis (...) only")
-        given = sum(axes) - len(dots)
-        if given > self.ndim:
-            raise IndexError(f"{given} indices for an array of {self.ndim} axes")
-        at = dots[0] if dots else len(keys)
-        whole = [slice(None)] * (self.ndim - given)
-        keys[at : at + 1] = whole
-        axes[at : at + 1] = [1] * len(whole)
-
-        n_scan = int(np.searchsorted(np.cumsum(axes), 2)) + 1
-        scan, pattern = keys[:n_scan], keys[n_scan:]
-        if sum(axes[:n_scan]) != 2 or any(isinstance(k, np.ndarray) for k in pattern):
-            raise IndexError(
-                "the detector axes take integers and slices, scan axes arrays too; read first, "
-                "data[scan index][..., detector index]"
-            )
-        if any(isinstance(k, np.ndarray) for k in scan) and not all(
-            isinstance(k, slice) for k in pattern
-        ):
-            # NumPy may move axes then.
-            raise IndexError(
-                "with arrays for the scan axes, the detector axes take slices only; read first, "
-                "data[scan index][..., detector index]"
-            )
-        return tuple(scan), tuple(pattern)
-
-    def _read(self, numbers: np.ndarray) -> np.ndarray:
-        """Frames of rising numbers, mended."""
-        out = np.empty((len(numbers), *self.shape[2:]), dtype=self._raw)
-        places = np.searchsorted(self._starts, numbers, side="right") - 1
-        cuts = np.flatnonzero((np.diff(numbers) != 1) | np.diff(places)) + 1
-        for run in np.split(np.arange(len(numbers)), cuts):
-            if run.size:
-                first = int(numbers[run[0]] - self._starts[places[run[0]]])
-                target = out[run[0] : run[-1] + 1]
-                self._read_run(self._pieces[places[run[0]]], first, target)
-        return self._mend(out, numbers)
-
-    def _read_run(self, piece: _Piece, first: int, out: np.ndarray) -> None:
-        """Frames of one dataset, one after the other."""
-
-        def read(start: int, stop: int, out: np.ndarray) -> None:
-            rows = slice(first + start, first + stop)
-            dataset.read_direct(out, rows if piece.row is None else (piece.row, rows))
-
-        with self._lock:
-            dataset = self._dataset(piece)
-            try:
-                read(0, len(out), out)
-            except (OSError, RuntimeError) as error:
-                self._check_size(piece)
-                raise self._corrupt(piece, first, out, read) from error
-            # HDF5 reads zeros behind the end of a file.
-            self._check_size(piece)
-
-    def _corrupt(self, piece: _Piece, first: int, out: np.ndarray, read: Callable) -> OSError:
-        """The error for the first frame that cannot be read."""
-        for i in range(len(out)):
-            try:
-                read(i, i + 1, out[i : i + 1])
-            except (OSError, RuntimeError) as error:
-                at = first + i if piece.row is None else (piece.row, first + i)
-                number = self._starts[self._pieces.index(piece)] + first + i
-                return OSError(
-                    f"frame {at} of {piece.dataset!r} in {piece.file}, {self._position(number)}, "
-                    f"cannot be read ({error}); copy the file again, or leave the position out"
-                )
-        return OSError(f"{piece.file} cannot be read at one time and can at another; try again")
-
-    def _position(self, number: int) -> str:
-        x, y = (int(n[0]) for n in np.nonzero(self._index == number))
-        return f"scan position ({x}, {y})"
-
-    def _dataset(self, piece: _Piece) -> h5py.Dataset:
-        key = piece.file, piece.dataset
-        if key not in self._handles:
-            if len(self._handles) >= _MAX_OPEN:
-                self._handles.popitem(last=False)[1].file.close()
-            self._check_size(piece)
-            try:
-                dataset = h5py.File(piece.file, "r")[piece.dataset]
-                same = (
-                    dataset.shape == piece.shape and dataset.dtype.newbyteorder("=") == piece.dtype
-                )
-            except (OSError, KeyError, AttributeError) as error:
-                raise OSError(f"{piece.file} cannot be opened any more ({error})") from error
-            if not same:
-                raise OSError(f"{piece.file} is not what it was; open the scan again")
-            self._handles[key] = dataset
-        self._handles.move_to_end(key)
-        return self._handles[key]
-
-    def _check_size(self, piece: _Piece) -> None:
-        try:
-            size = piece.file.stat().st_size
-        except OSError as error:
-            raise OSError(f"{piece.file} is gone ({error}); bring it back") from error
-        if size < self._sizes[piece.file]:
-            raise OSError(
-                f"{piece.file} shrank from {self._sizes[piece.file]} to {size} bytes since it was "
-                "opened; copy it again, and open the scan again"
-            )
-
-    # --- mending
-
-    def _mend(self, raw: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Look for saturated counts, and give bad pixels a value."""
-        flat = raw.reshape(len(raw), -1)
-        out = flat
-        if self._limit is not None and self._saturated != "keep":
-            recorded = flat[:, self._bad]
-            flat[:, self._bad] = 0  # what they hold tells nothing
-            over = flat.max() > self._limit
-            where = flat > self._limit if over else None
-            flat[:, self._bad] = recorded
-            if over and self._saturated == "raise":
-                self._complain(flat, where, numbers)
-            out = flat.astype(self.dtype, copy=False)
-            if over:
-                out[where] = np.nan
-        out = out.astype(self.dtype, copy=False)
-        if self._bad_pixels == "missing" and self._bad.size:
-            out[:, self._bad] = np.nan
-        for pixels, neighbours in self._neighbours:
-            values = _median(out[:, neighbours])
-            out[:, pixels] = np.rint(values) if out.dtype.kind in "iu" else values
-        return out.reshape(raw.shape)
-
-    def _complain(self, flat: np.ndarray, where: np.ndarray, numbers: np.ndarray) -> None:
-        frame, pixel = (int(n[0]) for n in np.nonzero(where))
-        u, v = (int(n) for n in np.unravel_index(pixel, self.shape[2:]))
-        raise ValueError(
-            f"pixel ({u}, {v}) at {self._position(numbers[frame])} is saturated: it holds "
-            f"{flat[frame, pixel]}, the largest good count is {self._limit:g}, and so in "
-            f"{np.count_nonzero(where)} pixels of the {len(flat)} frames just read; "
-            "open_scan(..., saturated='missing') makes them NaN, 'keep' takes them as they are"
-        )
-
-
-def _is_basic(key: Any) -> bool:
-    if isinstance(key, (bool, np.bool_)):
-        return False
-    return key is None or key is Ellipsis or isinstance(key, (slice, int, np.integer))
-
-
-def _given(options: dict[str, Any]) -> bool:
-    """Whether numpy.mean and the like passed on more than its defaults."""
-    return any(value is not None and value is not False for value in options.values())
-
-
-def _good_neighbours(bad: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each bad pixel the good ones in the smallest square that holds three.
-
-    Returns
-    -------
-    list of (pixels (n,), neighbours (n, k)), flat indices, one for each k.
-    """
-    shape = bad.shape
-    least = min(3, int((~bad).sum()))
-    pending = np.argwhere(bad)
-    groups: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    reach = 0
-    while len(pending):
-        reach += 1
-        offsets = np.indices((2 * reach + 1,) * 2).reshape(2, -1).T - reach
-        # A large gap of a large detector would not fit in one piece.
-        left = []
-        for part in np.array_split(pending, len(pending) * len(offsets) // 2**22 + 1):
-            places = part[:, None] + offsets
-            inside = ((places >= 0) & (places < shape)).all(axis=2)
-            flat = np.ravel_multi_index(np.moveaxis(places, 2, 0), shape, mode="clip")
-            good = inside & ~bad.ravel()[flat]
-            count = good.sum(axis=1)
-            for k in np.unique(count[count >= least]):
-                chosen = count == k
-                pixels = np.ravel_multi_index(part[chosen].T, shape)
-                neighbours = flat[chosen][good[chosen]].reshape(-1, k)
-                groups.setdefault(int(k), []).append((pixels, neighbours))
-            left.append(part[count < least])
-        pending = np.concatenate(left)
-    return [
-        (np.concatenate([p for p, _ in group]), np.concatenate([n for _, n in group]))
-        for group in groups.values()
-    ]
-
-
-def _median(values: np.ndarray) -> np.ndarray:
-    """Median along the last axis of what is not NaN, in float64; NaN where all is."""
-    values = np.sort(values, axis=-1)  # NaN goes to the end
-    count = (values.shape[-1] - np.isnan(values).sum(axis=-1))[..., None]
-    low = np.take_along_axis(values, np.maximum(count - 1, 0) // 2, axis=-1)
-    high = np.take_along_axis(values, np.minimum(count // 2, values.shape[-1] - 1), axis=-1)
-    return ((low.astype(np.float64) + high.astype(np.float64)) / 2)[..., 0]
 
 
 # --- opening ----------------------------------------------------------------------------------
@@ -777,7 +413,7 @@ def _default_name(prefix: str) -> str:
         return "scan"
 
 
-def _master_pieces(path: Path, prefix: str) -> list[_Piece]:
+def _master_pieces(path: Path, prefix: str) -> list[Piece]:
     """The chunks of a master file, in their order, none missing."""
     if re.search(r"_data_\d+$", path.stem):
         master = re.sub(r"_data_\d+$", "_master.h5", path.stem)
@@ -823,7 +459,7 @@ def _master_pieces(path: Path, prefix: str) -> list[_Piece]:
     return pieces
 
 
-def _check_alike(pieces: list[_Piece]) -> None:
+def _check_alike(pieces: list[Piece]) -> None:
     first = pieces[0]
     for piece in pieces[1:]:
         if piece.shape[-2:] != first.shape[-2:] or piece.dtype != first.dtype:
@@ -862,7 +498,7 @@ def _read_facts(path: Path, bad_pixels: str) -> tuple[dict[str, Any], np.ndarray
                     f"{place!r} of {path}, {item.dtype} of shape {item.shape}, is no pixel mask: "
                     "it must be whole numbers (Qx, Qy)"
                 )
-            emd.check_filters(item, f"{place!r} of {path}")
+            untrusted.check_filters(item, f"{place!r} of {path}")
             try:
                 return facts, item[...]
             except (OSError, RuntimeError) as error:
@@ -916,7 +552,7 @@ def _largest_good(dtype: np.dtype, facts: dict[str, Any]) -> int | float | None:
 
 def _scan_shape(
     n_frames: int,
-    piece: _Piece,
+    piece: Piece,
     scan_shape: Any,
     skip: tuple[int, int],
     flyback: int,

@@ -1,0 +1,1 @@
+"""EMD files: nodes, settings, complete writing, and files that may not be trusted."""

@@ -1,0 +1,1 @@
+"""What lies on disk or in memory: files, arrays, calibration."""

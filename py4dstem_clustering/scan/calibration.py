@@ -1,0 +1,126 @@
+"""Read and copy calibrations: step of the scan, detector pixel, origin."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from numbers import Real
+from typing import Any
+
+import emdfile
+import numpy as np
+from py4DSTEM import Calibration, DataCube
+
+from ..emd.nodes import damaged, short
+
+
+def carry_calibration(datacube: DataCube, labels: np.ndarray | None = None) -> Calibration:
+    """A copy of the calibration; with `labels`, maps of the scan become means over each cluster."""
+    copy = copy_calibration(calibration_of(datacube))
+    if labels is None:
+        return copy
+
+    n_clusters = labels.max() + 1
+    for key, value in list(copy._params.items()):
+        if isinstance(value, np.ndarray) and value.shape == labels.shape:
+            if value.dtype == bool:
+                del copy._params[key]
+                continue
+            present = (labels >= 0) & np.isfinite(value)
+            count = np.bincount(labels[present], minlength=n_clusters).astype(float)
+            count[count == 0] = np.nan
+            total = np.bincount(labels[present], value[present], minlength=n_clusters)
+            copy._params[key] = (total / count)[:, None]
+    return copy
+
+
+def copy_calibration(calibration: Any = None) -> Any:
+    """A copy of a py4DSTEM Calibration that shares nothing with it; of None an empty one.
+
+    Without what py4DSTEM.read leaves in it, the place in the file and what it calibrates (0.14.18).
+    """
+    from py4DSTEM import Calibration
+
+    copy = Calibration() if calibration is None else calibration.copy(name="calibration")
+    for key, value in list(copy._params.items()):
+        if key in ("_root_treepath", "_target_paths"):
+            del copy._params[key]
+        else:
+            copy._params[key] = deepcopy(value)
+    return copy
+
+
+def calibration_of(node: Any) -> Any:
+    """The calibration of the tree of a node; None for a file, a node or an array without one."""
+    root = getattr(node, "root", None)
+    return None if root is None else root.metadata.get("calibration")
+
+
+def detector_step(node: Any) -> tuple[float, str]:
+    """Size of detector pixels and its unit, from the calibration of a node's tree."""
+    return step_of(node, calibration_of(node), "Q")
+
+
+def scan_step(node: emdfile.Node) -> tuple[float, str]:
+    """Distance of scan positions and its unit, from the calibration of a node's tree."""
+    return step_of(node, calibration_of(node))
+
+
+def step_of(node: Any, calibration: Any, axes: str = "R") -> tuple[float, str]:
+    """Size and unit of pixels, of the scan or the detector ("Q"), in the calibration of a node."""
+    if calibration is None:
+        return 1.0, "pixels"
+    if not hasattr(calibration, "get_R_pixel_size"):
+        raise damaged(node, f"its calibration is a {type(calibration).__name__}")
+    size = getattr(calibration, f"get_{axes}_pixel_size")()
+    unit = getattr(calibration, f"get_{axes}_pixel_units")()
+    # Of 0, emdfile could not write the axes (0.0.16).
+    if isinstance(size, bool) or not isinstance(size, Real) or not np.isfinite(size) or size == 0:
+        raise damaged(
+            node, f"its calibration has the pixel size {short(size)}, and no number other than 0"
+        )
+    if not isinstance(unit, str):
+        raise damaged(node, f"its calibration has the unit {short(unit)}, and no text")
+    return float(size), unit
+
+
+def known_centre(datacube: Any) -> tuple[float, float] | None:
+    """Centre of the direct beam by the calibration; None where that does not know it."""
+    calibration = calibration_of(datacube)
+    if calibration is None:
+        return None
+    origin = calibration.get_origin_mean()
+    if origin is None or not np.isfinite(np.asarray(origin, dtype=float)).all():
+        return None
+    return float(origin[0]), float(origin[1])
+
+
+def known_origins(datacube: Any) -> np.ndarray | None:
+    """Origin of each pattern (Rx, Ry, 2), NaN where it is not known; None without any."""
+    calibration = calibration_of(datacube)
+    origin = None if calibration is None else calibration.get_origin()
+    if origin is None or any(np.shape(part) not in ((), datacube.Rshape) for part in origin):
+        return None
+    parts = [np.broadcast_to(np.asarray(part, dtype=float), datacube.Rshape) for part in origin]
+    origin = np.stack(parts, axis=2)
+    return origin if np.isfinite(origin).all(axis=2).any() else None
+
+
+def varies(origin: np.ndarray) -> bool:
+    """Whether the known origins differ over the scan."""
+    known = origin[np.isfinite(origin).all(axis=2)]
+    return bool((known != known[0]).any())
+
+
+def whole_shifts(datacube: Any) -> np.ndarray | None:
+    """Whole pixels (Rx, Ry, 2) that bring each pattern to the mean origin; None where all are 0.
+
+    What descan leaves, parts of a pixel, is among what features leave out.
+    """
+    origin = known_origins(datacube)
+    if origin is None:
+        return None
+    known = np.isfinite(origin).all(axis=2)
+    shifts = np.zeros(origin.shape, dtype=int)
+    shifts[known] = np.round(origin[known].mean(axis=0) - origin[known]).astype(int)
+    limit = np.array(datacube.Qshape) // 2
+    return np.clip(shifts, -limit, limit) if shifts.any() else None

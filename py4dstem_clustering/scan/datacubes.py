@@ -1,0 +1,102 @@
+"""Make, copy and recognise datacubes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import emdfile
+import numpy as np
+import py4DSTEM
+from py4DSTEM import Calibration, DataCube
+
+from .._version import __version__
+from ..emd import nodes
+from ..kernels.blocks import read_window
+from .array import ScanArray
+from .calibration import carry_calibration
+
+
+def get_provenance(
+    datacube: DataCube, start: float | None = None, known: str | None = None
+) -> dict[str, Any]:
+    """What a result was made of, by what, when, and in how many seconds since `start`.
+
+    `known` is the fingerprint of the data, where it has just been taken.
+    """
+    found = {
+        "source": datacube.name,
+        "fingerprint": known or fingerprint(datacube.data),
+        "shape": tuple(map(int, datacube.data.shape)),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        f"{nodes.TAG}_version": __version__,
+        "py4DSTEM_version": py4DSTEM.__version__,
+    }
+    if start is not None:
+        found["seconds"] = round(perf_counter() - start, 3)
+    return found
+
+
+def new_datacube(
+    data: Any, name: str, calibration: Calibration, metadata: Mapping[str, emdfile.Metadata]
+) -> DataCube:
+    """A DataCube in a tree of its own."""
+    cube = DataCube(data=data, name=name, calibration=calibration)
+    for key, item in metadata.items():
+        cube.metadata = emdfile.Metadata(key, deepcopy(item._params))
+    return cube
+
+
+def copy_datacube(datacube: DataCube) -> DataCube:
+    """The same data in a tree of its own, with a copy of the calibration and metadata."""
+    metadata = {k: v for k, v in datacube.metadata.items() if k != "calibration"}
+    return new_datacube(datacube.data, datacube.name, carry_calibration(datacube), metadata)
+
+
+# --- where a scan lies --------------------------------------------------------------------------
+
+
+def files_of(data: Any) -> list[Path]:
+    """The files that hold the data of a scan, as far as they are known."""
+    if isinstance(data, ScanArray):
+        return data.files
+    if hasattr(data, "read_direct"):  # h5py
+        return [Path(data.file.filename)]
+    while isinstance(data, np.ndarray):
+        if isinstance(data, np.memmap) and data.filename is not None:
+            return [Path(data.filename)]
+        data = data.base
+    return []
+
+
+def is_one_of(path: Path, files: Iterable[Path]) -> bool:
+    """Whether a file, by whatever name, is one of some."""
+    return path.exists() and any(file.exists() and path.samefile(file) for file in files)
+
+
+# --- knowing a scan again -----------------------------------------------------------------------
+
+_SAMPLED = 16
+
+
+def fingerprint(data: Any) -> str:
+    """Hash of the shape, the type and some patterns all over a scan: its content, at little cost.
+
+    SHA-256, 32 characters. Two scans that differ in other patterns only have the same.
+    """
+    rx, ry = data.shape[:2]
+    found = hashlib.sha256(repr((tuple(data.shape), np.dtype(data.dtype).str)).encode())
+    # A golden step goes through rows and columns evenly.
+    steps = np.arange(_SAMPLED)
+    rows = np.unique(np.linspace(0, rx - 1, _SAMPLED).astype(int))
+    for row, share in zip(rows, (0.5 + 0.618034 * steps) % 1, strict=False):
+        column = int(share * ry)
+        row = int(row)
+        pattern = read_window(data, (row, row + 1), (column, column + 1))[0, 0]
+        found.update(np.ascontiguousarray(pattern).tobytes())
+    return found.hexdigest()[:32]
