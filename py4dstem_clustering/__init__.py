@@ -31,17 +31,12 @@ from .orientation import (
     orientation_to_node,
     refine_orientations,
 )
-from .plotting import (
-    plot_averages,
-    plot_clusters,
-    plot_cross_validation,
-    plot_disks,
-    plot_growth,
-    plot_patterns,
-    plot_similarity,
-    plot_tree,
-)
-from .plotting_series import animate_series, plot_areas, plot_tracks
+from .plotting.areas import plot_areas
+from .plotting.film import animate_series
+from .plotting.maps import plot_clusters, plot_growth, plot_similarity
+from .plotting.patterns import plot_averages, plot_patterns
+from .plotting.results import plot_cross_validation, plot_disks, plot_tree
+from .plotting.tracks import plot_tracks
 from .scan.array import ScanArray
 from .scan.dectris import open_scan
 from .scan.watching import watch_folder

@@ -431,7 +431,7 @@ def _series(options: argparse.Namespace) -> None:
 
 
 def _draw_series(folder: Path, series: Any, tracks: Any, pixel_units: str) -> None:
-    from . import plotting_series as plotting
+    from . import plotting
 
     def areas(figure: Any) -> None:
         plotting.plot_areas(

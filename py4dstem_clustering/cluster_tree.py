@@ -371,7 +371,7 @@ class ClusterTree(Frozen):
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """Draw the number of clusters over the level, and a dendrogram; see `plot_tree`."""
-        from .plotting import plot_tree
+        from .plotting.results import plot_tree
 
         return plot_tree(self, axes, **options)
 

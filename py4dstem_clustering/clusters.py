@@ -711,7 +711,7 @@ class Clusters(Frozen):
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Draw the label map; see `py4dstem_clustering.plot_clusters`."""
-        from .plotting import plot_clusters
+        from .plotting.maps import plot_clusters
 
         return plot_clusters(self, ax, **options)
 

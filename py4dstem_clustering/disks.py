@@ -86,7 +86,7 @@ class GainedDisks(Frozen):
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Draw disks over scattering vector; see `py4dstem_clustering.plot_disks`."""
-        from .plotting import plot_disks
+        from .plotting.results import plot_disks
 
         return plot_disks(self, ax, **options)
 

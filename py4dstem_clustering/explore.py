@@ -20,7 +20,7 @@ from .cluster_tree import METHODS, ClusterTree, check_cut, level_for
 from .clusters import Clusters
 from .kernels.averaging import move_pattern
 from .kernels.blocks import read_window
-from .plotting import OUTLINE, PALETTE, add_scale_bar, grey_limits, neighbour_pairs, nth_color
+from .plotting.style import OUTLINE, PALETTE, add_scale_bar, grey_limits, neighbour_pairs, nth_color
 
 SIZE = (10.0, 4.0)
 """Of the window, inches."""

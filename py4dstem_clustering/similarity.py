@@ -108,7 +108,7 @@ class Similarity(Frozen):
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Draw the mean similarity; see `py4dstem_clustering.plot_similarity`."""
-        from .plotting import plot_similarity
+        from .plotting.maps import plot_similarity
 
         return plot_similarity(self, ax, **options)
 

@@ -119,7 +119,7 @@ class CrossValidation(Frozen):
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """Draw the error maps side by side; see `py4dstem_clustering.plot_cross_validation`."""
-        from .plotting import plot_cross_validation
+        from .plotting.results import plot_cross_validation
 
         return plot_cross_validation(self, axes, **options)
 

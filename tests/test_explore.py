@@ -24,7 +24,7 @@ from py4dstem_clustering.explore import (
     size_steps,
 )
 from py4dstem_clustering.kernels import virtual
-from py4dstem_clustering.plotting import neighbour_pairs
+from py4dstem_clustering.plotting.style import neighbour_pairs
 
 QUIET = {"progress_bar": False}
 SHAPE = (24, 20)

@@ -40,7 +40,6 @@ LAYERS = [
     "simulate",
     "mixture",
     "similarity",
-    "plotting_series",
     "plotting",
     "scan",
     "emd",

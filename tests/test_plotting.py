@@ -24,7 +24,7 @@ from py4dstem_clustering import (
     plot_patterns,
     plot_similarity,
 )
-from py4dstem_clustering.plotting import (
+from py4dstem_clustering.plotting.style import (
     PALETTE,
     add_scale_bar,
     cluster_colors,

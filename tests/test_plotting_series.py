@@ -18,17 +18,9 @@ from matplotlib.collections import LineCollection, PolyCollection
 from PIL import Image
 
 from py4dstem_clustering import Clusters, cluster_series, link_frames, simulate_series
-from py4dstem_clustering.plotting_series import (
-    _apart,
-    _edges,
-    _Film,
-    _time_text,
-    _with_error,
-    animate_series,
-    plot_areas,
-    plot_tracks,
-    track_colors,
-)
+from py4dstem_clustering.plotting.areas import _edges, _with_error, plot_areas
+from py4dstem_clustering.plotting.film import _Film, _time_text, animate_series
+from py4dstem_clustering.plotting.tracks import _apart, plot_tracks, track_colors
 
 SCAN = (26, 20)
 TIMES = np.array([0, 1, 2, 3, 4, 6, 7, 8.0]) / 4

@@ -19,7 +19,7 @@ import numpy as np
 
 from py4dstem_clustering import plot_averages, plot_clusters, simulate_scan
 from py4dstem_clustering.benchmark_orientation import DISKS, PLAN, disk_template
-from py4dstem_clustering.plotting import add_scale_bar
+from py4dstem_clustering.plotting.style import add_scale_bar
 
 
 def main() -> None:

@@ -1,0 +1,22 @@
+"""Figures of a scan and of a series."""
+
+from .areas import plot_areas
+from .film import animate_series
+from .maps import plot_clusters, plot_growth, plot_similarity
+from .patterns import plot_averages, plot_patterns
+from .results import plot_cross_validation, plot_disks, plot_tree
+from .tracks import plot_tracks
+
+__all__ = [
+    "animate_series",
+    "plot_areas",
+    "plot_averages",
+    "plot_clusters",
+    "plot_cross_validation",
+    "plot_disks",
+    "plot_growth",
+    "plot_patterns",
+    "plot_similarity",
+    "plot_tracks",
+    "plot_tree",
+]

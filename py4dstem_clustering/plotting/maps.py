@@ -1,0 +1,196 @@
+"""Figures. Every function draws into `ax` and returns it; none calls ``show()``.
+
+The first scan axis runs downwards, as in py4DSTEM's own pictures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+from scipy.ndimage import distance_transform_edt
+
+from ..base.checks import check_integer, check_number, values_of
+from .style import (
+    OUTLINE,
+    add_scale_bar,
+    axes_or_new,
+    bare_frame,
+    cluster_colors,
+    free_corner,
+    grey_limits,
+    write_text,
+)
+
+# --- pictures of the scan --------------------------------------------------------------------
+
+
+def plot_similarity(similarity: Any, ax: Any = None, *, direction: int | None = None) -> Any:
+    """Draw a similarity as a map of the scan, with its scale.
+
+    Parameters
+    ----------
+    similarity : Similarity
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    direction : int, optional
+        The similarity with the neighbour in one direction, 0 to 7; by default the mean over all.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> ax = plot_similarity(datacube.get_similarity(progress_bar=False))
+    """
+    if direction is None:
+        image, what = similarity.mean, "mean similarity"
+    else:
+        direction = check_integer("direction", direction, 0)
+        if direction > 7:
+            raise ValueError(f"direction={direction} must be from 0 to 7")
+        image = similarity.data[..., direction]
+        what = f"similarity with the neighbour at {similarity.directions[direction]}"
+    ax = axes_or_new(ax)
+    picture = ax.imshow(image, cmap="viridis", interpolation="nearest")
+    ax.figure.colorbar(picture, ax=ax, label=what, fraction=0.046, pad=0.04)
+    bare_frame(ax, None)
+    add_scale_bar(ax, similarity.pixel_size, similarity.pixel_units, similarity.shape[1])
+    return ax
+
+
+def plot_clusters(
+    clusters: Any,
+    ax: Any = None,
+    *,
+    image: Any = None,
+    alpha: float = 0.45,
+    contours: bool = True,
+    numbers: bool | None = None,
+    seeds: bool = False,
+    title: str | None = None,
+) -> Any:
+    """Draw the label map over an image, with contours and a scale bar.
+
+    Parameters
+    ----------
+    clusters : Clusters
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    image : array-like (Rx, Ry), optional
+        Grey picture beneath, such as a virtual image; by default the mean similarity.
+    alpha : float
+        Opacity of the colours, 0 to 1; 0 for contours only.
+    contours : bool
+        Draw the outline of each cluster.
+    numbers : bool, optional
+        Write the number of each cluster; by default when there are at most 30.
+    seeds : bool
+        Mark the seed of each cluster.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib Axes
+        Clusters that touch never share a colour.
+
+    Examples
+    --------
+    >>> clusters = datacube.cluster(threshold=0.9, min_size=5, progress_bar=False)
+    >>> ax = plot_clusters(clusters, seeds=True)
+    """
+    alpha = check_number("alpha", alpha, 0, 1)
+    if image is None:
+        image = clusters.similarity_mean
+    else:
+        image = np.asarray(values_of(image), dtype=np.float64)
+        if image.shape != clusters.shape:
+            raise ValueError(
+                f"image of shape {image.shape} must have the shape of the scan, {clusters.shape}"
+            )
+    ax = axes_or_new(ax)
+    colors = cluster_colors(clusters.labels, clusters.n_clusters)
+    low, high = grey_limits(image)
+    ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    if clusters.n_clusters and alpha > 0:
+        overlay = np.ma.masked_less(clusters.labels, 0)
+        ax.imshow(
+            overlay,
+            cmap=ListedColormap(colors),
+            vmin=-0.5,
+            vmax=clusters.n_clusters - 0.5,
+            alpha=alpha,
+            interpolation="nearest",
+        )
+    if numbers is None:
+        numbers = clusters.n_clusters <= 30
+    written = []
+    for k in range(clusters.n_clusters):
+        if contours:
+            for points in clusters.contours(k):
+                ax.plot(points[:, 1], points[:, 0], color=colors[k], linewidth=1.2)
+        if numbers:
+            # Where there is most room: a bent cluster need not hold its centroid.
+            depth = distance_transform_edt(np.pad(clusters.labels == k, 1))[1:-1, 1:-1]
+            written.append(np.unravel_index(depth.argmax(), depth.shape))
+            write_text(ax, written[-1], str(k))
+    if seeds and clusters.n_clusters:
+        ax.plot(
+            clusters.seeds[:, 1],
+            clusters.seeds[:, 0],
+            "+",
+            color="white",
+            markersize=8,
+            path_effects=OUTLINE,
+        )
+    ax.set_xlim(-0.5, clusters.shape[1] - 0.5)
+    ax.set_ylim(clusters.shape[0] - 0.5, -0.5)
+    bare_frame(ax, title)
+    loc = free_corner(clusters.shape, written)
+    add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, clusters.shape[1], loc=loc)
+    return ax
+
+
+def plot_growth(clusters: Any, ax: Any = None, *, label: int | None = None) -> Any:
+    """Draw in which order positions joined, from the seed outwards.
+
+    Parameters
+    ----------
+    clusters : Clusters
+        Made by growth.
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    label : int, optional
+        One cluster; by default all.
+
+    Returns
+    -------
+    matplotlib Axes
+        Colour tells the step at which a position joined, 0 at the seed (marked by its number);
+        a position joins one step after the first neighbour that takes it in.
+
+    Examples
+    --------
+    >>> clusters = datacube.cluster(threshold=0.98, progress_bar=False)
+    >>> ax = plot_growth(clusters, label=0)
+    """
+    chosen = range(clusters.n_clusters) if label is None else [label]
+    steps = np.full(clusters.shape, -1)
+    for k in chosen:
+        grown = clusters.growth_steps(k)
+        steps[grown >= 0] = grown[grown >= 0]
+
+    ax = axes_or_new(ax)
+    low, high = grey_limits(clusters.similarity_mean)
+    ax.imshow(clusters.similarity_mean, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    picture = ax.imshow(np.ma.masked_less(steps, 0), cmap="viridis", interpolation="nearest")
+    ax.figure.colorbar(picture, ax=ax, label="growth step", fraction=0.046, pad=0.04)
+    written = [clusters.seeds[k] for k in chosen] if len(chosen) <= 30 else []
+    for k, place in zip(chosen, written, strict=False):
+        write_text(ax, place, str(k))
+    bare_frame(ax, None)
+    loc = free_corner(clusters.shape, written)
+    add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, clusters.shape[1], loc=loc)
+    return ax

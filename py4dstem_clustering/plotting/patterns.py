@@ -1,0 +1,165 @@
+"""Figures of diffraction patterns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ..base.checks import check_integer, check_number, values_of
+from ..kernels.blocks import read_window
+from ..scan.calibration import detector_step
+from .style import OUTLINE, add_scale_bar, axes_or_new, bare_frame, cluster_colors
+
+# --- diffraction patterns --------------------------------------------------------------------
+
+
+def plot_averages(
+    averages: Any,
+    ax: Any = None,
+    *,
+    labels: Any = None,
+    columns: int | None = None,
+    power: float = 0.25,
+) -> Any:
+    """Draw cluster averages as a grid of diffraction patterns.
+
+    Parameters
+    ----------
+    averages : DataCube (N, 1, Qx, Qy)
+        What ``datacube.get_clustered_datacube()`` returned.
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    labels : sequence of int, optional
+        Clusters to draw, in this order; by default the first 30.
+    columns : int, optional
+        Patterns side by side; by default such that the grid is about as wide as high.
+    power : float
+        Intensities are drawn to this power, between the 1st and the 99.9th percentile of each
+        pattern, so that weak disks show beside the direct beam.
+
+    Returns
+    -------
+    matplotlib Axes
+        Frames have the colours of `plot_clusters` when the averages carry their clusters.
+
+    Examples
+    --------
+    >>> clusters = datacube.cluster(threshold=0.98, min_size=5, progress_bar=False)
+    >>> ax = plot_averages(datacube.get_clustered_datacube(progress_bar=False))
+    """
+    data = _check_patterns("averages", averages)
+    if data.shape[1] != 1:
+        raise ValueError(
+            f"averages of shape {data.shape} must be (N, 1, Qx, Qy); plot_patterns draws a scan"
+        )
+    chosen = list(range(min(len(data), 30))) if labels is None else list(labels)
+    for label in chosen:
+        if check_integer("label", label, 0) >= len(data):
+            raise ValueError(f"label {label} does not exist; there are {len(data)} averages")
+    colors = None
+    clusters = getattr(averages, "clusters", None)
+    if clusters is not None and clusters.n_clusters == len(data):
+        colors = cluster_colors(clusters.labels, len(data))[chosen]
+    positions = [(label, 0) for label in chosen]
+    names = [str(label) for label in chosen]
+    return _draw_patterns(averages, data, positions, names, colors, ax, columns, power)
+
+
+def plot_patterns(
+    datacube: Any,
+    positions: Any,
+    ax: Any = None,
+    *,
+    columns: int | None = None,
+    power: float = 0.25,
+) -> Any:
+    """Draw the diffraction patterns of some scan positions as a grid.
+
+    Parameters
+    ----------
+    datacube : DataCube (Rx, Ry, Qx, Qy)
+    positions : array-like of int, (n, 2)
+        Scan positions (rx, ry), such as ``clusters.seeds``, to be compared with the averages, or
+        the first of ``clusters.growth_order(0)``.
+    ax, columns, power
+        As in `plot_averages`.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> clusters = datacube.cluster(threshold=0.98, progress_bar=False)
+    >>> ax = plot_patterns(datacube, clusters.growth_order(0)[:6])
+    """
+    data = _check_patterns("datacube", datacube)
+    places = np.asarray(positions)
+    if places.ndim != 2 or places.shape[1] != 2 or places.dtype.kind not in "iu":
+        raise ValueError("positions must be scan positions (rx, ry): whole numbers, (n, 2)")
+    if ((places < 0) | (places >= data.shape[:2])).any():
+        raise ValueError(f"positions must lie inside the scan of {tuple(data.shape[:2])}")
+    places = [tuple(place) for place in places.tolist()]
+    names = [f"{rx}, {ry}" for rx, ry in places]
+    return _draw_patterns(datacube, data, places, names, None, ax, columns, power)
+
+
+def _check_patterns(name: str, item: Any) -> Any:
+    data = values_of(item)
+    if np.ndim(data) != 4:
+        raise ValueError(f"{name} of shape {np.shape(data)} must have four axes")
+    return data
+
+
+def _draw_patterns(
+    item: Any,
+    data: Any,
+    positions: list[tuple[int, int]],
+    names: list[str],
+    colors: np.ndarray | None,
+    ax: Any,
+    columns: int | None,
+    power: float,
+) -> Any:
+    power = check_number("power", power, 1e-3)
+    if not positions:
+        raise ValueError("there is nothing to draw: name at least one pattern")
+    columns = int(np.ceil(np.sqrt(len(positions)))) if columns is None else columns
+    columns = min(check_integer("columns", columns, 1), len(positions))
+    rows = -(-len(positions) // columns)
+
+    ax = axes_or_new(ax)
+    qx, qy = data.shape[2:]
+    gap = max(1, round(0.04 * max(qx, qy)))
+    for place, position in enumerate(positions):
+        row, column = divmod(place, columns)
+        top, left = row * (qx + gap), column * (qy + gap)
+        pattern = read_window(data, *((k, k + 1) for k in position))[0, 0].astype(np.float64)
+        pattern = np.clip(pattern, 0, None) ** power
+        low, high = np.nanpercentile(pattern, (1, 99.9)) if np.isfinite(pattern).any() else (0, 1)
+        extent = (left - 0.5, left + qy - 0.5, top + qx - 0.5, top - 0.5)
+        ax.imshow(pattern, cmap="inferno", vmin=low, vmax=high, extent=extent)
+        color = "0.5" if colors is None else colors[place]
+        frame = (left - 0.5, top - 0.5), qy, qx
+        ax.add_patch(plt.Rectangle(*frame, fill=False, edgecolor=color, linewidth=2))
+        ax.text(
+            left + 0.03 * qy,
+            top + 0.03 * qx,
+            names[place],
+            color="white",
+            ha="left",
+            va="top",
+            fontsize=np.clip(60 / columns, 3, 8),
+            path_effects=OUTLINE,
+        )
+    ax.set_xlim(-gap, columns * (qy + gap))
+    ax.set_ylim(rows * (qx + gap), -gap)
+    bare_frame(ax, None)
+    ax.set_frame_on(False)
+    ax.set_xlabel(f"intensity to the power {power:g}, each scaled by itself", fontsize=7)
+    # Black beside the grid where its last row has room, white on the last pattern elsewhere.
+    color = "black" if len(positions) < rows * columns else "white"
+    add_scale_bar(ax, *detector_step(item), qy, color=color)
+    return ax

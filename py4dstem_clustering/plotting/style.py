@@ -1,0 +1,164 @@
+"""What all figures share: colours, axes, scale bars, text on images."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import matplotlib.patheffects
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_rgb
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+from ..kernels.regions import find_borders
+
+# Okabe and Ito's colours, told apart by all common kinds of colour vision; black is left out.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+
+OUTLINE = [matplotlib.patheffects.withStroke(linewidth=1.5, foreground="black")]
+
+
+def axes_or_new(ax: Any) -> Any:
+    """Axes that were given, or those of a new figure."""
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def bare_frame(ax: Any, title: str | None) -> None:
+    """A frame without ticks, and a title."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    if title:
+        ax.set_title(title)
+
+
+def add_scale_bar(
+    ax: Any,
+    pixel_size: float,
+    units: str,
+    n_pixels: int,
+    *,
+    loc: str = "lower right",
+    color: str = "white",
+) -> None:
+    """A scale bar of 1, 2 or 5 times a power of ten, at most a quarter of the picture wide."""
+    if not pixel_size > 0:
+        return  # no scale that could be drawn
+    target = 0.25 * n_pixels * pixel_size
+    power = 10.0 ** np.floor(np.log10(target))
+    length = max(m * power for m in (1, 2, 5) if m * power <= target * 1.0001)
+    label, shown = {"A^-1": "Å⁻¹", "A": "Å"}.get(units, units), length
+    if units == "A" and length >= 10:
+        label, shown = "nm", length / 10
+    if units == "pixels":
+        label = "px"
+    bar = AnchoredSizeBar(
+        ax.transData,
+        length / pixel_size,
+        f"{shown:g} {label}",
+        loc,
+        color=color,
+        pad=0.2,
+        borderpad=0.8,
+        sep=2,
+        frameon=False,
+        # Of the picture, not of a tile; less in a flat one.
+        size_vertical=min(abs(np.subtract(*ax.get_xlim())), 2 * abs(np.subtract(*ax.get_ylim())))
+        / 80,
+    )
+    if color == "white":
+        # An outline rather than a box: it reads on any ground and hides less of the picture.
+        bar.txt_label._text.set_path_effects(OUTLINE)
+        bar.size_bar.get_children()[0].set(facecolor="white", edgecolor="black", linewidth=0.75)
+    ax.add_artist(bar)
+
+
+def free_corner(shape: tuple[int, int], places: list[Any]) -> str:
+    """The corner for a scale bar in which nothing is written, the lower right if it is free."""
+    for vertical, horizontal in product(("lower", "upper"), ("right", "left")):
+        inside = [
+            (x > 0.87 * shape[0] if vertical == "lower" else x < 0.13 * shape[0])
+            and (y > 0.67 * shape[1] if horizontal == "right" else y < 0.33 * shape[1])
+            for x, y in places
+        ]
+        if not any(inside):
+            return f"{vertical} {horizontal}"
+    return "lower right"
+
+
+# --- colours ---------------------------------------------------------------------------------
+
+
+def neighbour_pairs(labels: np.ndarray) -> np.ndarray:
+    """Pairs of labels that touch, diagonals included, ``(n, 2)``; background left out."""
+    borders = find_borders(labels)[0]
+    return np.stack([borders.first, borders.second], axis=1)
+
+
+def cluster_colors(labels: np.ndarray, n_clusters: int) -> np.ndarray:
+    """RGB of each cluster ``(N, 3)``; clusters that touch never share a colour."""
+    return pair_colors(neighbour_pairs(labels), n_clusters)
+
+
+def pair_colors(pairs: np.ndarray, n_clusters: int) -> np.ndarray:
+    """RGB of each cluster ``(N, 3)``; those of a pair, ``(n, 2)``, never share a colour.
+
+    Greedy colouring, least connected last to be removed; among the colours that no neighbour has,
+    the one used least. Where the palette is too small, lighter and darker versions follow.
+    """
+    touching: list[set[int]] = [set() for _ in range(n_clusters)]
+    for a, b in pairs.tolist():
+        touching[a].add(b)
+        touching[b].add(a)
+
+    # Take away the cluster with the fewest neighbours left, again and again; colour in reverse.
+    degree = np.array([len(t) for t in touching])
+    alive = np.ones(n_clusters, dtype=bool)
+    order = []
+    for _ in range(n_clusters):
+        k = int(np.where(alive, degree, n_clusters).argmin())
+        alive[k] = False
+        order.append(k)
+        degree[list(touching[k])] -= 1
+
+    color = np.full(n_clusters, -1)
+    used = [0] * len(PALETTE)
+    for k in reversed(order):
+        taken = {int(color[j]) for j in touching[k]}
+        free = [c for c in range(len(used)) if c not in taken]
+        if not free:
+            used.append(0)
+            free = [len(used) - 1]
+        color[k] = min(free, key=lambda c: (used[c], c))
+        used[color[k]] += 1
+    return np.array([nth_color(c) for c in range(len(used))])[color].reshape(-1, 3)
+
+
+def nth_color(index: int) -> np.ndarray:
+    """Colour number `index`: the palette, then shades of it."""
+    turn, index = divmod(index, len(PALETTE))
+    hue, saturation, value = rgb_to_hsv(to_rgb(PALETTE[index]))
+    value *= 0.5 + 0.5 * np.modf(1 + turn * 0.618)[0] if turn else 1
+    return hsv_to_rgb((hue, saturation, value))
+
+
+def write_text(ax: Any, position: np.ndarray, text: str, size: float = 8) -> None:
+    """A number or a word on a picture, with an outline, so that it reads on any ground."""
+    ax.text(
+        position[1],
+        position[0],
+        text,
+        color="white",
+        ha="center",
+        va="center",
+        fontsize=size,
+        fontweight="bold",
+        path_effects=OUTLINE,
+        clip_on=True,
+    )
+
+
+def grey_limits(image: np.ndarray) -> tuple[float | None, float | None]:
+    """Grey levels that a few hot pixels do not spoil."""
+    values = image[np.isfinite(image)]
+    return tuple(np.percentile(values, (0.5, 99.5))) if values.size else (None, None)

@@ -1,0 +1,309 @@
+"""Figures of a series through time: outlines, areas, and a film.
+
+As in `plotting`, every function but the film draws into `ax` and returns it; none calls ``show()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap, Normalize
+
+from ..base.checks import check_choice, check_flag, check_integer, values_of
+from .style import (
+    add_scale_bar,
+    axes_or_new,
+    bare_frame,
+    free_corner,
+    grey_limits,
+    pair_colors,
+    write_text,
+)
+
+WIDTH = 85 / 25.4
+"""Width of a column of a journal, inches."""
+
+# Of plasma without its darkest end: outlines stand out from greys that are dark throughout.
+TIME_COLORS = ListedColormap(plt.get_cmap("plasma")(np.linspace(0.3, 1, 256)), "time")
+
+GREYS = ListedColormap(plt.get_cmap("gray")(np.linspace(0.05, 0.55, 256)), "dark grey")
+
+EDGE = "0.25"
+
+
+# --- what is common ------------------------------------------------------------------------------
+
+
+def track_colors(tracks: Any) -> np.ndarray:
+    """RGB of each track ``(N, 3)``, the same in all figures.
+
+    Tracks that come near each other, at any time, never share a colour, nor do those that split or
+    merge, nor those that follow each other in number.
+    """
+    n = tracks.n_tracks
+    rows = tracks.table[tracks.table["track"] >= 0]
+    number, counts = rows["track"], np.bincount(rows["track"], minlength=n)
+    places = np.stack([rows["place_rx"], rows["place_ry"]], axis=1)
+    means = np.stack([np.bincount(number, x, n) / counts for x in places.T], axis=1)
+    reach = np.zeros(n)
+    ranges = np.hypot(*(places - means[number]).T) + np.sqrt(rows["size"] / np.pi)
+    np.maximum.at(reach, number, ranges)
+    pairs = [np.stack([np.arange(n - 1), np.arange(1, n)], axis=1)] if n else []
+    for k in range(n):  # a row at a time: all pairs of many tracks would fill the memory
+        distance = np.hypot(*(means[k + 1 :] - means[k]).T)
+        near = k + 1 + np.flatnonzero(distance < reach[k] + reach[k + 1 :] + 2)
+        pairs.append(np.stack([np.full(len(near), k), near], axis=1))
+    related = tracks.events[(tracks.events["other"] >= 0) & (tracks.events["track"] >= 0)]
+    pairs.append(np.stack([related["track"], related["other"]], axis=1))
+    found = np.concatenate(pairs)
+    return pair_colors(found[found[:, 0] != found[:, 1]], n)
+
+
+def check_tracks(series: Any, tracks: Any) -> Any:
+    if tracks is None:
+        return series.tracks()
+    check_is_tracks(tracks)
+    if tracks.n_frames != len(series):
+        raise ValueError(
+            f"tracks of {tracks.n_frames} frames do not fit this series of {len(series)}; "
+            "take series.tracks()"
+        )
+    return tracks
+
+
+def check_is_tracks(tracks: Any) -> None:
+    if not all(hasattr(tracks, name) for name in ("table", "events", "n_frames")):
+        raise TypeError(
+            f"tracks of type {type(tracks).__name__} must be Tracks: series.tracks(), or what "
+            "link_frames returned"
+        )
+
+
+def long_enough(tracks: Any, min_frames: Any) -> np.ndarray:
+    """Numbers of the tracks that were seen often enough, in the order of their first frame."""
+    min_frames = check_integer("min_frames", min_frames, 1)
+    number = tracks.table["track"]
+    found, first, counts = np.unique(number[number >= 0], return_index=True, return_counts=True)
+    frames = tracks.table["frame"][number >= 0][first]
+    order = np.argsort(frames, kind="stable")
+    return found[order][counts[order] >= min_frames]
+
+
+def _of_frames(tracks: Any, values: np.ndarray) -> np.ndarray:
+    """What rows of the table say of their frames, (T,); between them where a frame has no rows."""
+    frames, rows = np.unique(tracks.table["frame"], return_index=True)
+    if not len(frames):
+        return np.zeros(tracks.n_frames)
+    return np.interp(np.arange(tracks.n_frames), frames, values[rows])
+
+
+def _drift(tracks: Any) -> np.ndarray:
+    """The drift that was taken off, (T, 2)."""
+    table = tracks.table
+    parts = [table[f"centroid_{a}"] - table[f"place_{a}"] for a in ("rx", "ry")]
+    return np.stack([_of_frames(tracks, part) for part in parts], axis=1)
+
+
+def outlines(clusters: Any, t: int, tracks: Any, wanted: set[int]) -> Iterator[Any]:
+    """Of each cluster that belongs to a wanted track: track, and contours (n, 2), (rx, ry)."""
+    rows = tracks.table[tracks.table["frame"] == t]
+    if len(rows) != clusters.n_clusters:
+        raise ValueError(
+            f"tracks hold {len(rows)} clusters in frame {t}, where this series has "
+            f"{clusters.n_clusters}; take series.tracks()"
+        )
+    for label, track in zip(rows["label"].tolist(), rows["track"].tolist(), strict=True):
+        if track in wanted:
+            for points in clusters.contours(label):
+                yield track, points
+
+
+def is_present(series: Any) -> list[int]:
+    """Frames that have not failed."""
+    if not hasattr(series, "infos"):
+        raise TypeError(
+            f"series of type {type(series).__name__} must be a ClusterSeries, from cluster_series "
+            "or open_series"
+        )
+    found = [k for k, info in enumerate(series.infos) if not info.error]
+    if not found:
+        raise ValueError("all frames of this series failed (series.errors): nothing can be drawn")
+    return found
+
+
+def show_background(ax: Any, image: np.ndarray, levels: tuple[Any, Any]) -> Any:
+    return ax.imshow(
+        image, cmap=GREYS, vmin=levels[0], vmax=levels[1], interpolation="nearest", zorder=0
+    )
+
+
+# --- outlines ------------------------------------------------------------------------------------
+
+
+def plot_tracks(
+    series: Any,
+    ax: Any = None,
+    *,
+    tracks: Any = None,
+    image: Any = None,
+    every: int = 1,
+    color: str = "time",
+    numbers: bool | None = None,
+    min_frames: int = 1,
+) -> Any:
+    """Draw the outlines of every track in all frames in one picture, drift taken off.
+
+    Parameters
+    ----------
+    series : ClusterSeries
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    tracks : Tracks, optional
+        By default ``series.tracks()``.
+    image : int or array-like (Rx, Ry), optional
+        Grey picture beneath: the virtual image of this frame, by default of the last one that did
+        not fail; or any map of the scan as it lay in frame 0.
+    every : int
+        Draw every n-th frame, counted back from the last, so that slow growth shows.
+    color : {"time", "track"}
+        What colours tell: the time, or the track, with the colours of `plot_areas` and later
+        frames more opaque.
+    numbers : bool, optional
+        Write the number of each track at its last place; by default when there are at most 60.
+    min_frames : int
+        Leave out tracks that were seen in fewer frames.
+
+    Returns
+    -------
+    matplotlib Axes
+        In scan positions of frame 0: what lies still stays where it is.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option breaks its rule, tracks are not those of the series, or all frames failed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from py4dstem_clustering import cluster_series, simulate_series
+    >>> movie = simulate_series((14, 12), (32, 30), n_frames=2, n_particles=1, seed=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     series = cluster_series(movie, out=f"{folder}/s.h5", progress_bar=False)
+    ...     ax = plot_tracks(series, color="track")
+    """
+    every = check_integer("every", every, 1)
+    check_choice("color", color, ("time", "track"))
+    if numbers is not None:
+        numbers = check_flag("numbers", numbers)
+    check_integer("min_frames", min_frames, 1)
+    there = is_present(series)
+    last = series[there[-1]]
+    image, frame = _picture(series, there[-1] if image is None else image, last.shape)
+    tracks = check_tracks(series, tracks)
+    chosen = long_enough(tracks, min_frames)
+    wanted = set(chosen.tolist())
+    drift = _drift(tracks)
+    moved = drift[frame] if frame in tracks.table["frame"] else series.drift[frame]
+
+    segments: list[np.ndarray] = []
+    owners: list[int] = []
+    frames: list[int] = []
+    for t in range(len(series) - 1, -1, -every):
+        if series.infos[t].error:
+            continue
+        for track, points in outlines(series[t], t, tracks, wanted):
+            segments.append((points - drift[t])[:, ::-1])
+            owners.append(track)
+            frames.append(t)
+    segments, owners, frames = segments[::-1], owners[::-1], frames[::-1]  # later ones on top
+
+    ax = axes_or_new(ax)
+    picture = show_background(ax, image, grey_limits(image))
+    rx, ry = last.shape
+    box = np.array([[-0.5, -0.5], [rx - 0.5, ry - 0.5]]) - moved
+    picture.set_extent((box[0, 1], box[1, 1], box[1, 0], box[0, 0]))
+    width = float(np.clip(8 / max(len(set(frames)), 1), 0.5, 0.9))
+    lines = LineCollection(segments, linewidths=width)
+    times = np.asarray(series.times, dtype=np.float64)
+    if color == "time":
+        low, high = times[0], times[-1]
+        lines.set(
+            array=times[frames] if frames else np.zeros(0),
+            cmap=TIME_COLORS,
+            norm=Normalize(low, high if high > low else low + 1),
+        )
+        label = f"time ({series.time_units})"
+        ax.figure.colorbar(lines, ax=ax, label=label, fraction=0.046, pad=0.03, aspect=30)
+    else:
+        share = np.array(frames) / max(len(series) - 1, 1)
+        rgb = track_colors(tracks)[owners].reshape(-1, 3)
+        lines.set_color(np.column_stack([rgb, 0.3 + 0.7 * share**2]))
+    ax.add_collection(lines, autolim=False)
+
+    points = np.concatenate([*segments, box[:, ::-1]])
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    ax.set_facecolor(GREYS(0))  # where the scan was in other frames
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom, top)
+    written = np.zeros((0, 2))
+    if len(chosen) <= 60 if numbers is None else numbers:
+        written = _write_numbers(ax, tracks, chosen)
+    bare_frame(ax, None)
+    size = round(bottom - top), round(right - left)
+    loc = free_corner(size, [place - (top, left) for place in written])
+    add_scale_bar(ax, last.pixel_size, last.pixel_units, last.shape[1], loc=loc)
+    return ax
+
+
+def _picture(series: Any, image: Any, shape: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """The picture to draw beneath, and the frame that it belongs to."""
+    if np.ndim(values_of(image)) == 0:
+        frame = check_integer("image", image, -len(series))
+        if frame >= len(series):
+            raise ValueError(f"image={frame} must be below {len(series)}, the number of frames")
+        frame %= len(series)
+        return series.image(frame), frame
+    image = np.asarray(values_of(image), dtype=np.float64)
+    if image.shape != shape:
+        raise ValueError(f"image of shape {image.shape} must have the shape of the scan, {shape}")
+    return image, 0
+
+
+def _write_numbers(ax: Any, tracks: Any, chosen: np.ndarray) -> np.ndarray:
+    """Write each number where its track was last, moved apart where they would cover each other."""
+    number, rows = np.unique(tracks.table["track"][::-1], return_index=True)
+    last = tracks.table[::-1][rows[np.searchsorted(number, chosen)]]
+    places = np.stack([last["place_rx"], last["place_ry"]], axis=1)
+    size = 7 if len(chosen) <= 20 else 5
+    frame = ax.get_position()
+    inches = np.array([frame.height, frame.width]) * ax.figure.get_size_inches()[::-1]
+    view = np.abs([np.subtract(*ax.get_ylim()), np.subtract(*ax.get_xlim())])
+    points = 72 * (inches / view).min()  # of one scan position
+    places = _apart(places, np.array([1.0, 1.3]) * size / points)
+    for k, place in zip(chosen, places, strict=True):
+        write_text(ax, place, str(k), size)
+    return places
+
+
+def _apart(places: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Places (n, 2), moved so that boxes of size `room` about them do not overlap, if possible."""
+    places = places.copy()
+    for _ in range(50):
+        moved = False
+        for i in range(len(places)):
+            gap = places[i + 1 :] - places[i]
+            overlap = room - np.abs(gap)
+            for j in np.flatnonzero((overlap > 1e-9).all(axis=1)):
+                axis = int((overlap[j] / room).argmin())
+                step = overlap[j, axis] / 2 * (1 if gap[j, axis] >= 0 else -1)
+                places[i, axis] -= step
+                places[i + 1 + j, axis] += step
+                moved = True
+        if not moved:
+            break
+    return places
