@@ -23,7 +23,6 @@ from .datacube import register
 from .disks import GainedDisks
 from .explore import ClusterExplorer
 from .kernels.similarity import DIRECTIONS
-from .mixture import Mixture
 from .orientation import (
     get_symmetry,
     misorientation,
@@ -31,6 +30,8 @@ from .orientation import (
     orientation_to_node,
     refine_orientations,
 )
+from .patterns.mixture import Mixture
+from .patterns.similarity import Similarity
 from .plotting.areas import plot_areas
 from .plotting.film import animate_series
 from .plotting.maps import plot_clusters, plot_growth, plot_similarity
@@ -42,7 +43,6 @@ from .scan.dectris import open_scan
 from .scan.watching import watch_folder
 from .series import ClusterSeries, open_series
 from .series_run import cluster_series
-from .similarity import Similarity
 from .simulate import SimulatedScan, simulate_scan
 from .simulate_series import SimulatedSeries, simulate_series
 from .tracks import Track, Tracks, find_drift, link_frames, rotation_rate

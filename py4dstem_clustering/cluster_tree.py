@@ -21,8 +21,8 @@ from .kernels.merging import Merges, cut_merges
 from .kernels.regions import consecutive
 from .kernels.similarity import similarity_mean
 from .kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
+from .patterns.similarity import Similarity
 from .scan.calibration import scan_step
-from .similarity import Similarity
 
 KIND = "cluster_tree"
 

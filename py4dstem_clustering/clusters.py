@@ -17,10 +17,10 @@ from .disks import GainedDisks, gained_disks
 from .emd import nodes
 from .emd.settings import PROVENANCE, Settings, add_settings, read_settings
 from .kernels.tree import growth_steps
-from .mixture import Mixture, measure_mixture
 from .orientation import expand_bragg, expand_orientation_map, find_boundaries
+from .patterns.mixture import Mixture, measure_mixture
+from .patterns.similarity import Similarity
 from .scan.calibration import scan_step
-from .similarity import Similarity
 from .strain import calculate_strain
 
 KIND = "clusters"

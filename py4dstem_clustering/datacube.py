@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from os import PathLike
 from time import perf_counter
 from typing import Any
 
@@ -16,21 +15,15 @@ from py4DSTEM import DataCube
 
 from . import cluster_tree as _cluster_tree
 from . import clusters as _clusters
-from . import similarity as _similarity
 from .base.checks import (
     check_choice,
-    check_compression,
-    check_corr_range,
     check_data,
-    check_edge,
     check_flag,
     check_integer,
     check_memory,
     check_n_jobs,
     check_name,
-    check_noise,
     check_number,
-    check_out,
     check_q_mask,
     check_r_mask,
     check_same_scan,
@@ -40,24 +33,20 @@ from .base.checks import (
 from .base.progress import progress
 from .cluster_tree import METHODS, ClusterTree, check_cut
 from .clusters import Clusters
-from .emd import nodes, writing
+from .emd import nodes
 from .explore import ClusterExplorer
 from .kernels.averaging import averaging_core, averaging_need
-from .kernels.blocks import Need
-from .kernels.correlative import auto_range, auto_range_need, correlative_core, correlative_need
 from .kernels.features import MAX_RANK, features_need
 from .kernels.lag import find_lag, undo_lag
 from .kernels.merging import coarse_joins, find_regions, joins_of, merge_positions
-from .kernels.noise import Noise, noise_core, noise_need, noise_windows
-from .kernels.similarity import (
-    feature_similarity,
-    similarity_core,
-    similarity_mean,
-    similarity_need,
-)
+from .kernels.noise import Noise, noise_need
+from .kernels.similarity import feature_similarity, similarity_mean, similarity_need
 from .kernels.tree import spanning_forest
 from .kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
-from .mixture import Mixture, measure_features
+from .patterns.features import measure_features, measure_noise
+from .patterns.filtering import filter_correlative
+from .patterns.mixture import Mixture
+from .patterns.similarity import Similarity, as_similarity, get_similarity, measure_similarity
 from .scan.calibration import (
     carry_calibration,
     detector_step,
@@ -66,8 +55,7 @@ from .scan.calibration import (
     scan_step,
     varies,
 )
-from .scan.datacubes import files_of, get_provenance, is_one_of, new_datacube
-from .similarity import Similarity
+from .scan.datacubes import get_provenance, new_datacube
 from .validation import cross_validate_orientation
 
 
@@ -76,312 +64,6 @@ def keep_clusters(
 ) -> None:
     """Keep clusters, and their averages, in the tree of a datacube as the newest."""
     nodes.put(datacube, clusters.to_node(averages))
-
-
-def filter_correlative(
-    self,
-    *,
-    sigma: float = 3,
-    radius: float = 4,
-    corr_range: tuple[float, float] | str = (0.85, 0.95),
-    edge: int = 12,
-    out: str | PathLike | None = None,
-    overwrite: bool = False,
-    compression: str | None = None,
-    name: str | None = None,
-    n_jobs: int | None = None,
-    max_memory: int | str | None = None,
-    progress_bar: bool = True,
-) -> DataCube:
-    """Average each diffraction pattern with those neighbours that look like it.
-
-    Less noise without blurring borders: neighbours are compared by the correlation of their
-    blurred patterns, weighted by the squared distance from the centre of the detector, and a
-    neighbour counts the more the higher the correlation. The first step of the published workflow.
-
-    Parameters
-    ----------
-    sigma : float
-        Gaussian blur before patterns are compared, detector pixels; 0 for none. About the radius of
-        a Bragg disk: noise must go, disks must stay apart. The result itself is not blurred.
-    radius : float
-        Neighbours out to ``radius + 1/2`` scan positions; 4 means 69 positions. Well below the size
-        of a grain.
-    corr_range : (low, high), or "auto"
-        A correlation of `low` or less gives a neighbour the weight 0, `high` or more the weight 1,
-        linear in between. Both from -1 to 1. Below about 1,000 electrons a pattern noise keeps
-        correlations under 0.85, and the default does nothing: choose "auto" then, which
-        places the range by the correlations of a sample of positions, near and far; or lower both
-        until a picture of the result is smooth inside grains and sharp between them. The range used
-        is kept in the metadata of the result.
-    edge : int
-        Border of the detector that is left out of the comparison, detector pixels.
-    out : path, optional
-        Stream the result to this new EMD file, and leave it on disk. By default it is kept in
-        memory, as float32. The file stays open as long as the result lives, so save clusters to
-        another one, with the averages.
-    overwrite : bool
-        Replace `out` if it exists.
-    compression : "gzip", "lzf" or "bitshuffle", optional
-        Compress `out`. Averages of counts, which are fractions, compress to about two thirds at
-        best; where the filter changed nothing, to a tenth. "bitshuffle", with LZ4, is the fastest,
-        but a file so compressed opens only where hdf5plugin is imported; "gzip" opens everywhere.
-    name : str, optional
-        Name of the result; by default that of this datacube.
-    n_jobs : int, optional
-        Number of threads; by default all cores that the process may use.
-    max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
-        worked on in blocks of rows; the same result for any. By default about half a GB, or what
-        one row of the scan takes if that is more: 1.1 GB here for rows of 512 patterns of
-        192 x 192, half of it or less elsewhere. What comes on top: Python with py4DSTEM (0.3 GB),
-        the result itself (here without `out`), what dask holds, and in merging 0.6 kB a position
-        (24 features, 160 MB for 512 x 512).
-    progress_bar : bool
-        Show progress.
-
-    Returns
-    -------
-    DataCube
-        float32, the same shape and calibration, in a tree of its own. With `out`, its data are an
-        h5py dataset in that file, which ``py4DSTEM.read`` opens too.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If an argument breaks its rule; before any work.
-
-    Notes
-    -----
-    With blurred patterns ``B``, and the weight ``w(q) = |q - q_mean|^2 / (Nu Nv)``, zero in the
-    edge, ``F = w (B - mu) / |w (B - mu)|`` where ``mu`` is the w-weighted mean of ``B``. The
-    correlation with the neighbour at ``d`` is ``c(d) = sum_q F(r) F(r + d)``, its weight
-    ``a(d) = clip((c - low) / (high - low), 0, 1)``, and the result
-    ``(I(r) + sum_d a(d) I(r + d)) / (1 + sum_d a(d))``. The sum includes ``d = 0``, so a pattern
-    counts twice at its own position, as in the published workflow (Lee et al., 2026, section 2.1).
-
-    A missing pixel (NaN or infinite) counts as the mean of its pattern in the comparison and has no
-    weight in the average: neighbours fill it.
-
-    Examples
-    --------
-    >>> filtered = datacube.filter_correlative(
-    ...     sigma=1, radius=2, corr_range=(0.2, 0.8), edge=2, progress_bar=False
-    ... )
-    >>> filtered.shape == datacube.shape
-    True
-    """
-    check_data(self.data)
-    sigma = check_number("sigma", sigma, 0)
-    radius = check_number("radius", radius, 0)
-    corr_range = check_corr_range(corr_range)
-    edge = check_edge(edge, self.Qshape)
-    name = self.name if name is None else check_name(name)
-    if out is not None:
-        check_name(name)  # that of the datacube may not fit into a file
-    n_jobs = check_n_jobs(n_jobs)
-    overwrite = check_flag("overwrite", overwrite)
-    progress_bar = check_flag("progress_bar", progress_bar)
-    path = None if out is None else check_out(out, overwrite)
-    if path is not None and is_one_of(path, files_of(self.data)):
-        raise ValueError(f"out={str(path)!r} is the file of the scan itself; give another name")
-    packing = check_compression(compression)
-    if packing and path is None:
-        raise ValueError(
-            f"compression={compression!r} does nothing without out; add out, or leave it out"
-        )
-    needs = [partial(correlative_need, self.data, sigma, radius, edge, n_jobs)]
-    if corr_range == "auto":
-        needs.append(partial(auto_range_need, self.data, sigma, edge, n_jobs))
-    n_rows = check_memory(max_memory, *needs)
-    if corr_range == "auto":
-        with progress(self.R_Nx, "Choosing range", progress_bar) as report:
-            corr_range = auto_range(self.data, sigma=sigma, edge=edge, n_jobs=n_jobs, report=report)
-
-    options = {"sigma": sigma, "radius": radius, "corr_range": corr_range, "edge": edge}
-    metadata = dict(self.metadata)
-    again = sum(key.startswith("filter_correlative") for key in metadata)
-    key = f"filter_correlative_{again + 1}" if again else "filter_correlative"
-    metadata[key] = emdfile.Metadata(key, {**options, **get_provenance(self)})
-
-    def run(target: Any) -> None:
-        with progress(self.R_Nx, "Filtering", progress_bar) as report:
-            correlative_core(
-                self.data, target, **options, n_jobs=n_jobs, report=report, n_rows=n_rows
-            )
-
-    if path is None:
-        data = np.empty(self.data.shape, dtype=np.float32)
-        run(data)
-        return new_datacube(data, name, carry_calibration(self), metadata)
-
-    small = np.zeros([min(n, 2) for n in self.data.shape], dtype=np.float32)
-    skeleton = new_datacube(small, name, carry_calibration(self), metadata)
-    with writing.scan_writer(path, skeleton, self.data.shape, packing) as target:
-        run(target)
-    data = writing.open_dataset(path, skeleton.root.name, name)
-    return new_datacube(data, name, carry_calibration(self), metadata)
-
-
-def get_similarity(
-    self,
-    *,
-    q_mask: np.ndarray | None = None,
-    sigma: float = 0,
-    subtract_mean: bool = True,
-    noise_correct: bool = False,
-    gain: float | None = None,
-    offset: float | None = None,
-    returncalc: bool = True,
-    name: str = "similarity",
-    n_jobs: int | None = None,
-    max_memory: int | str | None = None,
-    progress_bar: bool = True,
-) -> Similarity | None:
-    """Measure how alike each diffraction pattern is to its eight neighbours.
-
-    Parameters
-    ----------
-    q_mask : ndarray of bool, (Qx, Qy), optional
-        Detector pixels that count; by default all. Leave out the direct beam, which is the same in
-        every grain and drowns the rest, and whatever lies beyond the last Bragg disks:
-        ``datacube.make_detector(datacube.Qshape, "annulus", ((qx0, qy0), (inner, outer)))``.
-    sigma : float
-        Gaussian blur of each pattern, detector pixels; 0 for none. Helps noisy patterns that were
-        not filtered; about the radius of a Bragg disk at most.
-    subtract_mean : bool
-        Subtract from each pattern its mean over the whole detector. Without it any two patterns
-        with a common background are alike.
-    noise_correct : bool
-        Correct for counting noise, so that patterns of one grain have a similarity near 1 at any
-        dose, and one threshold serves many scans. For raw counts: filtered or averaged patterns
-        have less noise than this takes off. Where noise is more than 70 % of the power of a
-        pattern, only 70 % are taken off, and the similarity stays too low: blur more (`sigma`), or
-        leave out empty parts of the detector (`q_mask`).
-    gain : float, optional
-        Recorded value of one electron, for `noise_correct`: 1 for counts. By default measured where
-        the scan is quietest, which takes three positions in a row or column, and grains that fill
-        about a fifth of the scan. Give it where the camera lags, saturates, or cuts off low values:
-        its noise then says little about the gain.
-    offset : float, optional
-        Recorded value without electrons, for `noise_correct`. By default measured with the gain, or
-        0 with a `gain`.
-    returncalc : bool
-        Return the result; it is kept in the tree either way.
-    name : str
-        Name in the tree of this datacube. One similarity replaces another of the same name.
-    n_jobs : int, optional
-        Number of threads; by default all cores that the process may use.
-    max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
-        worked on in blocks of rows; the same result for any. See `filter_correlative`.
-    progress_bar : bool
-        Show progress.
-
-    Returns
-    -------
-    Similarity
-        Array-like, (Rx, Ry, 8), from -1 to 1, NaN where the neighbour lies outside the scan. The
-        last axis is in the order of `Similarity.directions`. Its settings hold the gain and offset
-        that were used.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If an argument breaks its rule; before any work. With `noise_correct`, also if the scan
-        holds no noise to measure the gain by.
-
-    Notes
-    -----
-    With ``J`` the pattern minus its mean, blurred, inside `q_mask`:
-    ``S(r, d) = <J(r), J(r + d)> / (|J(r)| |J(r + d)|)``, the cosine of the paper (Lee et al., 2026,
-    section 2.3). 0 where a pattern is empty or constant. A missing pixel (NaN or infinite) counts
-    as the mean of its pattern.
-
-    With `noise_correct`, ``S`` is divided by the root of ``(1 - V(r) / |J(r)|^2)`` times the same
-    of the neighbour, and clipped to -1 and 1. ``V(r)`` is the noise power, gain times the sum over
-    `q_mask` of ``I(r) - offset`` blurred by the square of the blur kernel; at most 0.7 |J|^2.
-
-    Examples
-    --------
-    >>> similarity = datacube.get_similarity(progress_bar=False)
-    >>> similarity.shape
-    (8, 10, 8)
-    >>> datacube.tree("similarity").shape  # kept in the tree, for py4DSTEM.save
-    (8, 10, 8)
-    """
-    returncalc = check_flag("returncalc", returncalc)
-    name = check_name(name)
-    nodes.check_free(self, name, _similarity.KIND)
-    similarity = _measure_similarity(
-        self,
-        q_mask,
-        sigma,
-        subtract_mean,
-        n_jobs,
-        max_memory,
-        progress_bar,
-        noise_correct=noise_correct,
-        gain=gain,
-        offset=offset,
-    )
-    nodes.put(self, similarity.to_node(name))
-    return similarity if returncalc else None
-
-
-def _measure_similarity(
-    datacube: DataCube,
-    q_mask: np.ndarray | None,
-    sigma: float,
-    subtract_mean: bool,
-    n_jobs: int | None,
-    max_memory: int | str | None,
-    progress_bar: bool,
-    *,
-    noise_correct: bool = False,
-    gain: float | None = None,
-    offset: float | None = None,
-) -> Similarity:
-    start = perf_counter()
-    check_data(datacube.data)
-    options = {
-        "q_mask": check_q_mask(q_mask, datacube.Qshape),
-        "sigma": check_number("sigma", sigma, 0),
-        "subtract_mean": check_flag("subtract_mean", subtract_mean),
-    }
-    noise_correct, gain, offset = check_noise(noise_correct, gain, offset, datacube.Rshape)
-    n_jobs = check_n_jobs(n_jobs)
-    progress_bar = check_flag("progress_bar", progress_bar)
-
-    def need() -> Need:
-        own = similarity_need(datacube.data, options["q_mask"], noise_correct, n_jobs)
-        if not noise_correct or gain is not None:
-            return own
-        # Most of what is freed after the noise was measured stays with the process.
-        return Need(own.fixed + noise_need(datacube.data, n_jobs).fixed, own.row)
-
-    n_rows = check_memory(max_memory, need)
-    noise = None
-    if noise_correct and gain is None:
-        noise = _measure_noise(datacube, n_jobs, progress_bar, offset)
-    elif noise_correct:
-        noise = Noise(gain, 0.0 if offset is None else offset)
-    with progress(datacube.R_Nx, "Comparing", progress_bar) as report:
-        data = similarity_core(
-            datacube.data, **options, n_jobs=n_jobs, report=report, noise=noise, n_rows=n_rows
-        )
-    options["noise_correct"] = noise_correct
-    options["gain"], options["offset"] = (None, None) if noise is None else noise
-    settings = {**options, **get_provenance(datacube, start)}
-    return Similarity(data, settings, *scan_step(datacube))
-
-
-def _measure_noise(
-    datacube: DataCube, n_jobs: int | None, progress_bar: bool, offset: float | None = None
-) -> Noise:
-    total = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
-    with progress(total, "Measuring noise", progress_bar) as report:
-        return noise_core(datacube.data, n_jobs=n_jobs, report=report, offset=offset)
 
 
 def get_cluster_tree(
@@ -524,7 +206,7 @@ def _measure_tree(
     measured = {"q_mask": q_mask, "sigma": sigma, "subtract_mean": subtract_mean}
     known = None
     if similarity is None:
-        similarity = _measure_similarity(
+        similarity = measure_similarity(
             datacube,
             q_mask,
             0 if sigma is None else sigma,
@@ -537,7 +219,7 @@ def _measure_tree(
     else:
         _check_made_earlier(measured)
         check_memory(max_memory)
-        similarity = _as_similarity(similarity, datacube.Rshape)
+        similarity = as_similarity(similarity, datacube.Rshape)
     forest = spanning_forest(similarity.data, resolve_r_mask(r_mask, similarity.mean))
     provenance = get_provenance(datacube, start, known)
     # Options that would measure the same again; those of another one are in its own settings.
@@ -582,7 +264,7 @@ def _merge_tree(
         progress_bar=progress_bar,
     )  # fmt: skip
     try:
-        noise = _measure_noise(datacube, n_jobs, progress_bar)
+        noise = measure_noise(datacube, n_jobs, progress_bar)
     except ValueError:  # a scan that does not tell; nothing but the settings needs it
         noise = Noise(np.nan, np.nan)
 
@@ -797,18 +479,6 @@ def check_cut_options(
         cut["threshold"] = 0.9
     check_cut(method, **cut)
     return method, cut
-
-
-def _as_similarity(similarity: Any, scan: tuple[int, int]) -> Similarity:
-    if isinstance(similarity, emdfile.Array):
-        similarity = Similarity.from_node(similarity)
-    elif not isinstance(similarity, Similarity):
-        values = np.asarray(similarity)
-        if values.dtype.kind not in "fiu":
-            raise TypeError(f"similarity of type {values.dtype} must hold real numbers")
-        similarity = Similarity(values)
-    check_same_scan("similarity", similarity.shape[:2], scan)
-    return similarity
 
 
 def get_clustered_datacube(
@@ -1047,7 +717,7 @@ def explore_clusters(
     q_mask = check_q_mask(q_mask, self.Qshape)
     if similarity is not None:
         _check_made_earlier({"sigma": sigma, "subtract_mean": subtract_mean})
-        similarity = _as_similarity(similarity, self.Rshape)
+        similarity = as_similarity(similarity, self.Rshape)
     power = check_number("power", power, 1e-3)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)

@@ -35,9 +35,10 @@ from .base.checks import (
     check_q_mask,
     values_of,
 )
-from .datacube import check_cut_options, check_tree_options, cluster, filter_correlative
+from .datacube import check_cut_options, check_tree_options, cluster
 from .kernels.blocks import check_whole
 from .kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
+from .patterns.filtering import filter_correlative
 from .scan.calibration import copy_calibration, known_centre
 from .scan.datacubes import copy_datacube, fingerprint
 from .scan.loading import load_scan

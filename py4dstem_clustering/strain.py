@@ -17,8 +17,8 @@ import numpy as np
 
 from .base.checks import check_flag, check_integer, check_number
 from .emd.settings import add_settings
-from .mixture import Mixture
 from .orientation import calibrated_peaks, check_orientation, cluster_orientations, plan_options
+from .patterns.mixture import Mixture
 
 REASONS = ("defined", "unclustered", "too few peaks", "mixed", "low correlation")
 """What the numbers in the slice ``reason`` of a strain map mean."""

@@ -271,7 +271,7 @@ def test_an_error_while_filtering_leaves_no_file(cube, tmp_path, monkeypatch):
         out[0:1] = data[0:1]
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("py4dstem_clustering.datacube.correlative_core", fail)
+    monkeypatch.setattr("py4dstem_clustering.patterns.filtering.correlative_core", fail)
     with pytest.raises(OSError, match="No space left"):
         cube.filter_correlative(edge=2, out=tmp_path / "x.h5", **QUIET)
     assert list(tmp_path.iterdir()) == []

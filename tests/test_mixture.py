@@ -11,7 +11,8 @@ from scipy.optimize import nnls
 
 from py4dstem_clustering import Clusters, simulate_scan
 from py4dstem_clustering.kernels.mixture import mixture_core
-from py4dstem_clustering.mixture import Mixture, measure_features
+from py4dstem_clustering.patterns.features import measure_features
+from py4dstem_clustering.patterns.mixture import Mixture
 
 QUIET = {"progress_bar": False}
 

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import Clusters
 from py4dstem_clustering.emd import settings
-from py4dstem_clustering.mixture import Mixture
+from py4dstem_clustering.patterns.mixture import Mixture
 from py4dstem_clustering.strain import REASONS, SLICES, _robust
 
 PIXEL = 0.03

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .base.checks import (
+from ..base.checks import (
     check_data,
     check_flag,
     check_integer,
@@ -18,12 +18,12 @@ from .base.checks import (
     check_q_mask,
     check_same_scan,
 )
-from .base.frozen import Frozen
-from .base.progress import progress
-from .kernels.features import Features, features_core, features_need
-from .kernels.lag import Lag, undo_lag
-from .kernels.mixture import mixture_core
-from .scan.calibration import known_centre, whole_shifts
+from ..base.frozen import Frozen
+from ..base.progress import progress
+from ..kernels.features import features_need
+from ..kernels.lag import Lag, undo_lag
+from ..kernels.mixture import mixture_core
+from .features import measure_features
 
 MOST = 4
 """Clusters kept for each position: more do not meet at one."""
@@ -62,29 +62,6 @@ class Mixture(Frozen):
         rx, ry = self.purity.shape
         pure = (self.purity > 0.9).mean()
         return f"Mixture({rx} x {ry} scan positions, {pure:.0%} of them at least 90 % pure)"
-
-
-def measure_features(
-    datacube: Any,
-    q_mask: np.ndarray | None,
-    rank: int | None,
-    *,
-    n_jobs: int | None,
-    progress_bar: bool,
-    n_rows: int | None = None,
-) -> Features:
-    """Features of a scan, with py4DSTEM's progress bar."""
-    with progress(2 * datacube.R_Nx, "Comparing", progress_bar) as report:
-        return features_core(
-            datacube.data,
-            q_mask=q_mask,
-            rank=rank,
-            centre=known_centre(datacube),
-            shifts=whole_shifts(datacube),
-            n_jobs=n_jobs,
-            report=report,
-            n_rows=n_rows,
-        )
 
 
 def measure_mixture(

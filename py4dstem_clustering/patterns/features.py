@@ -1,0 +1,44 @@
+"""Low-rank features and noise of the patterns of a scan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from py4DSTEM import DataCube
+
+from ..base.progress import progress
+from ..kernels.features import Features, features_core
+from ..kernels.noise import Noise, noise_core, noise_windows
+from ..scan.calibration import known_centre, whole_shifts
+
+
+def measure_noise(
+    datacube: DataCube, n_jobs: int | None, progress_bar: bool, offset: float | None = None
+) -> Noise:
+    total = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
+    with progress(total, "Measuring noise", progress_bar) as report:
+        return noise_core(datacube.data, n_jobs=n_jobs, report=report, offset=offset)
+
+
+def measure_features(
+    datacube: Any,
+    q_mask: np.ndarray | None,
+    rank: int | None,
+    *,
+    n_jobs: int | None,
+    progress_bar: bool,
+    n_rows: int | None = None,
+) -> Features:
+    """Features of a scan, with py4DSTEM's progress bar."""
+    with progress(2 * datacube.R_Nx, "Comparing", progress_bar) as report:
+        return features_core(
+            datacube.data,
+            q_mask=q_mask,
+            rank=rank,
+            centre=known_centre(datacube),
+            shifts=whole_shifts(datacube),
+            n_jobs=n_jobs,
+            report=report,
+            n_rows=n_rows,
+        )

@@ -1,0 +1,354 @@
+"""Similarity: how alike each diffraction pattern is to its eight neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from time import perf_counter
+from typing import Any
+
+import emdfile
+import numpy as np
+from py4DSTEM import DataCube
+
+from ..base.checks import (
+    check_data,
+    check_flag,
+    check_memory,
+    check_n_jobs,
+    check_name,
+    check_noise,
+    check_number,
+    check_q_mask,
+    check_same_scan,
+)
+from ..base.frozen import Frozen
+from ..base.progress import progress
+from ..emd import nodes
+from ..emd.settings import PROVENANCE, Settings, add_settings, read_settings
+from ..kernels.blocks import Need
+from ..kernels.noise import Noise, noise_need
+from ..kernels.similarity import (
+    DIRECTIONS,
+    asymmetry,
+    similarity_core,
+    similarity_mean,
+    similarity_need,
+)
+from ..scan.calibration import scan_step
+from ..scan.datacubes import get_provenance
+from .features import measure_noise
+
+SIMILARITY_KIND = "similarity"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Similarity(Frozen):
+    """Cosine similarity of each diffraction pattern with its eight neighbours.
+
+    Made by ``datacube.get_similarity()`` and taken by ``datacube.cluster(similarity=...)``. Behaves
+    like an array: ``np.asarray(similarity)``, ``similarity[rx, ry]``.
+
+    Parameters
+    ----------
+    data : ndarray, (Rx, Ry, 8)
+        Similarity from -1 to 1; NaN where the neighbour lies outside the scan. The last axis is in
+        the order of `directions`. The two values of a pair must be equal within 1e-5.
+    settings : mapping, optional
+        How it was made.
+    pixel_size : float
+        Distance of neighbouring scan positions.
+    pixel_units : str
+        Unit of `pixel_size`.
+
+    Raises
+    ------
+    ValueError
+        If the shape is wrong, a value lies outside [-1, 1], or a pair differs.
+
+    Examples
+    --------
+    >>> similarity = datacube.get_similarity(progress_bar=False)
+    >>> similarity
+    Similarity(8 x 10 scan positions, 8 directions, mean 1.00)
+    >>> similarity.directions[7]
+    (0, 1)
+    >>> bool(similarity[2, 3, 7] == similarity[2, 4, 3])  # seen from either side
+    True
+    """
+
+    data: np.ndarray
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    pixel_size: float = 1.0
+    pixel_units: str = "pixels"
+
+    def __post_init__(self) -> None:
+        data = np.array(self.data, dtype=np.float32)
+        if data.ndim != 3 or data.shape[2] != 8:
+            raise ValueError(
+                f"similarity of shape {data.shape} must have the shape (Rx, Ry, 8), the last axis "
+                f"in the order {DIRECTIONS}"
+            )
+        if (np.abs(data) > 1 + 1e-5).any():
+            raise ValueError("similarity must lie from -1 to 1: it is a cosine")
+        difference = asymmetry(data)
+        if difference > 1e-5:
+            raise ValueError(
+                "similarity must be the same seen from both positions of a pair, and NaN just "
+                f"where the neighbour lies outside the scan; pairs differ by {difference:g}"
+            )
+        self._set(data=data, settings=Settings(self.settings, PROVENANCE))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(Rx, Ry, 8)"""
+        return self.data.shape
+
+    @property
+    def directions(self) -> tuple[tuple[int, int], ...]:
+        """Offset (dRx, dRy) of the neighbour for each element of the last axis."""
+        return DIRECTIONS
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """Mean over the neighbours that exist, (Rx, Ry); NaN for a position without neighbours."""
+        mean = similarity_mean(self.data)
+        mean.flags.writeable = False
+        return mean
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.data[key]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False and dtype is not None and np.dtype(dtype) != self.data.dtype:
+            raise ValueError(f"similarity as {np.dtype(dtype)} needs a copy of its float32 data")
+        return np.array(self.data, dtype=dtype) if copy else np.asarray(self.data, dtype=dtype)
+
+    def __repr__(self) -> str:
+        rx, ry, n = self.shape
+        mean = self.mean[np.isfinite(self.mean)]
+        level = f"mean {mean.mean():.2f}" if mean.size else "no neighbours"
+        return f"Similarity({rx} x {ry} scan positions, {n} directions, {level})"
+
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """Draw the mean similarity; see `py4dstem_clustering.plot_similarity`."""
+        from ..plotting.maps import plot_similarity
+
+        return plot_similarity(self, ax, **options)
+
+    # --- EMD ---------------------------------------------------------------------------------
+
+    def to_node(self, name: str = "similarity") -> emdfile.Array:
+        """The similarity as a stock emdfile Array."""
+        node = emdfile.Array(
+            self.data,
+            name=name,
+            units="cosine",
+            dims=[
+                np.arange(self.shape[0]) * self.pixel_size,
+                np.arange(self.shape[1]) * self.pixel_size,
+                np.arange(8),
+            ],
+            dim_units=[self.pixel_units, self.pixel_units, "index"],
+            dim_names=["Rx", "Ry", "direction"],
+        )
+        nodes.tag(node, SIMILARITY_KIND)
+        # emdfile 0.0.16 cannot write an axis of strings, so the labels go into metadata.
+        node.metadata = emdfile.Metadata(
+            "directions", {str(k): f"({dx}, {dy})" for k, (dx, dy) in enumerate(DIRECTIONS)}
+        )
+        add_settings(node, self.settings)
+        return node
+
+    @classmethod
+    def from_node(cls, node: emdfile.Array) -> Similarity:
+        """The similarity in a node that `to_node` made, also one read from a file."""
+        nodes.check_kind(node, SIMILARITY_KIND, "similarity", "one with datacube.get_similarity()")
+        data = getattr(node, "data", None)
+        nodes.check_array(node, "data", data, (None, None, 8), "f", -1.001, 1.001, nan=True)
+        settings = read_settings(node)
+        step = _step(node)
+        try:
+            return cls(data, settings, *step)
+        except (ValueError, TypeError) as error:
+            raise nodes.damaged(node, str(error)) from error
+
+
+def _step(node: emdfile.Array) -> tuple[float, str]:
+    """Distance of positions and its unit, from the axes of a node."""
+    axes, units = getattr(node, "dims", ()), getattr(node, "dim_units", ())
+    if len(axes) < 2 or not len(units) or not isinstance(units[0], str):
+        raise nodes.damaged(node, "its axes have no unit")
+    axis = np.asarray(max(axes[:2], key=len))
+    if axis.ndim != 1 or axis.dtype.kind not in "iuf":
+        raise nodes.damaged(node, f"its axes hold no numbers but {axis.dtype}")
+    step = float(axis[1]) - float(axis[0]) if len(axis) > 1 else 1.0
+    if not np.isfinite(step):
+        raise nodes.damaged(node, "its axes are not finite")
+    return step, units[0]
+
+
+def get_similarity(
+    self,
+    *,
+    q_mask: np.ndarray | None = None,
+    sigma: float = 0,
+    subtract_mean: bool = True,
+    noise_correct: bool = False,
+    gain: float | None = None,
+    offset: float | None = None,
+    returncalc: bool = True,
+    name: str = "similarity",
+    n_jobs: int | None = None,
+    max_memory: int | str | None = None,
+    progress_bar: bool = True,
+) -> Similarity | None:
+    """Measure how alike each diffraction pattern is to its eight neighbours.
+
+    Parameters
+    ----------
+    q_mask : ndarray of bool, (Qx, Qy), optional
+        Detector pixels that count; by default all. Leave out the direct beam, which is the same in
+        every grain and drowns the rest, and whatever lies beyond the last Bragg disks:
+        ``datacube.make_detector(datacube.Qshape, "annulus", ((qx0, qy0), (inner, outer)))``.
+    sigma : float
+        Gaussian blur of each pattern, detector pixels; 0 for none. Helps noisy patterns that were
+        not filtered; about the radius of a Bragg disk at most.
+    subtract_mean : bool
+        Subtract from each pattern its mean over the whole detector. Without it any two patterns
+        with a common background are alike.
+    noise_correct : bool
+        Correct for counting noise, so that patterns of one grain have a similarity near 1 at any
+        dose, and one threshold serves many scans. For raw counts: filtered or averaged patterns
+        have less noise than this takes off. Where noise is more than 70 % of the power of a
+        pattern, only 70 % are taken off, and the similarity stays too low: blur more (`sigma`), or
+        leave out empty parts of the detector (`q_mask`).
+    gain : float, optional
+        Recorded value of one electron, for `noise_correct`: 1 for counts. By default measured where
+        the scan is quietest, which takes three positions in a row or column, and grains that fill
+        about a fifth of the scan. Give it where the camera lags, saturates, or cuts off low values:
+        its noise then says little about the gain.
+    offset : float, optional
+        Recorded value without electrons, for `noise_correct`. By default measured with the gain, or
+        0 with a `gain`.
+    returncalc : bool
+        Return the result; it is kept in the tree either way.
+    name : str
+        Name in the tree of this datacube. One similarity replaces another of the same name.
+    n_jobs : int, optional
+        Number of threads; by default all cores that the process may use.
+    max_memory : int or str, optional
+        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
+        worked on in blocks of rows; the same result for any. See `filter_correlative`.
+    progress_bar : bool
+        Show progress.
+
+    Returns
+    -------
+    Similarity
+        Array-like, (Rx, Ry, 8), from -1 to 1, NaN where the neighbour lies outside the scan. The
+        last axis is in the order of `Similarity.directions`. Its settings hold the gain and offset
+        that were used.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument breaks its rule; before any work. With `noise_correct`, also if the scan
+        holds no noise to measure the gain by.
+
+    Notes
+    -----
+    With ``J`` the pattern minus its mean, blurred, inside `q_mask`:
+    ``S(r, d) = <J(r), J(r + d)> / (|J(r)| |J(r + d)|)``, the cosine of the paper (Lee et al., 2026,
+    section 2.3). 0 where a pattern is empty or constant. A missing pixel (NaN or infinite) counts
+    as the mean of its pattern.
+
+    With `noise_correct`, ``S`` is divided by the root of ``(1 - V(r) / |J(r)|^2)`` times the same
+    of the neighbour, and clipped to -1 and 1. ``V(r)`` is the noise power, gain times the sum over
+    `q_mask` of ``I(r) - offset`` blurred by the square of the blur kernel; at most 0.7 |J|^2.
+
+    Examples
+    --------
+    >>> similarity = datacube.get_similarity(progress_bar=False)
+    >>> similarity.shape
+    (8, 10, 8)
+    >>> datacube.tree("similarity").shape  # kept in the tree, for py4DSTEM.save
+    (8, 10, 8)
+    """
+    returncalc = check_flag("returncalc", returncalc)
+    name = check_name(name)
+    nodes.check_free(self, name, SIMILARITY_KIND)
+    similarity = measure_similarity(
+        self,
+        q_mask,
+        sigma,
+        subtract_mean,
+        n_jobs,
+        max_memory,
+        progress_bar,
+        noise_correct=noise_correct,
+        gain=gain,
+        offset=offset,
+    )
+    nodes.put(self, similarity.to_node(name))
+    return similarity if returncalc else None
+
+
+def measure_similarity(
+    datacube: DataCube,
+    q_mask: np.ndarray | None,
+    sigma: float,
+    subtract_mean: bool,
+    n_jobs: int | None,
+    max_memory: int | str | None,
+    progress_bar: bool,
+    *,
+    noise_correct: bool = False,
+    gain: float | None = None,
+    offset: float | None = None,
+) -> Similarity:
+    start = perf_counter()
+    check_data(datacube.data)
+    options = {
+        "q_mask": check_q_mask(q_mask, datacube.Qshape),
+        "sigma": check_number("sigma", sigma, 0),
+        "subtract_mean": check_flag("subtract_mean", subtract_mean),
+    }
+    noise_correct, gain, offset = check_noise(noise_correct, gain, offset, datacube.Rshape)
+    n_jobs = check_n_jobs(n_jobs)
+    progress_bar = check_flag("progress_bar", progress_bar)
+
+    def need() -> Need:
+        own = similarity_need(datacube.data, options["q_mask"], noise_correct, n_jobs)
+        if not noise_correct or gain is not None:
+            return own
+        # Most of what is freed after the noise was measured stays with the process.
+        return Need(own.fixed + noise_need(datacube.data, n_jobs).fixed, own.row)
+
+    n_rows = check_memory(max_memory, need)
+    noise = None
+    if noise_correct and gain is None:
+        noise = measure_noise(datacube, n_jobs, progress_bar, offset)
+    elif noise_correct:
+        noise = Noise(gain, 0.0 if offset is None else offset)
+    with progress(datacube.R_Nx, "Comparing", progress_bar) as report:
+        data = similarity_core(
+            datacube.data, **options, n_jobs=n_jobs, report=report, noise=noise, n_rows=n_rows
+        )
+    options["noise_correct"] = noise_correct
+    options["gain"], options["offset"] = (None, None) if noise is None else noise
+    settings = {**options, **get_provenance(datacube, start)}
+    return Similarity(data, settings, *scan_step(datacube))
+
+
+def as_similarity(similarity: Any, scan: tuple[int, int]) -> Similarity:
+    if isinstance(similarity, emdfile.Array):
+        similarity = Similarity.from_node(similarity)
+    elif not isinstance(similarity, Similarity):
+        values = np.asarray(similarity)
+        if values.dtype.kind not in "fiu":
+            raise TypeError(f"similarity of type {values.dtype} must hold real numbers")
+        similarity = Similarity(values)
+    check_same_scan("similarity", similarity.shape[:2], scan)
+    return similarity
