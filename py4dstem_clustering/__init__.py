@@ -20,16 +20,13 @@ from ._version import __version__
 from .cluster_tree import ClusterTree
 from .clusters import Clusters
 from .datacube import register
-from .disks import GainedDisks
+from .diffraction.disks import GainedDisks
+from .diffraction.misorientation import get_symmetry, misorientation
+from .diffraction.orientation import orientation_from_node, orientation_to_node
+from .diffraction.refining import refine_orientations
+from .diffraction.validation import CrossValidation
 from .explore import ClusterExplorer
 from .kernels.similarity import DIRECTIONS
-from .orientation import (
-    get_symmetry,
-    misorientation,
-    orientation_from_node,
-    orientation_to_node,
-    refine_orientations,
-)
 from .patterns.mixture import Mixture
 from .patterns.similarity import Similarity
 from .plotting.areas import plot_areas
@@ -46,7 +43,6 @@ from .series_run import cluster_series
 from .simulate import SimulatedScan, simulate_scan
 from .simulate_series import SimulatedSeries, simulate_series
 from .tracks import Track, Tracks, find_drift, link_frames, rotation_rate
-from .validation import CrossValidation
 
 __all__ = [
     "DIRECTIONS",

@@ -17,9 +17,10 @@ import numpy as np
 
 from .base.checks import check_number
 from .base.progress import progress
-from .orientation import misorientation, refine_orientations
+from .diffraction.misorientation import misorientation
+from .diffraction.refining import refine_orientations
+from .diffraction.strain import calculate_strain
 from .simulate import ACCELERATING_VOLTAGE, crystal_of_gold, simulate_scan
-from .strain import calculate_strain
 
 ELECTRONS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """Electrons a pattern."""

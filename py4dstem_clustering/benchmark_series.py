@@ -18,8 +18,8 @@ import numpy as np
 from .base.checks import check_number
 from .base.progress import progress
 from .benchmark_orientation import DISKS, PLAN, disk_template, quiet
+from .diffraction.refining import refine_orientations
 from .metrics import track_quality
-from .orientation import refine_orientations
 from .series import ClusterSeries
 from .series_run import cluster_series
 from .simulate import crystal_of_gold

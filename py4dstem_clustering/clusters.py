@@ -13,15 +13,15 @@ from skimage.measure import find_contours, regionprops
 from .base.checks import check_integer, check_name, check_number
 from .base.frozen import Frozen
 from .describe import describe_clusters
-from .disks import GainedDisks, gained_disks
+from .diffraction.disks import GainedDisks, gained_disks
+from .diffraction.orientation import expand_bragg, expand_orientation_map, find_boundaries
+from .diffraction.strain import calculate_strain
 from .emd import nodes
 from .emd.settings import PROVENANCE, Settings, add_settings, read_settings
 from .kernels.tree import growth_steps
-from .orientation import expand_bragg, expand_orientation_map, find_boundaries
 from .patterns.mixture import Mixture, measure_mixture
 from .patterns.similarity import Similarity
 from .scan.calibration import scan_step
-from .strain import calculate_strain
 
 KIND = "clusters"
 

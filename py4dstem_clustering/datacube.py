@@ -33,6 +33,7 @@ from .base.checks import (
 from .base.progress import progress
 from .cluster_tree import METHODS, ClusterTree, check_cut
 from .clusters import Clusters
+from .diffraction.validation import cross_validate_orientation
 from .emd import nodes
 from .explore import ClusterExplorer
 from .kernels.averaging import averaging_core, averaging_need
@@ -56,7 +57,6 @@ from .scan.calibration import (
     varies,
 )
 from .scan.datacubes import get_provenance, new_datacube
-from .validation import cross_validate_orientation
 
 
 def keep_clusters(

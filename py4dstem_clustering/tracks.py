@@ -15,10 +15,11 @@ import numpy as np
 
 from .base.checks import check_integer, check_number, values_of
 from .base.frozen import Frozen
+from .diffraction.misorientation import get_symmetry, misorientation
+from .diffraction.orientation import check_orientation, cluster_orientations
 from .kernels.drift import find_drift_core
 from .kernels.linking import Comparer, Linker
 from .kernels.rotations import steady_rotation
-from .orientation import check_orientation, cluster_orientations, get_symmetry, misorientation
 
 TABLE = np.dtype(
     [

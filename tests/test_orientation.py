@@ -18,7 +18,7 @@ from py4DSTEM.process.diffraction.utils import OrientationMap
 from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import Clusters
-from py4dstem_clustering.orientation import get_symmetry, misorientation
+from py4dstem_clustering.diffraction.misorientation import get_symmetry, misorientation
 
 FIELDS = ("matrix", "family", "corr", "inds", "mirror", "angles")
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]

@@ -11,6 +11,8 @@ from py4DSTEM.process.diffraction.utils import OrientationMap
 from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import misorientation, refine_orientations
+from py4dstem_clustering.diffraction.misorientation import get_symmetry
+from py4dstem_clustering.diffraction.refining import twin_turns
 from py4dstem_clustering.kernels.kinematic import (
     FAINT,
     WIDTH,
@@ -23,7 +25,6 @@ from py4dstem_clustering.kernels.kinematic import (
     score,
     unstrained,
 )
-from py4dstem_clustering.orientation import get_symmetry, twin_turns
 from py4dstem_clustering.simulate import crystal_of_gold
 
 SIGMA, REACH, PIXEL, CENTRE = 0.03, 0.08, 0.03, (47.5, 44.0)
@@ -314,7 +315,7 @@ def test_the_bar_is_closed_when_a_pattern_fails(gold, monkeypatch):
 
     bars = []
     monkeypatch.setattr("emdfile.tqdmnd", Bar)
-    monkeypatch.setattr("py4dstem_clustering.orientation.refine", fail)
+    monkeypatch.setattr("py4dstem_clustering.diffraction.refining.refine", fail)
     bragg = vectors([pattern(gold, random_matrix(1))])
     with pytest.raises(ValueError, match="no climb"):
         refine_orientations(

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from py4DSTEM.process.diffraction import Crystal
 from scipy.spatial.transform import Rotation
 
+from py4dstem_clustering.diffraction.misorientation import get_symmetry
 from py4dstem_clustering.kernels import rotations
 from py4dstem_clustering.kernels.rotations import (
     misorientation_angle,
     misorientation_axis,
     symmetry_rotations,
 )
-from py4dstem_clustering.orientation import get_symmetry
 
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
 HCP = [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]]

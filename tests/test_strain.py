@@ -18,9 +18,9 @@ from scipy.linalg import polar
 from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import Clusters
+from py4dstem_clustering.diffraction.strain import REASONS, SLICES, _robust
 from py4dstem_clustering.emd import settings
 from py4dstem_clustering.patterns.mixture import Mixture
-from py4dstem_clustering.strain import REASONS, SLICES, _robust
 
 PIXEL = 0.03
 DETECTOR = (96, 90)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from py4DSTEM.process.diffraction import Crystal
 from scipy.spatial.transform import Rotation
 
+from py4dstem_clustering.diffraction.misorientation import get_symmetry
 from py4dstem_clustering.kernels import drift, linking, rotations
 from py4dstem_clustering.kernels.drift import correlate, find_drift_core
 from py4dstem_clustering.kernels.linking import Comparer, Linker, similarities
 from py4dstem_clustering.kernels.rotations import steady_rotation
-from py4dstem_clustering.orientation import get_symmetry
 
 SCAN, DETECTOR = (26, 21), (40, 36)
 CENTRE = (19.0, 18.5)

@@ -14,8 +14,13 @@ from py4DSTEM.braggvectors import BraggVectors
 from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import Clusters, CrossValidation, get_symmetry, simulate_scan
-from py4dstem_clustering.disks import GainedDisks
-from py4dstem_clustering.validation import METHODS, checkerboard, neighbour_errors, take_half
+from py4dstem_clustering.diffraction.disks import GainedDisks
+from py4dstem_clustering.diffraction.validation import (
+    METHODS,
+    checkerboard,
+    neighbour_errors,
+    take_half,
+)
 
 DISKS = {
     "corrPower": 1.0,
@@ -255,14 +260,16 @@ def test_no_clusters_in_a_half_is_no_error(grains, kernel):
     ],
 )
 def test_refuses(grains, kernel, monkeypatch, options, error, match):
-    monkeypatch.setattr("py4dstem_clustering.validation.take_half", None)  # nothing has begun
+    monkeypatch.setattr(
+        "py4dstem_clustering.diffraction.validation.take_half", None
+    )  # nothing has begun
     options = {"crystal": grains.crystal, "template": kernel, **QUIET, **options}
     with pytest.raises(error, match=match):
         grains.datacube.cross_validate_orientation(**options)
 
 
 def test_refuses_before_the_work(grains, kernel, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.validation.take_half", None)
+    monkeypatch.setattr("py4dstem_clustering.diffraction.validation.take_half", None)
     data, calibration = grains.datacube.data, grains.datacube.calibration
     fresh = simulate_scan((4, 4), DETECTOR, n_grains=0).crystal
     with pytest.raises(ValueError, match="no orientation plan"):

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .base.checks import check_number
-from .base.frozen import Frozen
+from ..base.checks import check_number
+from ..base.frozen import Frozen
 from .orientation import calibrated_peaks, cluster_orientations, plan_options
 from .strain import match_peaks, reference_peaks
 
@@ -86,7 +86,7 @@ class GainedDisks(Frozen):
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Draw disks over scattering vector; see `py4dstem_clustering.plot_disks`."""
-        from .plotting.results import plot_disks
+        from ..plotting.results import plot_disks
 
         return plot_disks(self, ax, **options)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .base.checks import (
+from ..base.checks import (
     check_data,
     check_flag,
     check_mask,
@@ -22,10 +22,12 @@ from .base.checks import (
     check_r_mask,
     values_of,
 )
-from .base.frozen import Frozen
-from .kernels.blocks import read_rows
-from .orientation import check_calibrated, get_symmetry, misorientation, refine_orientations
-from .scan.calibration import calibration_of, copy_calibration, scan_step
+from ..base.frozen import Frozen
+from ..kernels.blocks import read_rows
+from ..scan.calibration import calibration_of, copy_calibration, scan_step
+from .misorientation import get_symmetry, misorientation
+from .orientation import check_calibrated
+from .refining import refine_orientations
 
 METHODS = ("raw", "filtered", "filtered + clustered", "merged")
 """Ways to the orientations of a scan that can be compared."""
@@ -119,7 +121,7 @@ class CrossValidation(Frozen):
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """Draw the error maps side by side; see `py4dstem_clustering.plot_cross_validation`."""
-        from .plotting.results import plot_cross_validation
+        from ..plotting.results import plot_cross_validation
 
         return plot_cross_validation(self, axes, **options)
 

@@ -1,0 +1,1 @@
+"""From cluster averages to orientation and strain, by py4DSTEM."""
