@@ -17,8 +17,6 @@ their grains (5D-STEM).
 
 from . import metrics
 from ._version import __version__
-from .cluster_tree import ClusterTree
-from .clusters import Clusters
 from .datacube import register
 from .diffraction.disks import GainedDisks
 from .diffraction.misorientation import get_symmetry, misorientation
@@ -26,6 +24,8 @@ from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.refining import refine_orientations
 from .diffraction.validation import CrossValidation
 from .explore import ClusterExplorer
+from .grains.clusters import Clusters
+from .grains.tree import ClusterTree
 from .kernels.similarity import DIRECTIONS
 from .patterns.mixture import Mixture
 from .patterns.similarity import Similarity

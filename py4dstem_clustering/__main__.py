@@ -298,7 +298,7 @@ def _load(
 
 
 def _cluster(options: argparse.Namespace) -> None:
-    from .datacube import keep_clusters
+    from .grains.averages import keep_clusters
 
     if options.out.exists() and not options.overwrite:
         raise ValueError(f"--out {options.out} exists; give another name, or --overwrite")

@@ -131,7 +131,7 @@ def _run(step: str, path: Path, max_memory: str | None) -> dict[str, Any]:
         cube = py4DSTEM.DataCube(file["data"], name="scan")
         clusters = None
         if step == "averages":
-            from .clusters import Clusters
+            from .grains.clusters import Clusters
 
             clusters = Clusters.from_node(py4DSTEM.read(str(cubes)))
         imports, start = _memory(), perf_counter()

@@ -16,8 +16,9 @@ from matplotlib.widgets import Button, RadioButtons, Slider
 
 from .base.checks import check_choice, check_integer
 from .base.progress import progress
-from .cluster_tree import METHODS, ClusterTree, check_cut, level_for
-from .clusters import Clusters
+from .grains.clusters import Clusters
+from .grains.options import METHODS, check_cut
+from .grains.tree import ClusterTree, level_for
 from .kernels.averaging import move_pattern
 from .kernels.blocks import read_window
 from .plotting.style import OUTLINE, PALETTE, add_scale_bar, grey_limits, neighbour_pairs, nth_color

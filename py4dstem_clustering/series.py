@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 
 from .base.checks import check_integer, check_path
-from .clusters import Clusters
-from .datacube import keep_clusters
 from .emd import nodes, untrusted, writing
 from .emd.settings import Settings, add_settings, read_settings
+from .grains.averages import keep_clusters
+from .grains.clusters import Clusters
 from .scan.calibration import copy_calibration, step_of
 from .scan.datacubes import new_datacube
 from .tracks import Tracks, find_drift, link_frames

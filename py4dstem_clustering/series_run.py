@@ -35,7 +35,8 @@ from .base.checks import (
     check_q_mask,
     values_of,
 )
-from .datacube import check_cut_options, check_tree_options, cluster
+from .grains.clustering import cluster
+from .grains.options import check_cut_options, check_tree_options
 from .kernels.blocks import check_whole
 from .kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
 from .patterns.filtering import filter_correlative

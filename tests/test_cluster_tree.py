@@ -16,7 +16,7 @@ from py4DSTEM import DataCube, RealSlice
 from test_tree import symmetric
 
 from py4dstem_clustering import Clusters, simulate_scan
-from py4dstem_clustering.cluster_tree import ClusterTree
+from py4dstem_clustering.grains.tree import ClusterTree
 from py4dstem_clustering.kernels import blocks
 from py4dstem_clustering.kernels.tree import label_nodes, link, most_stable
 from py4dstem_clustering.metrics import adjusted_rand_index

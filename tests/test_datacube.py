@@ -44,13 +44,13 @@ FILTER = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2, **QUIE
 def test_registered_in_any_import_order_and_twice(imports):
     code = f"{imports}; from py4DSTEM import DataCube; print(DataCube.cluster.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "py4dstem_clustering.datacube"
+    assert done.stdout.strip() == "py4dstem_clustering.grains.clustering"
 
 
 def test_registering_twice_and_reloading_is_harmless():
     register()
     importlib.reload(py4dstem_clustering)
-    assert DataCube.cluster.__module__ == "py4dstem_clustering.datacube"
+    assert DataCube.cluster.__module__ == "py4dstem_clustering.grains.clustering"
 
 
 def somebody_elses(self):

@@ -15,8 +15,8 @@ import pytest
 from conftest import DETECTOR, SCAN, STRICT, make_scan
 
 from py4dstem_clustering import Clusters, Similarity
-from py4dstem_clustering.datacube import keep_clusters
 from py4dstem_clustering.emd import nodes, settings, writing
+from py4dstem_clustering.grains.averages import keep_clusters
 
 QUIET = {"progress_bar": False}
 

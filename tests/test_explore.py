@@ -528,7 +528,7 @@ def test_errors_come_before_any_work(cube, monkeypatch, options, error, message)
     def work(*args, **options):
         raise AssertionError("work was done")
 
-    monkeypatch.setattr("py4dstem_clustering.datacube._measure_tree", work)
+    monkeypatch.setattr("py4dstem_clustering.grains.clustering.measure_tree", work)
     monkeypatch.setattr("py4dstem_clustering.datacube.sample_mean", work)
     with pytest.raises(error, match=message):
         cube.explore_clusters(**{**QUIET, **options})

@@ -12,34 +12,25 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .base.checks import check_choice, check_flag, check_integer, check_number
-from .base.frozen import Frozen
+from ..base.checks import check_choice, check_integer
+from ..base.frozen import Frozen
+from ..emd import nodes
+from ..emd.settings import Settings, add_settings, read_settings
+from ..kernels.merging import Merges, cut_merges
+from ..kernels.regions import consecutive
+from ..kernels.similarity import similarity_mean
+from ..kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
+from ..patterns.similarity import Similarity
+from ..scan.calibration import scan_step
+from .background import is_background, powers, sum_nodes
 from .clusters import NOTED, Clusters
-from .emd import nodes
-from .emd.settings import Settings, add_settings, read_settings
-from .kernels.merging import Merges, cut_merges
-from .kernels.regions import consecutive
-from .kernels.similarity import similarity_mean
-from .kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
-from .patterns.similarity import Similarity
-from .scan.calibration import scan_step
+from .options import METHODS, check_cut
 
-KIND = "cluster_tree"
-
-METHODS = ("merge", "grow")
+TREE_KIND = "cluster_tree"
 
 STABLE_SIZE = 40
 """Positions of the smallest cluster whose stability ``threshold="auto"`` of growth measures, in
 scans of 20 times as many positions or more. Smaller branches of noise last long by chance."""
-
-WEAK = 0.1
-"""A region is background where the power of its mean pattern beyond the radial profile is below
-this share of the strongest one's. Simulated liquid: at most 0.01; film and vacuum beside MgO cubes:
-0.07 to 0.09; the weakest cube 0.3."""
-
-BACKGROUND = 0.05
-"""And below this share of the power of the radial profile, which protects weak grains: simulated
-ones have 0.9 and more. A saturated direct beam makes it small for everything."""
 
 _ARRAYS = ("first", "second", "level", "mask", "automatic", "features", "brightness", "similarity")
 
@@ -334,7 +325,7 @@ class ClusterTree(Frozen):
 
     def _background(self, labels: np.ndarray) -> np.ndarray:
         """Which regions have no power beyond the radial mean."""
-        return _is_background(self._totals(labels), self._strongest)
+        return is_background(self._totals(labels), self._strongest)
 
     @cached_property
     def _strongest(self) -> float:
@@ -343,16 +334,16 @@ class ClusterTree(Frozen):
         One alone is judged by its radial profile: at any dose, as much of that as the rings miss
         is left in the mean of liquid (up to 0.025 where the centre of the beam is not calibrated).
         """
-        power = _powers(self._totals(self.automatic))[0]
+        power = powers(self._totals(self.automatic))[0]
         return float(power.max()) if len(power) > 1 else np.inf
 
     @cached_property
     def _judged(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which nodes below the automatic cut and above it are background; sizes of the latter."""
-        below = _sum_nodes(self._links[0], self._columns.T)
-        above = _sum_nodes(self.branches()[0], self._totals(self.automatic))
+        below = sum_nodes(self._links[0], self._columns.T)
+        above = sum_nodes(self.branches()[0], self._totals(self.automatic))
         strongest = self._strongest
-        return _is_background(below, strongest), _is_background(above, strongest), above[:, -1]
+        return is_background(below, strongest), is_background(above, strongest), above[:, -1]
 
     @cached_property
     def _columns(self) -> np.ndarray:
@@ -371,7 +362,7 @@ class ClusterTree(Frozen):
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """Draw the number of clusters over the level, and a dendrogram; see `plot_tree`."""
-        from .plotting.results import plot_tree
+        from ..plotting.results import plot_tree
 
         return plot_tree(self, axes, **options)
 
@@ -382,7 +373,7 @@ class ClusterTree(Frozen):
         from py4DSTEM import RealSlice
 
         node = RealSlice(self.similarity_mean, name=name)
-        nodes.tag(node, KIND)
+        nodes.tag(node, TREE_KIND)
         add_settings(node, self.settings)
         arrays = {key: getattr(self, key) for key in _ARRAYS}
         if isinstance(self.similarity, Similarity):
@@ -395,7 +386,7 @@ class ClusterTree(Frozen):
     @classmethod
     def from_node(cls, node: emdfile.Node) -> ClusterTree:
         """The tree in a node of a datacube, also one read from a file."""
-        nodes.check_kind(node, KIND, "cluster tree", "one with datacube.get_cluster_tree()")
+        nodes.check_kind(node, TREE_KIND, "cluster tree", "one with datacube.get_cluster_tree()")
         arrays = nodes.read_arrays(node)
         settings = read_settings(node)
         step = scan_step(node)
@@ -478,66 +469,8 @@ def _is_forest(first: np.ndarray, second: np.ndarray, last: int) -> bool:
     return connected_components(graph, directed=False)[0] == last + 1 - len(first)
 
 
-def check_cut(
-    method: str, threshold: Any, n_clusters: Any, min_size: Any, drop_background: Any
-) -> None:
-    """What `ClusterTree.cut` takes, for a tree of one method."""
-    check_integer("min_size", min_size, 1)
-    if n_clusters is not None:
-        check_integer("n_clusters", n_clusters, 1)
-        if threshold is not None:
-            raise ValueError(f"threshold={threshold!r} and n_clusters={n_clusters}: give only one")
-    if drop_background is not None:
-        check_flag("drop_background", drop_background)
-        if method == "grow":
-            raise ValueError(
-                "drop_background knows no background in clusters that were grown; leave it out "
-                "and give an r_mask, or use method='merge'"
-            )
-    if isinstance(threshold, str):
-        if threshold != "auto":
-            raise ValueError(f"threshold={threshold!r} must be a number or 'auto'")
-    elif threshold is not None and method == "grow":
-        check_number("threshold", threshold, -1, 1)
-    elif threshold is not None:
-        check_number("threshold", threshold, 0)
-
-
 def _count(children: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """Number of `counted` nodes that are roots, before the first join and after each."""
     n = len(counted) - len(children)
     change = counted[n:].astype(int) - counted[children].sum(axis=1)
     return np.cumsum(np.append(counted[:n].sum(), change))
-
-
-def _sum_nodes(children: np.ndarray, leaves: np.ndarray) -> np.ndarray:
-    """Sums over the leaves under each node of a tree, given those of the leaves."""
-    n = len(leaves)
-    out = np.concatenate([leaves, np.empty((len(children), leaves.shape[1]))])
-    for i, (a, b) in enumerate(children.tolist()):
-        out[n + i] = out[a] + out[b]
-    return out
-
-
-def _powers(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Power of the mean features, what noise and speckle leave in it, and power of the radial mean.
-
-    Of regions, given the sums of their columns.
-    """
-    size = totals[:, -1]
-    mean, square, radial = np.split(totals[:, :-1] / size[:, None], [-2, -1], axis=1)
-    strength = (mean**2).sum(axis=1)
-    # Noise and speckle leave as much power in a mean as the region scatters about it.
-    scatter = np.maximum(square[:, 0] - strength, 0) / np.maximum(size - 1, 1)
-    scatter = np.maximum(np.where(size > 1, scatter, 0), mean.shape[1] / size)
-    return strength - scatter, scatter, radial[:, 0] ** 2
-
-
-def _is_background(totals: np.ndarray, strongest: float) -> np.ndarray:
-    """Which regions have no power beyond the radial mean, given the sums of their columns."""
-    rank = totals.shape[1] - 3
-    power, scatter, radial = _powers(totals)
-    weak = (power <= WEAK * strongest) & (power <= BACKGROUND * radial)
-    # Without any grain beside it: a quarter of the noise of a single pattern. Liquid has a tenth of
-    # that, a grain at 30 electrons ten times as much.
-    return weak | (power <= np.maximum(2 * scatter, rank / 4))

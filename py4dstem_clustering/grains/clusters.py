@@ -10,20 +10,20 @@ import emdfile
 import numpy as np
 from skimage.measure import find_contours, regionprops
 
-from .base.checks import check_integer, check_name, check_number
-from .base.frozen import Frozen
+from ..base.checks import check_integer, check_name, check_number
+from ..base.frozen import Frozen
+from ..diffraction.disks import GainedDisks, gained_disks
+from ..diffraction.orientation import expand_bragg, expand_orientation_map, find_boundaries
+from ..diffraction.strain import calculate_strain
+from ..emd import nodes
+from ..emd.settings import PROVENANCE, Settings, add_settings, read_settings
+from ..kernels.tree import growth_steps
+from ..patterns.mixture import Mixture, measure_mixture
+from ..patterns.similarity import Similarity
+from ..scan.calibration import scan_step
 from .describe import describe_clusters
-from .diffraction.disks import GainedDisks, gained_disks
-from .diffraction.orientation import expand_bragg, expand_orientation_map, find_boundaries
-from .diffraction.strain import calculate_strain
-from .emd import nodes
-from .emd.settings import PROVENANCE, Settings, add_settings, read_settings
-from .kernels.tree import growth_steps
-from .patterns.mixture import Mixture, measure_mixture
-from .patterns.similarity import Similarity
-from .scan.calibration import scan_step
 
-KIND = "clusters"
+CLUSTERS_KIND = "clusters"
 
 NOTED = (
     "gain", "offset", "noise", "level", "lag", "lag_axis", "n_background", "edits",
@@ -711,7 +711,7 @@ class Clusters(Frozen):
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Draw the label map; see `py4dstem_clustering.plot_clusters`."""
-        from .plotting.maps import plot_clusters
+        from ..plotting.maps import plot_clusters
 
         return plot_clusters(self, ax, **options)
 
@@ -726,7 +726,7 @@ class Clusters(Frozen):
         from py4DSTEM import RealSlice
 
         node = RealSlice(self.labels, name=self.name)
-        nodes.tag(node, KIND)
+        nodes.tag(node, CLUSTERS_KIND)
         add_settings(node, self.settings)
         background = np.isin(np.arange(self.n_clusters), self.background)
         arrays = {
@@ -748,7 +748,7 @@ class Clusters(Frozen):
 
         `step` is the pixel size of the scan and its unit, by default as the tree is calibrated.
         """
-        nodes.check_kind(node, KIND, "clusters", "some with datacube.cluster()")
+        nodes.check_kind(node, CLUSTERS_KIND, "clusters", "some with datacube.cluster()")
         arrays = nodes.read_arrays(node)
         step = scan_step(node) if step is None else step
         # Labels and seeds of other types would be cut to these.

@@ -1,0 +1,1 @@
+"""Tree, labels, clusters and their averages."""
