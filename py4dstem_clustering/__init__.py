@@ -23,7 +23,7 @@ from .diffraction.misorientation import get_symmetry, misorientation
 from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.refining import refine_orientations
 from .diffraction.validation import CrossValidation
-from .explore import ClusterExplorer
+from .explore.window import ClusterExplorer
 from .grains.clusters import Clusters
 from .grains.tree import ClusterTree
 from .kernels.similarity import DIRECTIONS

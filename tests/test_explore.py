@@ -16,7 +16,7 @@ from matplotlib.backend_bases import CloseEvent, KeyEvent, MouseEvent
 from py4DSTEM import DataCube
 
 from py4dstem_clustering import ClusterExplorer, simulate_scan
-from py4dstem_clustering.explore import (
+from py4dstem_clustering.explore.shown import (
     lasting_colors,
     level_steps,
     member_mean,
@@ -312,7 +312,7 @@ def test_averages_are_read_on_demand(merging, monkeypatch):
     rx, ry = merging.clusters.members(0)[0]
     reads = []
     monkeypatch.setattr(
-        "py4dstem_clustering.explore.member_mean",
+        "py4dstem_clustering.explore.window.member_mean",
         lambda data, members, *rest: reads.append(len(members)) or np.ones(data.shape[2:]),
     )
     click(merging, rx, ry)
@@ -352,7 +352,7 @@ def test_outside_clusters_there_is_no_average(merging):
 @pytest.mark.parametrize("kind", ["numpy", "memmap", "h5py", "dask"])
 @pytest.mark.parametrize("block", [1, 2000, 10**9])
 def test_the_mean_of_members_reads_no_others(kind, block, tmp_path, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.explore._BLOCK_BYTES", block)
+    monkeypatch.setattr("py4dstem_clustering.explore.shown._BLOCK_BYTES", block)
     rng = np.random.default_rng(0)
     scan = rng.poisson(5, (9, 8, 6, 5)).astype(np.uint16)
     members = np.array([[2, 3], [2, 5], [3, 4], [7, 3], [8, 6]])
@@ -528,8 +528,8 @@ def test_errors_come_before_any_work(cube, monkeypatch, options, error, message)
     def work(*args, **options):
         raise AssertionError("work was done")
 
-    monkeypatch.setattr("py4dstem_clustering.grains.clustering.measure_tree", work)
-    monkeypatch.setattr("py4dstem_clustering.datacube.sample_mean", work)
+    monkeypatch.setattr("py4dstem_clustering.explore.start.measure_tree", work)
+    monkeypatch.setattr("py4dstem_clustering.explore.start.sample_mean", work)
     with pytest.raises(error, match=message):
         cube.explore_clusters(**{**QUIET, **options})
     assert plt.get_fignums() == []
@@ -591,7 +591,7 @@ def test_colors_last_and_neighbours_differ():
 
 def test_steps_of_large_trees_are_few(monkeypatch):
     tree = tree_of("merge")
-    monkeypatch.setattr("py4dstem_clustering.explore._WHOLE", 1)
+    monkeypatch.setattr("py4dstem_clustering.explore.shown._WHOLE", 1)
     steps = level_steps(tree)
     assert 1.0 in steps
     assert np.isin(tree.levels[tree.levels > 1], steps).all()

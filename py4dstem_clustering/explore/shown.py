@@ -1,0 +1,190 @@
+"""What the window shows: averages, outlines, colours and steps of the sliders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..grains.tree import ClusterTree
+from ..kernels.averaging import move_pattern
+from ..kernels.blocks import read_window
+from ..plotting.style import PALETTE, neighbour_pairs
+
+# A member block is read in pieces of about so many bytes.
+_BLOCK_BYTES = 32 * 2**20
+
+# So many of the coarsest cuts are all steps of the slider; finer ones lie 3 % apart.
+_WHOLE = 100
+
+_RATIO = 1.03
+
+# Clusters that surely differ in colour from their neighbours: the largest.
+_N_COLORED = 2000
+
+
+# --- what is shown ---------------------------------------------------------------------------
+
+
+def member_mean(
+    data: Any,
+    members: np.ndarray,
+    shifts: np.ndarray | None = None,
+    report: Callable[[int], Any] = lambda n: None,
+) -> np.ndarray:
+    """Mean pattern (Qx, Qy) of scan positions ``(n, 2)``, sorted by row, and of these alone.
+
+    Parameters
+    ----------
+    data : array-like (Rx, Ry, Qx, Qy)
+    members : ndarray, (n, 2), int
+    shifts : ndarray, (n, 2), optional
+        Pixels by which each pattern moves first.
+    report : callable
+        Told the number of positions just read.
+
+    Returns
+    -------
+    ndarray, (Qx, Qy), float32
+        Accumulated in float64. A missing pixel has no weight; NaN where all miss it.
+    """
+    rows, columns = members.T
+    low, high = int(columns.min()), int(columns.max()) + 1
+    row_bytes = np.dtype(data.dtype).itemsize * (high - low) * int(np.prod(data.shape[2:]))
+    step = max(1, _BLOCK_BYTES // row_bytes)
+    total = np.zeros(data.shape[2:])
+    count = np.zeros(data.shape[2:])
+    at = 0
+    while at < len(members):
+        first = int(rows[at])
+        end = int(np.searchsorted(rows, first + step))
+        block = read_window(data, (first, int(rows[end - 1]) + 1), (low, high))
+        patterns = block[rows[at:end] - first, columns[at:end] - low]
+        if shifts is not None:
+            pairs = zip(patterns, shifts[at:end], strict=True)
+            patterns = np.stack([move_pattern(pattern, shift) for pattern, shift in pairs])
+        if patterns.dtype.kind == "f":
+            present = np.isfinite(patterns)
+            total += patterns.sum(axis=0, dtype=np.float64, where=present)
+            count += present.sum(axis=0)
+        else:
+            total += patterns.sum(axis=0, dtype=np.float64)
+            count += len(patterns)
+        report(end - at)
+        at = end
+    mean = np.full(total.shape, np.nan, dtype=np.float32)
+    np.divide(total, count, out=mean, where=count > 0, casting="same_kind")
+    return mean
+
+
+def outline(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All borders between labels as one line (x, y) with gaps, along the edges of positions."""
+    padded = np.pad(labels, 1, constant_values=-1)
+    upright = (padded[1:-1, 1:] != padded[1:-1, :-1]).T  # (Ry + 1, Rx)
+    level = padded[1:, 1:-1] != padded[:-1, 1:-1]  # (Rx + 1, Ry)
+    (x, y0, y1), (y, x0, x1) = _runs(upright), _runs(level)
+    gap, gaps = np.full(len(x), np.nan), np.full(len(y), np.nan)
+    across = np.concatenate([np.stack([x, x, gap], 1), np.stack([x0, x1, gaps], 1)]).ravel()
+    down = np.concatenate([np.stack([y0, y1, gap], 1), np.stack([y, y, gaps], 1)]).ravel()
+    return across, down
+
+
+def _runs(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Line, start and end of each run of True along the rows, edges of positions."""
+    step = np.diff(np.pad(edges.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    line, start = np.nonzero(step == 1)
+    stop = np.nonzero(step == -1)[1]
+    return line - 0.5, start - 0.5, stop - 0.5
+
+
+def lasting_colors(labels: np.ndarray, n_clusters: int, before: np.ndarray) -> np.ndarray:
+    """Number of the colour of each cluster; of the largest 2000, none that touch share one.
+
+    Parameters
+    ----------
+    labels : ndarray, (Rx, Ry), int
+    n_clusters : int
+    before : ndarray, (Rx, Ry), int
+        Number of the colour that each position had, -1 for none. Clusters keep what most of their
+        members had, the largest first, as far as neighbours allow.
+    """
+    if n_clusters == 0:
+        return np.empty(0, dtype=int)
+    inside = labels >= 0
+    n_before = int(before.max(initial=0)) + 2
+    votes = np.bincount(
+        labels[inside] * n_before + before[inside] + 1, minlength=n_clusters * n_before
+    ).reshape(n_clusters, n_before)
+    sizes = votes.sum(axis=1)
+    votes[:, 0] = 0
+    wish = np.where(votes.any(axis=1), votes.argmax(axis=1) - 1, -1)
+    order = np.argsort(-sizes, kind="stable")[:_N_COLORED]
+    # Smaller ones, where there are so many, take what comes.
+    color = np.where(wish >= 0, wish, np.arange(n_clusters) % len(PALETTE))
+    color[order] = -1
+    chosen = np.append(color < 0, False)[labels]
+    touching: dict[int, list[int]] = {k: [] for k in order.tolist()}
+    for a, b in neighbour_pairs(np.where(chosen, labels, -1)).tolist():
+        touching[a].append(b)
+        touching[b].append(a)
+    color, wish = color.tolist(), wish.tolist()
+    used = [0] * max(len(PALETTE), n_before - 1)
+    for k in touching:
+        if wish[k] >= 0 and all(color[j] != wish[k] for j in touching[k]):
+            color[k] = wish[k]
+            used[color[k]] += 1
+    for k in touching:
+        if color[k] >= 0:
+            continue
+        taken = {color[j] for j in touching[k]}
+        free = [c for c in range(len(PALETTE)) if c not in taken]
+        free = free or [c for c in range(len(used)) if c not in taken]
+        if not free:
+            used.append(0)
+            free = [len(used) - 1]
+        color[k] = min(free, key=lambda c: (used[c], c))
+        used[color[k]] += 1
+    return np.array(color)
+
+
+# --- steps of the sliders --------------------------------------------------------------------
+
+
+def thinned(n: int, whole: int = _WHOLE) -> np.ndarray:
+    """Indices below `n`: all of the first `whole`, then ever fewer."""
+    if n <= whole:
+        return np.arange(n)
+    n_more = int(np.ceil(np.log(n / whole) / np.log(_RATIO))) + 1
+    more = np.round(np.geomspace(whole, n - 1, n_more)).astype(int)
+    return np.unique(np.append(np.arange(whole), more))
+
+
+def level_steps(tree: ClusterTree) -> np.ndarray:
+    """Levels of a tree, rising, through which a slider moves: all where they are few.
+
+    Merging: all from the automatic cut on, and below it ever fewer towards single positions.
+    Growth: the coarsest, and what lies next to even steps of level and of rank.
+    """
+    levels = tree.levels
+    n = len(levels)
+    if n == 0:
+        return np.ones(1)
+    if tree.method == "merge":
+        coarse = int((levels >= 1).sum())
+        return np.sort(levels[::-1][thinned(n, max(_WHOLE, coarse))])
+    near = np.searchsorted(-levels, -np.linspace(levels[0], levels[-1], 200))
+    ranks = np.linspace(0, n - 1, 200).round()
+    which = np.concatenate([near, ranks, np.arange(max(0, n - 50), n)]).astype(int)
+    return np.sort(levels[np.unique(np.clip(which, 0, n - 1))])
+
+
+def size_steps(n_positions: int) -> np.ndarray:
+    """Smallest sizes, rising, through which a slider moves."""
+    largest = max(2, n_positions // 4)
+    more = np.round(np.geomspace(1, largest, 60)).astype(int)
+    return np.unique(np.append(np.arange(1, min(10, largest) + 1), more))
+
+
+def nearest(steps: np.ndarray, value: float) -> int:
+    return int(np.abs(steps - value).argmin())
