@@ -38,11 +38,13 @@ from .plotting.tracks import plot_tracks
 from .scan.array import ScanArray
 from .scan.dectris import open_scan
 from .scan.watching import watch_folder
-from .series import ClusterSeries, open_series
-from .series_run import cluster_series
+from .series.linking import link_frames
+from .series.motion import find_drift, rotation_rate
+from .series.result import ClusterSeries, open_series
+from .series.run import cluster_series
+from .series.tracks import Track, Tracks
 from .simulate import SimulatedScan, simulate_scan
 from .simulate_series import SimulatedSeries, simulate_series
-from .tracks import Track, Tracks, find_drift, link_frames, rotation_rate
 
 __all__ = [
     "DIRECTIONS",

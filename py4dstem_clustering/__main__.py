@@ -380,7 +380,7 @@ def _grow(
 
 
 def _series(options: argparse.Namespace) -> None:
-    from .series_run import cluster_series
+    from .series.run import cluster_series
 
     _check_other(options.out, options.files)
     filtering, r_mask = _filter_and_r_mask(options)

@@ -20,11 +20,13 @@ from .base.progress import progress
 from .benchmark_orientation import DISKS, PLAN, disk_template, quiet
 from .diffraction.refining import refine_orientations
 from .metrics import track_quality
-from .series import ClusterSeries
-from .series_run import cluster_series
+from .series.linking import link_frames
+from .series.motion import rotation_rate
+from .series.result import ClusterSeries
+from .series.run import cluster_series
+from .series.tracks import Track, Tracks
 from .simulate import crystal_of_gold
 from .simulate_series import SimulatedSeries, simulate_series
-from .tracks import Track, Tracks, link_frames, rotation_rate
 
 ELECTRONS = (100.0, 300.0, 1000.0, 10000.0)
 """Electrons a pattern."""

@@ -25,8 +25,8 @@ from py4DSTEM import DataCube
 from py4dstem_clustering import cluster_series, open_series, simulate_scan, simulate_series
 from py4dstem_clustering.__main__ import main
 from py4dstem_clustering.metrics import track_quality
-from py4dstem_clustering.series import journal_of, read_info
-from py4dstem_clustering.series_run import _Part
+from py4dstem_clustering.series.files import journal_of, read_info
+from py4dstem_clustering.series.frames import _Part
 
 QUIET = {"progress_bar": False, "n_jobs": 1}
 MERGE = {**QUIET, "min_size": 2}
@@ -545,7 +545,7 @@ def test_times_one_by_one_need_scans_in_order(frames, tmp_path, monkeypatch, opt
     cluster_series(paths[:2], out=out, **MERGE)  # scan 2 is new
     before = content(out)
     with monkeypatch.context() as patch:
-        patch.setattr("py4dstem_clustering.series_run._cluster_datacube", None)
+        patch.setattr("py4dstem_clustering.series.frames._cluster_datacube", None)
         with pytest.raises(ValueError, match=r"is frame . of out.* give new scans after the old"):
             cluster_series(kind([paths[k] for k in order]), out=out, on_error="raise", **options,
                            **MERGE)  # fmt: skip

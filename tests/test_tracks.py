@@ -12,15 +12,10 @@ from scipy.spatial.transform import Rotation as Turn
 
 from py4dstem_clustering import Clusters
 from py4dstem_clustering.metrics import track_quality
+from py4dstem_clustering.series.linking import link_frames
+from py4dstem_clustering.series.motion import find_drift, rotation_rate
+from py4dstem_clustering.series.tracks import EVENTS, TABLE, Tracks
 from py4dstem_clustering.simulate_series import simulate_series
-from py4dstem_clustering.tracks import (
-    EVENTS,
-    TABLE,
-    Tracks,
-    find_drift,
-    link_frames,
-    rotation_rate,
-)
 
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
 

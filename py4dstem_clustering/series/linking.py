@@ -1,0 +1,249 @@
+"""From the clusters of each frame to tracks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..base.checks import check_integer, check_number, values_of
+from ..kernels.linking import Comparer, Linker
+from .tracks import EVENTS, TABLE, Tracks
+
+# --- linking ---------------------------------------------------------------------------------
+
+
+def link_frames(
+    frames: Iterable[Any],
+    *,
+    drift: Any = None,
+    times: Any = None,
+    memory: int = 1,
+    reach: float = 2.0,
+    min_similarity: float = 0.2,
+    blur: float = 1.0,
+    centre: tuple[float, float] | None = None,
+) -> Tracks:
+    """Link the clusters of successive frames to tracks.
+
+    Parameters
+    ----------
+    frames : iterable
+        For each frame ``(labels, averages, properties, background)``, or None for one that failed:
+        it ends no track. `labels` (Rx, Ry), int, numbers clusters from 0; -1 is none. `averages`,
+        (N, Qx, Qy) or (N, 1, Qx, Qy), is the mean pattern of each, or None: then overlap decides.
+        `properties`, from ``clusters.properties()``, or None; `background`, labels of clusters that
+        are no particles (``clusters.background``), may be left out. One frame is in memory at a
+        time.
+    drift : array-like, (T, 2), optional
+        From `find_drift`; that of frames with NaN is interpolated. By default none.
+    times : array-like, (T,), optional
+        Time of each frame, rising. By default the number of the frame.
+    memory : int
+        A track goes on when its cluster was missing in at most this many frames, those that failed
+        not counted. More bridges longer gaps, and confuses particles that vanish with new ones.
+    reach : float
+        Clusters that do not overlap may be the same when no more than so many scan positions are
+        between them, and their patterns are alike. For fast or small particles; 0 for slow ones.
+    min_similarity : float
+        Clusters whose patterns correlate less than this, -1 to 1, are different ones, unless noise
+        explains that. Lower it for particles that turn by more than a few degrees a frame.
+    blur : float
+        Patterns are blurred by so many detector pixels before they are compared, so that small
+        rotations cost little; about half of the radius of the Bragg disks.
+    centre : (float, float), optional
+        Centre of the direct beam, detector pixels; found by default.
+
+    Returns
+    -------
+    Tracks
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument breaks its rule, or shapes do not fit together.
+
+    Notes
+    -----
+    A link is rated by the overlap of both clusters (Dice coefficient, drift taken off) plus the
+    correlation of their mean patterns, without rings, direct beam and the power of noise; the best
+    sum over all links of a frame is an assignment problem. When two clusters become one, the track
+    that fits better goes on, and the other one has merged with it if more than half of it lies in
+    there. A new cluster of which more than half lies where a track was that goes on has split from
+    it.
+
+    Examples
+    --------
+    A particle that moves, and a second one that appears.
+
+    >>> import numpy as np
+    >>> labels = np.full((3, 8, 6), -1)
+    >>> labels[0, 1:4, 1:4] = labels[1, 2:5, 1:4] = labels[2, 3:6, 1:4] = 0
+    >>> labels[2, 0:2, 4:6] = 1
+    >>> tracks = link_frames([(frame, None, None) for frame in labels])
+    >>> tracks
+    Tracks(2 tracks, 4 clusters in 3 frames, 1 birth)
+    >>> tracks["track"].tolist()
+    [0, 0, 0, 1]
+    """
+    memory = check_integer("memory", memory, 0)
+    reach = check_number("reach", reach, 0)
+    min_similarity = check_number("min_similarity", min_similarity, -1, 1)
+    blur = check_number("blur", blur, 0)
+    if centre is not None:
+        centre = check_number("centre[0]", centre[0]), check_number("centre[1]", centre[1])
+    drift, times = _check_drift(drift), check_times(times)
+    if isinstance(frames, Sequence):  # before long work
+        _check_lengths(drift, times, len(frames))
+
+    linker = Linker(memory, reach, min_similarity)
+    comparer: Comparer | None = None
+    rows: list[np.ndarray] = []
+    shape = None
+    n_frames = 0
+    for t, item in enumerate(frames):
+        n_frames += 1
+        _check_lengths(drift, times, n_frames, more=True)
+        if item is None:
+            continue
+        frame = _check_frame(t, item, shape)
+        shape = frame.labels.shape
+        patterns = None
+        if frame.averages is not None:
+            if comparer is None and len(frame.averages):
+                known_pixels = np.isfinite(frame.averages)
+                total = np.where(known_pixels, frame.averages, 0).sum(axis=0, dtype=np.float64)
+                mean = total / np.maximum(known_pixels.sum(axis=0), 1)
+                comparer = Comparer(mean, centre, blur)
+            if comparer is not None:
+                if frame.averages.shape[1:] != comparer.shape:
+                    raise ValueError(
+                        f"averages of frame {t} of {frame.averages.shape[1:]} detector pixels must "
+                        f"have those of the frames before, {comparer.shape}"
+                    )
+                patterns = comparer(frame.averages)
+        moved = np.zeros(2) if drift is None else drift[t]
+        track = linker.add(t, frame.labels, frame.background, patterns, moved)
+        rows.append(_rows(t, t if times is None else times[t], frame, track, moved))
+    _check_lengths(drift, times, n_frames)
+    table = np.concatenate(rows) if rows else np.zeros(0, dtype=TABLE)
+    events = np.array(
+        [
+            (e.frame, e.frame if times is None else times[e.frame], e.event, e.track, e.other)
+            for e in linker.finish()
+        ],
+        dtype=EVENTS,
+    )
+    return Tracks(table, events, n_frames)
+
+
+class _Frame(NamedTuple):
+    labels: np.ndarray
+    averages: np.ndarray | None
+    properties: Any
+    background: np.ndarray  # (N,), bool
+
+
+def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _Frame:
+    if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= 4:
+        raise TypeError(
+            f"frame {t} must be (labels, averages, properties, background) or None, not "
+            f"{type(item).__name__}"
+        )
+    labels, averages, properties, background = (*item, None, None)[:4]
+    labels = np.asarray(values_of(labels))
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.size == 0:
+        raise ValueError(
+            f"labels of frame {t} must be a 2D map of whole numbers, not {labels.dtype} of shape "
+            f"{labels.shape}"
+        )
+    labels = labels.astype(np.int64)
+    if shape is not None and labels.shape != shape:
+        raise ValueError(
+            f"labels of frame {t} of shape {labels.shape} must have that of the frames before, "
+            f"{shape}"
+        )
+    n = int(labels.max()) + 1
+    found = np.unique(labels)
+    if not np.array_equal(found[found >= 0], np.arange(n)) or found[0] < -1:
+        raise ValueError(f"labels of frame {t} must be 0 to {n - 1} without gaps, and -1 elsewhere")
+    if averages is not None:
+        averages = np.asarray(values_of(averages))
+        if averages.ndim == 4 and averages.shape[1] == 1:
+            averages = averages[:, 0]
+        if averages.ndim != 3 or len(averages) != n or averages.dtype.kind not in "buif":
+            raise ValueError(
+                f"averages of frame {t}, {averages.dtype} of shape {averages.shape}, must be real "
+                f"numbers (N, Qx, Qy), one pattern for each of the {n} clusters"
+            )
+    if properties is not None and len(properties) != n:
+        raise ValueError(
+            f"properties of frame {t} have {len(properties)} rows for {n} clusters: give one each"
+        )
+    flags = np.zeros(n, dtype=bool)
+    for k in () if background is None else background:
+        if check_integer("background", k, 0) >= n:
+            raise ValueError(f"background={k} of frame {t} is none of its {n} clusters")
+        flags[k] = True
+    return _Frame(labels, averages, properties, flags)
+
+
+def _rows(t: int, time: float, frame: _Frame, track: np.ndarray, drift: np.ndarray) -> np.ndarray:
+    """Rows of the table for the clusters of one frame."""
+    labels, n = frame.labels, len(track)
+    rows = np.zeros(n, dtype=TABLE)
+    inside = labels >= 0
+    places, number = np.argwhere(inside), labels[inside]
+    size = np.bincount(number, minlength=n)
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    rows["frame"], rows["time"] = t, time
+    rows["label"], rows["track"] = np.arange(n), track
+    rows["size"] = rows["area"] = size
+    rows["similarity"] = np.nan
+    rows["background"] = frame.background
+    rows["touches_border"] = np.isin(np.arange(n), border)
+    for axis, name in enumerate(("rx", "ry")):
+        centroid = np.bincount(number, places[:, axis], n) / np.maximum(size, 1)
+        rows[f"centroid_{name}"] = centroid
+        rows[f"place_{name}"] = centroid - drift[axis]
+    if frame.properties is not None:
+        for name in ("area", "similarity"):
+            rows[name] = frame.properties[name]
+    return rows
+
+
+def _check_drift(drift: Any) -> np.ndarray | None:
+    if drift is None:
+        return None
+    drift = np.array(values_of(drift), dtype=np.float64)
+    if drift.ndim != 2 or drift.shape[1] != 2:
+        raise ValueError(f"drift of shape {drift.shape} must be (T, 2): Rx and Ry of each frame")
+    known = np.isfinite(drift).all(axis=1)
+    if not known.any():
+        return np.zeros(drift.shape)
+    frames = np.arange(len(drift))
+    for axis in range(2):
+        drift[:, axis] = np.interp(frames, frames[known], drift[known, axis])
+    return drift
+
+
+def check_times(times: Any) -> np.ndarray | None:
+    if times is None:
+        return None
+    times = np.array(values_of(times), dtype=np.float64)
+    if times.ndim != 1 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        raise ValueError("times must be one finite number for each frame, rising")
+    return times
+
+
+def _check_lengths(
+    drift: np.ndarray | None, times: np.ndarray | None, n_frames: int, more: bool = False
+) -> None:
+    """One entry for each frame; with `more`, of which others may come."""
+    for name, value in (("drift", drift), ("times", times)):
+        n = n_frames if value is None else len(value)
+        if n < n_frames or (n > n_frames and not more):
+            raise ValueError(
+                f"{name} has {n} entries for {'more' if more else n_frames} frames: give one each"
+            )
