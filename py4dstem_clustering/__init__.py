@@ -43,8 +43,8 @@ from .series.motion import find_drift, rotation_rate
 from .series.result import ClusterSeries, open_series
 from .series.run import cluster_series
 from .series.tracks import Track, Tracks
-from .simulate import SimulatedScan, simulate_scan
-from .simulate_series import SimulatedSeries, simulate_series
+from .simulate.scan import SimulatedScan, simulate_scan
+from .simulate.series import SimulatedSeries, simulate_series
 
 __all__ = [
     "DIRECTIONS",

@@ -470,7 +470,7 @@ def _print_tracks(tracks: Any, time_units: str, unit: str) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from .simulate import simulate_scan
+    from .simulate.scan import simulate_scan
 
     check_number("--electrons", options.electrons, 0)
     folder = _make_folder(options.out)

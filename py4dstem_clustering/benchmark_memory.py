@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from .base.checks import check_integer, check_memory
-from .simulate import simulate_scan
+from .simulate.scan import simulate_scan
 
 STEPS = ("filter", "merge", "averages")
 """Filter to HDF5, merging of the unfiltered scan, averages of the clusters."""

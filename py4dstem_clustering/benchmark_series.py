@@ -25,8 +25,8 @@ from .series.motion import rotation_rate
 from .series.result import ClusterSeries
 from .series.run import cluster_series
 from .series.tracks import Track, Tracks
-from .simulate import crystal_of_gold
-from .simulate_series import SimulatedSeries, simulate_series
+from .simulate.scattering import crystal_of_gold
+from .simulate.series import SimulatedSeries, simulate_series
 
 ELECTRONS = (100.0, 300.0, 1000.0, 10000.0)
 """Electrons a pattern."""

@@ -30,7 +30,6 @@ LAYERS = [
     "strain",
     "diffraction",
     "metrics",
-    "simulate_series",
     "simulate",
     "patterns",
     "plotting",

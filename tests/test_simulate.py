@@ -9,8 +9,10 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from py4dstem_clustering import simulate, simulate_scan
-from py4dstem_clustering.simulate import _bends, _bragg_disks
+from py4dstem_clustering import simulate_scan
+from py4dstem_clustering.simulate import scattering
+from py4dstem_clustering.simulate.scan import _bends
+from py4dstem_clustering.simulate.scattering import _bragg_disks
 
 SMALL = {"scan_shape": (12, 10), "detector_shape": (40, 36), "n_grains": 3}
 
@@ -330,7 +332,7 @@ def test_the_ends_of_a_bent_grain(monkeypatch):
         turned.append(orientation)
         return _bragg_disks(crystal, orientation, *args)
 
-    monkeypatch.setattr(simulate, "_bragg_disks", bragg_disks)
+    monkeypatch.setattr(scattering, "_bragg_disks", bragg_disks)
     scan = simulate_scan((6, 5), (16, 16), n_grains=1, bending=4, seed=1)
     turns = [Rotation.from_matrix(turn @ turned[0].T).magnitude() for turn in turned]
     np.testing.assert_allclose(np.rad2deg(turns), np.linspace(0, 4, len(turned)), atol=1e-6)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import simulate_scan
-from py4dstem_clustering.simulate_series import NUCLEUS, simulate_series
+from py4dstem_clustering.simulate.series import NUCLEUS, simulate_series
 
 SMALL = {"scan_shape": (30, 24), "detector_shape": (32, 30), "n_frames": 12, "n_particles": 4}
 TRUTH = (

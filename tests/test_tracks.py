@@ -15,7 +15,7 @@ from py4dstem_clustering.metrics import track_quality
 from py4dstem_clustering.series.linking import link_frames
 from py4dstem_clustering.series.motion import find_drift, rotation_rate
 from py4dstem_clustering.series.tracks import EVENTS, TABLE, Tracks
-from py4dstem_clustering.simulate_series import simulate_series
+from py4dstem_clustering.simulate.series import simulate_series
 
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
 

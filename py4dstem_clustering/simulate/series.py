@@ -13,16 +13,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from .base.checks import check_integer, check_number
-from .base.frozen import Frozen
-from .simulate import (
-    Scattering,
-    check_shape,
-    count_type,
-    largest_count,
-    largest_share,
-    random_orientations,
-)
+from ..base.checks import check_integer, check_number
+from ..base.frozen import Frozen
+from .scan import check_shape, largest_share
+from .scattering import Scattering, count_type, largest_count, random_orientations
 
 EVENTS = np.dtype([("frame", np.int64), ("event", "U8"), ("track", np.int64), ("other", np.int64)])
 """Fields of the events of a series."""
