@@ -523,7 +523,7 @@ def _print_table(clusters: Any, truth: np.ndarray) -> None:
 
 def _scans_of(options: argparse.Namespace, benchmark: Any) -> tuple[range, Any, Path]:
     """Seeds, doses and folder of a benchmark on simulated scans."""
-    from .benchmark import check_seeds
+    from .benchmarks.segmentation import check_seeds
 
     seeds = check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
     doses = options.electrons or benchmark.ELECTRONS
@@ -533,7 +533,7 @@ def _scans_of(options: argparse.Namespace, benchmark: Any) -> tuple[range, Any, 
 
 
 def _segmentation(options: argparse.Namespace) -> None:
-    from . import benchmark
+    from .benchmarks import segmentation as benchmark
 
     methods = benchmark.check_methods(options.methods or benchmark.METHODS)
     methods, notes = benchmark.without_missing(methods)
@@ -557,8 +557,8 @@ def _segmentation(options: argparse.Namespace) -> None:
 
 
 def _orientation(options: argparse.Namespace) -> None:
-    from . import benchmark_orientation as benchmark
-    from .benchmark import write_csv
+    from .benchmarks import orientation as benchmark
+    from .benchmarks.segmentation import write_csv
 
     seeds, doses, folder = _scans_of(options, benchmark)
     start = time.perf_counter()
@@ -582,8 +582,8 @@ def _orientation(options: argparse.Namespace) -> None:
 
 
 def _benchmark_series(options: argparse.Namespace) -> None:
-    from . import benchmark_series as benchmark
-    from .benchmark import write_csv
+    from .benchmarks import series as benchmark
+    from .benchmarks.segmentation import write_csv
 
     seeds, doses, folder = _scans_of(options, benchmark)
     start = time.perf_counter()
@@ -605,7 +605,7 @@ def _benchmark_series(options: argparse.Namespace) -> None:
 
 
 def _memory(options: argparse.Namespace) -> None:
-    from . import benchmark_memory as benchmark
+    from .benchmarks import memory as benchmark
 
     rows = benchmark.run_benchmark(
         tuple(options.scan), tuple(options.detector), max_memory=options.max_memory
@@ -617,7 +617,7 @@ def _memory(options: argparse.Namespace) -> None:
 
 
 def _speed(options: argparse.Namespace) -> None:
-    from . import benchmark_speed as benchmark
+    from .benchmarks import speed as benchmark
 
     positions = check_integer("--positions", options.positions, 9)
     detector = check_integer("--detector", options.detector, 8)

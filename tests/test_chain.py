@@ -13,7 +13,7 @@ import py4DSTEM
 import pytest
 
 import py4dstem_clustering as clustering
-from py4dstem_clustering.benchmark_orientation import DISKS, PLAN, disk_template
+from py4dstem_clustering.benchmarks.orientation import DISKS, PLAN, disk_template
 from py4dstem_clustering.simulate.scattering import crystal_of_gold
 
 OURS = str(Path(clustering.__file__).parent)

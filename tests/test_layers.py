@@ -17,11 +17,7 @@ PACKAGE = Path(py4dstem_clustering.__file__).parent
 # From top to bottom: a folder, or a file outside of any, may import what stands below it.
 LAYERS = [
     "__main__",
-    "benchmark_series",
-    "benchmark_orientation",
-    "benchmark_memory",
-    "benchmark_speed",
-    "benchmark",
+    "benchmarks",
     "__init__",
     "datacube",
     "series",

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from py4dstem_clustering import plot_averages, plot_clusters, simulate_scan
-from py4dstem_clustering.benchmark_orientation import DISKS, PLAN, disk_template
+from py4dstem_clustering.benchmarks.orientation import DISKS, PLAN, disk_template
 from py4dstem_clustering.plotting.style import add_scale_bar
 
 

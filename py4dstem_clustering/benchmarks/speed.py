@@ -22,19 +22,21 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from threadpoolctl import threadpool_info
 
-from .kernels.averaging import averaging_core
-from .kernels.blas import matmul
-from .kernels.blocks import count_jobs, tiles, workers
-from .kernels.blur import Blur, blur_matrix
-from .kernels.correlative import correlative_core, footprint, radial_weight
-from .kernels.similarity import DIRECTIONS, similarity_core, similarity_mean
-from .kernels.tree import cut_at, spanning_forest
+from ..kernels.averaging import averaging_core
+from ..kernels.blas import matmul
+from ..kernels.blocks import count_jobs, tiles, workers
+from ..kernels.blur import Blur, blur_matrix
+from ..kernels.correlative import correlative_core, footprint, radial_weight
+from ..kernels.similarity import DIRECTIONS, similarity_core, similarity_mean
+from ..kernels.tree import cut_at, spanning_forest
 
 FILTER = {"sigma": 3, "radius": 4, "corr_range": (0.85, 0.95), "edge": 12}
 """The published filter."""
 
 _SLOW_POSITIONS = 9
+
 _COPIED = 2**26  # bytes
+
 _MAP, _THRESHOLDS = 512, np.linspace(0.5, 0.95, 10)
 
 

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base.checks import check_number
-from .base.progress import progress
-from .diffraction.misorientation import misorientation
-from .diffraction.refining import refine_orientations
-from .diffraction.strain import calculate_strain
-from .simulate.scan import simulate_scan
-from .simulate.scattering import ACCELERATING_VOLTAGE, crystal_of_gold
+from ..base.checks import check_number
+from ..base.progress import progress
+from ..diffraction.misorientation import misorientation
+from ..diffraction.refining import refine_orientations
+from ..diffraction.strain import calculate_strain
+from ..simulate.scan import simulate_scan
+from ..simulate.scattering import ACCELERATING_VOLTAGE, crystal_of_gold
 
 ELECTRONS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """Electrons a pattern."""

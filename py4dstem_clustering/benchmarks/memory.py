@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from .base.checks import check_integer, check_memory
-from .simulate.scan import simulate_scan
+from ..base.checks import check_integer, check_memory
+from ..simulate.scan import simulate_scan
 
 STEPS = ("filter", "merge", "averages")
 """Filter to HDF5, merging of the unfiltered scan, averages of the clusters."""
@@ -131,7 +131,7 @@ def _run(step: str, path: Path, max_memory: str | None) -> dict[str, Any]:
         cube = py4DSTEM.DataCube(file["data"], name="scan")
         clusters = None
         if step == "averages":
-            from .grains.clusters import Clusters
+            from ..grains.clusters import Clusters
 
             clusters = Clusters.from_node(py4DSTEM.read(str(cubes)))
         imports, start = _memory(), perf_counter()

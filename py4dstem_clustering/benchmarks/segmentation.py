@@ -21,11 +21,11 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
-from .base.checks import check_integer, check_number
-from .kernels.features import bin_factor, bin_matrix, features_core
-from .metrics import adapted_rand_error, panoptic_quality
-from .plotting.style import cluster_colors
-from .simulate.scan import SimulatedScan, simulate_scan
+from ..base.checks import check_integer, check_number
+from ..kernels.features import bin_factor, bin_matrix, features_core
+from ..metrics import adapted_rand_error, panoptic_quality
+from ..plotting.style import cluster_colors
+from ..simulate.scan import SimulatedScan, simulate_scan
 
 ELECTRONS = (30.0, 100.0, 1000.0, 10000.0, 100000.0)
 """Electrons a pattern."""

@@ -15,18 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base.checks import check_number
-from .base.progress import progress
-from .benchmark_orientation import DISKS, PLAN, disk_template, quiet
-from .diffraction.refining import refine_orientations
-from .metrics import track_quality
-from .series.linking import link_frames
-from .series.motion import rotation_rate
-from .series.result import ClusterSeries
-from .series.run import cluster_series
-from .series.tracks import Track, Tracks
-from .simulate.scattering import crystal_of_gold
-from .simulate.series import SimulatedSeries, simulate_series
+from ..base.checks import check_number
+from ..base.progress import progress
+from ..diffraction.refining import refine_orientations
+from ..metrics import track_quality
+from ..series.linking import link_frames
+from ..series.motion import rotation_rate
+from ..series.result import ClusterSeries
+from ..series.run import cluster_series
+from ..series.tracks import Track, Tracks
+from ..simulate.scattering import crystal_of_gold
+from ..simulate.series import SimulatedSeries, simulate_series
+from .orientation import DISKS, PLAN, disk_template, quiet
 
 ELECTRONS = (100.0, 300.0, 1000.0, 10000.0)
 """Electrons a pattern."""
