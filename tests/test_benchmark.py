@@ -7,9 +7,9 @@ import csv
 import numpy as np
 import pytest
 
-from py4dstem_clustering.__main__ import main
 from py4dstem_clustering.benchmarks import segmentation as benchmark
 from py4dstem_clustering.benchmarks.segmentation import METHODS, Example, Results, Row
+from py4dstem_clustering.cli.main import main
 
 DOSE = 3000
 

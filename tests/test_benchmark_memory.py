@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from py4dstem_clustering.__main__ import main
 from py4dstem_clustering.benchmarks import memory as benchmark_memory
+from py4dstem_clustering.cli.main import main
 
 
 @pytest.mark.skipif(os.name != "posix", reason="getrusage")

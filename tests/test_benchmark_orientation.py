@@ -7,8 +7,8 @@ import csv
 import numpy as np
 import pytest
 
-from py4dstem_clustering.__main__ import main
 from py4dstem_clustering.benchmarks import orientation as benchmark
+from py4dstem_clustering.cli.main import main
 
 
 def test_command(tmp_path, capsys):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from py4dstem_clustering import simulate_series
-from py4dstem_clustering.__main__ import main
 from py4dstem_clustering.benchmarks import series as benchmark
+from py4dstem_clustering.cli.main import main
 
 
 def test_it_runs(tmp_path, capsys):

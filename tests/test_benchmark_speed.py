@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import reference
 
-from py4dstem_clustering.__main__ import main
 from py4dstem_clustering.benchmarks import speed as benchmark_speed
+from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.kernels import correlative
 
 

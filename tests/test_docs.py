@@ -17,8 +17,8 @@ from test_layers import MODULES
 
 import py4dstem_clustering
 from py4dstem_clustering import simulate_scan
-from py4dstem_clustering.__main__ import main
 from py4dstem_clustering.benchmarks.orientation import disk_template
+from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.datacube import _ATTRIBUTES
 
 README = Path(__file__).parent.parent / "README.md"

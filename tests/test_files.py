@@ -29,7 +29,7 @@ from py4dstem_clustering import (
     open_series,
     orientation_from_node,
 )
-from py4dstem_clustering.__main__ import main
+from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.emd import nodes
 from py4dstem_clustering.scan.loading import load_scan
 

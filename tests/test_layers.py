@@ -17,6 +17,7 @@ PACKAGE = Path(py4dstem_clustering.__file__).parent
 # From top to bottom: a folder, or a file outside of any, may import what stands below it.
 LAYERS = [
     "__main__",
+    "cli",
     "benchmarks",
     "__init__",
     "datacube",

@@ -13,7 +13,7 @@ from arina import write_arina
 from conftest import STRICT, make_scan
 
 from py4dstem_clustering import Clusters, open_series, simulate_series
-from py4dstem_clustering.__main__ import main
+from py4dstem_clustering.cli.main import main
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_files_that_are_not_there_or_not_scans(npy, tmp_path, capsys):
 
 
 def test_out_is_checked_before_the_file_is_opened(npy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.__main__.load_scan", None)
+    monkeypatch.setattr("py4dstem_clustering.cli.options.load_scan", None)
     (tmp_path / "out.h5").write_text("precious")
     assert cluster(npy, tmp_path)[0] == 2
     assert "exists; give another name, or --overwrite" in error_line(capsys)
@@ -207,7 +207,7 @@ def test_ctrl_c(npy, tmp_path, capsys, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("py4dstem_clustering.__main__.load_scan", interrupt)
+    monkeypatch.setattr("py4dstem_clustering.cli.options.load_scan", interrupt)
     assert cluster(npy, tmp_path)[0] == 130
     assert error_line(capsys).startswith("interrupted")
 
@@ -355,7 +355,7 @@ def test_series_at_the_threshold_0(npy, tmp_path):
 def test_keeping_the_background_is_refused_before_the_scan_is_read(
     tmp_path, monkeypatch, npy, capsys
 ):
-    monkeypatch.setattr("py4dstem_clustering.__main__._load", None)
+    monkeypatch.setattr("py4dstem_clustering.cli.cluster.load_datacube", None)
     assert cluster(npy, tmp_path, "--threshold", 0.5, "--keep-background")[0] == 2
     assert "--keep-background goes with merging" in error_line(capsys)
 

@@ -33,7 +33,7 @@ from ncempy.io import mrc as ncem_mrc
 from py4DSTEM.io.filereaders.read_K2 import K2DataArray
 
 from py4dstem_clustering import ScanArray, open_scan, simulate_scan
-from py4dstem_clustering.__main__ import main
+from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.kernels.blocks import read_rows
 from py4dstem_clustering.metrics import panoptic_quality
 from py4dstem_clustering.scan.loading import load_scan

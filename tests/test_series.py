@@ -23,7 +23,7 @@ from conftest import STRICT, forbid, make_scan
 from py4DSTEM import DataCube
 
 from py4dstem_clustering import cluster_series, open_series, simulate_scan, simulate_series
-from py4dstem_clustering.__main__ import main
+from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.metrics import track_quality
 from py4dstem_clustering.series.files import journal_of, read_info
 from py4dstem_clustering.series.frames import _Part

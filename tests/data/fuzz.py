@@ -21,7 +21,7 @@ import numpy as np
 import py4DSTEM
 
 import py4dstem_clustering as pc
-from py4dstem_clustering.__main__ import main
+from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.emd import nodes
 from py4dstem_clustering.scan.loading import load_scan
 

@@ -1,0 +1,104 @@
+"""The command ``cluster``: one scan."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from ..base.checks import check_out
+from ..emd import writing
+from ..scan.datacubes import files_of
+from .options import (
+    check_other_file,
+    common_options,
+    draw_overview,
+    filter_and_r_mask,
+    is_growth,
+    load_datacube,
+    make_folder,
+    make_q_mask,
+    parse_step,
+    time_since,
+)
+
+
+def run_cluster(options: argparse.Namespace) -> None:
+    from ..grains.averages import keep_clusters
+
+    if options.out.exists() and not options.overwrite:
+        raise ValueError(f"--out {options.out} exists; give another name, or --overwrite")
+    path = check_out(options.out, options.overwrite)
+    check_other_file(path, [options.file])
+    grows = is_growth(options)
+    filtering, r_mask = filter_and_r_mask(options)
+    step = None if options.step is None else parse_step(*options.step)
+    figures = make_folder(options.figures)
+    start = time.perf_counter()
+    scan = load_datacube(options.file, options.key, options.scan_shape, step)
+    check_other_file(path, files_of(scan.data))
+    common = common_options(options)
+    shape = " x ".join(map(str, scan.data.shape))
+    print(f"{options.file}: {shape}, {scan.data.dtype}, opened in {time_since(start)}")
+
+    q_mask = make_q_mask(scan, options.q_range, options.q_center)
+
+    if not grows:
+        start = time.perf_counter()
+        clusters = scan.cluster(
+            min_size=options.min_size,
+            r_mask=r_mask,
+            q_mask=q_mask,
+            drop_background=not options.keep_background,
+            **common,
+        )
+        print(f"merged in {time_since(start)}: {clusters}")
+        found, similarity = [clusters], None
+    else:
+        found, similarity = _grow(scan, options, filtering, q_mask, r_mask, common)
+    found.sort(key=lambda clusters: clusters.n_clusters > 0)  # those without clusters first
+    start = time.perf_counter()
+    averages = scan.get_clustered_datacube(found[-1], **common)
+    print(f"averaged {found[-1].name!r} in {time_since(start)}")
+    for clusters in found:
+        keep_clusters(averages, clusters)
+    writing.save_new(path, averages)
+    print(f"wrote {path}")
+    if figures is not None:
+        for clusters in found:
+            draw_overview(
+                figures, similarity, clusters, averages if clusters is found[-1] else None
+            )
+
+
+def _grow(
+    scan: Any,
+    options: argparse.Namespace,
+    filtering: dict[str, Any],
+    q_mask: Any,
+    r_mask: Any,
+    common: dict[str, Any],
+) -> tuple[list[Any], Any]:
+    """The paper's way: filter, compare, grow at each threshold."""
+    source = scan
+    if options.filter:
+        start = time.perf_counter()
+        source = scan.filter_correlative(**filtering, **common)
+        print(f"filtered in {time_since(start)}")
+    start = time.perf_counter()
+    similarity = source.get_similarity(q_mask=q_mask, sigma=options.sigma or 0, **common)
+    print(f"compared in {time_since(start)}: {similarity}")
+    thresholds = options.threshold or [0.9]
+    found = []
+    for threshold in thresholds:
+        start = time.perf_counter()
+        clusters = source.cluster(
+            threshold=threshold,
+            min_size=options.min_size,
+            r_mask=r_mask,
+            similarity=similarity,
+            name=f"clusters_{threshold}" if len(thresholds) > 1 else "clusters",
+        )
+        found.append(clusters)
+        print(f"threshold {threshold}, {time_since(start)}: {clusters}")
+    return found, similarity

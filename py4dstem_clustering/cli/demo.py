@@ -1,0 +1,79 @@
+"""The command ``demo``: a simulated scan, from patterns to figures."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+
+from ..base.checks import check_number
+from ..emd import writing
+from .options import draw_overview, make_folder, save_figure, time_since
+
+# --- demo ------------------------------------------------------------------------------------
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    from ..simulate.scan import simulate_scan
+
+    check_number("--electrons", options.electrons, 0)
+    folder = make_folder(options.out)
+    start = time.perf_counter()
+    truth = simulate_scan(electrons=options.electrons, seed=options.seed)
+    scan = truth.datacube
+    print(f"simulated {' x '.join(map(str, scan.data.shape))} in {time_since(start)}")
+
+    clusters = scan.cluster(progress_bar=False)
+    averages = scan.get_clustered_datacube(clusters, progress_bar=False)
+    print(f"clustered and averaged in {time_since(start)}: {clusters}")
+
+    # The paper's way beside it. Low counts correlate little, so the range is not the published one.
+    filtered = scan.filter_correlative(corr_range="auto", progress_bar=False)
+    centre = tuple((n - 1) / 2 for n in scan.Qshape)
+    q_mask = scan.make_detector(scan.Qshape, "annulus", (centre, (6, min(centre))))
+    similarity = filtered.get_similarity(q_mask=q_mask, progress_bar=False)
+    grown = filtered.cluster(
+        threshold=0.9, min_size=5, r_mask="triangle", similarity=similarity, name="grown"
+    )
+    print(f"filtered, compared and grown in {time_since(start)}: {grown}")
+
+    writing.save_new(folder / "demo.h5", scan)
+    writing.save_new(folder / "averages.h5", averages)
+    dark_field = scan.data[..., q_mask].sum(axis=-1, dtype=np.float64)
+    draw_overview(folder, None, clusters, averages, dark_field)
+    draw_overview(folder, similarity, grown, None, dark_field)
+    save_figure(
+        folder / "overview.png", lambda figure: _overview(figure, dark_field, clusters, averages)
+    )
+    print(f"wrote demo.h5, averages.h5 and figures to {folder}")
+    _print_table(clusters, truth.labels)
+
+
+def _print_table(clusters: Any, truth: np.ndarray) -> None:
+    """Each cluster beside the simulated grain that it overlaps best."""
+    print(f"\n{'cluster':>7} {'positions':>9} {'area / nm²':>10} {'similarity':>10}  known grain")
+    for row in clusters.properties():
+        member = clusters.labels == row["label"]
+        names, counts = np.unique(truth[member], return_counts=True)
+        grain = names[counts.argmax()]
+        iou = counts.max() / (member | (truth == grain)).sum()
+        name = "liquid" if grain < 0 else f"grain {grain}"
+        print(
+            f"{row['label']:>7} {row['size']:>9} {row['area'] / 100:>10.0f} "
+            f"{row['similarity']:>10.3f}  {name}, intersection over union {iou:.2f}"
+        )
+
+
+def _overview(figure: Any, image: np.ndarray, clusters: Any, averages: Any) -> None:
+    """The whole way in one picture: scan, clusters, averages."""
+    from .. import plotting
+
+    figure.set_size_inches(11, 4)
+    left, middle, right = figure.subplots(1, 3)
+    plotting.plot_clusters(
+        clusters.remove(range(clusters.n_clusters)), left, image=image, title="dark field"
+    )
+    plotting.plot_clusters(clusters, middle, image=image, title="clusters")
+    plotting.plot_averages(averages, right).set_title("cluster averages")

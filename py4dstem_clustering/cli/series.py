@@ -1,0 +1,115 @@
+"""The command ``series``: scans of an in-situ experiment."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..base.checks import check_number
+from .options import (
+    check_other_file,
+    common_options,
+    filter_and_r_mask,
+    is_growth,
+    load_datacube,
+    make_folder,
+    make_q_mask,
+    parse_step,
+    save_figure,
+    time_since,
+)
+
+# --- series ----------------------------------------------------------------------------------
+
+
+def run_series(options: argparse.Namespace) -> None:
+    from ..series.run import cluster_series
+
+    check_other_file(options.out, options.files)
+    filtering, r_mask = filter_and_r_mask(options)
+    step = None if options.step is None else parse_step(*options.step)
+    time_step, time_units = 1.0, "frames"
+    if options.time_step is not None:
+        time_units = options.time_step[1]
+        try:
+            time_step = check_number("--time-step", float(options.time_step[0]), 0)
+        except ValueError:
+            raise ValueError(f"--time-step {options.time_step[0]} must be a number") from None
+    grows = is_growth(options)
+    figures = make_folder(options.figures)
+    load = partial(load_datacube, key=options.key, scan_shape=options.scan_shape, step=step)
+    q_mask = None
+    if options.q_range is not None or options.q_center is not None:
+        q_mask = make_q_mask(load(options.files[0]), options.q_range, options.q_center)
+    start = time.perf_counter()
+    series = cluster_series(
+        options.files,
+        out=options.out,
+        filter=filtering or options.filter,
+        load=load,
+        times=time_step,
+        time_units=time_units,
+        resume=not options.overwrite,
+        overwrite=options.overwrite,
+        min_size=options.min_size,
+        q_mask=q_mask,
+        r_mask=r_mask,
+        method="grow" if grows else "merge",
+        threshold=options.threshold,
+        sigma=options.sigma,
+        drop_background=None if grows else not options.keep_background,
+        **common_options(options),
+    )
+    print(f"clustered in {time_since(start)}: {series}")
+    for frame, error in series.errors.items():
+        print(f"frame {frame} failed: {error}", file=sys.stderr)
+    if len(series.errors) < len(series):
+        tracks = series.tracks()
+        print(f"followed: {tracks}")
+        unit = next(c.pixel_units for c in series if c is not None)
+        _print_tracks(tracks, series.time_units, unit)
+        if figures is not None:
+            _draw_series(figures, series, tracks, unit)
+    print(f"wrote {options.out}")
+
+
+def _draw_series(folder: Path, series: Any, tracks: Any, pixel_units: str) -> None:
+    from .. import plotting
+
+    def areas(figure: Any) -> None:
+        plotting.plot_areas(
+            tracks, figure.add_subplot(), time_units=series.time_units, pixel_units=pixel_units
+        )
+
+    def outlines(figure: Any) -> None:
+        plotting.plot_tracks(series, figure.add_subplot(), tracks=tracks)
+
+    save_figure(folder / "tracks.png", outlines)
+    save_figure(folder / "areas.png", areas)
+    plotting.animate_series(series, folder / "series.gif", tracks=tracks)
+
+
+def _print_tracks(tracks: Any, time_units: str, unit: str) -> None:
+    """The tracks that were seen most often."""
+    print(
+        f"\n{'track':>5} {'frames':>12} {'seen':>5} {f'last area / {unit}²':>18}  "
+        f"growth / ({unit}² / {time_units})"
+    )
+    most = 30
+    longest = sorted(tracks, key=lambda track: -len(track))
+    for track in sorted(longest[:most], key=lambda track: track.number):
+        rate, error = track.growth_rate()
+        first, last = track.frames[[0, -1]]
+        growth = f"{rate:.3g} ± {error:.2g}" if np.isfinite(error) else "-"
+        print(
+            f"{track.number:>5} {f'{first} to {last}':>12} {len(track):>5} "
+            f"{track.areas[-1]:>18.4g}  {growth}"
+        )
+    if len(longest) > most:
+        print(f"and {len(longest) - most} shorter ones")
