@@ -168,3 +168,35 @@ def averages(data, labels):
         total = np.where(present, patterns, 0).sum(axis=0)
         out.append(np.where(count > 0, total / np.maximum(count, 1), np.nan))
     return np.array(out)
+
+
+def symmetric(forward):
+    """A similarity from the values of its forward half, NaN outside the scan."""
+    rx, ry, _ = forward.shape
+    s = np.full((rx, ry, 8), np.nan, np.float32)
+    for x, y, i in np.ndindex(rx, ry, 4):
+        dx, dy = DIRECTIONS[4 + i]
+        if inside((rx, ry), x + dx, y + dy):
+            s[x, y, 4 + i] = s[x + dx, y + dy, i] = forward[x, y, i]
+    return s
+
+
+def corrected_similarity(data, gain, offset, q_mask, sigma):
+    plain = similarity(data, q_mask, sigma)
+    factor = np.ones(data.shape[:2])
+    for r in np.ndindex(data.shape[:2]):
+        pattern = fill_missing(data[r])
+        noise = np.where(np.isfinite(data[r]), gain * (pattern - offset), 0)
+        power = 0.0
+        for q in np.ndindex(noise.shape):
+            pulse = np.zeros(noise.shape)
+            pulse[q] = 1
+            power += noise[q] * (gaussian_filter(pulse, sigma, truncate=4)[q_mask] ** 2).sum()
+        feature = gaussian_filter(pattern - pattern.mean(), sigma, truncate=4)[q_mask]
+        if (feature**2).sum() > 0:
+            factor[r] = 1 / np.sqrt(1 - np.clip(power / (feature**2).sum(), 0, 0.7))
+    for x, y, k in np.ndindex(plain.shape):
+        dx, dy = DIRECTIONS[k]
+        if inside(factor.shape, x + dx, y + dy):
+            plain[x, y, k] *= factor[x, y] * factor[x + dx, y + dy]
+    return np.clip(plain, -1, 1)

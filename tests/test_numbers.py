@@ -19,7 +19,6 @@ from conftest import STRICT, make_scan
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from py4DSTEM import DataCube
-from test_noise import reference_corrected
 
 from py4dstem_clustering import Clusters, simulate_scan
 from py4dstem_clustering.kernels.virtual import virtual_image_core
@@ -331,7 +330,7 @@ def test_similarity_without_noise(scan, sigma, gain, offset, seed):
     q_mask.flat[seed % q_mask.size] = True
     options = {"q_mask": q_mask, "sigma": sigma, "noise_correct": True}
     found = DataCube(scan).get_similarity(**options, gain=gain, offset=offset, **QUIET)
-    expected = reference_corrected(scan, gain, offset, q_mask, sigma)
+    expected = reference.corrected_similarity(scan, gain, offset, q_mask, sigma)
     doubts = doubt(scan, lambda pattern: reference.similarity_feature(pattern, q_mask, sigma))
     assert_within(found.data, expected, 4 * pair_tolerance(doubts))
 

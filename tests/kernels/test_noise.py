@@ -229,27 +229,6 @@ def test_noise_weight_is_the_square_of_the_blur(sigma):
         np.testing.assert_allclose((noise_weight((40, 40), mask, sigma) * image).sum(), power, 1e-5)
 
 
-def reference_corrected(data, gain, offset, q_mask, sigma):
-    plain = reference.similarity(data, q_mask, sigma)
-    factor = np.ones(data.shape[:2])
-    for r in np.ndindex(data.shape[:2]):
-        pattern = reference.fill_missing(data[r])
-        noise = np.where(np.isfinite(data[r]), gain * (pattern - offset), 0)
-        power = 0.0
-        for q in np.ndindex(noise.shape):
-            pulse = np.zeros(noise.shape)
-            pulse[q] = 1
-            power += noise[q] * (gaussian_filter(pulse, sigma, truncate=4)[q_mask] ** 2).sum()
-        feature = gaussian_filter(pattern - pattern.mean(), sigma, truncate=4)[q_mask]
-        if (feature**2).sum() > 0:
-            factor[r] = 1 / np.sqrt(1 - np.clip(power / (feature**2).sum(), 0, 0.7))
-    for x, y, k in np.ndindex(plain.shape):
-        dx, dy = reference.DIRECTIONS[k]
-        if reference.inside(factor.shape, x + dx, y + dy):
-            plain[x, y, k] *= factor[x, y] * factor[x + dx, y + dy]
-    return np.clip(plain, -1, 1)
-
-
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.float64])
 def test_corrected_similarity_follows_the_formula(dtype):
     data = make_scan((4, 5), (9, 8), seed=2).astype(dtype)
@@ -258,7 +237,7 @@ def test_corrected_similarity_follows_the_formula(dtype):
         data[2, 3, 4, 4] = np.nan
     q_mask = annulus((9, 8), 1, 4)
     result = run_similarity(data, Noise(2.0, 0.5), q_mask, 0.8)
-    expected = reference_corrected(data, 2.0, 0.5, q_mask, 0.8)
+    expected = reference.corrected_similarity(data, 2.0, 0.5, q_mask, 0.8)
     np.testing.assert_allclose(result, expected, atol=2e-5)
     assert MOST_NOISE == 0.7
 

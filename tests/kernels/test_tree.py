@@ -8,21 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from py4dstem_clustering.kernels.similarity import FORWARD, similarity_mean, with_neighbour
+from py4dstem_clustering.kernels.similarity import similarity_mean
 from py4dstem_clustering.kernels.tree import cut_at, growth_steps, spanning_forest
-
-
-def symmetric(forward):
-    """A similarity from the values of its forward half, NaN outside the scan."""
-    rx, ry, _ = forward.shape
-    s = np.full((rx, ry, 8), np.nan, np.float32)
-    for i, k in enumerate(FORWARD):
-        dx, dy = reference.DIRECTIONS[k]
-        (here_x, there_x), (here_y, there_y) = with_neighbour(rx, dx), with_neighbour(ry, dy)
-        s[here_x, here_y, k] = forward[here_x, here_y, i]
-        s[there_x, there_y, k - 4] = forward[here_x, here_y, i]
-    return s
-
 
 # Few different values, so that ties and exact thresholds are common.
 LEVELS = st.sampled_from([-1.0, -0.25, 0.0, 0.5, 0.75, 0.9, 1.0])
@@ -34,7 +21,7 @@ def cases(draw):
     shape = draw(SHAPES)
     values = draw(hnp.arrays(np.float32, (*shape, 4), elements=LEVELS.map(np.float32)))
     mask = draw(hnp.arrays(bool, shape, elements=st.sampled_from([True, True, True, False])))
-    return symmetric(values), mask
+    return reference.symmetric(values), mask
 
 
 @given(case=cases(), thresholds=st.lists(LEVELS, min_size=1, max_size=4), size=st.integers(1, 5))
@@ -54,7 +41,7 @@ def test_cut_equals_growth(case, thresholds, size):
 @settings(deadline=None, max_examples=100)
 def test_cut_equals_growth_without_ties(seed, threshold, size):
     rng = np.random.default_rng(seed)
-    s = symmetric(rng.uniform(-1, 1, (8, 6, 4)).astype(np.float32))
+    s = reference.symmetric(rng.uniform(-1, 1, (8, 6, 4)).astype(np.float32))
     mean, mask = similarity_mean(s), rng.random((8, 6)) < 0.9
     labels, seeds = cut_at(spanning_forest(s, mask), threshold, mean, size)
     expected_labels, expected_seeds = reference.growth(s, mean, mask, threshold, size)
@@ -83,7 +70,7 @@ def test_a_position_without_neighbours_is_a_cluster_of_its_own():
 
 
 def test_an_empty_mask_has_no_clusters():
-    s = symmetric(np.ones((3, 4, 4), np.float32))
+    s = reference.symmetric(np.ones((3, 4, 4), np.float32))
     labels, seeds = cut_at(
         spanning_forest(s, np.zeros((3, 4), bool)), 0.5, similarity_mean(s), min_size=1
     )
@@ -92,7 +79,7 @@ def test_an_empty_mask_has_no_clusters():
 
 
 def test_growth_steps_count_from_the_seed():
-    s = symmetric(np.ones((4, 5, 4), np.float32))
+    s = reference.symmetric(np.ones((4, 5, 4), np.float32))
     members = np.ones((4, 5), bool)
     members[2:, 2] = False
     steps = growth_steps(s, members, (3, 1), 0.5)
@@ -107,12 +94,12 @@ def test_growth_steps_count_from_the_seed():
 def test_growth_steps_stop_at_the_threshold():
     forward = np.full((1, 4, 4), 0.9, np.float32)
     forward[0, 1] = 0.1
-    steps = growth_steps(symmetric(forward), np.ones((1, 4), bool), (0, 0), 0.5)
+    steps = growth_steps(reference.symmetric(forward), np.ones((1, 4), bool), (0, 0), 0.5)
     assert steps.tolist() == [[0, 1, -1, -1]]
 
 
 def test_the_forest_is_sorted():
-    s = symmetric(np.random.default_rng(0).uniform(-1, 1, (6, 5, 4)).astype(np.float32))
+    s = reference.symmetric(np.random.default_rng(0).uniform(-1, 1, (6, 5, 4)).astype(np.float32))
     forest = spanning_forest(s, np.ones((6, 5), bool))
     assert (np.diff(forest.level) <= 0).all()
     assert len(forest.level) == 6 * 5 - 1

@@ -33,7 +33,7 @@ from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.emd import nodes
 from py4dstem_clustering.scan.loading import load_scan
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 PACKAGE = Path(py4dstem_clustering.__file__).parent
 POSIX = pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
 

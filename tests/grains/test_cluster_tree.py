@@ -11,9 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import py4DSTEM
 import pytest
+import reference
 from conftest import SCAN
 from py4DSTEM import DataCube, RealSlice
-from test_tree import symmetric
 
 from py4dstem_clustering import Clusters, simulate_scan
 from py4dstem_clustering.grains.tree import ClusterTree
@@ -711,7 +711,7 @@ def test_a_similarity_means_growth(cube):
     assert (found.settings["method"], found.settings["threshold"]) == ("grow", 0.9)
 
 
-S = symmetric(np.zeros((*SCAN, 4), np.float32))
+S = reference.symmetric(np.zeros((*SCAN, 4), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -741,7 +741,7 @@ S = symmetric(np.zeros((*SCAN, 4), np.float32))
         ({"min_size": 0}, ValueError, "min_size=0 must be at least 1"),
         ({"similarity": S, "sigma": 1}, ValueError, "sigma cannot change a similarity"),
         (
-            {"similarity": symmetric(np.zeros((3, 4, 4), np.float32))},
+            {"similarity": reference.symmetric(np.zeros((3, 4, 4), np.float32))},
             ValueError,
             "must fit this scan",
         ),
