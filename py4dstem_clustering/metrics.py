@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import skimage.metrics
+from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from scipy.optimize import linear_sum_assignment
 
@@ -37,8 +38,8 @@ class PanopticQuality(Frozen):
     quality: float
     segmentation: float
     recognition: float
-    matches: np.ndarray = field(repr=False)
-    iou: np.ndarray = field(repr=False)
+    matches: NDArray[Any] = field(repr=False)
+    iou: NDArray[Any] = field(repr=False)
 
     def __post_init__(self) -> None:
         self._set(matches=np.array(self.matches, dtype=np.int64))
@@ -448,7 +449,7 @@ def track_quality(tracks: Any, truth: Any, *, iou: float = 0.5) -> TrackQuality:
 
 
 def _clear_matches(
-    track: np.ndarray, particle: np.ndarray, overlap: np.ndarray, last: dict[int, int]
+    track: NDArray[Any], particle: NDArray[Any], overlap: NDArray[Any], last: dict[int, int]
 ) -> dict[int, int]:
     """Track of each particle in one frame, of the pairs that may match and the last tracks."""
     matches: dict[int, int] = {}
@@ -472,16 +473,16 @@ def _clear_matches(
 class _Overlaps(NamedTuple):
     """The contingency table of two maps, without its zeros."""
 
-    clusters: np.ndarray  # numbers that occur in the labels, rising, -1 among them
-    grains: np.ndarray  # the same of the truth
-    cluster_sizes: np.ndarray
-    grain_sizes: np.ndarray
-    rows: np.ndarray  # index to clusters of each pair that overlaps
-    columns: np.ndarray  # index to grains
-    common: np.ndarray  # number of positions in both
+    clusters: NDArray[Any]  # numbers that occur in the labels, rising, -1 among them
+    grains: NDArray[Any]  # the same of the truth
+    cluster_sizes: NDArray[Any]
+    grain_sizes: NDArray[Any]
+    rows: NDArray[Any]  # index to clusters of each pair that overlaps
+    columns: NDArray[Any]  # index to grains
+    common: NDArray[Any]  # number of positions in both
 
 
-def _overlaps(labels: np.ndarray, truth: np.ndarray) -> _Overlaps:
+def _overlaps(labels: NDArray[Any], truth: NDArray[Any]) -> _Overlaps:
     clusters, row, cluster_sizes = np.unique(labels, return_inverse=True, return_counts=True)
     grains, column, grain_sizes = np.unique(truth, return_inverse=True, return_counts=True)
     pairs, common = np.unique(row * len(grains) + column, return_counts=True)
@@ -489,12 +490,12 @@ def _overlaps(labels: np.ndarray, truth: np.ndarray) -> _Overlaps:
     return _Overlaps(clusters, grains, cluster_sizes, grain_sizes, rows, columns, common)
 
 
-def _from_one(labels: np.ndarray) -> np.ndarray:
+def _from_one(labels: NDArray[Any]) -> NDArray[Any]:
     """Renumber from 1: scikit-image takes numbers as indices, and 0 as what to ignore."""
     return np.unique(labels, return_inverse=True)[1].reshape(labels.shape) + 1
 
 
-def _borders(labels: np.ndarray) -> np.ndarray:
+def _borders(labels: NDArray[Any]) -> NDArray[Any]:
     """Where a 4-neighbour has another label."""
     border = np.zeros(labels.shape, dtype=bool)
     for values, out in ((labels, border), (labels.T, border.T)):
@@ -504,7 +505,7 @@ def _borders(labels: np.ndarray) -> np.ndarray:
     return border
 
 
-def _check_map(name: str, labels: Any, axes: str) -> np.ndarray:
+def _check_map(name: str, labels: Any, axes: str) -> NDArray[Any]:
     """A map of whole numbers from -1, not empty."""
     labels = np.asarray(values_of(getattr(labels, "labels", labels)))
     n_axes = len(axes.split(", "))
@@ -530,7 +531,7 @@ def _check_map(name: str, labels: Any, axes: str) -> np.ndarray:
 
 def _check_maps(
     labels: Any, truth: Any, name: str = "labels", axes: str = "Rx, Ry"
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Two maps of one shape."""
     labels, truth = _check_map(name, labels, axes), _check_map("truth", truth, axes)
     if labels.shape != truth.shape:

@@ -12,6 +12,7 @@ from typing import Any
 import emdfile
 import numpy as np
 import skimage.filters
+from numpy.typing import NDArray
 
 from ..kernels.blocks import Need
 from ..kernels.noise import noise_windows
@@ -208,7 +209,7 @@ def values_of(item: Any) -> Any:
     return item.data if isinstance(item, emdfile.Array) else item
 
 
-def check_mask(name: str, mask: Any, shape: tuple[int, int], what: str) -> np.ndarray:
+def check_mask(name: str, mask: Any, shape: tuple[int, int], what: str) -> NDArray[Any]:
     """A boolean map of the given shape that selects something."""
     mask = np.asarray(values_of(mask))
     if mask.shape != tuple(shape):
@@ -226,12 +227,12 @@ def check_mask(name: str, mask: Any, shape: tuple[int, int], what: str) -> np.nd
     return mask
 
 
-def check_q_mask(q_mask: Any, detector: tuple[int, int]) -> np.ndarray | None:
+def check_q_mask(q_mask: Any, detector: tuple[int, int]) -> NDArray[Any] | None:
     """None, or a boolean map of the detector."""
     return None if q_mask is None else check_mask("q_mask", q_mask, detector, "detector pixels")
 
 
-def check_r_mask(r_mask: Any, scan: tuple[int, int]) -> float | str | np.ndarray | None:
+def check_r_mask(r_mask: Any, scan: tuple[int, int]) -> float | str | NDArray[Any] | None:
     """None, a boolean map of the scan, a number, or the name of a global threshold."""
     if r_mask is None:
         return None
@@ -244,7 +245,7 @@ def check_r_mask(r_mask: Any, scan: tuple[int, int]) -> float | str | np.ndarray
     return check_mask("r_mask", r_mask, scan, "scan positions")
 
 
-def resolve_r_mask(r_mask: float | str | np.ndarray | None, mean: np.ndarray) -> np.ndarray:
+def resolve_r_mask(r_mask: float | str | NDArray[Any] | None, mean: NDArray[Any]) -> NDArray[Any]:
     """The positions that `r_mask` selects, given the mean similarity of each."""
     if r_mask is None:
         return np.ones(mean.shape, dtype=bool)

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_number
 from ..base.progress import progress
@@ -116,7 +117,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def disk_template(shape: tuple[int, int]) -> np.ndarray:
+def disk_template(shape: tuple[int, int]) -> NDArray[Any]:
     """Template of a disk."""
     from py4DSTEM import Probe
 
@@ -174,7 +175,7 @@ def _run_scan(electrons: float, seed: int, crystal: Any, small: bool) -> list[Ro
     )  # fmt: skip
 
 
-def _single_patterns(datacube: Any, index: tuple[np.ndarray, ...]) -> Any:
+def _single_patterns(datacube: Any, index: tuple[NDArray[Any], ...]) -> Any:
     from py4DSTEM import DataCube
 
     cube = DataCube(np.ascontiguousarray(datacube.data[index][:, None]))
@@ -194,7 +195,7 @@ def _match(patterns: Any, crystal: Any) -> tuple[Any, Any, float]:
     return bragg, matched, perf_counter() - start
 
 
-def _strain(crystal: Any, bragg: Any, orientation: Any) -> np.ndarray:
+def _strain(crystal: Any, bragg: Any, orientation: Any) -> NDArray[Any]:
     """``e_xx, e_yy, e_xy, theta`` (n, 4), each pattern against its own orientation."""
     labels = np.arange(bragg.shape[0])[:, None]
     return calculate_strain(
@@ -217,12 +218,12 @@ def _rows(
     source: str,
     electrons: float,
     seed: int,
-    grain: np.ndarray,
+    grain: NDArray[Any],
     scan: Any,
     crystal: Any,
     matched: Any,
     refined: Any,
-    strain: np.ndarray,
+    strain: NDArray[Any],
     seconds: tuple[float, float],
 ) -> list[Row]:
     known = np.flatnonzero(grain >= 0)
@@ -248,13 +249,13 @@ def _doses(rows: list[Row]) -> list[float]:
     return sorted({row.electrons for row in rows})
 
 
-def _values(rows: list[Row], source: str, electrons: float, field: str) -> np.ndarray:
+def _values(rows: list[Row], source: str, electrons: float, field: str) -> NDArray[Any]:
     return np.array(
         [getattr(r, field) for r in rows if r.source == source and r.electrons == electrons]
     )
 
 
-def _angles(values: np.ndarray) -> str:
+def _angles(values: NDArray[Any]) -> str:
     """Median, 95 % and share above 5 degrees; no orientation counts as wrong."""
     if not len(values):
         return "-"
@@ -280,7 +281,7 @@ def orientation_table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: np.ndarray) -> str:
+def _spread(values: NDArray[Any]) -> str:
     """Median and standard deviation of errors, the latter by the median deviation."""
     values = values[np.isfinite(values)]
     if not len(values):

@@ -20,6 +20,7 @@ import emdfile
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
+from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_number
 from ..kernels.features import bin_factor, bin_matrix, features_core
@@ -77,7 +78,7 @@ def check_seeds(first: int, number: int, tuning: range) -> range:
     return seeds
 
 
-def _count(labels: np.ndarray) -> int:
+def _count(labels: NDArray[Any]) -> int:
     """Number of clusters or grains; -1 is none."""
     return int((np.unique(labels) >= 0).sum())
 
@@ -89,7 +90,7 @@ def _raw(scan: SimulatedScan) -> Any:
     return scan.datacube
 
 
-def _annulus(cube: Any) -> np.ndarray:
+def _annulus(cube: Any) -> NDArray[Any]:
     """Detector pixels without the direct beam."""
     centre = tuple((n - 1) / 2 for n in cube.Qshape)
     inner = 2 * _DISK_RADIUS + 2
@@ -105,7 +106,7 @@ def _compare(scan: SimulatedScan) -> tuple[Any, Any]:
     return filtered, filtered.get_similarity(q_mask=q_mask, progress_bar=False)
 
 
-def _features(scan: SimulatedScan) -> np.ndarray:
+def _features(scan: SimulatedScan) -> NDArray[Any]:
     """The features that the merge method starts from."""
     found = features_core(
         scan.datacube.data, q_mask=None, rank=None, centre=None, n_jobs=None, report=lambda n: None
@@ -113,7 +114,7 @@ def _features(scan: SimulatedScan) -> np.ndarray:
     return found.values.astype(np.float64)
 
 
-def _binned(scan: SimulatedScan) -> np.ndarray:
+def _binned(scan: SimulatedScan) -> NDArray[Any]:
     """Counts without the direct beam, ``(Rx, Ry, pixels)``, in the same bins as the features."""
     cube = scan.datacube
     mask = _annulus(cube)
@@ -130,7 +131,7 @@ def _binned(scan: SimulatedScan) -> np.ndarray:
 class Segmentation(NamedTuple):
     """What a method makes of a scan."""
 
-    labels: np.ndarray
+    labels: NDArray[Any]
     threshold: float | str | None = None
 
 
@@ -140,25 +141,25 @@ def _grow(start: tuple[Any, Any], threshold: float | str) -> Segmentation:
     return Segmentation(clusters.labels, threshold)
 
 
-def _paper(start: Any, truth: np.ndarray, seed: int) -> Segmentation:
+def _paper(start: Any, truth: NDArray[Any], seed: int) -> Segmentation:
     return _grow(start, 0.9)
 
 
-def _auto_threshold(start: Any, truth: np.ndarray, seed: int) -> Segmentation:
+def _auto_threshold(start: Any, truth: NDArray[Any], seed: int) -> Segmentation:
     return _grow(start, "auto")
 
 
-def _best_threshold(start: Any, truth: np.ndarray, seed: int) -> Segmentation:
+def _best_threshold(start: Any, truth: NDArray[Any], seed: int) -> Segmentation:
     """Of equally good thresholds the lowest."""
     found = [_grow(start, float(threshold)) for threshold in THRESHOLDS]
     return max(found, key=lambda one: panoptic_quality(one.labels, truth).quality)
 
 
-def _merge(start: Any, truth: np.ndarray, seed: int) -> Segmentation:
+def _merge(start: Any, truth: NDArray[Any], seed: int) -> Segmentation:
     return Segmentation(start.cluster(progress_bar=False).labels)
 
 
-def _kmeans(start: np.ndarray, truth: np.ndarray, seed: int) -> Segmentation:
+def _kmeans(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
     """The best of ten starts, by the sum of squared distances."""
     from scipy.cluster.vq import kmeans2
 
@@ -176,7 +177,7 @@ def _kmeans(start: np.ndarray, truth: np.ndarray, seed: int) -> Segmentation:
     return Segmentation(drop_liquid(labels.reshape(truth.shape), truth))
 
 
-def _nmf(start: np.ndarray, truth: np.ndarray, seed: int) -> Segmentation:
+def _nmf(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
     """The component that explains most of the counts of a position is its label."""
     values = start.reshape(-1, start.shape[2])
     factorise = _nmf_sklearn if has_sklearn() else _nmf_numpy
@@ -185,7 +186,7 @@ def _nmf(start: np.ndarray, truth: np.ndarray, seed: int) -> Segmentation:
     return Segmentation(drop_liquid(labels.reshape(truth.shape), truth))
 
 
-def _nmf_sklearn(values: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _nmf_sklearn(values: NDArray[Any], n: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
     from sklearn.decomposition import NMF
     from sklearn.exceptions import ConvergenceWarning
 
@@ -196,7 +197,7 @@ def _nmf_sklearn(values: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.
     return weights, model.components_
 
 
-def _nmf_numpy(values: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _nmf_numpy(values: NDArray[Any], n: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Multiplicative updates of Lee and Seung, for where scikit-learn is missing."""
     rng = np.random.default_rng(seed)
     size = np.sqrt(values.mean() / n)
@@ -208,7 +209,7 @@ def _nmf_numpy(values: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.nd
     return weights, components
 
 
-def _ward(start: np.ndarray, truth: np.ndarray, seed: int) -> Segmentation:
+def _ward(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
     """Only neighbours along the axes of the scan may join."""
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.feature_extraction.image import grid_to_graph
@@ -220,7 +221,7 @@ def _ward(start: np.ndarray, truth: np.ndarray, seed: int) -> Segmentation:
     return Segmentation(drop_liquid(labels.reshape(truth.shape), truth))
 
 
-def drop_liquid(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def drop_liquid(labels: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
     """Set clusters to -1 of which more than half of the positions are liquid by the truth.
 
     Generous to methods that take the liquid for a grain: it uses what no method knows.
@@ -243,7 +244,7 @@ class Method(NamedTuple):
     """What it is told by the truth."""
     prepare: Callable[[SimulatedScan], Any]
     """Makes what it starts from; methods that share it wait for it once."""
-    run: Callable[[Any, np.ndarray, int], Segmentation]
+    run: Callable[[Any, NDArray[Any], int], Segmentation]
     """From that, the truth and the seed to labels."""
     color: str
     marker: str
@@ -313,8 +314,8 @@ class Example(NamedTuple):
 
     electrons: float
     seed: int
-    truth: np.ndarray
-    labels: dict[str, np.ndarray]
+    truth: NDArray[Any]
+    labels: dict[str, NDArray[Any]]
     quality: dict[str, float]
 
 
@@ -542,7 +543,7 @@ def _draw_maps(figure: Any, example: Example) -> None:
     figure.supxlabel("colour: cluster matches that grain; grey: matches none", fontsize=7)
 
 
-def matched_colors(labels: np.ndarray, truth: np.ndarray, colors: np.ndarray) -> np.ndarray:
+def matched_colors(labels: NDArray[Any], truth: NDArray[Any], colors: NDArray[Any]) -> NDArray[Any]:
     """Colours of clusters: that of the grain matched, grey without."""
     out = np.tile(to_rgb("0.62"), (int(labels.max(initial=-1)) + 1, 1))
     for cluster, grain in panoptic_quality(labels, truth).matches:
@@ -550,7 +551,7 @@ def matched_colors(labels: np.ndarray, truth: np.ndarray, colors: np.ndarray) ->
     return out
 
 
-def _draw_map(ax: Any, labels: np.ndarray, colors: np.ndarray) -> None:
+def _draw_map(ax: Any, labels: NDArray[Any], colors: NDArray[Any]) -> None:
     palette = np.concatenate([colors, [to_rgb("white")]])  # -1 is the last
     ax.imshow(palette[labels], interpolation="nearest")
     ax.add_collection(LineCollection(border_lines(labels), colors="black", linewidths=0.5))
@@ -558,7 +559,7 @@ def _draw_map(ax: Any, labels: np.ndarray, colors: np.ndarray) -> None:
     ax.set_yticks([])
 
 
-def border_lines(labels: np.ndarray) -> np.ndarray:
+def border_lines(labels: NDArray[Any]) -> NDArray[Any]:
     """Edges between positions of different labels ``(n, 2, 2)``, as x and y of the picture."""
     row, column = np.nonzero(labels[1:] != labels[:-1])
     across = np.stack([column - 0.5, row + 0.5, column + 0.5, row + 0.5], axis=1)

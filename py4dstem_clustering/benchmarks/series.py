@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_number
 from ..base.progress import progress
@@ -136,7 +137,7 @@ def _follow_true(truth: SimulatedSeries) -> Any:
 
 
 def _measure(
-    particle: int, series: ClusterSeries, tracks: Tracks, found: np.ndarray,
+    particle: int, series: ClusterSeries, tracks: Tracks, found: NDArray[Any],
     truth: SimulatedSeries, dose: float, seed: int, crystal: Any,
 ) -> ParticleRow:  # fmt: skip
     """Growth while the particle grows freely, rotation while it is itself, of its best track."""
@@ -160,13 +161,13 @@ def _measure(
     return ParticleRow(dose, seed, particle, growth, growth_found, turns, rotation_found)
 
 
-def _found_in(track: Track, found: np.ndarray, mine: np.ndarray) -> np.ndarray:
+def _found_in(track: Track, found: NDArray[Any], mine: NDArray[Any]) -> NDArray[Any]:
     """Frames of a track in which most of it is the particle."""
     shares = [mine[t][found[t] == track.number].mean() for t in track.frames]
     return np.array(shares) > 0.5
 
 
-def _growing(truth: SimulatedSeries, particle: int) -> np.ndarray:
+def _growing(truth: SimulatedSeries, particle: int) -> NDArray[Any]:
     """Frames from birth on in which the true area goes up evenly."""
     areas = truth.areas[:, particle]
     step = truth.growth_rates[particle] * np.diff(truth.times)
@@ -178,7 +179,7 @@ def _growing(truth: SimulatedSeries, particle: int) -> np.ndarray:
     return np.arange(first, first + 1 + (stops[0] if stops.size else len(even) - first))
 
 
-def _rotation(series: ClusterSeries, track: Track, keep: np.ndarray, crystal: Any) -> float:
+def _rotation(series: ClusterSeries, track: Track, keep: NDArray[Any], crystal: Any) -> float:
     some = np.unique(np.linspace(0, keep.sum() - 1, _MOST_MATCHED).astype(int))
     rows = np.flatnonzero(keep)[some]
     cube = series.get_track_datacube(replace(track, table=track.table[rows]))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from threadpoolctl import threadpool_info
 
@@ -129,7 +130,7 @@ def _time(run: Callable[[], Any]) -> float:
 # --- data ------------------------------------------------------------------------------------
 
 
-def make_scan(positions: int, detector: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def make_scan(positions: int, detector: int, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
     """Counts ``(side, side, detector, detector)``, uint16, of grains in stripes; their labels."""
     rng = np.random.default_rng(seed)
     side = max(3, round(np.sqrt(positions)))
@@ -142,7 +143,7 @@ def make_scan(positions: int, detector: int, seed: int = 0) -> tuple[np.ndarray,
     return data, labels
 
 
-def _annulus(detector: int) -> np.ndarray:
+def _annulus(detector: int) -> NDArray[Any]:
     u, v = np.indices((detector, detector)) - (detector - 1) / 2
     distance = np.hypot(u, v)
     return (distance > detector / 16) & (distance < detector / 2.1)
@@ -158,12 +159,12 @@ def _places(side: int) -> list[tuple[int, int]]:
 
 
 def published_similarity(
-    data: np.ndarray, places: Iterable[tuple[int, int]], q_mask: np.ndarray, sigma: float
-) -> np.ndarray:
+    data: NDArray[Any], places: Iterable[tuple[int, int]], q_mask: NDArray[Any], sigma: float
+) -> NDArray[Any]:
     """Each pattern converted, blurred and masked anew for each of its neighbours."""
     rx, ry = data.shape[:2]
 
-    def take(x: int, y: int) -> np.ndarray:
+    def take(x: int, y: int) -> NDArray[Any]:
         pattern = data[x, y].astype(np.float32)
         pattern -= pattern.mean()
         if sigma > 0:
@@ -182,7 +183,7 @@ def published_similarity(
     return np.array(found)
 
 
-def slow_features(pattern: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
+def slow_features(pattern: NDArray[Any], weight: NDArray[Any], sigma: float) -> NDArray[Any]:
     """A pattern as the filter compares it, by scipy."""
     blurred = gaussian_filter(pattern.astype(np.float32), sigma)
     found = weight * (blurred - np.sum(weight * blurred) / np.sum(weight))
@@ -191,8 +192,8 @@ def slow_features(pattern: np.ndarray, weight: np.ndarray, sigma: float) -> np.n
 
 
 def slow_filter(
-    data: np.ndarray, places: Iterable[tuple[int, int]], features: dict, options: dict
-) -> np.ndarray:
+    data: NDArray[Any], places: Iterable[tuple[int, int]], features: dict, options: dict
+) -> NDArray[Any]:
     """The filter in a loop over neighbours, each pattern normalised once.
 
     `features` holds those of the neighbours; those of `places` are made anew, so that the time of a
@@ -216,7 +217,7 @@ def slow_filter(
     return np.array(found)
 
 
-def slow_averages(data: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def slow_averages(data: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
     """Add up pattern by pattern."""
     total = np.zeros((labels.max() + 1, *data.shape[2:]))
     for x, y in np.ndindex(labels.shape):
@@ -240,7 +241,7 @@ for line in sys.stdin:
 
 
 @contextmanager
-def kikuchipy(python: str | None, data: np.ndarray) -> Iterator[Callable[[], None] | None]:
+def kikuchipy(python: str | None, data: NDArray[Any]) -> Iterator[Callable[[], None] | None]:
     """Its ``get_neighbour_dot_product_matrices`` as a function, in a process that is waiting."""
     if python is None:
         yield None
@@ -289,8 +290,8 @@ class Task(NamedTuple):
 
 
 def make_tasks(
-    data: np.ndarray,
-    labels: np.ndarray,
+    data: NDArray[Any],
+    labels: NDArray[Any],
     n_jobs: int | None,
     other: Callable[[], None] | None = None,
 ) -> Iterator[Task]:

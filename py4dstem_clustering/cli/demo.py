@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_number
 from ..emd import writing
@@ -51,7 +52,7 @@ def run_demo(options: argparse.Namespace) -> None:
     _print_table(clusters, truth.labels)
 
 
-def _print_table(clusters: Any, truth: np.ndarray) -> None:
+def _print_table(clusters: Any, truth: NDArray[Any]) -> None:
     """Each cluster beside the simulated grain that it overlaps best."""
     print(f"\n{'cluster':>7} {'positions':>9} {'area / nm²':>10} {'similarity':>10}  known grain")
     for row in clusters.properties():
@@ -66,7 +67,7 @@ def _print_table(clusters: Any, truth: np.ndarray) -> None:
         )
 
 
-def _overview(figure: Any, image: np.ndarray, clusters: Any, averages: Any) -> None:
+def _overview(figure: Any, image: NDArray[Any], clusters: Any, averages: Any) -> None:
     """The whole way in one picture: scan, clusters, averages."""
     from .. import plotting
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import THRESHOLD_NAMES, check_number
 from ..kernels.virtual import sample_mean
@@ -26,7 +27,7 @@ def parse_step(size: str, unit: str) -> tuple[float, str]:
         raise ValueError(f"--step {size} {unit} must be a number and a unit") from None
 
 
-def make_q_mask(cube: Any, q_range: Any, q_center: Any) -> np.ndarray | None:
+def make_q_mask(cube: Any, q_range: Any, q_center: Any) -> NDArray[Any] | None:
     if q_range is None:
         if q_center is not None:
             raise ValueError("--q-center goes with --q-range")

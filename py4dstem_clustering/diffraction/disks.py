@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_number
 from ..base.frozen import Frozen
@@ -40,10 +41,10 @@ class GainedDisks(Frozen):
         The same for each member of each cluster, row by row.
     """
 
-    average: tuple[np.ndarray | None, ...]
-    single: tuple[tuple[np.ndarray, ...] | None, ...]
+    average: tuple[NDArray[Any] | None, ...]
+    single: tuple[tuple[NDArray[Any], ...] | None, ...]
 
-    def table(self) -> np.ndarray:
+    def table(self) -> NDArray[Any]:
         """Number of disks and how far out they are, for each cluster.
 
         Returns
@@ -92,7 +93,7 @@ class GainedDisks(Frozen):
 
 
 def gained_disks(
-    labels: np.ndarray,
+    labels: NDArray[Any],
     bragg_averages: Any,
     bragg_scan: Any,
     *,
@@ -111,7 +112,7 @@ def gained_disks(
         raise ValueError(
             f"{given} without {missing} does not say where reflections are; give both, or neither"
         )
-    lattices: list[np.ndarray | None] = [None] * n
+    lattices: list[NDArray[Any] | None] = [None] * n
     if crystal is None:
         max_distance = BEAM if max_distance is None else max_distance
         max_distance = check_number("max_distance", max_distance, 0)
@@ -123,8 +124,8 @@ def gained_disks(
     if crystal is not None:
         for label in np.flatnonzero(matrices.any(axis=(1, 2))):
             lattices[label] = reference_peaks(crystal, matrices[label], sigma)
-    average: list[np.ndarray | None] = []
-    single: list[tuple[np.ndarray, ...] | None] = []
+    average: list[NDArray[Any] | None] = []
+    single: list[tuple[NDArray[Any], ...] | None] = []
     for label, lattice in enumerate(lattices):
         if crystal is not None and lattice is None:
             average.append(None)
@@ -136,7 +137,9 @@ def gained_disks(
     return GainedDisks(tuple(average), tuple(single))
 
 
-def _lengths(peaks: np.ndarray, lattice: np.ndarray | None, max_distance: float) -> np.ndarray:
+def _lengths(
+    peaks: NDArray[Any], lattice: NDArray[Any] | None, max_distance: float
+) -> NDArray[Any]:
     """Scattering vectors of the disks that count: on the lattice, or all but the direct beam."""
     if lattice is not None:
         peaks, _ = match_peaks(peaks, lattice, max_distance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..kernels.rotations import misorientation_angle, symmetry_rotations
 
@@ -12,7 +13,7 @@ SIGMA_3 = (60.0, (1, 1, 1))
 """The twin of cubic crystals: angle, degrees, and axis, a lattice direction."""
 
 
-def get_symmetry(crystal: Any) -> np.ndarray:
+def get_symmetry(crystal: Any) -> NDArray[Any]:
     """Rotations that leave the diffraction patterns of a crystal as they are.
 
     Parameters
@@ -42,7 +43,7 @@ def get_symmetry(crystal: Any) -> np.ndarray:
     return symmetry_rotations(crystal.lat_real, crystal.positions, crystal.numbers)
 
 
-def misorientation(a: Any, b: Any, crystal: Any) -> np.ndarray:
+def misorientation(a: Any, b: Any, crystal: Any) -> NDArray[Any]:
     """Angle between orientations, the smallest that the symmetry of the crystal allows.
 
     Parameters
@@ -76,7 +77,7 @@ def misorientation(a: Any, b: Any, crystal: Any) -> np.ndarray:
     return np.where(undefined, np.nan, angle)
 
 
-def _as_matrices(name: str, value: Any) -> np.ndarray:
+def _as_matrices(name: str, value: Any) -> NDArray[Any]:
     value = np.asarray(value, dtype=float)
     if value.shape[-2:] != (3, 3):
         raise ValueError(f"{name} of shape {value.shape} must hold 3 x 3 orientation matrices")
@@ -87,5 +88,5 @@ def _as_matrices(name: str, value: Any) -> np.ndarray:
     return np.where(defined[..., None, None], value, 0)
 
 
-def is_defined(matrices: np.ndarray) -> np.ndarray:
+def is_defined(matrices: NDArray[Any]) -> NDArray[Any]:
     return np.isfinite(matrices).all(axis=(-1, -2)) & matrices.any(axis=(-1, -2))

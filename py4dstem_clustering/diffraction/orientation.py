@@ -6,6 +6,7 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_name, check_number
 from ..emd import nodes
@@ -57,7 +58,7 @@ def check_calibrated(calibration: Any, what: str) -> None:
         raise ValueError(f"{what} not calibrated; set {' and '.join(missing)} first")
 
 
-def calibrated_peaks(bragg: Any, shape: tuple[int, int]) -> list[np.ndarray]:
+def calibrated_peaks(bragg: Any, shape: tuple[int, int]) -> list[NDArray[Any]]:
     """Calibrated Bragg peaks of each position in reading order, without changing `bragg`.
 
     With every calibration that is there; or those of ``bragg.setcal(...)``, where the user chose.
@@ -80,7 +81,7 @@ def calibrated_peaks(bragg: Any, shape: tuple[int, int]) -> list[np.ndarray]:
     return [bragg.get_vectors(x, y, **chosen).data for x, y in np.ndindex(*shape)]
 
 
-def expand_orientation_map(labels: np.ndarray, per_cluster: Any) -> Any:
+def expand_orientation_map(labels: NDArray[Any], per_cluster: Any) -> Any:
     """Core of `Clusters.expand_orientation_map`."""
     n = int(labels.max(initial=-1)) + 1
     check_orientation(per_cluster, {"one for each cluster": (n, 1)})
@@ -168,7 +169,7 @@ def orientation_from_node(node: emdfile.Array) -> Any:
     return out
 
 
-def expand_bragg(labels: np.ndarray, per_cluster: Any) -> Any:
+def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
     """Core of `Clusters.expand_bragg`."""
     n = int(labels.max(initial=-1)) + 1
     if not hasattr(per_cluster, "raw") or not hasattr(per_cluster, "calibration"):
@@ -198,7 +199,7 @@ def expand_bragg(labels: np.ndarray, per_cluster: Any) -> Any:
     return out
 
 
-def cluster_orientations(labels: np.ndarray, orientation: Any) -> np.ndarray:
+def cluster_orientations(labels: NDArray[Any], orientation: Any) -> NDArray[Any]:
     """Best matrix of each cluster, (N, 3, 3), zeros where there is none.
 
     From a map of clusters; or of a map of the scan, the position with the highest correlation.
@@ -222,13 +223,13 @@ def cluster_orientations(labels: np.ndarray, orientation: Any) -> np.ndarray:
 
 
 def find_boundaries(
-    labels: np.ndarray,
+    labels: NDArray[Any],
     orientation: Any,
     crystal: Any,
     twin: Any,
     tolerance: float,
     pixel_size: float,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Core of `Clusters.get_boundaries`."""
     symmetry = get_symmetry(crystal)
     if isinstance(twin, str):
@@ -264,7 +265,7 @@ def find_boundaries(
     return table
 
 
-def _twin_rotation(twin: Any, crystal: Any) -> np.ndarray:
+def _twin_rotation(twin: Any, crystal: Any) -> NDArray[Any]:
     from scipy.spatial.transform import Rotation
 
     try:

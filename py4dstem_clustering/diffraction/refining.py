@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_flag, check_integer, check_number
 from ..base.progress import progress
@@ -135,7 +136,7 @@ def refine_orientations(
     return out
 
 
-def twin_turns(lattice: Lattice, symmetry: np.ndarray, number: int) -> np.ndarray:
+def twin_turns(lattice: Lattice, symmetry: NDArray[Any], number: int) -> NDArray[Any]:
     """The identity, and the half turns of twins on the planes of the shortest vectors.
 
     ``(n, 3, 3)`` in Cartesian coordinates of the crystal.
@@ -173,7 +174,7 @@ def _lattice(crystal: Any, k_max: float, sigma: float) -> Lattice:
     )
 
 
-def _window(bragg: Any, peaks: list[np.ndarray]) -> Window:
+def _window(bragg: Any, peaks: list[NDArray[Any]]) -> Window:
     """Where on the detector peaks were found at all, whatever its edges and calibrations."""
     places = np.concatenate([np.stack([found["qx"], found["qy"]], axis=1) for found in peaks])
     pixels = np.concatenate(

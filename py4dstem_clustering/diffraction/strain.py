@@ -14,6 +14,7 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_flag, check_integer, check_number
 from ..emd.settings import add_settings
@@ -33,7 +34,7 @@ _FLAT = 0.1
 class _Peaks:
     """Calibrated peaks as crystal.calculate_strain asks for them, (n, 1)."""
 
-    def __init__(self, peaks: list[np.ndarray]):
+    def __init__(self, peaks: list[NDArray[Any]]):
         self.peaks = peaks
         self.shape = (len(peaks), 1)
         self.calstate = {"ellipse": True, "rotate": True}  # done; False would only warn
@@ -43,7 +44,7 @@ class _Peaks:
 
 
 def calculate_strain(
-    labels: np.ndarray,
+    labels: NDArray[Any],
     crystal: Any,
     bragg: Any,
     orientation: Any,
@@ -102,9 +103,9 @@ def calculate_strain(
     reason[labels < 0] = REASONS.index("unclustered")
 
     n_peaks = np.zeros(labels.shape, dtype=int)
-    matched: list[tuple[np.ndarray, np.ndarray]] = []
+    matched: list[tuple[NDArray[Any], NDArray[Any]]] = []
     places = []
-    known: dict[bytes, np.ndarray] = {}
+    known: dict[bytes, NDArray[Any]] = {}
     for place in map(tuple, np.argwhere(reason == REASONS.index("defined"))):
         matrix = matrices[place]
         key = matrix.tobytes()  # a cluster has one
@@ -142,7 +143,7 @@ def calculate_strain(
     return strain
 
 
-def reference_peaks(crystal: Any, matrix: np.ndarray, sigma: float) -> np.ndarray:
+def reference_peaks(crystal: Any, matrix: NDArray[Any], sigma: float) -> NDArray[Any]:
     """Bragg peaks (n, 2) of the lattice without strain, the direct beam left out."""
     peaks = crystal.generate_diffraction_pattern(
         orientation_matrix=matrix, sigma_excitation_error=sigma
@@ -152,8 +153,8 @@ def reference_peaks(crystal: Any, matrix: np.ndarray, sigma: float) -> np.ndarra
 
 
 def match_peaks(
-    peaks: np.ndarray, reference: np.ndarray, max_distance: float
-) -> tuple[np.ndarray, np.ndarray]:
+    peaks: NDArray[Any], reference: NDArray[Any], max_distance: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Peaks near to one of the reference, the nearest to each; and those of the reference."""
     places = np.stack([peaks["qx"], peaks["qy"]], axis=1)
     if len(places) == 0 or len(reference) == 0:
@@ -169,13 +170,13 @@ def match_peaks(
 
 def _fit(
     crystal: Any,
-    matched: list[tuple[np.ndarray, np.ndarray]],
-    matrices: np.ndarray,
+    matched: list[tuple[NDArray[Any], NDArray[Any]]],
+    matrices: NDArray[Any],
     max_distance: float,
     sigma: float,
     robust: bool,
     progress_bar: bool,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """``e_xx, e_yy, e_xy, theta`` (4, n) by crystal.calculate_strain.
 
     Works around what that does in py4DSTEM 0.14.18: it changes the correlation of the map it is
@@ -217,7 +218,7 @@ def _fit(
     )
 
 
-def _robust(m: np.ndarray, matched: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _robust(m: NDArray[Any], matched: tuple[NDArray[Any], NDArray[Any]]) -> NDArray[Any]:
     """A fit ``q = m q_ref`` once more, with the weights that py4DSTEM means."""
     found, reference = matched
     found = np.stack([found["qx"], found["qy"]], axis=1)

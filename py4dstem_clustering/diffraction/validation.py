@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import (
     check_data,
@@ -72,8 +73,8 @@ class CrossValidation(Frozen):
         Unit of `pixel_size`.
     """
 
-    errors: Mapping[str, np.ndarray]
-    orientations: Mapping[str, np.ndarray]
+    errors: Mapping[str, NDArray[Any]]
+    orientations: Mapping[str, NDArray[Any]]
     costs: Mapping[str, tuple[int, float, float]]
     pixel_size: float = 1.0
     pixel_units: str = "pixels"
@@ -83,7 +84,7 @@ class CrossValidation(Frozen):
         """(Rx, Ry)"""
         return next(iter(self.errors.values())).shape
 
-    def table(self) -> np.ndarray:
+    def table(self) -> NDArray[Any]:
         """Errors and costs of every method.
 
         Returns
@@ -126,14 +127,14 @@ class CrossValidation(Frozen):
         return plot_cross_validation(self, axes, **options)
 
 
-def _mean_and_median(values: np.ndarray) -> tuple[float, float]:
+def _mean_and_median(values: NDArray[Any]) -> tuple[float, float]:
     return (values.mean(), np.median(values)) if values.size else (np.nan, np.nan)
 
 
 def cross_validate_orientation(
     self,
     crystal: Any,
-    template: np.ndarray,
+    template: NDArray[Any],
     *,
     methods: Sequence[str] = METHODS,
     disks: Mapping[str, Any] | None = None,
@@ -142,7 +143,7 @@ def cross_validate_orientation(
     merge: Mapping[str, Any] | None = None,
     match: Mapping[str, Any] | None = None,
     refine: bool = True,
-    r_mask: np.ndarray | None = None,
+    r_mask: NDArray[Any] | None = None,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,
     progress_bar: bool = True,
@@ -372,7 +373,7 @@ def _check_matching(
     return _Matching(crystal, template, disks, match, progress_bar)
 
 
-def _mask_at(r_mask: Any, places: tuple[np.ndarray, np.ndarray]) -> Any:
+def _mask_at(r_mask: Any, places: tuple[NDArray[Any], NDArray[Any]]) -> Any:
     """An `r_mask` of the scan in one half; names and numbers stay."""
     if not isinstance(r_mask, np.ndarray):
         return r_mask
@@ -382,7 +383,7 @@ def _mask_at(r_mask: Any, places: tuple[np.ndarray, np.ndarray]) -> Any:
 # --- halves of the scan ----------------------------------------------------------------------
 
 
-def checkerboard(shape: tuple[int, int], half: int) -> tuple[np.ndarray, np.ndarray]:
+def checkerboard(shape: tuple[int, int], half: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Scan positions ``(x, y)`` of one half, as two maps of ``(Rx, Ry // 2)``."""
     x, column = np.indices((shape[0], shape[1] // 2))
     return x, 2 * column + (x + half) % 2
@@ -396,7 +397,7 @@ class ScanPart:
 
     ndim = 4
 
-    def __init__(self, data: Any, places: tuple[np.ndarray, np.ndarray]) -> None:
+    def __init__(self, data: Any, places: tuple[NDArray[Any], NDArray[Any]]) -> None:
         self._data, self._places = data, places
         self.shape = (*places[0].shape, *data.shape[2:])
         self.dtype = np.dtype(data.dtype)
@@ -404,10 +405,10 @@ class ScanPart:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
 
-    def __getitem__(self, key: Any) -> np.ndarray:
+    def __getitem__(self, key: Any) -> NDArray[Any]:
         key = key if isinstance(key, tuple) else (key,)
         x, y = (place[key[:2]] for place in self._places)
         rest = (*[slice(None)] * x.ndim, *key[2:])
@@ -426,7 +427,7 @@ def take_half(datacube: Any, half: int) -> Any:
     return _take(datacube, checkerboard(datacube.Rshape, half))
 
 
-def _take(datacube: Any, places: tuple[np.ndarray, np.ndarray]) -> Any:
+def _take(datacube: Any, places: tuple[NDArray[Any], NDArray[Any]]) -> Any:
     """A DataCube of patterns from some places, with the calibration that they have there."""
     from py4DSTEM import DataCube
 
@@ -437,7 +438,7 @@ def _take(datacube: Any, places: tuple[np.ndarray, np.ndarray]) -> Any:
     return DataCube(data=ScanPart(datacube.data, places), name="half", calibration=calibration)
 
 
-def neighbour_errors(matrices: np.ndarray, crystal: Any) -> np.ndarray:
+def neighbour_errors(matrices: NDArray[Any], crystal: Any) -> NDArray[Any]:
     """Smallest misorientation, degrees, of each position ``(Rx, Ry)`` to its four neighbours.
 
     All four are in the other half of the checkerboard. NaN where nothing can be compared.
@@ -474,7 +475,7 @@ class _Matching:
     """Bragg disks and orientations of every pattern in a DataCube, by py4DSTEM."""
 
     crystal: Any
-    template: np.ndarray | None
+    template: NDArray[Any] | None
     disks: Mapping[str, Any]
     match: Mapping[str, Any]
     progress_bar: bool
@@ -497,21 +498,21 @@ class _Matching:
             found = refine_orientations(self.crystal, bragg, found, progress_bar=self.progress_bar)
         return found
 
-    def try_one(self, datacube: Any, r_mask: np.ndarray | None) -> None:
+    def try_one(self, datacube: Any, r_mask: NDArray[Any] | None) -> None:
         """Match one pattern, so that a wrong option shows before the long work."""
         x, y = (0, 0) if r_mask is None else np.argwhere(r_mask)[0]
         quiet = _Matching(self.crystal, self.template, self.disks, self.match, False)
         quiet(_take(datacube, (np.array([[x]]), np.array([[y]]))))
 
 
-def _matrices(orientation: Any) -> np.ndarray:
+def _matrices(orientation: Any) -> NDArray[Any]:
     """Best matrices ``(n, m, 3, 3)`` of an OrientationMap, NaN where nothing matched."""
     matrix = np.array(orientation.matrix[:, :, 0], dtype=float)
     matrix[~(orientation.corr[:, :, 0] > 0)] = np.nan
     return matrix
 
 
-def _match_each(cube: Any, inside: np.ndarray, matching: _Matching) -> tuple[np.ndarray, int]:
+def _match_each(cube: Any, inside: NDArray[Any], matching: _Matching) -> tuple[NDArray[Any], int]:
     """Matrices ``(Rx, Ry, 3, 3)`` from every pattern inside a mask, and how many were matched."""
     out = np.full((*cube.Rshape, 3, 3), np.nan)
     n = int(inside.sum())
@@ -523,7 +524,7 @@ def _match_each(cube: Any, inside: np.ndarray, matching: _Matching) -> tuple[np.
 
 def _match_clusters(
     clusters: Any, averages: Any, matching: _Matching, refine: bool
-) -> tuple[np.ndarray, int]:
+) -> tuple[NDArray[Any], int]:
     """Matrices ``(Rx, Ry, 3, 3)`` from the average of each cluster, and how many were matched."""
     if averages is None:
         return np.full((*clusters.shape, 3, 3), np.nan), 0

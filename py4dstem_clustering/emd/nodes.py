@@ -8,6 +8,7 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 
 from .._version import __version__
 
@@ -100,7 +101,7 @@ def check_array(
     low: float = -np.inf,
     high: float = np.inf,
     nan: bool = False,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """An array of a node, of one shape (None: any length), kinds of types, and range."""
     found = getattr(value, "shape", None)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:

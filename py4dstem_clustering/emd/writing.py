@@ -20,6 +20,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 # Seconds after which a file that a dead process was writing counts as left behind.
 _STALE = 60
@@ -163,7 +164,7 @@ class _Target:
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future | None = None
 
-    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+    def __setitem__(self, rows: slice, values: NDArray[Any]) -> None:
         self.wait()
         self._pending = self._thread.submit(self._write, rows, values)
 
@@ -178,7 +179,7 @@ class _Target:
         self._stopped.set()
         self._thread.shutdown(cancel_futures=True)
 
-    def _write(self, rows: slice, values: np.ndarray) -> None:
+    def _write(self, rows: slice, values: NDArray[Any]) -> None:
         columns, qx, qy = self._dataset.shape[1:]
         per_chunk = self._dataset.chunks[1]
         step = max(1, PIECE_BYTES // (4 * qx * qy * per_chunk)) * per_chunk

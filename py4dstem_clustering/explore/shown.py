@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..grains.tree import ClusterTree
 from ..kernels.averaging import move_pattern
@@ -29,10 +30,10 @@ _N_COLORED = 2000
 
 def member_mean(
     data: Any,
-    members: np.ndarray,
-    shifts: np.ndarray | None = None,
+    members: NDArray[Any],
+    shifts: NDArray[Any] | None = None,
     report: Callable[[int], Any] = lambda n: None,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Mean pattern (Qx, Qy) of scan positions ``(n, 2)``, sorted by row, and of these alone.
 
     Parameters
@@ -78,7 +79,7 @@ def member_mean(
     return mean
 
 
-def outline(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def outline(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """All borders between labels as one line (x, y) with gaps, along the edges of positions."""
     padded = np.pad(labels, 1, constant_values=-1)
     upright = (padded[1:-1, 1:] != padded[1:-1, :-1]).T  # (Ry + 1, Rx)
@@ -90,7 +91,7 @@ def outline(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return across, down
 
 
-def _runs(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _runs(edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Line, start and end of each run of True along the rows, edges of positions."""
     step = np.diff(np.pad(edges.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     line, start = np.nonzero(step == 1)
@@ -98,7 +99,7 @@ def _runs(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return line - 0.5, start - 0.5, stop - 0.5
 
 
-def lasting_colors(labels: np.ndarray, n_clusters: int, before: np.ndarray) -> np.ndarray:
+def lasting_colors(labels: NDArray[Any], n_clusters: int, before: NDArray[Any]) -> NDArray[Any]:
     """Number of the colour of each cluster; of the largest 2000, none that touch share one.
 
     Parameters
@@ -151,7 +152,7 @@ def lasting_colors(labels: np.ndarray, n_clusters: int, before: np.ndarray) -> n
 # --- steps of the sliders --------------------------------------------------------------------
 
 
-def thinned(n: int, whole: int = _WHOLE) -> np.ndarray:
+def thinned(n: int, whole: int = _WHOLE) -> NDArray[Any]:
     """Indices below `n`: all of the first `whole`, then ever fewer."""
     if n <= whole:
         return np.arange(n)
@@ -160,7 +161,7 @@ def thinned(n: int, whole: int = _WHOLE) -> np.ndarray:
     return np.unique(np.append(np.arange(whole), more))
 
 
-def level_steps(tree: ClusterTree) -> np.ndarray:
+def level_steps(tree: ClusterTree) -> NDArray[Any]:
     """Levels of a tree, rising, through which a slider moves: all where they are few.
 
     Merging: all from the automatic cut on, and below it ever fewer towards single positions.
@@ -179,12 +180,12 @@ def level_steps(tree: ClusterTree) -> np.ndarray:
     return np.sort(levels[np.unique(np.clip(which, 0, n - 1))])
 
 
-def size_steps(n_positions: int) -> np.ndarray:
+def size_steps(n_positions: int) -> NDArray[Any]:
     """Smallest sizes, rising, through which a slider moves."""
     largest = max(2, n_positions // 4)
     more = np.round(np.geomspace(1, largest, 60)).astype(int)
     return np.unique(np.append(np.arange(1, min(10, largest) + 1), more))
 
 
-def nearest(steps: np.ndarray, value: float) -> int:
+def nearest(steps: NDArray[Any], value: float) -> int:
     return int(np.abs(steps - value).argmin())

@@ -8,6 +8,7 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import (
     check_data,
@@ -45,11 +46,11 @@ def explore_clusters(
     drop_background: bool | None = None,
     tree: ClusterTree | None = None,
     rank: int | str = "auto",
-    r_mask: np.ndarray | float | str | None = None,
-    q_mask: np.ndarray | None = None,
+    r_mask: NDArray[Any] | float | str | None = None,
+    q_mask: NDArray[Any] | None = None,
     sigma: float | None = None,
     subtract_mean: bool | None = None,
-    similarity: Similarity | emdfile.Array | np.ndarray | None = None,
+    similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
     power: float = 0.25,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,

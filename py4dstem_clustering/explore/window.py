@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.backend_bases import key_press_handler
 from matplotlib.widgets import Button, RadioButtons, Slider
+from numpy.typing import NDArray
 
 from ..base.checks import check_choice, check_integer
 from ..base.progress import progress
@@ -68,14 +69,14 @@ class ClusterExplorer:
         trees: Mapping[str, ClusterTree],
         *,
         method: str,
-        image: np.ndarray,
+        image: NDArray[Any],
         measure: Callable[[str], ClusterTree],
         put: Callable[[Clusters, str], Clusters],
         min_size: int = 1,
         drop_background: bool | None = None,
         power: float = 0.25,
         steps: tuple[tuple[float, str], tuple[float, str]] = ((1, "pixels"), (1, "pixels")),
-        origin: np.ndarray | None = None,
+        origin: NDArray[Any] | None = None,
         progress_bar: bool = True,
     ) -> None:
         self._data = datacube.data
@@ -89,11 +90,11 @@ class ClusterExplorer:
         self._origin = origin
         self._progress_bar = progress_bar
         self.position: tuple[int, int] | None = None
-        self.pattern: np.ndarray | None = None
-        self.average: np.ndarray | None = None
-        self._averages: dict[bytes, np.ndarray] = {}
-        self._counts: dict[tuple[str, int], np.ndarray] = {}
-        self._level_steps: dict[str, np.ndarray] = {}
+        self.pattern: NDArray[Any] | None = None
+        self.average: NDArray[Any] | None = None
+        self._averages: dict[bytes, NDArray[Any]] = {}
+        self._counts: dict[tuple[str, int], NDArray[Any]] = {}
+        self._level_steps: dict[str, NDArray[Any]] = {}
         self._scale = "level"
         self._colors = np.full(image.shape, -1)
         self.clusters = self._cut({})
@@ -131,14 +132,14 @@ class ClusterExplorer:
         asked = {"threshold": None, "n_clusters": n}
         return replace(found, settings={**found.settings.everything, **asked})
 
-    def _count(self) -> np.ndarray:
+    def _count(self) -> NDArray[Any]:
         """Number of clusters at each level of the tree."""
         key = self.method, self.min_size
         if key not in self._counts:
             self._counts[key] = self.tree.n_clusters(**self._counted)
         return self._counts[key]
 
-    def _steps(self) -> np.ndarray:
+    def _steps(self) -> NDArray[Any]:
         """What the steps of the upper slider stand for."""
         if self._scale == "level":
             if self.method not in self._level_steps:
@@ -229,7 +230,7 @@ class ClusterExplorer:
     # --- what the window is made of ----------------------------------------------------------
 
     def _make_figure(
-        self, image: np.ndarray, scan_step: tuple[float, str], detector_step: tuple[float, str]
+        self, image: NDArray[Any], scan_step: tuple[float, str], detector_step: tuple[float, str]
     ) -> None:
         current = plt.gcf().number if plt.get_fignums() else None
         self.figure = plt.figure(figsize=SIZE, layout="none")
@@ -481,7 +482,7 @@ class ClusterExplorer:
             radio.set_active(METHODS.index(self.method))
             radio.eventson = True
 
-    def _average_of(self, label: int) -> np.ndarray:
+    def _average_of(self, label: int) -> NDArray[Any]:
         """Average of a cluster, read unless it is known."""
         member = self.clusters.labels == label
         key = np.packbits(member).tobytes()
@@ -535,7 +536,7 @@ class ClusterExplorer:
         for bar in self._pattern_ax.artists:
             bar.set_visible(True)
 
-    def _draw_pattern(self, picture: Any, pattern: np.ndarray | None) -> None:
+    def _draw_pattern(self, picture: Any, pattern: NDArray[Any] | None) -> None:
         picture.set_visible(pattern is not None)
         if pattern is None:
             return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from py4DSTEM import DataCube
 
 from ..base.checks import (
@@ -27,7 +29,7 @@ from .clusters import CLUSTERS_KIND, Clusters
 
 
 def keep_clusters(
-    datacube: DataCube, clusters: Clusters, averages: np.ndarray | None = None
+    datacube: DataCube, clusters: Clusters, averages: NDArray[Any] | None = None
 ) -> None:
     """Keep clusters, and their averages, in the tree of a datacube as the newest."""
     nodes.put(datacube, clusters.to_node(averages))
@@ -159,7 +161,7 @@ def get_clustered_datacube(
     return cube
 
 
-def _pure_labels(labels: np.ndarray, mixture: Mixture, min_purity: float) -> np.ndarray:
+def _pure_labels(labels: NDArray[Any], mixture: Mixture, min_purity: float) -> NDArray[Any]:
     """Labels of the positions that are pure enough; at least one for each cluster."""
     own = mixture.shares_at(labels)
     pure = np.where(own >= min_purity, labels, -1)

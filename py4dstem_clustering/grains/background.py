@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 WEAK = 0.1
 """A region is background where the power of its mean pattern beyond the radial profile is below
@@ -14,7 +17,7 @@ BACKGROUND = 0.05
 ones have 0.9 and more. A saturated direct beam makes it small for everything."""
 
 
-def sum_nodes(children: np.ndarray, leaves: np.ndarray) -> np.ndarray:
+def sum_nodes(children: NDArray[Any], leaves: NDArray[Any]) -> NDArray[Any]:
     """Sums over the leaves under each node of a tree, given those of the leaves."""
     n = len(leaves)
     out = np.concatenate([leaves, np.empty((len(children), leaves.shape[1]))])
@@ -23,7 +26,7 @@ def sum_nodes(children: np.ndarray, leaves: np.ndarray) -> np.ndarray:
     return out
 
 
-def powers(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def powers(totals: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Power of the mean features, what noise and speckle leave in it, and power of the radial mean.
 
     Of regions, given the sums of their columns.
@@ -37,7 +40,7 @@ def powers(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return strength - scatter, scatter, radial[:, 0] ** 2
 
 
-def is_background(totals: np.ndarray, strongest: float) -> np.ndarray:
+def is_background(totals: NDArray[Any], strongest: float) -> NDArray[Any]:
     """Which regions have no power beyond the radial mean, given the sums of their columns."""
     rank = totals.shape[1] - 3
     power, scatter, radial = powers(totals)

@@ -8,6 +8,7 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 from py4DSTEM import DataCube
 
 from ..base.checks import (
@@ -42,11 +43,11 @@ def get_cluster_tree(
     *,
     method: str = "merge",
     rank: int | str = "auto",
-    r_mask: np.ndarray | float | str | None = None,
-    q_mask: np.ndarray | None = None,
+    r_mask: NDArray[Any] | float | str | None = None,
+    q_mask: NDArray[Any] | None = None,
     sigma: float | None = None,
     subtract_mean: bool | None = None,
-    similarity: Similarity | emdfile.Array | np.ndarray | None = None,
+    similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
     name: str = "cluster_tree",
     returncalc: bool = True,
     n_jobs: int | None = None,
@@ -173,7 +174,7 @@ def _merge_tree(
     datacube: DataCube,
     rank: int | str,
     r_mask: Any,
-    q_mask: np.ndarray | None,
+    q_mask: NDArray[Any] | None,
     n_jobs: int | None,
     max_memory: int | str | None,
     progress_bar: bool,
@@ -193,7 +194,7 @@ def _merge_tree(
     except ValueError:  # a scan that does not tell; nothing but the settings needs it
         noise = Noise(np.nan, np.nan)
 
-    def regions(values: np.ndarray, report: Any) -> tuple:
+    def regions(values: NDArray[Any], report: Any) -> tuple:
         near = feature_similarity(values)
         mask = resolve_r_mask(r_mask, similarity_mean(near))
         merges = merge_positions(values, mask)
@@ -254,11 +255,11 @@ def cluster(
     min_size: int = 1,
     rank: int | str = "auto",
     drop_background: bool | None = None,
-    r_mask: np.ndarray | float | str | None = None,
-    q_mask: np.ndarray | None = None,
+    r_mask: NDArray[Any] | float | str | None = None,
+    q_mask: NDArray[Any] | None = None,
     sigma: float | None = None,
     subtract_mean: bool | None = None,
-    similarity: Similarity | emdfile.Array | np.ndarray | None = None,
+    similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
     name: str = "clusters",
     returncalc: bool = True,
     n_jobs: int | None = None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 from skimage.measure import find_contours, regionprops
 
 from ..base.checks import check_integer, check_name, check_number
@@ -99,9 +100,9 @@ class Clusters(Frozen):
     [66, 10]
     """
 
-    labels: np.ndarray
-    seeds: np.ndarray
-    similarity_mean: np.ndarray
+    labels: NDArray[Any]
+    seeds: NDArray[Any]
+    similarity_mean: NDArray[Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     similarity: Similarity | None = None
     name: str = "clusters"
@@ -156,7 +157,7 @@ class Clusters(Frozen):
         return len(self.seeds)
 
     @property
-    def sizes(self) -> np.ndarray:
+    def sizes(self) -> NDArray[Any]:
         """Number of scan positions in each cluster, (N,)."""
         return np.bincount(self.labels[self.labels >= 0], minlength=self.n_clusters)
 
@@ -182,11 +183,11 @@ class Clusters(Frozen):
         labels = list(labels) if isinstance(labels, Iterable) else [labels]
         return sorted({self._check_label(label) for label in labels})
 
-    def members(self, label: int) -> np.ndarray:
+    def members(self, label: int) -> NDArray[Any]:
         """Scan positions (rx, ry) of one cluster, (n, 2), row by row."""
         return np.argwhere(self.labels == self._check_label(label))
 
-    def contours(self, label: int) -> list[np.ndarray]:
+    def contours(self, label: int) -> list[NDArray[Any]]:
         """Closed contours of one cluster.
 
         Parameters
@@ -208,7 +209,7 @@ class Clusters(Frozen):
         corner = np.array([rows[0] - 1, columns[0] - 1])
         return [points + corner for points in found]
 
-    def properties(self) -> np.ndarray:
+    def properties(self) -> NDArray[Any]:
         """Size, shape and place of every cluster.
 
         Returns
@@ -254,7 +255,7 @@ class Clusters(Frozen):
             )
         return table
 
-    def expand(self, values: Any) -> np.ndarray:
+    def expand(self, values: Any) -> NDArray[Any]:
         """Put one value a cluster on the scan grid.
 
         Parameters
@@ -282,7 +283,7 @@ class Clusters(Frozen):
         out[inside] = values[self.labels[inside]]
         return out
 
-    def growth_steps(self, label: int) -> np.ndarray:
+    def growth_steps(self, label: int) -> NDArray[Any]:
         """Step at which each position joined a cluster that was grown.
 
         Parameters
@@ -305,7 +306,7 @@ class Clusters(Frozen):
             )
         return growth_steps(self.similarity.data, members, tuple(self.seeds[label]), threshold)
 
-    def growth_order(self, label: int) -> np.ndarray:
+    def growth_order(self, label: int) -> NDArray[Any]:
         """Scan positions (rx, ry) of a cluster in the order in which they joined, (n, 2).
 
         The seed comes first; positions of one step are in reading order. See `growth_steps`.
@@ -491,7 +492,7 @@ class Clusters(Frozen):
         *,
         twin: tuple[float, tuple[float, float, float]] | str | None = "auto",
         tolerance: float = 15 / 3**0.5,
-    ) -> np.ndarray:
+    ) -> NDArray[Any]:
         """Boundaries between clusters that touch: length, misorientation, twins.
 
         Parameters
@@ -603,7 +604,7 @@ class Clusters(Frozen):
 
     # --- new from old ------------------------------------------------------------------------
 
-    def _renumbered(self, number: np.ndarray, edit: str) -> Clusters:
+    def _renumbered(self, number: NDArray[Any], edit: str) -> Clusters:
         """New clusters: cluster `k` becomes ``number[k]``, several one, or -1."""
         labels = np.append(number, -1)[self.labels]
         count = number.max(initial=-1) + 1
@@ -717,7 +718,7 @@ class Clusters(Frozen):
 
     # --- EMD ---------------------------------------------------------------------------------
 
-    def to_node(self, averages: np.ndarray | None = None) -> emdfile.Node:
+    def to_node(self, averages: NDArray[Any] | None = None) -> emdfile.Node:
         """The clusters as one stock RealSlice of the labels; all else is in its metadata.
 
         One node, since a clustering must be stored or replaced as a whole: appending to a file,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_choice, check_flag, check_integer, check_number, check_r_mask
 from ..kernels.features import MAX_RANK
@@ -46,7 +46,7 @@ def check_tree_options(
     subtract_mean: Any,
     similarity: Any,
     scan: tuple[int, int],
-) -> tuple[int | str, float | str | np.ndarray | None]:
+) -> tuple[int | str, float | str | NDArray[Any] | None]:
     """Rank and scan mask of a tree, checked with what else belongs to its method."""
     check_choice("method", method, METHODS)
     if not (isinstance(rank, str) and rank == "auto"):

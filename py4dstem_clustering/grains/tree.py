@@ -9,6 +9,7 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -75,15 +76,15 @@ class ClusterTree(Frozen):
     """
 
     method: str
-    first: np.ndarray
-    second: np.ndarray
-    level: np.ndarray
-    mask: np.ndarray
+    first: NDArray[Any]
+    second: NDArray[Any]
+    level: NDArray[Any]
+    mask: NDArray[Any]
     settings: Mapping[str, Any]
     similarity: Any
-    automatic: np.ndarray | None = None
-    features: np.ndarray | None = None
-    brightness: np.ndarray | None = None
+    automatic: NDArray[Any] | None = None
+    features: NDArray[Any] | None = None
+    brightness: NDArray[Any] | None = None
     pixel_size: float = 1.0
     pixel_units: str = "pixels"
 
@@ -102,28 +103,28 @@ class ClusterTree(Frozen):
         return self.mask.shape
 
     @property
-    def levels(self) -> np.ndarray:
+    def levels(self) -> NDArray[Any]:
         """Levels at which anything changes, from the finest to the coarsest."""
         if self.method == "grow":
             return np.unique(self.level)[::-1]
         return np.unique(np.append(self.level, 1.0))  # where the automatic cut lies
 
     @cached_property
-    def similarity_mean(self) -> np.ndarray:
+    def similarity_mean(self) -> NDArray[Any]:
         """Mean similarity of each position with its neighbours, (Rx, Ry)."""
         if isinstance(self.similarity, Similarity):
             return self.similarity.mean
         return similarity_mean(self.similarity)
 
     @cached_property
-    def _fine(self) -> np.ndarray:
+    def _fine(self) -> NDArray[Any]:
         """Joins of positions; those that are left join regions of the automatic cut."""
         if self.method == "grow":
             return np.ones(len(self.level), dtype=bool)
         return self.level <= 1
 
     @cached_property
-    def _links(self) -> tuple[np.ndarray, np.ndarray]:
+    def _links(self) -> tuple[NDArray[Any], NDArray[Any]]:
         fine = self._fine
         return link(self.first[fine], self.second[fine], self.mask.size)
 
@@ -131,7 +132,7 @@ class ClusterTree(Frozen):
         rx, ry = self.shape
         return f"ClusterTree({self.method!r}, {len(self.level)} joins, {rx} x {ry} scan positions)"
 
-    def n_clusters(self, *, min_size: int = 1, drop_background: bool | None = None) -> np.ndarray:
+    def n_clusters(self, *, min_size: int = 1, drop_background: bool | None = None) -> NDArray[Any]:
         """Number of clusters that `cut` finds at each of `levels`."""
         check_cut(self.method, None, None, min_size, drop_background)
         children, sizes = self._links
@@ -156,7 +157,7 @@ class ClusterTree(Frozen):
         last = np.append(order[1:] != order[:-1], True) if len(order) else np.empty(0, bool)
         return counts[last]
 
-    def branches(self, *, min_size: int = 1) -> tuple[np.ndarray, np.ndarray, int]:
+    def branches(self, *, min_size: int = 1) -> tuple[NDArray[Any], NDArray[Any], int]:
         """Joins of large clusters, for a dendrogram.
 
         Parameters
@@ -282,7 +283,7 @@ class ClusterTree(Frozen):
             background,
         )
 
-    def _grown(self, threshold: float | str, min_size: int) -> tuple[np.ndarray, np.ndarray]:
+    def _grown(self, threshold: float | str, min_size: int) -> tuple[NDArray[Any], NDArray[Any]]:
         forest = Forest(self.first, self.second, self.level, self.mask)
         if threshold != "auto":
             return cut_at(forest, threshold, self.similarity_mean, min_size)
@@ -295,7 +296,7 @@ class ClusterTree(Frozen):
         labels = label_nodes(children, nodes, self.mask.size).reshape(self.shape)
         return numbered(labels, self.similarity_mean, by_size=False)
 
-    def _coarse(self, level: float) -> np.ndarray:
+    def _coarse(self, level: float) -> NDArray[Any]:
         """The regions of the automatic cut, joined up to a level above 1."""
         labels = self.automatic
         join = ~self._fine & (self.level <= level)
@@ -308,7 +309,7 @@ class ClusterTree(Frozen):
 
     def _merged(
         self, level: float, min_size: int, drop: bool
-    ) -> tuple[np.ndarray, np.ndarray, tuple[int, ...], int]:
+    ) -> tuple[NDArray[Any], NDArray[Any], tuple[int, ...], int]:
         if level >= 1:
             labels = self._coarse(level)
         else:
@@ -323,7 +324,7 @@ class ClusterTree(Frozen):
         left = () if drop else tuple(np.flatnonzero(self._background(labels)))
         return labels, seeds, left, dropped
 
-    def _background(self, labels: np.ndarray) -> np.ndarray:
+    def _background(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Which regions have no power beyond the radial mean."""
         return is_background(self._totals(labels), self._strongest)
 
@@ -338,7 +339,7 @@ class ClusterTree(Frozen):
         return float(power.max()) if len(power) > 1 else np.inf
 
     @cached_property
-    def _judged(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _judged(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Which nodes below the automatic cut and above it are background; sizes of the latter."""
         below = sum_nodes(self._links[0], self._columns.T)
         above = sum_nodes(self.branches()[0], self._totals(self.automatic))
@@ -346,13 +347,13 @@ class ClusterTree(Frozen):
         return is_background(below, strongest), is_background(above, strongest), above[:, -1]
 
     @cached_property
-    def _columns(self) -> np.ndarray:
+    def _columns(self) -> NDArray[Any]:
         """Of each position: features, their sum of squares, brightness, and 1; one a row."""
         flat = self.features.reshape(self.mask.size, -1).T.astype(np.float64, order="C")
         last = ((flat**2).sum(axis=0), self.brightness.ravel(), np.ones(flat.shape[1]))
         return np.vstack([flat, *last])
 
-    def _totals(self, labels: np.ndarray) -> np.ndarray:
+    def _totals(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Sums of `_columns` over each region."""
         number = labels.ravel() + 1  # the first is what lies in none, and goes
         n = int(labels.max(initial=-1)) + 2
@@ -408,7 +409,7 @@ class ClusterTree(Frozen):
         )
 
 
-def level_for(tree: ClusterTree, counts: np.ndarray, n_clusters: int) -> float:
+def level_for(tree: ClusterTree, counts: NDArray[Any], n_clusters: int) -> float:
     """The level with `n_clusters`, or the most below it, given the number at each level."""
     if not len(counts):
         return 1.0
@@ -430,7 +431,7 @@ def level_for(tree: ClusterTree, counts: np.ndarray, n_clusters: int) -> float:
 def _check_arrays(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) -> None:
     """The arrays of a tree in a file: what there must be, of which shape, and joins that are."""
 
-    def check(name: str, *rule: Any, **options: Any) -> np.ndarray:
+    def check(name: str, *rule: Any, **options: Any) -> NDArray[Any]:
         return nodes.check_array(node, name, arrays.get(name), *rule, **options)
 
     mask = check("mask", (None, None), "b")
@@ -463,13 +464,13 @@ def _check_arrays(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) ->
         raise nodes.damaged(node, "its joins go round in a circle, or out of its mask")
 
 
-def _is_forest(first: np.ndarray, second: np.ndarray, last: int) -> bool:
+def _is_forest(first: NDArray[Any], second: NDArray[Any], last: int) -> bool:
     """Whether each join of things numbered from 0 to `last` is of two that were apart."""
     graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(last + 1, last + 1))
     return connected_components(graph, directed=False)[0] == last + 1 - len(first)
 
 
-def _count(children: np.ndarray, counted: np.ndarray) -> np.ndarray:
+def _count(children: NDArray[Any], counted: NDArray[Any]) -> NDArray[Any]:
     """Number of `counted` nodes that are roots, before the first join and after each."""
     n = len(counted) - len(children)
     change = counted[n:].astype(int) - counted[children].sum(axis=1)

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .blocks import (
     Need,
@@ -29,13 +30,13 @@ _EXACT = 2**8
 
 def averaging_core(
     data: Any,
-    labels: np.ndarray,
+    labels: NDArray[Any],
     *,
     n_jobs: int | None,
     report: Report,
-    shifts: np.ndarray | None = None,
+    shifts: NDArray[Any] | None = None,
     n_rows: int | None = None,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Mean patterns ``(n_clusters, Qx, Qy)``, float32, accumulated in float64.
 
     With `shifts` ``(Rx, Ry, 2)``, each pattern is moved by so many pixels first.
@@ -49,7 +50,7 @@ def averaging_core(
     tile = min(at_once(_TILE, pixels), _EXACT, labels.shape[1])
     total = np.zeros((n_clusters, pixels))
     sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
-    missing: dict[int, np.ndarray] = {}
+    missing: dict[int, NDArray[Any]] = {}
 
     with workers(n_jobs) as run:
         for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows):
@@ -61,9 +62,9 @@ def averaging_core(
 
             def add(
                 label: int,
-                rows: np.ndarray = rows,
+                rows: NDArray[Any] = rows,
                 jobs: dict = jobs,
-                moves: np.ndarray | None = moves,
+                moves: NDArray[Any] | None = moves,
                 exact: bool = exact,
             ) -> None:
                 # One thread owns a label, and adds its members in order: the same bits for any
@@ -120,7 +121,7 @@ def averaging_need(data: Any, n_clusters: int, n_jobs: int | None) -> Need:
     return Need(16 * n_clusters * pixels + scratch_need(data, n_jobs, tile, 3), 3 * row_need(data))
 
 
-def move_pattern(pattern: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def move_pattern(pattern: NDArray[Any], shift: NDArray[Any]) -> NDArray[Any]:
     """A pattern moved by `shift` pixels along both axes, float64.
 
     Linear between pixels: never negative, and the same counts. What enters at the border repeats
@@ -141,7 +142,7 @@ def move_pattern(pattern: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 
 def _members_by_label(
-    labels: np.ndarray, size: int, by_row: bool
+    labels: NDArray[Any], size: int, by_row: bool
 ) -> dict[int, list[list[tuple[int, slice]]]]:
     """Runs ``(row, columns)`` of each label in a block of rows, in groups to add together.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import cython_blas
 from threadpoolctl import ThreadpoolController
 
@@ -61,7 +62,7 @@ _ZERO = ctypes.addressof(_FACTORS)
 _ONE = _ZERO + 4
 
 
-def _layout(x: np.ndarray) -> tuple[bytes, int] | None:
+def _layout(x: NDArray[Any]) -> tuple[bytes, int] | None:
     """Whether rows or columns of a matrix are contiguous, and the step between them."""
     rows, columns = x.strides
     if columns == 4 and rows % 4 == 0 and rows >= 4 * x.shape[1]:
@@ -71,7 +72,7 @@ def _layout(x: np.ndarray) -> tuple[bytes, int] | None:
     return None
 
 
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def matmul(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """``a @ b`` of float32 matrices, or stacks of them: ``out[i] = a[i] @ b[i]``.
 
     One of `a` and `b` may be a single matrix for a whole stack; stacks of stacks have the same
@@ -92,7 +93,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     return out
 
 
-def _matmul_each(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+def _matmul_each(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any]) -> None:
     """By `_sgemm`, of stacks of as many matrices as `out`, or of one."""
     found = []
     for x in (b, a):
@@ -121,7 +122,7 @@ _SHORT_SUM = 1024
 _SHORT_PRODUCT = 2**16  # BLAS sums in blocks by itself
 
 
-def row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def row_dots(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """Dot products of the rows of `a` with those of `b`, or with a single row; float64."""
     n, pixels = a.shape
     whole = pixels - pixels % _SHORT_SUM
@@ -135,7 +136,7 @@ def row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out
 
 
-def row_sums(a: np.ndarray) -> np.ndarray:
+def row_sums(a: NDArray[Any]) -> NDArray[Any]:
     """Sums of the rows of a float32 matrix, float64."""
     n, pixels = a.shape
     whole = pixels - pixels % _SHORT_SUM
@@ -148,7 +149,7 @@ def row_sums(a: np.ndarray) -> np.ndarray:
     return out
 
 
-def products_of_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def products_of_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """``a @ b.T`` of two float32 matrices with many columns, summed in float64 where it is long."""
     pixels = a.shape[1]
     if pixels <= _SHORT_PRODUCT:

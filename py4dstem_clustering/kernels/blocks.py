@@ -14,6 +14,7 @@ from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .blas import row_dots, row_sums, single_threaded_blas
 
@@ -115,7 +116,7 @@ def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]
             pool.shutdown(cancel_futures=True)
 
 
-def read_rows(data: Any, start: int, stop: int) -> np.ndarray:
+def read_rows(data: Any, start: int, stop: int) -> NDArray[Any]:
     """Rows ``start:stop`` of the scan as a NumPy array in the data's own type.
 
     In a thread of its own: h5py in the main thread may lose Ctrl-C, which comes up in a callback of
@@ -127,7 +128,7 @@ def read_rows(data: Any, start: int, stop: int) -> np.ndarray:
         return reader.submit(_read_now, data, start, stop).result()
 
 
-def read_window(data: Any, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+def read_window(data: Any, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[Any]:
     """Patterns of a window of the scan, as `read_rows` reads them."""
     which = slice(*columns)
     part = data[:, which] if isinstance(data, np.ndarray) else _Columns(data, which)
@@ -147,7 +148,7 @@ class _Columns:
         return getattr(self._data, name)
 
 
-def _read_now(data: Any, start: int, stop: int) -> np.ndarray:
+def _read_now(data: Any, start: int, stop: int) -> NDArray[Any]:
     rows = data[start:stop]
     if hasattr(rows, "compute"):  # dask
         rows = rows.compute()
@@ -184,7 +185,7 @@ def check_whole(data: Any) -> None:
         )
 
 
-def _read_block(data: Any, start: int, stop: int, stopped: Event) -> np.ndarray:
+def _read_block(data: Any, start: int, stop: int, stopped: Event) -> NDArray[Any]:
     """As `read_rows`, in pieces, until `stopped` is set."""
     on_disk = isinstance(data, np.memmap) or not isinstance(data, np.ndarray)
     if not on_disk or hasattr(data, "dask"):
@@ -230,7 +231,7 @@ def row_blocks(shape: tuple[int, ...], copies: int = 1) -> Iterator[tuple[int, i
 
 def iterate_blocks(
     data: Any, copies: int = 1, n_rows: int | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield ``(first_row, rows)`` for every block; the next block is read while one is used.
 
     Blocks have `n_rows`; by default as `row_blocks` cuts them. When the loop ends early, by an
@@ -274,7 +275,7 @@ def at_once(number: int, pixels: int) -> int:
     return max(number, number * 192**2 // max(pixels, 1))
 
 
-def to_float32(values: np.ndarray, what: str) -> np.ndarray:
+def to_float32(values: NDArray[Any], what: str) -> NDArray[Any]:
     """Values as float32; a ValueError where they are too large or all too small for it."""
     with np.errstate(over="ignore", under="ignore"):
         out = values.astype(np.float32, copy=False)
@@ -294,7 +295,7 @@ def is_small_integer(dtype: np.dtype) -> bool:
     return dtype.kind in "bui" and dtype.itemsize <= 2
 
 
-def as_comparable(patterns: np.ndarray, subtract_mean: bool) -> np.ndarray:
+def as_comparable(patterns: NDArray[Any], subtract_mean: bool) -> NDArray[Any]:
     """Copy patterns ``(n, pixels)`` to float32, ready to be compared.
 
     With `subtract_mean`, each minus its mean, also where the mean is so large that float32 would
@@ -309,7 +310,9 @@ def as_comparable(patterns: np.ndarray, subtract_mean: bool) -> np.ndarray:
     return out
 
 
-def nearly_comparable(patterns: np.ndarray, subtract_mean: bool, out: np.ndarray) -> np.ndarray:
+def nearly_comparable(
+    patterns: NDArray[Any], subtract_mean: bool, out: NDArray[Any]
+) -> NDArray[Any]:
     """Write to `out` what `as_comparable` returns, but for means ``(n, 1)`` left to subtract.
 
     What becomes of a pattern does not depend on the others.
@@ -349,11 +352,11 @@ def nearly_comparable(patterns: np.ndarray, subtract_mean: bool, out: np.ndarray
     return none
 
 
-def _row_means(x: np.ndarray) -> np.ndarray:
+def _row_means(x: NDArray[Any]) -> NDArray[Any]:
     return (row_sums(x) / x.shape[1]).astype(np.float32)[:, None]
 
 
-def _tame(pattern: np.ndarray) -> np.ndarray:
+def _tame(pattern: NDArray[Any]) -> NDArray[Any]:
     """A pattern without missing pixels and near 1."""
     present = np.isfinite(pattern)
     if not present.any():

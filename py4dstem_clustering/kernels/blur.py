@@ -6,13 +6,15 @@ Same conventions as `scipy.ndimage.gaussian_filter`: cut at 4 sigma, reflecting 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .blas import matmul
 
 
-def gaussian_kernel(sigma: float) -> np.ndarray:
+def gaussian_kernel(sigma: float) -> NDArray[Any]:
     """Normalised Gaussian, sampled at whole pixels out to ``int(4 sigma + 1/2)``."""
     radius = int(4 * sigma + 0.5)
     x = np.arange(-radius, radius + 1)
@@ -20,7 +22,7 @@ def gaussian_kernel(sigma: float) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def blur_matrix(n: int, sigma: float) -> np.ndarray:
+def blur_matrix(n: int, sigma: float) -> NDArray[Any]:
     """Matrix ``K (n, n)``, float32: ``K @ x`` is `x` blurred by `sigma` with reflecting borders."""
     kernel = gaussian_kernel(sigma)
     radius = len(kernel) // 2
@@ -37,7 +39,7 @@ def blur_matrix(n: int, sigma: float) -> np.ndarray:
 _PIECE = 64
 
 
-def _pieces(matrix: np.ndarray) -> list[tuple[slice, slice, np.ndarray]]:
+def _pieces(matrix: NDArray[Any]) -> list[tuple[slice, slice, NDArray[Any]]]:
     """Outputs, the inputs that they need, and the matrix between them."""
     found = []
     n = len(matrix)
@@ -57,11 +59,11 @@ class Blur:
     Rows of the matrices may be left out: only what they give is computed.
     """
 
-    def __init__(self, matrix_u: np.ndarray, matrix_v: np.ndarray) -> None:
+    def __init__(self, matrix_u: NDArray[Any], matrix_v: NDArray[Any]) -> None:
         self._along_u, self._along_v = _pieces(matrix_u), _pieces(matrix_v)
         self._shape = len(matrix_u), len(matrix_v)
 
-    def __call__(self, patterns: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, patterns: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
         n, nu, _ = patterns.shape
         to_u, to_v = self._shape
         if out is None:

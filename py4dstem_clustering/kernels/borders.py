@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import correlate1d, find_objects, maximum_filter, minimum_filter
 
 from .regions import (
@@ -28,7 +31,7 @@ GRADIENT = 0.1
 """Part of VARIATION, squared, that a grain may have over the distance NEAR."""
 
 
-def _window(values: np.ndarray, along_x: int, along_y: int) -> np.ndarray:
+def _window(values: NDArray[Any], along_x: int, along_y: int) -> NDArray[Any]:
     """Sums about each position under the window, times powers of the offsets in units of NEAR."""
     offset = np.arange(-int(3 * NEAR + 0.5), int(3 * NEAR + 0.5) + 1) / NEAR
     weight = np.exp(-(offset**2) / 2)
@@ -38,7 +41,7 @@ def _window(values: np.ndarray, along_x: int, along_y: int) -> np.ndarray:
     return values
 
 
-def _stiffness(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _stiffness(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     """How little the gradient inside each region may follow the data: ridge of its regression.
 
     Ratio of noise, over as many positions as the window holds, to what gradients are expected.
@@ -50,7 +53,7 @@ def _stiffness(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
     return 1e-3 + 1 / (4 * np.pi * NEAR**2 * expected)
 
 
-def border_values(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+def border_values(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     """Features of each position as its region has them at this place.
 
     The mean of the members about it, carried from their middle to the position along the gradient
@@ -94,7 +97,7 @@ def border_values(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
     return out
 
 
-def contrasts(labels: np.ndarray, values: np.ndarray, local: np.ndarray) -> tuple:
+def contrasts(labels: NDArray[Any], values: NDArray[Any], local: NDArray[Any]) -> tuple:
     """Borders, and the relative squared difference across each of them."""
     rank = values.shape[2]
     borders, which, a, b = find_borders(labels)
@@ -131,8 +134,8 @@ def contrasts(labels: np.ndarray, values: np.ndarray, local: np.ndarray) -> tupl
 
 
 def mutual_borders(
-    borders: Borders, contrast: np.ndarray, n: int, limit: float
-) -> np.ndarray | None:
+    borders: Borders, contrast: NDArray[Any], n: int, limit: float
+) -> NDArray[Any] | None:
     """New number of each region when mutual best neighbours below `limit` join; None if none."""
     best = np.full(n, np.inf)
     np.minimum.at(best, borders.first, contrast)
@@ -152,7 +155,7 @@ def mutual_borders(
     return target
 
 
-def refine_borders(labels: np.ndarray, values: np.ndarray, rounds: int = 8) -> np.ndarray:
+def refine_borders(labels: NDArray[Any], values: NDArray[Any], rounds: int = 8) -> NDArray[Any]:
     """Each position at a border to the touching region with the nearest mean.
 
     The border to a region without structure so comes to lie at one half. A Potts term, as strong

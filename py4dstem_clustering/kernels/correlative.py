@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 
 from .blas import matmul, products_of_rows, row_dots
 from .blocks import (
@@ -64,7 +65,7 @@ _PUBLISHED_RANGE = (0.85, 0.95)
 _WINDOWS, _FAR = 12, 480
 
 
-def footprint(radius: float) -> np.ndarray:
+def footprint(radius: float) -> NDArray[Any]:
     """Offsets ``(n, 2)`` with ``dx^2 + dy^2 <= (radius + 1/2)^2``, the centre among them."""
     reach = int(radius + 0.5)
     steps = np.arange(-reach, reach + 1)
@@ -73,7 +74,7 @@ def footprint(radius: float) -> np.ndarray:
     return np.stack([dx[inside], dy[inside]], axis=1)
 
 
-def radial_weight(detector: tuple[int, int], edge: int) -> np.ndarray:
+def radial_weight(detector: tuple[int, int], edge: int) -> NDArray[Any]:
     """``|q - q_mean|^2 / (Nu Nv)``, zero within `edge` pixels of the border of the detector."""
     nu, nv = detector
     u, v = np.ogrid[:nu, :nv]
@@ -94,15 +95,15 @@ class _Modes(NamedTuple):
     See `_mode_normaliser`. Lines are given by their first half, folded.
     """
 
-    read: np.ndarray
+    read: NDArray[Any]
     """From folded lines to the modes of the blur, ``(modes, half)``."""
-    plain: np.ndarray
+    plain: NDArray[Any]
     """From these to the modes of the weighted pattern, ``(weighted modes, modes)``."""
-    square: np.ndarray
+    square: NDArray[Any]
     """The same, times the square of the distance from the middle."""
-    one: np.ndarray
+    one: NDArray[Any]
     """Weighted modes of a constant."""
-    far: np.ndarray
+    far: NDArray[Any]
     """Weighted modes of the square of the distance."""
 
 
@@ -138,7 +139,7 @@ def _modes(n: int, sigma: float, edge: int, sign: int) -> _Modes:
 
 def _mode_normaliser(
     detector: tuple[int, int], along_u: list[_Modes], along_v: list[_Modes]
-) -> tuple[int, Callable[[np.ndarray, np.ndarray], None]]:
+) -> tuple[int, Callable[[NDArray[Any], NDArray[Any]], None]]:
     """As `_normaliser`, for a blur that leaves much fewer numbers than there are pixels.
 
     A blurred pattern has few modes along each axis, the singular vectors of the blur. The weight is
@@ -170,7 +171,7 @@ def _mode_normaliser(
     weight = weight.astype(np.float32)
     folds = np.add, np.subtract
 
-    def normalise(patterns: np.ndarray, unit: np.ndarray) -> None:
+    def normalise(patterns: NDArray[Any], unit: NDArray[Any]) -> None:
         n = len(patterns)
         x = np.empty((n, qx, qy), dtype=np.float32)
         mean = nearly_comparable(patterns, True, x.reshape(n, -1))
@@ -193,7 +194,7 @@ def _mode_normaliser(
     return n_u * n_v, normalise
 
 
-def _to_unit(x: np.ndarray, share: np.ndarray, weight: np.ndarray) -> None:
+def _to_unit(x: NDArray[Any], share: NDArray[Any], weight: NDArray[Any]) -> None:
     """Take the mean off weighted patterns, and divide by their norm."""
     size = np.sqrt(row_dots(x, x))
     x -= row_dots(x, share).astype(np.float32)[:, None] * weight
@@ -205,7 +206,7 @@ def _to_unit(x: np.ndarray, share: np.ndarray, weight: np.ndarray) -> None:
 
 def _normaliser(
     detector: tuple[int, int], sigma: float, edge: int
-) -> tuple[int, Callable[[np.ndarray, np.ndarray], None]]:
+) -> tuple[int, Callable[[NDArray[Any], NDArray[Any]], None]]:
     """Pixels that are compared, and a function that writes patterns as unit vectors of these."""
     qx, qy = detector
     # Not where the blur leaves some pixels unseen, which would leak into the modes, nor for a line,
@@ -221,7 +222,7 @@ def _normaliser(
     share = np.full(inside.size, 1 / weight.sum(dtype=np.float64), dtype=np.float32)
     blur = Blur(blur_matrix(qx, sigma), blur_matrix(qy, sigma)) if sigma > 0 else None
 
-    def normalise(patterns: np.ndarray, unit: np.ndarray) -> None:
+    def normalise(patterns: NDArray[Any], unit: NDArray[Any]) -> None:
         # Correlations do not feel a constant; without it a flat pattern is exactly zero.
         x = as_comparable(patterns, subtract_mean=True)
         if blur is not None:
@@ -261,7 +262,7 @@ def auto_range(
             unit = np.empty((height, ry, n_pixels), dtype=np.float32)
 
             def prepare(
-                task: tuple[int, slice], rows: np.ndarray = rows, unit: np.ndarray = unit
+                task: tuple[int, slice], rows: NDArray[Any] = rows, unit: NDArray[Any] = unit
             ) -> None:
                 normalise(rows[task], unit[task])
 
@@ -332,14 +333,14 @@ def auto_range_need(data: Any, sigma: float, edge: int, n_jobs: int | None) -> N
     )
 
 
-def _diagonals(matrices: np.ndarray, shift: int, count: int) -> np.ndarray:
+def _diagonals(matrices: NDArray[Any], shift: int, count: int) -> NDArray[Any]:
     """View ``(..., n, count)`` of matrices: each row i from column i + `shift` on."""
     *outer, down, right = matrices.strides
     shape = (*matrices.shape[:-1], count)
     return as_strided(matrices[..., shift:], shape, (*outer, down + right, right))
 
 
-def _products(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+def _products(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any]) -> None:
     """``a[i] @ b[i].T`` of few rows and many columns, summed in float64 where it is long."""
     length = max(1, _SMALL_PRODUCT // (a.shape[1] * b.shape[1]))
     turned = b.swapaxes(1, 2)
@@ -422,11 +423,11 @@ def correlative_core(
         kept = data.reshape(rx, ry, -1)
     else:
         kept = np.empty((min(in_block + 2 * reach, rx), ry, qx * qy), dtype=_kept_as(data))
-    units: dict[int, np.ndarray] = {}
-    weights: dict[int, np.ndarray] = {}
+    units: dict[int, NDArray[Any]] = {}
+    weights: dict[int, NDArray[Any]] = {}
     has_missing: dict[int, bool] = {}
 
-    def correlate(row: int, some: slice, products: np.ndarray) -> None:
+    def correlate(row: int, some: slice, products: NDArray[Any]) -> None:
         """With the row itself and those above it: ``products[dx, tile, position, neighbour]``."""
         step, item = units[row].strides
         near = as_strided(
@@ -441,7 +442,7 @@ def correlative_core(
                 out=products[dx, some, :, first:last],
             )
 
-    def weigh(row: int, products: np.ndarray) -> None:
+    def weigh(row: int, products: NDArray[Any]) -> None:
         """From correlations to weights, of both positions of each pair."""
         for dx in range(min(reach, row) + 1):
             width = width_of[dx]
@@ -458,7 +459,7 @@ def correlative_core(
                 here = slice(max(0, -dy), ry - max(0, dy))
                 opposite[here.start + dy : here.stop + dy, width + dy] = a[here, width + dy]
 
-    def bands(rows: range) -> np.ndarray:
+    def bands(rows: range) -> NDArray[Any]:
         """Weights of the neighbours for every position, ``(row, tile, position, neighbour)``.
 
         They are shares: of the position's own pattern, which counts once more, and of all others.
@@ -485,7 +486,7 @@ def correlative_core(
         whole = ry // _TILE
         return tiles(whole, _tiles_at_once(rows)) + [slice(whole, n_tiles)] * (n_tiles > whole)
 
-    def windows(near: np.ndarray) -> np.ndarray:
+    def windows(near: NDArray[Any]) -> NDArray[Any]:
         """What lies around each row follows each other, ``(tile, row, neighbour, pixel)``."""
         tile, row, column, item = near.strides
         n_rows = near.shape[1] - 2 * reach
@@ -493,7 +494,7 @@ def correlative_core(
         return as_strided(near[:, 0, trim:], shape, (tile, row, column, item), writeable=False)
 
     def average(
-        first: int, some: slice, pieces: list[slice], shares: np.ndarray, target: np.ndarray
+        first: int, some: slice, pieces: list[slice], shares: NDArray[Any], target: NDArray[Any]
     ) -> None:
         """As many rows as `target` has, from `first` on; some of the tiles, and of the pixels."""
         last, n = first + len(target), some.stop - some.start
@@ -548,8 +549,8 @@ def correlative_core(
 
             def prepare(
                 task: tuple[int, slice],
-                rows: np.ndarray = rows,
-                made: np.ndarray = made,
+                rows: NDArray[Any] = rows,
+                made: NDArray[Any] = made,
                 start: int = start,
             ) -> None:
                 row, columns = task
@@ -560,7 +561,7 @@ def correlative_core(
                     patterns = made[row - start, columns]
                     kept[row % len(kept), columns] = patterns.reshape(len(patterns), -1)
 
-            def check(row: int, rows: np.ndarray = rows, start: int = start) -> None:
+            def check(row: int, rows: NDArray[Any] = rows, start: int = start) -> None:
                 has_missing[row] = not np.isfinite(rows[row - start]).all()
 
             run(prepare, product(range(start, stop), tiles(ry, _PATTERNS)))

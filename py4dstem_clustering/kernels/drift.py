@@ -13,9 +13,10 @@ The speeds ``v_k`` are fitted along with the displacement ``d`` (Gauss-Newton, a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.ndimage import distance_transform_edt, gaussian_filter, label, shift, spline_filter
 
@@ -47,15 +48,15 @@ _LEAST_BLOB = 4
 class _Image(NamedTuple):
     """An image, ready to be compared."""
 
-    smooth: np.ndarray
-    spline: np.ndarray  # its spline coefficients
-    valid: np.ndarray  # where it is known
-    nearest: np.ndarray  # number of the nearest particle
+    smooth: NDArray[Any]
+    spline: NDArray[Any]  # its spline coefficients
+    valid: NDArray[Any]  # where it is known
+    nearest: NDArray[Any]  # number of the nearest particle
     n: int  # of particles
     flat: bool
 
 
-def find_drift_core(images: Iterable[np.ndarray | None], reach: float | None) -> np.ndarray:
+def find_drift_core(images: Iterable[NDArray[Any] | None], reach: float | None) -> NDArray[Any]:
     """Displacement (T, 2) of each image against the first one that is there; NaN for None.
 
     `images` (Rx, Ry), float64, NaN where unknown, are taken one after the other, and at most
@@ -64,9 +65,9 @@ def find_drift_core(images: Iterable[np.ndarray | None], reach: float | None) ->
     """
     recent: dict[int, _Image] = {}
     there: list[int] = []
-    found: list[np.ndarray] = []
+    found: list[NDArray[Any]] = []
     pairs: list[tuple[int, int]] = []
-    values: list[np.ndarray] = []
+    values: list[NDArray[Any]] = []
     weights: list[float] = []
     t = -1
     for t, image in enumerate(images):
@@ -100,7 +101,7 @@ def find_drift_core(images: Iterable[np.ndarray | None], reach: float | None) ->
     return out
 
 
-def _prepare(image: np.ndarray) -> _Image:
+def _prepare(image: NDArray[Any]) -> _Image:
     valid = np.isfinite(image)
     amount = gaussian_filter(valid.astype(float), _SMOOTH, mode="nearest")
     filled = np.where(valid, image, image[valid].mean())
@@ -113,7 +114,7 @@ def _prepare(image: np.ndarray) -> _Image:
     return _Image(smooth, spline_filter(smooth, 3, mode="nearest"), valid, nearest, n, flat)
 
 
-def _particles(image: np.ndarray) -> tuple[np.ndarray, int]:
+def _particles(image: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """Number of the bright region nearest to each position, and how many there are."""
     regions, _ = label(image > _otsu(image))
     sizes = np.bincount(regions.ravel())
@@ -127,7 +128,7 @@ def _particles(image: np.ndarray) -> tuple[np.ndarray, int]:
     return regions[tuple(index)] - 1, int(keep.sum())
 
 
-def _otsu(image: np.ndarray) -> float:
+def _otsu(image: NDArray[Any]) -> float:
     """Threshold with the largest variance between the two sides (Otsu 1979)."""
     counts, edges = np.histogram(image, 128)
     middle = (edges[1:] + edges[:-1]) / 2
@@ -139,8 +140,8 @@ def _otsu(image: np.ndarray) -> float:
 
 
 def correlate(
-    a: np.ndarray, b: np.ndarray, a_valid: np.ndarray, b_valid: np.ndarray, reach: float
-) -> np.ndarray:
+    a: NDArray[Any], b: NDArray[Any], a_valid: NDArray[Any], b_valid: NDArray[Any], reach: float
+) -> NDArray[Any]:
     """Displacement (2,) of `b` against `a`, at most `reach`, where they correlate most.
 
     Each displacement has the correlation of what both images show then, so that the border of the
@@ -150,10 +151,10 @@ def correlate(
     shape = [next_fast_len(2 * n - 1) for n in a.shape]
     steps = [np.fft.fftfreq(n, 1 / n) for n in shape]
 
-    def transform(values: np.ndarray) -> np.ndarray:
+    def transform(values: NDArray[Any]) -> NDArray[Any]:
         return rfft2(values, shape)
 
-    def cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    def cross(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
         return irfft2(np.conj(first) * second, shape)
 
     one_a, one_b = transform(a_valid.astype(float)), transform(b_valid.astype(float))
@@ -182,11 +183,11 @@ def correlate(
     return out
 
 
-def _gradient(values: np.ndarray, axis: int) -> np.ndarray:
+def _gradient(values: NDArray[Any], axis: int) -> NDArray[Any]:
     return np.gradient(values, axis=axis) if values.shape[axis] > 1 else np.zeros(values.shape)
 
 
-def _refine(a: _Image, b: _Image, start: np.ndarray) -> np.ndarray:
+def _refine(a: _Image, b: _Image, start: NDArray[Any]) -> NDArray[Any]:
     """Displacement of `b` against `a`, near to `start`, with the growth of each particle."""
     move = start.copy()
     for _ in range(_ROUNDS):
@@ -230,7 +231,9 @@ def _refine(a: _Image, b: _Image, start: np.ndarray) -> np.ndarray:
     return move if np.abs(move - start).max() <= _NEAR else start
 
 
-def _solve(n: int, pairs: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _solve(
+    n: int, pairs: NDArray[Any], values: NDArray[Any], weights: NDArray[Any]
+) -> NDArray[Any]:
     """Places (n, 2) from measured differences, the first 0; outliers count less (Cauchy)."""
     rows = np.arange(len(pairs))
     design = np.zeros((len(pairs), n))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, maximum_filter
 
 from .blas import matmul, row_dots
@@ -53,19 +54,19 @@ LARGEST = 1e10
 class Features(NamedTuple):
     """Features of every scan position."""
 
-    values: np.ndarray
+    values: NDArray[Any]
     """``(Rx, Ry, rank)``, float32, noise of standard deviation 1."""
-    brightness: np.ndarray
+    brightness: NDArray[Any]
     """Projection on the mean radial profile ``(Rx, Ry)``, in the same unit."""
-    mean: np.ndarray
+    mean: NDArray[Any]
     """Mean of each binned pixel."""
-    variance: np.ndarray
+    variance: NDArray[Any]
     """Variance of the noise of each binned pixel."""
-    pixels: np.ndarray
+    pixels: NDArray[Any]
     """Number of detector pixels in each."""
 
 
-def bin_matrix(n: int, n_bins: int) -> np.ndarray:
+def bin_matrix(n: int, n_bins: int) -> NDArray[Any]:
     """Matrix ``(n_bins, n)`` that sums `n` pixels into bins of nearly equal width."""
     edges = np.round(np.linspace(0, n, n_bins + 1)).astype(int)
     matrix = np.zeros((n_bins, n), dtype=np.float32)
@@ -82,7 +83,7 @@ def bin_factor(shape: tuple[int, int], n_valid: int) -> int:
     return factor
 
 
-def find_centre(mean: np.ndarray) -> tuple[float, float]:
+def find_centre(mean: NDArray[Any]) -> tuple[float, float]:
     """Centre of the direct beam of a mean pattern: centroid about its brightest place."""
     size = max(1.0, min(mean.shape) / 64)
     blurred = gaussian_filter(mean - np.median(mean), size)
@@ -95,7 +96,7 @@ def find_centre(mean: np.ndarray) -> tuple[float, float]:
     return float((weight * u).sum() / weight.sum()), float((weight * v).sum() / weight.sum())
 
 
-def find_hot_pixels(data: Any) -> np.ndarray:
+def find_hot_pixels(data: Any) -> NDArray[Any]:
     """Pixels that shine alone wherever the probe is, ``(Qx, Qy)`` bool.
 
     Known in the mean patterns of some rows: even in the row that has least of it, where the Bragg
@@ -137,7 +138,7 @@ def zero_and_unit(data: Any) -> tuple[float, float]:
     count = present.sum(axis=0)
     known = count > 0
 
-    def mean(values: np.ndarray) -> np.ndarray:
+    def mean(values: NDArray[Any]) -> NDArray[Any]:
         return values.sum(axis=0, where=present)[known] / count[known]
 
     center = np.zeros(len(known))
@@ -151,7 +152,7 @@ def zero_and_unit(data: Any) -> tuple[float, float]:
     return zero, 1.0 if usual else float(2.0 ** np.round(np.log2(peak)))
 
 
-def in_unit(patterns: np.ndarray, zero: float, unit: float) -> np.ndarray:
+def in_unit(patterns: NDArray[Any], zero: float, unit: float) -> NDArray[Any]:
     """Copy patterns ``(n, pixels)`` to float32, less `zero` and in `unit`.
 
     A missing pixel (NaN or infinite) counts as the mean of its pattern.
@@ -175,7 +176,7 @@ def in_unit(patterns: np.ndarray, zero: float, unit: float) -> np.ndarray:
     return x.astype(np.float32, copy=False)
 
 
-def nuisances(u: np.ndarray, v: np.ndarray, scale: np.ndarray, width: float) -> np.ndarray:
+def nuisances(u: NDArray[Any], v: NDArray[Any], scale: NDArray[Any], width: float) -> NDArray[Any]:
     """Orthonormal basis ``(pixels, n)`` of what tells nothing of grains.
 
     Any radial profile: diffuse rings, their thickness, an offset. And any profile times the cosine
@@ -215,7 +216,7 @@ def offsets(scan_shape: tuple[int, int]) -> list[tuple[int, int, float]]:
     return [(dx, dy, weight / total) for dx, dy, weight in found]
 
 
-def noise_of_neighbours(values: np.ndarray) -> np.ndarray:
+def noise_of_neighbours(values: NDArray[Any]) -> NDArray[Any]:
     """Standard deviation of the noise of maps ``(Rx, Ry, n)``, from neighbours; robust."""
     n = values.shape[2]
     noise = np.ones(n)
@@ -243,12 +244,12 @@ def features_need(data: Any, n_jobs: int | None) -> Need:
 def features_core(
     data: Any,
     *,
-    q_mask: np.ndarray | None,
+    q_mask: NDArray[Any] | None,
     rank: int | None,
     centre: tuple[float, float] | None,
     n_jobs: int | None,
     report: Report,
-    shifts: np.ndarray | None = None,
+    shifts: NDArray[Any] | None = None,
     n_rows: int | None = None,
 ) -> Features:
     """Features of every pattern; `rank` None counts the eigenvalues above the noise.
@@ -279,12 +280,12 @@ def features_core(
     covariance = np.zeros((p, p))
     pairs = offsets((rx, ry))
     # recent[-1] is the last binned row, recent[-2] the one before.
-    recent: list[np.ndarray] = []
+    recent: list[NDArray[Any]] = []
     n_pairs = 0
 
     def binned(
-        patterns: np.ndarray, moves: np.ndarray | None, out: np.ndarray, total: bool
-    ) -> np.ndarray | None:
+        patterns: NDArray[Any], moves: NDArray[Any] | None, out: NDArray[Any], total: bool
+    ) -> NDArray[Any] | None:
         x = in_unit(patterns.reshape(len(patterns), -1), zero, unit)
         if moves is not None:
             x[:, hot.ravel()] = 0  # or they would move with the pattern
@@ -306,11 +307,11 @@ def features_core(
     with workers(n_jobs) as run:
 
         def bin_block(
-            start: int, rows: np.ndarray, totals: bool
-        ) -> tuple[np.ndarray, list[np.ndarray]]:
+            start: int, rows: NDArray[Any], totals: bool
+        ) -> tuple[NDArray[Any], list[NDArray[Any]]]:
             out = np.empty((len(rows), ry, p), dtype=np.float32)
             pieces = [(i, tile) for i in range(len(rows)) for tile in tiles(ry)]
-            parts: dict[int, np.ndarray] = {}
+            parts: dict[int, NDArray[Any]] = {}
 
             def task(n: int) -> None:
                 i, tile = pieces[n]
@@ -342,7 +343,9 @@ def features_core(
                     there = slice(max(0, -dy), ry - max(0, dy))
                     near[here] += np.float32(weight) * other[there]
 
-                def multiply(tile: slice, row: np.ndarray = row, near: np.ndarray = near) -> None:
+                def multiply(
+                    tile: slice, row: NDArray[Any] = row, near: NDArray[Any] = near
+                ) -> None:
                     covariance[tile] += matmul(row[:, tile].T, near)
 
                 run(multiply, tiles(p, 256))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 FAINT = 3e-4
 """Intensity, relative to the strongest reflection, from which a disk is expected to be found."""
@@ -22,9 +23,9 @@ _DIRECTIONS = np.array(sorted(product((-1.0, 0.0, 1.0), repeat=3), key=np.linalg
 class Lattice(NamedTuple):
     """Reflections of a crystal, the direct beam left out."""
 
-    vectors: np.ndarray
+    vectors: NDArray[Any]
     """Reciprocal lattice vectors ``(3, n)``, 1/Angstrom, Cartesian coordinates of the crystal."""
-    intensity: np.ndarray
+    intensity: NDArray[Any]
     """Intensities ``(n,)`` at the Bragg angle, the strongest 1."""
     wavelength: float
     """Of the electrons, Angstrom."""
@@ -35,23 +36,23 @@ class Lattice(NamedTuple):
 class Window(NamedTuple):
     """Part of the diffraction plane in which disks were looked for."""
 
-    to_pixels: np.ndarray
+    to_pixels: NDArray[Any]
     """``(2, 2)``: places, 1/Angstrom, times this are detector pixels from the origin."""
-    low: np.ndarray
+    low: NDArray[Any]
     """``(2,)``, pixels from the origin."""
-    high: np.ndarray
+    high: NDArray[Any]
 
 
 class Peaks(NamedTuple):
     """Measured peaks of one pattern, the direct beam left out."""
 
-    places: np.ndarray
+    places: NDArray[Any]
     """``(n, 2)``, 1/Angstrom."""
-    weights: np.ndarray
+    weights: NDArray[Any]
     """``(n,)``, of length 1."""
 
 
-def predict(lattice: Lattice, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def predict(lattice: Lattice, matrices: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Places ``(m, n, 2)`` and intensities ``(m, n)`` of reflections in orientations ``(m, 3, 3)``.
 
     The excitation error is that of py4DSTEM: the distance to Ewald's sphere along the beam.
@@ -64,7 +65,7 @@ def predict(lattice: Lattice, matrices: np.ndarray) -> tuple[np.ndarray, np.ndar
     return turned[:, :2].transpose(0, 2, 1), intensity
 
 
-def expected_weights(intensity: np.ndarray, power: float) -> np.ndarray:
+def expected_weights(intensity: NDArray[Any], power: float) -> NDArray[Any]:
     """Intensities to `power`, less what disks that are too faint to be found have; at least 0."""
     if power == 0:
         return (intensity > FAINT).astype(float)
@@ -74,11 +75,11 @@ def expected_weights(intensity: np.ndarray, power: float) -> np.ndarray:
 def score(
     lattice: Lattice,
     window: Window,
-    matrices: np.ndarray,
+    matrices: NDArray[Any],
     peaks: Peaks,
     reach: float,
     power: float,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """How well orientations explain the peaks, 0 to 1 ``(m,)``.
 
     The cosine between the measured pattern and the expected one (intensities to `power`), each a
@@ -100,7 +101,7 @@ def score(
     return both / np.sqrt(np.maximum(expected_norm * measured_norm, 1e-24))
 
 
-def _overlap(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
+def _overlap(a: NDArray[Any], b: NDArray[Any], width: float) -> NDArray[Any]:
     """Of Gaussians at places ``(..., n, 2)`` and ``(..., p, 2)``: ``(..., n, p)``."""
     squared = (a**2).sum(axis=-1)[..., :, None] + (b**2).sum(axis=-1)[..., None, :]
     squared -= 2 * (a @ np.swapaxes(b, -1, -2))
@@ -111,13 +112,13 @@ def _overlap(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
 def refine(
     lattice: Lattice,
     window: Window,
-    matrix: np.ndarray,
+    matrix: NDArray[Any],
     peaks: Peaks,
     reach: float,
     power: float,
     first: float,
     last: float,
-) -> tuple[float, np.ndarray]:
+) -> tuple[float, NDArray[Any]]:
     """Climb to the best orientation near `matrix`; steps from `first` to `last`, radian.
 
     Strain is taken out of the peaks once that shows, and the climb goes on from there.
@@ -139,7 +140,7 @@ def refine(
     return best, matrix
 
 
-def unstrained(lattice: Lattice, matrix: np.ndarray, peaks: Peaks, reach: float) -> Peaks:
+def unstrained(lattice: Lattice, matrix: NDArray[Any], peaks: Peaks, reach: float) -> Peaks:
     """Peaks as they would be without the strain that they have against an orientation.
 
     Strain moves disks far out from under those that are expected, and would be taken for tilt.
@@ -167,7 +168,7 @@ def unstrained(lattice: Lattice, matrix: np.ndarray, peaks: Peaks, reach: float)
     return Peaks(peaks.places @ (u / stretch) @ u.T, peaks.weights)
 
 
-def _turns(vectors: np.ndarray) -> np.ndarray:
+def _turns(vectors: NDArray[Any]) -> NDArray[Any]:
     """Rotations ``(n, 3, 3)`` about vectors by their lengths, Rodrigues' formula."""
     angle = np.linalg.norm(vectors, axis=1)[:, None, None]
     x, y, z = vectors.T

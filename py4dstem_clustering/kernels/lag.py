@@ -10,9 +10,10 @@ crossed. So lag can be told from all of them.
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.optimize import least_squares
 from scipy.special import ndtr
@@ -80,8 +81,8 @@ class Fit(NamedTuple):
 
 
 def crossings(
-    values: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    values: NDArray[Any], labels: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Profiles ``(n, 2 CLEAR)`` across borders along the second axis, from near 0 to near 1.
 
     Features are projected on the line from the region before to the region after. Also the weight
@@ -118,7 +119,7 @@ def crossings(
     return profile, weight, rises, pair
 
 
-def _steps(decay: np.ndarray, place: np.ndarray, blur: np.ndarray) -> np.ndarray:
+def _steps(decay: NDArray[Any], place: NDArray[Any], blur: NDArray[Any]) -> NDArray[Any]:
     """Steps at `place`, blurred by a Gaussian, with a tail; along a new last axis."""
     n = np.arange(_STEP[0] - _BEFORE, CLEAR + 1)
     step = ndtr((n - np.asarray(place)[..., None]) / np.asarray(blur)[..., None])
@@ -127,13 +128,13 @@ def _steps(decay: np.ndarray, place: np.ndarray, blur: np.ndarray) -> np.ndarray
     return step[..., -2 * CLEAR :]
 
 
-def _normalized(step: np.ndarray) -> np.ndarray:
+def _normalized(step: NDArray[Any]) -> NDArray[Any]:
     step = step - step.mean(axis=-1, keepdims=True)
     return step / np.maximum(np.linalg.norm(step, axis=-1, keepdims=True), 1e-9)
 
 
 @cache
-def _grid() -> tuple[np.ndarray, np.ndarray]:
+def _grid() -> tuple[NDArray[Any], NDArray[Any]]:
     """Where fits start: decays, places and blurs ``(n, 3)``, and their steps."""
     decay = np.arange(0, 0.91, 0.1)
     place = np.arange(-6, 3.01, 0.25)
@@ -142,13 +143,13 @@ def _grid() -> tuple[np.ndarray, np.ndarray]:
     return start, _normalized(_steps(*start.T))
 
 
-def fit_step(profile: np.ndarray) -> Fit:
+def fit_step(profile: NDArray[Any]) -> Fit:
     """Fit a profile of `crossings`; its levels before and after are free."""
     profile = profile - profile.mean()
     start, steps = _grid()
     squared = (profile**2).sum() - (steps @ profile) ** 2
 
-    def left(parameters: np.ndarray, decay: float | None = None) -> np.ndarray:
+    def left(parameters: NDArray[Any], decay: float | None = None) -> NDArray[Any]:
         decay = parameters[2] if decay is None else decay
         step = _normalized(_steps(decay, parameters[0], np.exp(parameters[1])))
         return profile - (step @ profile) * step
@@ -167,7 +168,7 @@ def fit_step(profile: np.ndarray) -> Fit:
     return Fit(float(tail.x[2]), 2 * tail.cost, 2 * without.cost)
 
 
-def find_lag(values: np.ndarray, labels: np.ndarray) -> Lag | None:
+def find_lag(values: NDArray[Any], labels: NDArray[Any]) -> Lag | None:
     """Lag of the camera from features and the regions found in them; None where none is sure.
 
     It must lie along one axis, in one sense, and behind borders into stronger regions as behind
@@ -197,7 +198,7 @@ def find_lag(values: np.ndarray, labels: np.ndarray) -> Lag | None:
     return found[0] if len(found) == 1 else None
 
 
-def without_lag(values: np.ndarray, lag: Lag) -> np.ndarray:
+def without_lag(values: NDArray[Any], lag: Lag) -> NDArray[Any]:
     """Maps ``(Rx, Ry, ...)`` as they would be without lag, float32.
 
     What the camera held before the first position of a line is not known: that position is like

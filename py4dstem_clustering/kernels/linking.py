@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 
@@ -16,9 +17,9 @@ from .features import bin_factor, bin_matrix, find_centre, nuisances
 class Patterns(NamedTuple):
     """What tells patterns apart."""
 
-    values: np.ndarray
+    values: NDArray[Any]
     """(N, bins), float32."""
-    noise: np.ndarray
+    noise: NDArray[Any]
     """(N,), what noise adds to the square of each row."""
     freedom: float
     """Number of independent values in the noise of a row."""
@@ -32,7 +33,7 @@ class Comparer:
     cost little, and weighted as counted electrons ask for.
     """
 
-    def __init__(self, mean: np.ndarray, centre: tuple[float, float] | None, blur: float) -> None:
+    def __init__(self, mean: NDArray[Any], centre: tuple[float, float] | None, blur: float) -> None:
         mean = np.nan_to_num(mean.astype(float), posinf=0, neginf=0)
         self.shape = mean.shape
         self.blur = blur
@@ -61,15 +62,15 @@ class Comparer:
         unlike = (products[np.triu_indices(4, 1)] ** 2).mean()
         self.freedom = float(np.clip(alike / max(unlike, 1e-300), 1, len(scale)))
 
-    def _binned(self, patterns: np.ndarray) -> np.ndarray:
+    def _binned(self, patterns: NDArray[Any]) -> NDArray[Any]:
         blurred = gaussian_filter(patterns, (0, self.blur, self.blur), mode="nearest")
         return (self.bins[0] @ blurred @ self.bins[1].T).reshape(len(patterns), -1)
 
-    def _values(self, patterns: np.ndarray) -> np.ndarray:
+    def _values(self, patterns: NDArray[Any]) -> NDArray[Any]:
         values = self._binned(patterns) * self.scale
         return values - (values @ self.rings) @ self.rings.T
 
-    def _roughness(self, patterns: np.ndarray) -> np.ndarray:
+    def _roughness(self, patterns: NDArray[Any]) -> NDArray[Any]:
         """Mean variance of noise, from what no smooth pattern has (Immerkaer 1996)."""
         rough = patterns / self.deviation
         for axis in (1, 2):
@@ -77,7 +78,7 @@ class Comparer:
                 rough = np.diff(rough, 2, axis=axis) / np.sqrt(6)
         return (rough**2).mean(axis=(1, 2))
 
-    def __call__(self, patterns: np.ndarray) -> Patterns:
+    def __call__(self, patterns: NDArray[Any]) -> Patterns:
         patterns = patterns.astype(float)
         known = np.isfinite(patterns)
         if not known.all():
@@ -90,7 +91,7 @@ class Comparer:
         return Patterns(values.astype(np.float32), noise, self.freedom)
 
 
-def similarities(a: Patterns, b: Patterns) -> tuple[np.ndarray, np.ndarray]:
+def similarities(a: Patterns, b: Patterns) -> tuple[NDArray[Any], NDArray[Any]]:
     """Correlation of each pattern of `a` with each of `b`, without noise; its standard error."""
     products = (a.values @ b.values.T).astype(float)
     power_a, power_b = ((p.values.astype(float) ** 2).sum(axis=1) for p in (a, b))
@@ -135,7 +136,7 @@ class _Active(NamedTuple):
     """A track that may go on."""
 
     number: int
-    places: np.ndarray  # (n, 2), scan positions of its last cluster, drift taken off
+    places: NDArray[Any]  # (n, 2), scan positions of its last cluster, drift taken off
     pattern: Patterns | None  # of that
     last: int  # frame in which it was seen
     missed: int  # frames without it since, failed ones not counted
@@ -167,11 +168,11 @@ class Linker:
     def add(
         self,
         frame: int,
-        labels: np.ndarray,
-        skip: np.ndarray,
+        labels: NDArray[Any],
+        skip: NDArray[Any],
         patterns: Patterns | None,
-        drift: np.ndarray,
-    ) -> np.ndarray:
+        drift: NDArray[Any],
+    ) -> NDArray[Any]:
         """Track (N,) of each cluster of a frame; -1 for those to `skip` (N,), bool."""
         chosen = np.flatnonzero(~skip)
         number = np.full(len(skip) + 1, -1)
@@ -217,11 +218,11 @@ class Linker:
     def _score(
         self,
         frame: int,
-        shared: np.ndarray,
-        sizes: np.ndarray,
-        parts: list[np.ndarray],
+        shared: NDArray[Any],
+        sizes: NDArray[Any],
+        parts: list[NDArray[Any]],
         rows: Patterns | None,
-    ) -> np.ndarray:
+    ) -> NDArray[Any]:
         """How good each link is, (tracks, clusters); 0 for none."""
         before = np.array([len(a.places) for a in self.active])
         dice = 2 * shared / (before[:, None] + sizes)
@@ -254,11 +255,11 @@ class Linker:
     def _birth(
         self,
         frame: int,
-        fresh: np.ndarray,
-        tracks: np.ndarray,
-        linked: np.ndarray,
-        shared: np.ndarray,
-        sizes: np.ndarray,
+        fresh: NDArray[Any],
+        tracks: NDArray[Any],
+        linked: NDArray[Any],
+        shared: NDArray[Any],
+        sizes: NDArray[Any],
     ) -> None:
         if self.n_frames == 0:
             return  # what is there from the start was not born
@@ -274,10 +275,10 @@ class Linker:
     def _keep(
         self,
         frame: int,
-        tracks: np.ndarray,
-        linked: np.ndarray,
-        shared: np.ndarray,
-        parts: list[np.ndarray],
+        tracks: NDArray[Any],
+        linked: NDArray[Any],
+        shared: NDArray[Any],
+        parts: list[NDArray[Any]],
         rows: Patterns | None,
     ) -> None:
         """Update the tracks that may go on, and end those that were missing for too long."""
@@ -308,8 +309,8 @@ class Linker:
 
 
 def _overlaps(
-    groups: list[np.ndarray], labels: np.ndarray, drift: np.ndarray, n: int
-) -> np.ndarray:
+    groups: list[NDArray[Any]], labels: NDArray[Any], drift: NDArray[Any], n: int
+) -> NDArray[Any]:
     """Positions (groups, n) that places, moved by parts of a position, share with each label."""
     of_group = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
     places = np.concatenate(groups) + drift

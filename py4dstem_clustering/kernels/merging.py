@@ -15,9 +15,10 @@ Then each position at a border goes to the region whose mean is nearest.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -43,11 +44,11 @@ _CHUNK = 2**16
 class Merges(NamedTuple):
     """A binary tree: merge `i` makes node ``n_leaves + i`` of two older nodes."""
 
-    children: np.ndarray
+    children: NDArray[Any]
     """``(n, 2)``; a leaf is the flat index of a scan position."""
-    level: np.ndarray
+    level: NDArray[Any]
     """Level of each merge, never below those of its children."""
-    mask: np.ndarray
+    mask: NDArray[Any]
     """Positions in the tree, ``(Rx, Ry)``."""
 
 
@@ -57,8 +58,8 @@ def max_cost(rank: int) -> float:
 
 
 def _costs(
-    mean: np.ndarray, size: np.ndarray, a: np.ndarray, b: np.ndarray, length: np.ndarray
-) -> np.ndarray:
+    mean: NDArray[Any], size: NDArray[Any], a: NDArray[Any], b: NDArray[Any], length: NDArray[Any]
+) -> NDArray[Any]:
     """What it costs to join regions, in units of `max_cost`."""
     rank = mean.shape[1]
     out = np.empty(len(a))
@@ -74,7 +75,7 @@ def _costs(
     return out / max_cost(rank)
 
 
-def merge_positions(values: np.ndarray, mask: np.ndarray, stop: float = 1.0) -> Merges:
+def merge_positions(values: NDArray[Any], mask: NDArray[Any], stop: float = 1.0) -> Merges:
     """Step 1, up to the level `stop`."""
     rx, ry, rank = values.shape
     n = rx * ry
@@ -139,7 +140,7 @@ def merge_positions(values: np.ndarray, mask: np.ndarray, stop: float = 1.0) -> 
     )
 
 
-def cut_merges(merges: Merges, level: float) -> np.ndarray:
+def cut_merges(merges: Merges, level: float) -> NDArray[Any]:
     """Labels ``(Rx, Ry)`` of the regions at one level; -1 outside the mask."""
     n = merges.mask.size
     keep = np.flatnonzero(merges.level <= level)
@@ -150,7 +151,7 @@ def cut_merges(merges: Merges, level: float) -> np.ndarray:
     return consecutive(np.where(merges.mask, part.reshape(merges.mask.shape), -1))
 
 
-def dissolve(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+def dissolve(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     """Step 2: thin regions that are mixtures of larger neighbours go to one of them."""
     if labels.max(initial=-1) < 1:
         return labels
@@ -196,7 +197,7 @@ def dissolve(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _explained(
-    mean: np.ndarray, count: float, others: np.ndarray, counts: np.ndarray, rank: int
+    mean: NDArray[Any], count: float, others: NDArray[Any], counts: NDArray[Any], rank: int
 ) -> tuple[int, float] | None:
     """Which neighbour holds the largest share of a region and how much; None if not a mixture."""
     power = max(float((mean**2).sum() - rank / count), 1e-9)
@@ -217,7 +218,7 @@ def _explained(
     return largest, float(share[largest])
 
 
-def join_alike(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+def join_alike(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     """Steps 2 and 3 in turn, until no region is a mixture and no border without contrast."""
     while True:
         before = labels
@@ -230,12 +231,12 @@ def join_alike(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
             return labels
 
 
-def find_regions(values: np.ndarray, merges: Merges) -> np.ndarray:
+def find_regions(values: NDArray[Any], merges: Merges) -> NDArray[Any]:
     """Labels of the grains: all steps, from the merges of step 1."""
     return refine_borders(join_alike(cut_merges(merges, 1.0), values), values)
 
 
-def coarse_joins(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def coarse_joins(labels: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Joins beyond the automatic cut: pairs of regions, and levels from 1 on.
 
     By the contrast across their common border, in units of what step 3 takes for none.
@@ -252,7 +253,7 @@ def coarse_joins(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
     return np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array(levels)
 
 
-def joins_of(merges: Merges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def joins_of(merges: Merges) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Merges as joins of positions, one of either side, and levels; from the finest on."""
     n = merges.mask.size
     member = np.arange(n + len(merges.level))

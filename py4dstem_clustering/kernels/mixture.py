@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.optimize import nnls
 
@@ -11,12 +14,12 @@ from .regions import region_means
 
 
 def mixture_core(
-    values: np.ndarray,
-    labels: np.ndarray,
+    values: NDArray[Any],
+    labels: NDArray[Any],
     reach: int,
     most: int,
     report: Report = lambda n: None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Clusters ``(Rx, Ry, most)`` and their shares, the largest first.
 
     Shares are not negative and sum to 1: least squares on the mean features of the clusters within
@@ -53,14 +56,14 @@ def mixture_core(
     return which, shares
 
 
-def _mixed(number: np.ndarray, reach: int) -> np.ndarray:
+def _mixed(number: NDArray[Any], reach: int) -> NDArray[Any]:
     """Positions with another cluster in their window."""
     size = 2 * reach + 1
     low = minimum_filter(number, size, mode="nearest")
     return low != maximum_filter(number, size, mode="nearest")
 
 
-def _pure_means(number: np.ndarray, values: np.ndarray, reach: int) -> np.ndarray:
+def _pure_means(number: NDArray[Any], values: NDArray[Any], reach: int) -> NDArray[Any]:
     """Mean features of each cluster away from the others, as far as it has such positions."""
     means, _ = region_means(number, values)
     for distance in range(1, reach + 1):

@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .blocks import Need, Report, read_rows, row_need, scratch_need, tiles, workers
 
@@ -79,7 +80,7 @@ def noise_need(data: Any, n_jobs: int | None) -> Need:
 
 def noise_moments(
     data: Any, *, n_jobs: int | None, report: Report
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean and variance of the noise of each detector pixel where the scan is quiet, float64.
 
     The detector is halved like a chessboard. Where one half is quiet, the other one is measured:
@@ -97,7 +98,7 @@ def noise_moments(
     weight = 1 / (brightness + brightness.mean())
     weights = np.stack([weight * ~half, weight * half], axis=1)
 
-    def read(window: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def read(window: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
         rows = read_rows(data, *window)
         return rows.reshape(-1, n_pixels), _triples(*rows.shape[:2])
 
@@ -109,9 +110,9 @@ def noise_moments(
 
             def listen(
                 part: slice,
-                patterns: np.ndarray = patterns,
-                triples: np.ndarray = triples,
-                level: np.ndarray = level,
+                patterns: NDArray[Any] = patterns,
+                triples: NDArray[Any] = triples,
+                level: NDArray[Any] = level,
             ) -> None:
                 mean, square, present = _second_differences(patterns, triples[part])
                 signal = np.maximum(np.where(present, mean - dark, 0), 0) @ weights
@@ -134,9 +135,9 @@ def noise_moments(
 
             def add(
                 task: tuple[bool, slice],
-                patterns: np.ndarray = patterns,
-                triples: np.ndarray = triples,
-                quiet: np.ndarray = quiet,
+                patterns: NDArray[Any] = patterns,
+                triples: NDArray[Any] = triples,
+                quiet: NDArray[Any] = quiet,
             ) -> None:
                 # A task owns its pixels, and adds up in order: the same bits for any number of
                 # threads.
@@ -157,7 +158,7 @@ def noise_moments(
 
 def _brightness(
     data: Any, windows: list[tuple[int, int]], n_pixels: int
-) -> tuple[float, np.ndarray]:
+) -> tuple[float, NDArray[Any]]:
     """Rough level of the dark pixels, and how far the mean of each pixel lies above it."""
     means = []
     for start, _ in windows[:: -(-len(windows) // 8)]:
@@ -170,7 +171,7 @@ def _brightness(
     return dark, np.maximum(mean - dark, 0)
 
 
-def _triples(n_rows: int, n_columns: int) -> np.ndarray:
+def _triples(n_rows: int, n_columns: int) -> NDArray[Any]:
     """Positions ``(n, 3)`` of three in a row or in a column, counted row by row."""
     index = np.arange(n_rows * n_columns).reshape(n_rows, n_columns)
     along = [index[:, :-2], index[:, 1:-1], index[:, 2:]] if n_columns >= 3 else []
@@ -180,8 +181,8 @@ def _triples(n_rows: int, n_columns: int) -> np.ndarray:
 
 
 def _second_differences(
-    patterns: np.ndarray, triples: np.ndarray, pixels: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    patterns: NDArray[Any], triples: NDArray[Any], pixels: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Mean and ``(a - 2 b + c)^2 / 6`` of triples, 0 where a pixel is missing, and where not."""
     a, b, c = (
         (patterns[k] if pixels is None else patterns[k[:, None], pixels]).astype(np.float64)
@@ -196,7 +197,7 @@ def _second_differences(
     return mean, square, present
 
 
-def fit_noise(mean: np.ndarray, variance: np.ndarray, offset: float | None = None) -> Noise:
+def fit_noise(mean: NDArray[Any], variance: NDArray[Any], offset: float | None = None) -> Noise:
     """Fit ``variance = gain (mean - offset) + c (mean - offset)^2`` with ``c >= 0`` over pixels.
 
     The square takes up structure that was taken for noise: speckle and thickness change all pixels
@@ -241,7 +242,7 @@ def fit_noise(mean: np.ndarray, variance: np.ndarray, offset: float | None = Non
 
 
 def _solve(
-    columns: np.ndarray, values: np.ndarray, dark: float, scale: float
+    columns: NDArray[Any], values: NDArray[Any], dark: float, scale: float
 ) -> tuple[float, float, float]:
     """Gain, offset and curvature by least squares; without curvature where it is negative."""
     a = np.linalg.lstsq(columns, values, rcond=None)[0]
@@ -258,7 +259,7 @@ def _solve(
     return a[0] / scale, dark - scale * constant / a[0], 0.0
 
 
-def _groups(n: int) -> tuple[np.ndarray, np.ndarray]:
+def _groups(n: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Starts and sizes of groups of pixels sorted by brightness, of 8 pixels at least.
 
     Each half of what is left is cut in 32, so that the few bright pixels are not lumped together.

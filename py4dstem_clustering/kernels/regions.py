@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 # One setting for every scan and dose, tuned on simulated scans (seeds 100 to 163 of the
 # benchmark) and the measured MgO scan; the benchmark reports other seeds.
@@ -21,12 +22,12 @@ NEIGHBOUR_STEPS = ((1, 0, 1.0), (0, 1, 1.0), (1, 1, 0.5), (1, -1, 0.5))
 class Borders(NamedTuple):
     """Pairs of touching regions, the lower number first."""
 
-    first: np.ndarray
-    second: np.ndarray
-    length: np.ndarray
+    first: NDArray[Any]
+    second: NDArray[Any]
+    length: NDArray[Any]
 
 
-def grid_pairs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def grid_pairs(mask: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Neighbouring positions inside `mask` as flat indices, and the border that they share."""
     rx, ry = mask.shape
     position = np.arange(rx * ry).reshape(rx, ry)
@@ -41,7 +42,7 @@ def grid_pairs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.concatenate(first), np.concatenate(second), np.concatenate(length)
 
 
-def consecutive(labels: np.ndarray) -> np.ndarray:
+def consecutive(labels: NDArray[Any]) -> NDArray[Any]:
     """The same regions numbered from 0 without gaps; -1 stays."""
     out = np.full(labels.shape, -1, dtype=np.int64)
     inside = labels >= 0
@@ -49,7 +50,7 @@ def consecutive(labels: np.ndarray) -> np.ndarray:
     return out
 
 
-def region_means(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def region_means(labels: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean features ``(n, rank)`` and sizes of the regions."""
     inside = labels >= 0
     number = labels[inside]
@@ -58,7 +59,7 @@ def region_means(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
     return np.stack(total, axis=1) / size[:, None], size
 
 
-def find_borders(labels: np.ndarray) -> tuple[Borders, np.ndarray, np.ndarray, np.ndarray]:
+def find_borders(labels: NDArray[Any]) -> tuple[Borders, NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Borders between regions; and for each pair of positions across one: which, and the two."""
     a, b, length = grid_pairs(labels >= 0)
     flat = labels.ravel().astype(np.int64)  # since pairs are numbered

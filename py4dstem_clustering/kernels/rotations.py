@@ -8,9 +8,10 @@ of the symmetry.
 from __future__ import annotations
 
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 _CHUNK = 2**14
@@ -20,8 +21,8 @@ _TOLERANCE = 1e-3
 
 
 def symmetry_rotations(
-    lattice: np.ndarray, positions: np.ndarray, numbers: np.ndarray
-) -> np.ndarray:
+    lattice: NDArray[Any], positions: NDArray[Any], numbers: NDArray[Any]
+) -> NDArray[Any]:
     """Proper rotations ``(n, 3, 3)`` that diffraction cannot tell apart, the identity first.
 
     Those of the Laue class: each operation of the point group, or its inverse image.
@@ -52,7 +53,7 @@ def symmetry_rotations(
     return np.array(found)
 
 
-def _maps_onto_itself(moved: np.ndarray, positions: np.ndarray, numbers: np.ndarray) -> bool:
+def _maps_onto_itself(moved: NDArray[Any], positions: NDArray[Any], numbers: NDArray[Any]) -> bool:
     """Whether atoms fall on atoms of their kind, up to one common translation."""
     rarest = min(np.unique(numbers), key=lambda kind: (numbers == kind).sum())
     same = numbers == rarest
@@ -64,7 +65,7 @@ def _maps_onto_itself(moved: np.ndarray, positions: np.ndarray, numbers: np.ndar
     return False
 
 
-def misorientation_angle(a: np.ndarray, b: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
+def misorientation_angle(a: NDArray[Any], b: NDArray[Any], symmetry: NDArray[Any]) -> NDArray[Any]:
     """Smallest angle, radian, that turns orientations `a` ``(..., 3, 3)`` into `b`; broadcast."""
     between = np.matmul(a, np.swapaxes(b, -1, -2))
     flat = between.reshape(-1, 3, 3)
@@ -77,7 +78,7 @@ def misorientation_angle(a: np.ndarray, b: np.ndarray, symmetry: np.ndarray) -> 
     return out.reshape(between.shape[:-2])
 
 
-def _angle_and_axis(turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _angle_and_axis(turns: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Angles of rotations ``(..., 3, 3)``; and their axes ``(..., 3)``, times twice the sine."""
     out = np.stack(
         [
@@ -93,8 +94,8 @@ def _angle_and_axis(turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def misorientation_axis(
-    a: np.ndarray, b: np.ndarray, symmetry: np.ndarray
-) -> tuple[float, np.ndarray]:
+    a: NDArray[Any], b: NDArray[Any], symmetry: NDArray[Any]
+) -> tuple[float, NDArray[Any]]:
     """Angle, radian, and axis of the smallest rotation between two orientations ``(3, 3)``.
 
     The axis is in Cartesian coordinates of the crystal: of all equivalent ones that with the
@@ -123,10 +124,10 @@ def misorientation_axis(
 class Steady(NamedTuple):
     """A rotation that goes on steadily."""
 
-    velocity: np.ndarray  # (3,), radian a time unit, about its direction in image x, y and beam
+    velocity: NDArray[Any]  # (3,), radian a time unit, about its direction in image x, y and beam
     error: float  # standard error of its length
-    angles: np.ndarray  # (n,), radian about it since the first
-    used: np.ndarray  # (n,), bool: near to it
+    angles: NDArray[Any]  # (n,), radian about it since the first
+    used: NDArray[Any]  # (n,), bool: near to it
 
 
 _MOST_STARTS = 600
@@ -134,7 +135,7 @@ _MOST_STARTS = 600
 
 
 def steady_rotation(
-    matrices: np.ndarray, times: np.ndarray, symmetry: np.ndarray, tolerance: float
+    matrices: NDArray[Any], times: NDArray[Any], symmetry: NDArray[Any], tolerance: float
 ) -> Steady:
     """The steady rotation that most orientations (n, 3, 3) keep within `tolerance`, radian.
 
@@ -196,16 +197,16 @@ def steady_rotation(
     return Steady(velocity, error, angles, used)
 
 
-def _rotation(vectors: np.ndarray) -> np.ndarray:
+def _rotation(vectors: NDArray[Any]) -> NDArray[Any]:
     return Rotation.from_rotvec(vectors).as_matrix()
 
 
-def _turned(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def _turned(matrices: NDArray[Any], vectors: NDArray[Any]) -> NDArray[Any]:
     """Orientations after rotations ``(n, 3)``, vectors in the axes of the image."""
     return matrices @ np.swapaxes(_rotation(vectors), -1, -2)
 
 
-def _turns(a: np.ndarray, b: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
+def _turns(a: NDArray[Any], b: NDArray[Any], symmetry: NDArray[Any]) -> NDArray[Any]:
     """Smallest rotations (n, 3) from `a` to `b` (n, 3, 3), vectors in the axes of the image."""
     # The trace of b^T S^T a, for each operator of the symmetry.
     between = a @ np.swapaxes(b, -1, -2)
@@ -216,13 +217,17 @@ def _turns(a: np.ndarray, b: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
 
 
 def _rest(
-    matrices: np.ndarray, times: np.ndarray, start: int, velocity: np.ndarray, symmetry: np.ndarray
-) -> np.ndarray:
+    matrices: NDArray[Any],
+    times: NDArray[Any],
+    start: int,
+    velocity: NDArray[Any],
+    symmetry: NDArray[Any],
+) -> NDArray[Any]:
     expected = _turned(matrices[start], (times - times[start])[:, None] * velocity)
     return _turns(expected, matrices, symmetry)
 
 
-def _left_jacobian(vectors: np.ndarray) -> np.ndarray:
+def _left_jacobian(vectors: NDArray[Any]) -> NDArray[Any]:
     """How a rotation changes with its vector, (n, 3, 3): exp(v + d) = exp(J d) exp(v)."""
     angle = np.linalg.norm(vectors, axis=1)[:, None, None]
     safe = np.maximum(angle, 1e-9)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 
 from .blas import row_dots
 from .blocks import (
@@ -55,14 +56,14 @@ def with_neighbour(n: int, step: int) -> tuple[slice, slice]:
 def similarity_core(
     data: Any,
     *,
-    q_mask: np.ndarray | None,
+    q_mask: NDArray[Any] | None,
     sigma: float,
     subtract_mean: bool,
     n_jobs: int | None,
     report: Report,
     noise: Noise | None = None,
     n_rows: int | None = None,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Similarity ``(Rx, Ry, 8)``, float32; NaN where the neighbour lies outside the scan.
 
     With `noise`, each norm is that of the pattern without noise: ``|J|^2`` less the noise power,
@@ -86,7 +87,7 @@ def similarity_core(
         of_noise = noise_weight((qx, qy), q_mask, sigma).ravel()
         noise_power = np.zeros((rx, ry))
 
-    def prepare(patterns: np.ndarray, target: np.ndarray, scratch: list[np.ndarray]) -> None:
+    def prepare(patterns: NDArray[Any], target: NDArray[Any], scratch: list[NDArray[Any]]) -> None:
         """Write J of patterns ``(n, pixels)`` to `target`."""
         n = len(patterns)
         x, smooth, taken = (buffer[:n] for buffer in scratch)
@@ -102,7 +103,7 @@ def similarity_core(
         if chunks is not None:
             chunks.clear(target)
 
-    def walk(strip: slice, near: np.ndarray, start: int, rows: np.ndarray) -> None:
+    def walk(strip: slice, near: NDArray[Any], start: int, rows: NDArray[Any]) -> None:
         """Dot products of a strip of columns, from one row to the next.
 
         So the rows that are compared are in the cache of a core, and J never in main memory.
@@ -156,7 +157,7 @@ def similarity_core(
     return _cosines(dots, power)
 
 
-def _cosines(dots: np.ndarray, power: np.ndarray) -> np.ndarray:
+def _cosines(dots: NDArray[Any], power: NDArray[Any]) -> NDArray[Any]:
     """Similarity of dot products ``(Rx, Ry, 3, 2)`` and norms, squared, ``(Rx, Ry)``.
 
     The dot products are those with the column to the left, itself and the one to the right, in the
@@ -182,7 +183,7 @@ class Chunks:
     The chunks on the border of the mask come last, with pixels outside it: see `clear`.
     """
 
-    def __init__(self, q_mask: np.ndarray) -> None:
+    def __init__(self, q_mask: NDArray[Any]) -> None:
         for width in (8, 4, 2, 1):
             if q_mask.size % width:
                 continue
@@ -196,13 +197,13 @@ class Chunks:
         self._chosen = np.concatenate([np.flatnonzero(full), partial])
         self._border = inside[partial].ravel().astype(np.float32)
 
-    def take(self, x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    def take(self, x: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
         """Write pixels ``(n, size)`` of patterns ``(n, pixels)`` to `out`."""
         x, target = (a.reshape(len(a), -1, self._width) for a in (x, out))
         np.take(x, self._chosen, axis=1, out=target, mode="clip")
         return out
 
-    def clear(self, x: np.ndarray) -> None:
+    def clear(self, x: NDArray[Any]) -> None:
         """Set to zero what lies outside the mask."""
         x[:, self.size - self._border.size :] *= self._border
 
@@ -222,7 +223,9 @@ def _strips(n_columns: int, pixels: int, n_jobs: int | None) -> list[slice]:
     return [slice(a, min(b + 1, n_columns)) for a, b in pairwise(edges)]
 
 
-def similarity_need(data: Any, q_mask: np.ndarray | None, noise: bool, n_jobs: int | None) -> Need:
+def similarity_need(
+    data: Any, q_mask: NDArray[Any] | None, noise: bool, n_jobs: int | None
+) -> Need:
     """Memory that `similarity_core` takes."""
     rx, ry, qx, qy = data.shape
     pixels = qx * qy
@@ -236,7 +239,9 @@ def similarity_need(data: Any, q_mask: np.ndarray | None, noise: bool, n_jobs: i
     return Need(fixed, 2 * row_need(data))
 
 
-def noise_weight(detector: tuple[int, int], q_mask: np.ndarray | None, sigma: float) -> np.ndarray:
+def noise_weight(
+    detector: tuple[int, int], q_mask: NDArray[Any] | None, sigma: float
+) -> NDArray[Any]:
     """Weight ``(Qx, Qy)`` of the noise of each detector pixel in the power ``|J|^2``.
 
     Blur spreads the noise of a pixel over others, by the square of the kernel; what falls into
@@ -250,7 +255,7 @@ def noise_weight(detector: tuple[int, int], q_mask: np.ndarray | None, sigma: fl
     return mask
 
 
-def _noise_power(patterns: np.ndarray, weight: np.ndarray, noise: Noise) -> np.ndarray:
+def _noise_power(patterns: NDArray[Any], weight: NDArray[Any], noise: Noise) -> NDArray[Any]:
     """Noise power of patterns ``(n, pixels)`` as `as_comparable` scales them, float64."""
     values = patterns.astype(np.float64)
     present = np.isfinite(values)
@@ -267,7 +272,7 @@ def _noise_power(patterns: np.ndarray, weight: np.ndarray, noise: Noise) -> np.n
     return np.divide(power, peak**2, out=power, where=scaled)
 
 
-def similarity_mean(similarity: np.ndarray) -> np.ndarray:
+def similarity_mean(similarity: NDArray[Any]) -> NDArray[Any]:
     """Mean over the neighbours that exist, ``(Rx, Ry)`` float32; NaN where there is none."""
     exists = ~np.isnan(similarity)
     total = np.where(exists, similarity, 0).sum(axis=2, dtype=np.float64)
@@ -277,7 +282,7 @@ def similarity_mean(similarity: np.ndarray) -> np.ndarray:
     return mean.astype(np.float32)
 
 
-def asymmetry(similarity: np.ndarray) -> float:
+def asymmetry(similarity: NDArray[Any]) -> float:
     """Largest difference between a similarity and the one seen from the neighbour's side.
 
     Infinite where one side is missing and the other is not, or where a neighbour outside the scan
@@ -303,7 +308,7 @@ def asymmetry(similarity: np.ndarray) -> float:
     return worst
 
 
-def feature_similarity(values: np.ndarray) -> np.ndarray:
+def feature_similarity(values: NDArray[Any]) -> NDArray[Any]:
     """Similarity of the features of neighbours ``(Rx, Ry, 8)``, float32, with noise taken off.
 
     The cosine over the lengths that the features have without noise; clipped to -1 and 1.

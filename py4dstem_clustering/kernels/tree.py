@@ -7,9 +7,10 @@ the maximum spanning forest, which is built once and holds the answer for every 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
@@ -19,19 +20,19 @@ from .similarity import DIRECTIONS, FORWARD, with_neighbour
 class Forest(NamedTuple):
     """Edges of a maximum spanning forest, from the highest level to the lowest."""
 
-    first: np.ndarray
+    first: NDArray[Any]
     """Flat index of one end, ``(n_edges,)``."""
-    second: np.ndarray
+    second: NDArray[Any]
     """Flat index of the other end."""
-    level: np.ndarray
+    level: NDArray[Any]
     """Similarity at which the two sides join."""
-    mask: np.ndarray
+    mask: NDArray[Any]
     """Positions in the forest, ``(Rx, Ry)`` bool."""
 
 
 def grid_edges(
-    similarity: np.ndarray, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    similarity: NDArray[Any], mask: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Pairs of neighbours inside `mask` as flat indices, and their similarity."""
     rx, ry = mask.shape
     position = np.arange(rx * ry).reshape(rx, ry)
@@ -48,7 +49,7 @@ def grid_edges(
     return np.concatenate(first), np.concatenate(second), np.concatenate(level)
 
 
-def spanning_forest(similarity: np.ndarray, mask: np.ndarray) -> Forest:
+def spanning_forest(similarity: NDArray[Any], mask: NDArray[Any]) -> Forest:
     """Maximum spanning forest of the 8-neighbour graph of the positions in `mask`."""
     first, second, level = grid_edges(similarity, mask)
     # Ranks instead of similarities: exact in any arithmetic, and never 0, which scipy takes for
@@ -67,8 +68,8 @@ def spanning_forest(similarity: np.ndarray, mask: np.ndarray) -> Forest:
 
 
 def cut_at(
-    forest: Forest, threshold: float, similarity_mean: np.ndarray, min_size: int
-) -> tuple[np.ndarray, np.ndarray]:
+    forest: Forest, threshold: float, similarity_mean: NDArray[Any], min_size: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Labels ``(Rx, Ry)`` int32 and seeds ``(n, 2)`` at one threshold.
 
     The seed of a cluster is its position with the highest mean similarity, the first in reading
@@ -85,8 +86,8 @@ def cut_at(
 
 
 def numbered(
-    labels: np.ndarray, height: np.ndarray, by_size: bool
-) -> tuple[np.ndarray, np.ndarray]:
+    labels: NDArray[Any], height: NDArray[Any], by_size: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Labels numbered by the height of their seeds, or by size first; and the seeds.
 
     The seed of a cluster is its highest position, the first in reading order among equals.
@@ -108,8 +109,8 @@ def numbered(
 
 
 def growth_steps(
-    similarity: np.ndarray, members: np.ndarray, seed: tuple[int, int], threshold: float
-) -> np.ndarray:
+    similarity: NDArray[Any], members: NDArray[Any], seed: tuple[int, int], threshold: float
+) -> NDArray[Any]:
     """Step at which each member joined when growing from `seed`; -1 elsewhere, 0 at the seed.
 
     A position joins one step after the first neighbour that takes it in.
@@ -128,7 +129,7 @@ def growth_steps(
     return steps.reshape(members.shape)
 
 
-def link(first: np.ndarray, second: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def link(first: NDArray[Any], second: NDArray[Any], n: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Joins as a binary tree: children ``(m, 2)`` of node ``n + i``, and the size of each node.
 
     A leaf is a position; joins are given from the finest to the coarsest, each between positions of
@@ -156,8 +157,8 @@ def link(first: np.ndarray, second: np.ndarray, n: int) -> tuple[np.ndarray, np.
 
 
 def most_stable(
-    children: np.ndarray, sizes: np.ndarray, level: np.ndarray, min_size: int
-) -> np.ndarray:
+    children: NDArray[Any], sizes: NDArray[Any], level: NDArray[Any], min_size: int
+) -> NDArray[Any]:
     """Nodes of the tree that hold the excess of mass: the clusters that last over most levels.
 
     Levels fall from the finest join to the coarsest. A cluster is a branch of at least `min_size`
@@ -191,7 +192,7 @@ def most_stable(
     return np.array(sorted(found), dtype=np.int64)
 
 
-def label_nodes(children: np.ndarray, nodes: np.ndarray, n: int) -> np.ndarray:
+def label_nodes(children: NDArray[Any], nodes: NDArray[Any], n: int) -> NDArray[Any]:
     """Number of the node that each leaf lies under, ``(n,)``; -1 where under none."""
     number = np.full(n + len(children), -1, dtype=np.int64)
     number[nodes] = np.arange(len(nodes))

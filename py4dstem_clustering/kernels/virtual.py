@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .blas import row_dots
 from .blocks import (
@@ -27,12 +28,12 @@ _SAMPLED = 8
 
 def virtual_image_core(
     data: Any,
-    weight: np.ndarray,
+    weight: NDArray[Any],
     *,
     n_jobs: int | None,
     report: Report,
     n_rows: int | None = None,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """``sum_q weight(q) I(r, q)``, (Rx, Ry), float64. A missing pixel (NaN or infinite) adds 0."""
     rx, ry = data.shape[:2]
     image = np.empty((rx, ry))
@@ -47,7 +48,7 @@ def virtual_image_core(
         for start, rows in iterate_blocks(data, n_rows=n_rows):
             rows = rows.reshape(len(rows), ry, -1)
 
-            def add(task: tuple[int, slice], rows: np.ndarray = rows, start: int = start) -> None:
+            def add(task: tuple[int, slice], rows: NDArray[Any] = rows, start: int = start) -> None:
                 i, columns = task
                 patterns = rows[i, columns, first:last].astype(dtype)
                 found = row_dots(patterns, flat)
@@ -65,7 +66,7 @@ def virtual_image_need(data: Any, n_jobs: int | None) -> Need:
     return Need(scratch_need(data, n_jobs, _TILE, 8), 2 * row_need(data))
 
 
-def scattered(mean: np.ndarray, centre: tuple[float, float] | None) -> np.ndarray:
+def scattered(mean: NDArray[Any], centre: tuple[float, float] | None) -> NDArray[Any]:
     """Detector pixels (Qx, Qy) beyond the direct beam of a mean pattern, True where they count.
 
     The beam ends where its radial profile, from `centre` or the brightest place, falls below a
@@ -95,7 +96,7 @@ def scattered(mean: np.ndarray, centre: tuple[float, float] | None) -> np.ndarra
     return found if found.any() else np.ones(mean.shape, dtype=bool)
 
 
-def sample_mean(data: Any) -> np.ndarray:
+def sample_mean(data: Any) -> NDArray[Any]:
     """Mean pattern (Qx, Qy) of a few rows all over the scan, missing pixels left out."""
     rows = np.unique(np.linspace(0, data.shape[0] - 1, _SAMPLED).astype(int))
     total = np.zeros(data.shape[2:])

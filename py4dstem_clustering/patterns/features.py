@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 from py4DSTEM import DataCube
 
 from ..base.progress import progress
@@ -23,7 +23,7 @@ def measure_noise(
 
 def measure_features(
     datacube: Any,
-    q_mask: np.ndarray | None,
+    q_mask: NDArray[Any] | None,
     rank: int | None,
     *,
     n_jobs: int | None,

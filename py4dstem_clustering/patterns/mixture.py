@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import (
     check_data,
@@ -41,20 +42,20 @@ class Mixture(Frozen):
         Their shares, 0 to 1. They sum to 1 unless more than four clusters meet.
     """
 
-    labels: np.ndarray
-    shares: np.ndarray
+    labels: NDArray[Any]
+    shares: NDArray[Any]
 
     @property
-    def purity(self) -> np.ndarray:
+    def purity(self) -> NDArray[Any]:
         """Largest share at each position, (Rx, Ry)."""
         return self.shares[..., 0]
 
-    def share_of(self, label: int) -> np.ndarray:
+    def share_of(self, label: int) -> NDArray[Any]:
         """Share of one cluster, or of no cluster (-1), at each position, (Rx, Ry)."""
         label = check_integer("label", label, -1)
         return self.shares_at(np.full(self.purity.shape, label))
 
-    def shares_at(self, labels: np.ndarray) -> np.ndarray:
+    def shares_at(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Share of one cluster for each position, those of a map (Rx, Ry); (Rx, Ry)."""
         return np.where(self.labels == labels[..., None], self.shares, 0).sum(axis=2)
 
@@ -66,7 +67,7 @@ class Mixture(Frozen):
 
 def measure_mixture(
     datacube: Any,
-    labels: np.ndarray,
+    labels: NDArray[Any],
     settings: Mapping[str, Any],
     reach: int,
     *,

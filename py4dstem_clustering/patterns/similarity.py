@@ -10,6 +10,7 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 from py4DSTEM import DataCube
 
 from ..base.checks import (
@@ -78,7 +79,7 @@ class Similarity(Frozen):
     True
     """
 
-    data: np.ndarray
+    data: NDArray[Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     pixel_size: float = 1.0
     pixel_units: str = "pixels"
@@ -111,7 +112,7 @@ class Similarity(Frozen):
         return DIRECTIONS
 
     @cached_property
-    def mean(self) -> np.ndarray:
+    def mean(self) -> NDArray[Any]:
         """Mean over the neighbours that exist, (Rx, Ry); NaN for a position without neighbours."""
         mean = similarity_mean(self.data)
         mean.flags.writeable = False
@@ -120,7 +121,7 @@ class Similarity(Frozen):
     def __getitem__(self, key: Any) -> Any:
         return self.data[key]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False and dtype is not None and np.dtype(dtype) != self.data.dtype:
             raise ValueError(f"similarity as {np.dtype(dtype)} needs a copy of its float32 data")
         return np.array(self.data, dtype=dtype) if copy else np.asarray(self.data, dtype=dtype)
@@ -192,7 +193,7 @@ def _step(node: emdfile.Array) -> tuple[float, str]:
 def get_similarity(
     self,
     *,
-    q_mask: np.ndarray | None = None,
+    q_mask: NDArray[Any] | None = None,
     sigma: float = 0,
     subtract_mean: bool = True,
     noise_correct: bool = False,
@@ -297,7 +298,7 @@ def get_similarity(
 
 def measure_similarity(
     datacube: DataCube,
-    q_mask: np.ndarray | None,
+    q_mask: NDArray[Any] | None,
     sigma: float,
     subtract_mean: bool,
     n_jobs: int | None,

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from ..base.checks import check_choice, check_flag
 from .tracks import EDGE, WIDTH, check_is_tracks, long_enough, track_colors
@@ -100,7 +101,7 @@ def plot_areas(
     return ax
 
 
-def _edges(tracks: Any) -> np.ndarray:
+def _edges(tracks: Any) -> NDArray[Any]:
     """Times half-way between frames, (T + 1,), the first and last as far outside."""
     frames, rows = np.unique(tracks.table["frame"], return_index=True)
     times = tracks.table["time"][rows]
@@ -132,13 +133,13 @@ def _one(units: str) -> str:
     return units[:-1] if len(units) > 3 and units.endswith("s") else units
 
 
-def _runs(frames: np.ndarray) -> list[np.ndarray]:
+def _runs(frames: NDArray[Any]) -> list[NDArray[Any]]:
     """Indices of frames that follow each other without gaps."""
     return np.split(np.arange(len(frames)), np.flatnonzero(np.diff(frames) > 1) + 1)
 
 
 def _draw_bands(
-    ax: Any, tracks: Any, chosen: np.ndarray, edges: np.ndarray, scale: float, units: str
+    ax: Any, tracks: Any, chosen: NDArray[Any], edges: NDArray[Any], scale: float, units: str
 ) -> None:
     colors = track_colors(tracks)
     row_of = {int(k): row for row, k in enumerate(chosen)}
@@ -184,8 +185,8 @@ def _mark_events(
     tracks: Any,
     row_of: dict[int, int],
     ends: dict[int, tuple[float, float]],
-    edges: np.ndarray,
-    half: np.ndarray,
+    edges: NDArray[Any],
+    half: NDArray[Any],
     size: float,
 ) -> None:
     """Marks at the ends of bands, arrows between bands, and a legend of those that occur."""
@@ -266,7 +267,7 @@ def _mark_events(
         )
 
 
-def _name_rows(ax: Any, chosen: np.ndarray) -> None:
+def _name_rows(ax: Any, chosen: NDArray[Any]) -> None:
     """Numbers of the tracks, so many as fit."""
     height = ax.figure.get_size_inches()[1] * 72 * ax.get_position().height
     row = height / max(len(chosen), 1)
@@ -302,7 +303,7 @@ def _width_bar(ax: Any, largest: float, units: str) -> None:
 def _draw_curves(
     ax: Any,
     tracks: Any,
-    chosen: np.ndarray,
+    chosen: NDArray[Any],
     scale: float,
     units: str,
     time_units: str | None,

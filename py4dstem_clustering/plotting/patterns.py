@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_number, values_of
 from ..kernels.blocks import read_window
@@ -118,7 +119,7 @@ def _draw_patterns(
     data: Any,
     positions: list[tuple[int, int]],
     names: list[str],
-    colors: np.ndarray | None,
+    colors: NDArray[Any] | None,
     ax: Any,
     columns: int | None,
     power: float,

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_rgb
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+from numpy.typing import NDArray
 
 from ..kernels.regions import find_borders
 
@@ -89,18 +90,18 @@ def free_corner(shape: tuple[int, int], places: list[Any]) -> str:
 # --- colours ---------------------------------------------------------------------------------
 
 
-def neighbour_pairs(labels: np.ndarray) -> np.ndarray:
+def neighbour_pairs(labels: NDArray[Any]) -> NDArray[Any]:
     """Pairs of labels that touch, diagonals included, ``(n, 2)``; background left out."""
     borders = find_borders(labels)[0]
     return np.stack([borders.first, borders.second], axis=1)
 
 
-def cluster_colors(labels: np.ndarray, n_clusters: int) -> np.ndarray:
+def cluster_colors(labels: NDArray[Any], n_clusters: int) -> NDArray[Any]:
     """RGB of each cluster ``(N, 3)``; clusters that touch never share a colour."""
     return pair_colors(neighbour_pairs(labels), n_clusters)
 
 
-def pair_colors(pairs: np.ndarray, n_clusters: int) -> np.ndarray:
+def pair_colors(pairs: NDArray[Any], n_clusters: int) -> NDArray[Any]:
     """RGB of each cluster ``(N, 3)``; those of a pair, ``(n, 2)``, never share a colour.
 
     Greedy colouring, least connected last to be removed; among the colours that no neighbour has,
@@ -134,7 +135,7 @@ def pair_colors(pairs: np.ndarray, n_clusters: int) -> np.ndarray:
     return np.array([nth_color(c) for c in range(len(used))])[color].reshape(-1, 3)
 
 
-def nth_color(index: int) -> np.ndarray:
+def nth_color(index: int) -> NDArray[Any]:
     """Colour number `index`: the palette, then shades of it."""
     turn, index = divmod(index, len(PALETTE))
     hue, saturation, value = rgb_to_hsv(to_rgb(PALETTE[index]))
@@ -142,7 +143,7 @@ def nth_color(index: int) -> np.ndarray:
     return hsv_to_rgb((hue, saturation, value))
 
 
-def write_text(ax: Any, position: np.ndarray, text: str, size: float = 8) -> None:
+def write_text(ax: Any, position: NDArray[Any], text: str, size: float = 8) -> None:
     """A number or a word on a picture, with an outline, so that it reads on any ground."""
     ax.text(
         position[1],
@@ -158,7 +159,7 @@ def write_text(ax: Any, position: np.ndarray, text: str, size: float = 8) -> Non
     )
 
 
-def grey_limits(image: np.ndarray) -> tuple[float | None, float | None]:
+def grey_limits(image: NDArray[Any]) -> tuple[float | None, float | None]:
     """Grey levels that a few hot pixels do not spoil."""
     values = image[np.isfinite(image)]
     return tuple(np.percentile(values, (0.5, 99.5))) if values.size else (None, None)

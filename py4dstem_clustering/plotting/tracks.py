@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
+from numpy.typing import NDArray
 
 from ..base.checks import check_choice, check_flag, check_integer, values_of
 from .style import (
@@ -38,7 +39,7 @@ EDGE = "0.25"
 # --- what is common ------------------------------------------------------------------------------
 
 
-def track_colors(tracks: Any) -> np.ndarray:
+def track_colors(tracks: Any) -> NDArray[Any]:
     """RGB of each track ``(N, 3)``, the same in all figures.
 
     Tracks that come near each other, at any time, never share a colour, nor do those that split or
@@ -83,7 +84,7 @@ def check_is_tracks(tracks: Any) -> None:
         )
 
 
-def long_enough(tracks: Any, min_frames: Any) -> np.ndarray:
+def long_enough(tracks: Any, min_frames: Any) -> NDArray[Any]:
     """Numbers of the tracks that were seen often enough, in the order of their first frame."""
     min_frames = check_integer("min_frames", min_frames, 1)
     number = tracks.table["track"]
@@ -93,7 +94,7 @@ def long_enough(tracks: Any, min_frames: Any) -> np.ndarray:
     return found[order][counts[order] >= min_frames]
 
 
-def _of_frames(tracks: Any, values: np.ndarray) -> np.ndarray:
+def _of_frames(tracks: Any, values: NDArray[Any]) -> NDArray[Any]:
     """What rows of the table say of their frames, (T,); between them where a frame has no rows."""
     frames, rows = np.unique(tracks.table["frame"], return_index=True)
     if not len(frames):
@@ -101,7 +102,7 @@ def _of_frames(tracks: Any, values: np.ndarray) -> np.ndarray:
     return np.interp(np.arange(tracks.n_frames), frames, values[rows])
 
 
-def _drift(tracks: Any) -> np.ndarray:
+def _drift(tracks: Any) -> NDArray[Any]:
     """The drift that was taken off, (T, 2)."""
     table = tracks.table
     parts = [table[f"centroid_{a}"] - table[f"place_{a}"] for a in ("rx", "ry")]
@@ -135,7 +136,7 @@ def is_present(series: Any) -> list[int]:
     return found
 
 
-def show_background(ax: Any, image: np.ndarray, levels: tuple[Any, Any]) -> Any:
+def show_background(ax: Any, image: NDArray[Any], levels: tuple[Any, Any]) -> Any:
     return ax.imshow(
         image, cmap=GREYS, vmin=levels[0], vmax=levels[1], interpolation="nearest", zorder=0
     )
@@ -210,7 +211,7 @@ def plot_tracks(
     drift = _drift(tracks)
     moved = drift[frame] if frame in tracks.table["frame"] else series.drift[frame]
 
-    segments: list[np.ndarray] = []
+    segments: list[NDArray[Any]] = []
     owners: list[int] = []
     frames: list[int] = []
     for t in range(len(series) - 1, -1, -every):
@@ -260,7 +261,7 @@ def plot_tracks(
     return ax
 
 
-def _picture(series: Any, image: Any, shape: tuple[int, int]) -> tuple[np.ndarray, int]:
+def _picture(series: Any, image: Any, shape: tuple[int, int]) -> tuple[NDArray[Any], int]:
     """The picture to draw beneath, and the frame that it belongs to."""
     if np.ndim(values_of(image)) == 0:
         frame = check_integer("image", image, -len(series))
@@ -274,7 +275,7 @@ def _picture(series: Any, image: Any, shape: tuple[int, int]) -> tuple[np.ndarra
     return image, 0
 
 
-def _write_numbers(ax: Any, tracks: Any, chosen: np.ndarray) -> np.ndarray:
+def _write_numbers(ax: Any, tracks: Any, chosen: NDArray[Any]) -> NDArray[Any]:
     """Write each number where its track was last, moved apart where they would cover each other."""
     number, rows = np.unique(tracks.table["track"][::-1], return_index=True)
     last = tracks.table[::-1][rows[np.searchsorted(number, chosen)]]
@@ -290,7 +291,7 @@ def _write_numbers(ax: Any, tracks: Any, chosen: np.ndarray) -> np.ndarray:
     return places
 
 
-def _apart(places: np.ndarray, room: np.ndarray) -> np.ndarray:
+def _apart(places: NDArray[Any], room: NDArray[Any]) -> NDArray[Any]:
     """Places (n, 2), moved so that boxes of size `room` about them do not overlap, if possible."""
     places = places.copy()
     for _ in range(50):

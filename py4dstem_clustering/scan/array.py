@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 # Frames are read and mended this many bytes at a time, so that a column of pixels over the whole
 # scan does not hold the scan in memory.
@@ -58,10 +59,10 @@ class ScanArray:
     def __init__(
         self,
         pieces: list[Piece],
-        index: np.ndarray,
+        index: NDArray[Any],
         *,
         path: Path,
-        bad: np.ndarray,
+        bad: NDArray[Any],
         limit: float | None,
         bad_pixels: str,
         saturated: str,
@@ -122,7 +123,7 @@ class ScanArray:
         more = f" and {files - 1} more" if files > 1 else ""
         return f"<ScanArray {self.shape} {self.dtype} in {first}{more}>"
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         out = self[...]
         return out if dtype is None else out.astype(dtype, copy=False)
 
@@ -206,7 +207,7 @@ class ScanArray:
             )
         return tuple(scan), tuple(pattern)
 
-    def _read(self, numbers: np.ndarray) -> np.ndarray:
+    def _read(self, numbers: NDArray[Any]) -> NDArray[Any]:
         """Frames of rising numbers, mended."""
         out = np.empty((len(numbers), *self.shape[2:]), dtype=self._raw)
         places = np.searchsorted(self._starts, numbers, side="right") - 1
@@ -218,10 +219,10 @@ class ScanArray:
                 self._read_run(self._pieces[places[run[0]]], first, target)
         return self._mend(out, numbers)
 
-    def _read_run(self, piece: Piece, first: int, out: np.ndarray) -> None:
+    def _read_run(self, piece: Piece, first: int, out: NDArray[Any]) -> None:
         """Frames of one dataset, one after the other."""
 
-        def read(start: int, stop: int, out: np.ndarray) -> None:
+        def read(start: int, stop: int, out: NDArray[Any]) -> None:
             rows = slice(first + start, first + stop)
             dataset.read_direct(out, rows if piece.row is None else (piece.row, rows))
 
@@ -235,7 +236,7 @@ class ScanArray:
             # HDF5 reads zeros behind the end of a file.
             self._check_size(piece)
 
-    def _corrupt(self, piece: Piece, first: int, out: np.ndarray, read: Callable) -> OSError:
+    def _corrupt(self, piece: Piece, first: int, out: NDArray[Any], read: Callable) -> OSError:
         """The error for the first frame that cannot be read."""
         for i in range(len(out)):
             try:
@@ -285,7 +286,7 @@ class ScanArray:
 
     # --- mending
 
-    def _mend(self, raw: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    def _mend(self, raw: NDArray[Any], numbers: NDArray[Any]) -> NDArray[Any]:
         """Look for saturated counts, and give bad pixels a value."""
         flat = raw.reshape(len(raw), -1)
         out = flat
@@ -308,7 +309,7 @@ class ScanArray:
             out[:, pixels] = np.rint(values) if out.dtype.kind in "iu" else values
         return out.reshape(raw.shape)
 
-    def _complain(self, flat: np.ndarray, where: np.ndarray, numbers: np.ndarray) -> None:
+    def _complain(self, flat: NDArray[Any], where: NDArray[Any], numbers: NDArray[Any]) -> None:
         frame, pixel = (int(n[0]) for n in np.nonzero(where))
         u, v = (int(n) for n in np.unravel_index(pixel, self.shape[2:]))
         raise ValueError(
@@ -330,7 +331,7 @@ def _given(options: dict[str, Any]) -> bool:
     return any(value is not None and value is not False for value in options.values())
 
 
-def _good_neighbours(bad: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def _good_neighbours(bad: NDArray[Any]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """For each bad pixel the good ones in the smallest square that holds three.
 
     Returns
@@ -340,7 +341,7 @@ def _good_neighbours(bad: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     shape = bad.shape
     least = min(3, int((~bad).sum()))
     pending = np.argwhere(bad)
-    groups: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    groups: dict[int, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
     reach = 0
     while len(pending):
         reach += 1
@@ -366,7 +367,7 @@ def _good_neighbours(bad: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     ]
 
 
-def _median(values: np.ndarray) -> np.ndarray:
+def _median(values: NDArray[Any]) -> NDArray[Any]:
     """Median along the last axis of what is not NaN, in float64; NaN where all is."""
     values = np.sort(values, axis=-1)  # NaN goes to the end
     count = (values.shape[-1] - np.isnan(values).sum(axis=-1))[..., None]

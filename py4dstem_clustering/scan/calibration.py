@@ -8,12 +8,13 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 from py4DSTEM import Calibration, DataCube
 
 from ..emd.nodes import damaged, short
 
 
-def carry_calibration(datacube: DataCube, labels: np.ndarray | None = None) -> Calibration:
+def carry_calibration(datacube: DataCube, labels: NDArray[Any] | None = None) -> Calibration:
     """A copy of the calibration; with `labels`, maps of the scan become means over each cluster."""
     copy = copy_calibration(calibration_of(datacube))
     if labels is None:
@@ -94,7 +95,7 @@ def known_centre(datacube: Any) -> tuple[float, float] | None:
     return float(origin[0]), float(origin[1])
 
 
-def known_origins(datacube: Any) -> np.ndarray | None:
+def known_origins(datacube: Any) -> NDArray[Any] | None:
     """Origin of each pattern (Rx, Ry, 2), NaN where it is not known; None without any."""
     calibration = calibration_of(datacube)
     origin = None if calibration is None else calibration.get_origin()
@@ -105,13 +106,13 @@ def known_origins(datacube: Any) -> np.ndarray | None:
     return origin if np.isfinite(origin).all(axis=2).any() else None
 
 
-def varies(origin: np.ndarray) -> bool:
+def varies(origin: NDArray[Any]) -> bool:
     """Whether the known origins differ over the scan."""
     known = origin[np.isfinite(origin).all(axis=2)]
     return bool((known != known[0]).any())
 
 
-def whole_shifts(datacube: Any) -> np.ndarray | None:
+def whole_shifts(datacube: Any) -> NDArray[Any] | None:
     """Whole pixels (Rx, Ry, 2) that bring each pattern to the mean origin; None where all are 0.
 
     What descan leaves, parts of a pixel, is among what features leave out.

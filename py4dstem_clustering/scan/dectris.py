@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import emdfile
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_choice, check_integer, check_name, check_path
 from ..emd import untrusted
@@ -470,7 +471,7 @@ def _check_alike(pieces: list[Piece]) -> None:
             )
 
 
-def _read_facts(path: Path, bad_pixels: str) -> tuple[dict[str, Any], np.ndarray | None]:
+def _read_facts(path: Path, bad_pixels: str) -> tuple[dict[str, Any], NDArray[Any] | None]:
     """What a file says of the detector, in its own names and units, and its pixel mask."""
     facts = {}
     with _open(path) as file:
@@ -509,12 +510,12 @@ def _read_facts(path: Path, bad_pixels: str) -> tuple[dict[str, Any], np.ndarray
 
 
 def _bad_map(
-    mask: np.ndarray | None,
+    mask: NDArray[Any] | None,
     detector: tuple[int, ...],
     facts: dict[str, Any],
     bad_pixels: str,
     path: Path,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Pixels without counts, (Qx, Qy)."""
     if mask is None:
         return np.zeros(detector, dtype=bool)

@@ -7,6 +7,7 @@ from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_data
 from ..emd import untrusted
@@ -73,7 +74,7 @@ def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | 
     return cube
 
 
-def _from_numpy(path: Path, key: str | None) -> np.ndarray:
+def _from_numpy(path: Path, key: str | None) -> NDArray[Any]:
     try:
         with path.open("rb") as file:
             if file.read(6) == b"\x93NUMPY":
@@ -94,7 +95,7 @@ def _from_numpy(path: Path, key: str | None) -> np.ndarray:
     raise ValueError(f"key must name one of the arrays of {path}: {names:.300}")
 
 
-def _from_zip(archive: ZipFile, info: ZipInfo) -> np.ndarray:
+def _from_zip(archive: ZipFile, info: ZipInfo) -> NDArray[Any]:
     """An array in an .npz file, when it is as large as its header says."""
     # NumPy takes the memory before it reads; others than deflate pack a terabyte into a megabyte.
     if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
@@ -206,7 +207,7 @@ def _check_hdf5(path: Path) -> None:
             untrusted.check_stored(file, plain=False)
 
 
-def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> np.ndarray:
+def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> NDArray[Any]:
     if tuple(data.shape[:-2]) == tuple(scan_shape):
         return data
     detector = tuple(data.shape[-2:])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import emdfile
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from ..emd import nodes, untrusted, writing
 from ..emd.settings import Settings, add_settings, read_settings
@@ -42,9 +43,9 @@ class FrameResult(NamedTuple):
 
     info: FrameInfo
     clusters: Clusters | None = None
-    averages: np.ndarray | None = None
+    averages: NDArray[Any] | None = None
     """(N, Qx, Qy)"""
-    image: np.ndarray | None = None
+    image: NDArray[Any] | None = None
     """Virtual image (Rx, Ry)."""
     calibration: Mapping[str, Any] | None = None
     """Of the averages."""
@@ -188,7 +189,7 @@ def root_of(path: Path) -> emdfile.Node:
 
 
 def assemble(
-    path: Path, options: Mapping[str, Any], times: Mapping[int, float], drift: np.ndarray
+    path: Path, options: Mapping[str, Any], times: Mapping[int, float], drift: NDArray[Any]
 ) -> None:
     """Put all frames that are done into one file, complete or absent; one is in memory at a time.
 

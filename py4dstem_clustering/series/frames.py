@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_data, check_memory, check_number, check_q_mask
 from ..kernels.blocks import check_whole
@@ -50,7 +51,7 @@ class _Part:
         check_whole(self._data)
         return found
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[()], dtype=dtype)
 
 
@@ -231,7 +232,7 @@ class Options(NamedTuple):
     filter: Mapping[str, Any] | None
     cluster: Mapping[str, Any]
     averages: Mapping[str, Any]
-    image_mask: np.ndarray | None
+    image_mask: NDArray[Any] | None
     n_jobs: int | None
     max_memory: int | str | None
     folder: str | None

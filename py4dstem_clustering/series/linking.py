@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_number, values_of
 from ..kernels.linking import Comparer, Linker
@@ -99,7 +100,7 @@ def link_frames(
 
     linker = Linker(memory, reach, min_similarity)
     comparer: Comparer | None = None
-    rows: list[np.ndarray] = []
+    rows: list[NDArray[Any]] = []
     shape = None
     n_frames = 0
     for t, item in enumerate(frames):
@@ -139,10 +140,10 @@ def link_frames(
 
 
 class _Frame(NamedTuple):
-    labels: np.ndarray
-    averages: np.ndarray | None
+    labels: NDArray[Any]
+    averages: NDArray[Any] | None
     properties: Any
-    background: np.ndarray  # (N,), bool
+    background: NDArray[Any]  # (N,), bool
 
 
 def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _Frame:
@@ -189,7 +190,9 @@ def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _Frame:
     return _Frame(labels, averages, properties, flags)
 
 
-def _rows(t: int, time: float, frame: _Frame, track: np.ndarray, drift: np.ndarray) -> np.ndarray:
+def _rows(
+    t: int, time: float, frame: _Frame, track: NDArray[Any], drift: NDArray[Any]
+) -> NDArray[Any]:
     """Rows of the table for the clusters of one frame."""
     labels, n = frame.labels, len(track)
     rows = np.zeros(n, dtype=TABLE)
@@ -213,7 +216,7 @@ def _rows(t: int, time: float, frame: _Frame, track: np.ndarray, drift: np.ndarr
     return rows
 
 
-def _check_drift(drift: Any) -> np.ndarray | None:
+def _check_drift(drift: Any) -> NDArray[Any] | None:
     if drift is None:
         return None
     drift = np.array(values_of(drift), dtype=np.float64)
@@ -228,7 +231,7 @@ def _check_drift(drift: Any) -> np.ndarray | None:
     return drift
 
 
-def check_times(times: Any) -> np.ndarray | None:
+def check_times(times: Any) -> NDArray[Any] | None:
     if times is None:
         return None
     times = np.array(values_of(times), dtype=np.float64)
@@ -238,7 +241,7 @@ def check_times(times: Any) -> np.ndarray | None:
 
 
 def _check_lengths(
-    drift: np.ndarray | None, times: np.ndarray | None, n_frames: int, more: bool = False
+    drift: NDArray[Any] | None, times: NDArray[Any] | None, n_frames: int, more: bool = False
 ) -> None:
     """One entry for each frame; with `more`, of which others may come."""
     for name, value in (("drift", drift), ("times", times)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_number, values_of
 from ..base.frozen import Frozen
@@ -19,7 +20,7 @@ from .linking import check_times
 # --- drift -----------------------------------------------------------------------------------
 
 
-def find_drift(images: Iterable[Any], *, reach: float | None = None) -> np.ndarray:
+def find_drift(images: Iterable[Any], *, reach: float | None = None) -> NDArray[Any]:
     """How the sample moves from frame to frame, in scan positions.
 
     Parameters
@@ -68,7 +69,7 @@ def find_drift(images: Iterable[Any], *, reach: float | None = None) -> np.ndarr
     return drift + 0.0  # no -0
 
 
-def _checked(images: Iterable[Any]) -> Iterator[np.ndarray | None]:
+def _checked(images: Iterable[Any]) -> Iterator[NDArray[Any] | None]:
     shape = None
     for t, image in enumerate(images):
         if image is None:
@@ -115,9 +116,9 @@ class Rotation(Frozen):
 
     rate: float
     error: float
-    axis: np.ndarray
-    angles: np.ndarray = field(repr=False)
-    used: np.ndarray = field(repr=False)
+    axis: NDArray[Any]
+    angles: NDArray[Any] = field(repr=False)
+    used: NDArray[Any] = field(repr=False)
 
 
 def rotation_rate(

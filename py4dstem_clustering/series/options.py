@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_corr_range, check_integer, check_number, check_q_mask, values_of
 from ..grains.clustering import cluster
@@ -26,7 +27,7 @@ _NOT_PASSED_FILTER |= {"progress_bar"}
 # --- what is there -------------------------------------------------------------------------------
 
 
-def check_drift(drift: Any, n_frames: int | None) -> np.ndarray | str | None:
+def check_drift(drift: Any, n_frames: int | None) -> NDArray[Any] | str | None:
     if drift is None or (isinstance(drift, str) and drift == "auto"):
         return drift
     rule = "'auto', None, or two finite numbers for each frame, (T, 2)"

@@ -11,6 +11,7 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_path
 from ..emd import nodes, untrusted
@@ -56,7 +57,7 @@ class ClusterSeries:
     settings: Mapping[str, Any]
     infos: tuple[FrameInfo, ...]
     _places: Mapping[int, Path]
-    stored_drift: np.ndarray | None
+    stored_drift: NDArray[Any] | None
     """As it is in the file; see `drift`."""
 
     def __len__(self) -> int:
@@ -77,13 +78,13 @@ class ClusterSeries:
             yield None if info.error else self[place]
 
     @property
-    def frames(self) -> np.ndarray:
+    def frames(self) -> NDArray[Any]:
         """One row for each frame: ``frame``, ``time``, ``n_clusters``, ``failed``."""
         rows = [(i.frame, i.time, i.n_clusters, bool(i.error)) for i in self.infos]
         return np.array(rows, dtype=FRAMES)
 
     @property
-    def times(self) -> np.ndarray:
+    def times(self) -> NDArray[Any]:
         """Time of each frame, (T,), in ``series.time_units``."""
         return self.frames["time"]
 
@@ -124,7 +125,7 @@ class ClusterSeries:
     def __getitem__(self, frame: int) -> Clusters:
         return self._clusters(self._node(frame))
 
-    def image(self, frame: int) -> np.ndarray:
+    def image(self, frame: int) -> NDArray[Any]:
         """Virtual image of a frame, (Rx, Ry), float32; what `drift` is measured from.
 
         The sum over `image_mask`, over the `q_mask` of the clusters, or over all that is scattered
@@ -150,7 +151,7 @@ class ClusterSeries:
         return cube
 
     @property
-    def drift(self) -> np.ndarray:
+    def drift(self) -> NDArray[Any]:
         """Where the sample was in each frame, (T, 2): positions along Rx and Ry from frame 0.
 
         What lies at ``p`` in frame 0 lies at ``p + drift[i]`` in frame `i`. Measured from the
@@ -230,7 +231,7 @@ class ClusterSeries:
         )
         return cube
 
-    def get_track_pattern(self, track: Any) -> np.ndarray:
+    def get_track_pattern(self, track: Any) -> NDArray[Any]:
         """Mean pattern of one particle over all positions in all frames, (Qx, Qy).
 
         Patterns are taken as they lie on the detector, also where the origin moves.
@@ -258,7 +259,7 @@ class _Frames(Sequence):
         return clusters.labels, averages, clusters.properties(), clusters.background
 
 
-def measure_drift(series: ClusterSeries) -> np.ndarray:
+def measure_drift(series: ClusterSeries) -> NDArray[Any]:
     """Drift by the virtual images of a series."""
     return find_drift(None if i.error else series.image(k) for k, i in enumerate(series.infos))
 
@@ -364,7 +365,9 @@ def open_series(path: str | PathLike) -> ClusterSeries:
     )
 
 
-def _stored_drift(path: Path, root: emdfile.Node, places: Mapping[int, Path]) -> np.ndarray | None:
+def _stored_drift(
+    path: Path, root: emdfile.Node, places: Mapping[int, Path]
+) -> NDArray[Any] | None:
     """The drift in a file, when it is of these frames."""
     stored = root.metadata.get("drift")
     if stored is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import emdfile
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import (
     check_choice,
@@ -51,8 +52,8 @@ def cluster_series(
     load: Callable[[Path], Any] | None = None,
     times: Any = None,
     time_units: str = "frames",
-    drift: np.ndarray | str | None = "auto",
-    image_mask: np.ndarray | None = None,
+    drift: NDArray[Any] | str | None = "auto",
+    image_mask: NDArray[Any] | None = None,
     resume: bool = True,
     overwrite: bool = False,
     on_error: str = "record",

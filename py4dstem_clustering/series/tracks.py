@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_integer, values_of
 from ..base.frozen import Frozen
@@ -81,8 +82,8 @@ class Tracks(Frozen):
         Frames of the series, with those that failed.
     """
 
-    table: np.ndarray
-    events: np.ndarray
+    table: NDArray[Any]
+    events: NDArray[Any]
     n_frames: int = field(default=0)
 
     @property
@@ -96,7 +97,7 @@ class Tracks(Frozen):
     def __getitem__(self, key: Any) -> Any:
         return self.table[key]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if dtype is not None and np.dtype(dtype) != TABLE:
             raise TypeError(f"tracks are no array of {np.dtype(dtype)}; take a column of the table")
         return self.table.copy() if copy else self.table
@@ -125,7 +126,7 @@ class Tracks(Frozen):
         """Each track, by its number."""
         return (self.track(k) for k in range(self.n_tracks))
 
-    def maps(self, labels: Iterable[Any]) -> np.ndarray:
+    def maps(self, labels: Iterable[Any]) -> NDArray[Any]:
         """Track of each scan position in each frame.
 
         Parameters
@@ -179,36 +180,36 @@ class Track(Frozen):
     """
 
     number: int
-    table: np.ndarray
-    events: np.ndarray
+    table: NDArray[Any]
+    events: NDArray[Any]
 
     @property
-    def frames(self) -> np.ndarray:
+    def frames(self) -> NDArray[Any]:
         """Frames in which it was found, (n,)."""
         return self.table["frame"]
 
     @property
-    def times(self) -> np.ndarray:
+    def times(self) -> NDArray[Any]:
         """Their times, (n,)."""
         return self.table["time"]
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> NDArray[Any]:
         """Number of its cluster in each of them, (n,)."""
         return self.table["label"]
 
     @property
-    def sizes(self) -> np.ndarray:
+    def sizes(self) -> NDArray[Any]:
         """Number of scan positions, (n,)."""
         return self.table["size"]
 
     @property
-    def areas(self) -> np.ndarray:
+    def areas(self) -> NDArray[Any]:
         """Area, (n,)."""
         return self.table["area"]
 
     @property
-    def places(self) -> np.ndarray:
+    def places(self) -> NDArray[Any]:
         """Centroid, scan positions, drift taken off, (n, 2)."""
         return np.stack([self.table["place_rx"], self.table["place_ry"]], axis=1)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, shift
 from scipy.signal import lfilter
 from scipy.spatial.transform import Rotation
@@ -50,13 +51,13 @@ class SimulatedScan(Frozen):
     """
 
     datacube: Any
-    labels: np.ndarray
-    orientations: np.ndarray
+    labels: NDArray[Any]
+    orientations: NDArray[Any]
     crystal: Any
-    patterns: np.ndarray
-    shares: np.ndarray
-    shifts: np.ndarray
-    strains: np.ndarray
+    patterns: NDArray[Any]
+    shares: NDArray[Any]
+    shifts: NDArray[Any]
+    strains: NDArray[Any]
 
 
 def simulate_scan(
@@ -279,7 +280,7 @@ def simulate_scan(
     )
 
 
-def largest_share(shares: np.ndarray) -> np.ndarray:
+def largest_share(shares: NDArray[Any]) -> NDArray[Any]:
     """Labels (Rx, Ry) of shares (Rx, Ry, N + 1); -1 where the last, the liquid, is largest."""
     labels = shares.argmax(axis=2).astype(np.int32)
     labels[labels == shares.shape[2] - 1] = -1
@@ -298,7 +299,7 @@ def check_shape(name: str, shape: Any) -> tuple[int, int]:
 
 def _grain_shares(
     shape: tuple[int, int], n_grains: int, overlap: float, rng: np.random.Generator
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Shares (Rx, Ry, N + 1) of grains on about half of the scan, some apart and some touching."""
     if n_grains == 0:
         return np.ones((*shape, 1))
@@ -333,8 +334,8 @@ def _grain_shares(
 
 
 def _relate(
-    orientations: np.ndarray,
-    shares: np.ndarray,
+    orientations: NDArray[Any],
+    shares: NDArray[Any],
     twins: float,
     small_angles: float,
     small_angle: float,
@@ -365,13 +366,13 @@ def _relate(
             orientations[k] = partner @ Rotation.from_rotvec(turn).as_matrix()
 
 
-def _same_lattice(a: np.ndarray, b: np.ndarray) -> bool:
+def _same_lattice(a: NDArray[Any], b: NDArray[Any]) -> bool:
     """Whether a symmetry of the cube, axes to axes, turns one orientation into the other."""
     turn = np.abs(a @ b.T)
     return bool(np.all((turn < 1e-6) | (turn > 1 - 1e-6)))
 
 
-def _bends(shares: np.ndarray, bending: float, rng: np.random.Generator) -> list[np.ndarray]:
+def _bends(shares: NDArray[Any], bending: float, rng: np.random.Generator) -> list[NDArray[Any]]:
     """Place along the bend of each grain, (Rx, Ry), from -1 at one end to 1 at the other."""
     x, y = np.indices(shares.shape[:2])
     bends = []
@@ -384,7 +385,7 @@ def _bends(shares: np.ndarray, bending: float, rng: np.random.Generator) -> list
     return bends
 
 
-def _smooth_fields(shape: tuple[int, int], n: int, rng: np.random.Generator) -> np.ndarray:
+def _smooth_fields(shape: tuple[int, int], n: int, rng: np.random.Generator) -> NDArray[Any]:
     """Smooth random maps (Rx, Ry, n) with values from 0 to 1."""
     noise = gaussian_filter(rng.standard_normal((*shape, n)), (min(shape) / 8,) * 2 + (0,))
     noise -= noise.min(axis=(0, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
@@ -30,7 +31,7 @@ class Scattering:
         self.diffuse = self.ring / self.ring.sum()
         self.liquid = 0.5 * self.beam + 0.5 * self.diffuse
 
-    def bragg(self, orientation: np.ndarray, strain: Any = (0, 0, 0)) -> np.ndarray:
+    def bragg(self, orientation: NDArray[Any], strain: Any = (0, 0, 0)) -> NDArray[Any]:
         """Bragg disks of one orientation, the direct beam left out; sums to 1."""
         xx, yy, xy = strain
         # Where the lattice is wider, its reciprocal lattice is narrower.
@@ -44,11 +45,11 @@ class Scattering:
             self.disk_radius,
         )
 
-    def grain(self, disks: np.ndarray) -> np.ndarray:
+    def grain(self, disks: NDArray[Any]) -> NDArray[Any]:
         """What a grain scatters, given its Bragg disks: the liquid is above and below it."""
         return 0.6 * self.liquid + 0.4 * disks
 
-    def patterns(self, disks: np.ndarray) -> np.ndarray:
+    def patterns(self, disks: NDArray[Any]) -> NDArray[Any]:
         """Patterns (N + 1, Qx, Qy) of grains, given their disks, and of the liquid; sums are 1."""
         patterns = np.empty((len(disks) + 1, *self.shape))
         patterns[:-1] = self.grain(disks)
@@ -56,13 +57,13 @@ class Scattering:
         patterns /= patterns.sum(axis=(1, 2), keepdims=True)
         return patterns
 
-    def speckle(self, strength: float, speckle: float, rng: np.random.Generator) -> np.ndarray:
+    def speckle(self, strength: float, speckle: float, rng: np.random.Generator) -> NDArray[Any]:
         """What speckle adds to the ring and takes from it, for a ring of `strength`."""
         grains = gaussian_filter(rng.standard_normal(self.shape), self.disk_radius)
         grains = np.exp(speckle * grains / grains.std())
         return strength * self.diffuse * (grains / np.average(grains, weights=self.ring) - 1)
 
-    def datacube(self, counts: np.ndarray, scan_step: float, name: str) -> Any:
+    def datacube(self, counts: NDArray[Any], scan_step: float, name: str) -> Any:
         """The counts as a calibrated DataCube."""
         import py4DSTEM
 
@@ -75,7 +76,7 @@ class Scattering:
         return cube
 
 
-def random_orientations(n: int, rng: np.random.Generator) -> np.ndarray:
+def random_orientations(n: int, rng: np.random.Generator) -> NDArray[Any]:
     """Orientation matrices (n, 3, 3), evenly over all rotations."""
     # Normal quaternions are uniform rotations; what Rotation.random draws depends on scipy.
     quaternions = rng.standard_normal((n, 4))
@@ -104,7 +105,7 @@ def crystal_of_gold(k_max: float) -> Any:
     return crystal
 
 
-def _disk(shape: tuple[int, int], centre: np.ndarray, radius: float) -> np.ndarray:
+def _disk(shape: tuple[int, int], centre: NDArray[Any], radius: float) -> NDArray[Any]:
     """A disk with an edge one pixel wide, so that its centre can lie between pixels."""
     u, v = np.ogrid[: shape[0], : shape[1]]
     return np.clip(radius + 0.5 - np.hypot(u - centre[0], v - centre[1]), 0, 1)
@@ -112,11 +113,11 @@ def _disk(shape: tuple[int, int], centre: np.ndarray, radius: float) -> np.ndarr
 
 def ring_profile(
     shape: tuple[int, int],
-    centre: np.ndarray,
+    centre: NDArray[Any],
     pixel_size: float,
     maximum: float = 0.35,
     width: float = 0.12,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Diffuse scattering of a liquid: a broad maximum, and a tail towards the direct beam."""
     u, v = np.ogrid[: shape[0], : shape[1]]
     k = np.hypot(u - centre[0], v - centre[1]) * pixel_size
@@ -125,12 +126,12 @@ def ring_profile(
 
 def _bragg_disks(
     crystal: Any,
-    orientation: np.ndarray,
+    orientation: NDArray[Any],
     shape: tuple[int, int],
-    centre: np.ndarray,
-    to_pixels: np.ndarray,
+    centre: NDArray[Any],
+    to_pixels: NDArray[Any],
     radius: float,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Bragg disks of one orientation, the direct beam left out; sums to 1."""
     peaks = crystal.generate_diffraction_pattern(
         orientation_matrix=orientation, sigma_excitation_error=0.03

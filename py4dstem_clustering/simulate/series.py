@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
@@ -45,16 +46,16 @@ class _Scene(NamedTuple):
 
     scattering: Scattering
     scan_shape: tuple[int, int]
-    centres: np.ndarray  # (T, N, 2), of each disc, scan positions, drift included
-    radii: np.ndarray  # (T, N); 0 while absent
-    owners: np.ndarray  # (T, N): the particle that the disc is part of
+    centres: NDArray[Any]  # (T, N, 2), of each disc, scan positions, drift included
+    radii: NDArray[Any]  # (T, N); 0 while absent
+    owners: NDArray[Any]  # (T, N): the particle that the disc is part of
     electrons: float
     speckle: float
     scan_step: float
     probe_blur: float
     seed: int
 
-    def coverage(self, i: int) -> np.ndarray:
+    def coverage(self, i: int) -> NDArray[Any]:
         """Share of each particle, and of the liquid as the last, in the square of each position.
 
         (Rx, Ry, N + 1), with a rim of `pad` more positions on each side, where the probe reaches.
@@ -85,12 +86,12 @@ class _Scene(NamedTuple):
     def pad(self) -> int:
         return int(4 * self.probe_blur + 0.5)
 
-    def inner(self, values: np.ndarray) -> np.ndarray:
+    def inner(self, values: NDArray[Any]) -> NDArray[Any]:
         """Without the rim."""
         rx, ry = self.scan_shape
         return values[self.pad : self.pad + rx, self.pad : self.pad + ry]
 
-    def shares(self, coverage: np.ndarray) -> np.ndarray:
+    def shares(self, coverage: NDArray[Any]) -> NDArray[Any]:
         """Shares in the patterns (Rx, Ry, N + 1), blurred by the probe."""
         if self.probe_blur > 0:
             # The rim is as wide as the filter, whose mode therefore does not matter.
@@ -138,14 +139,14 @@ class SimulatedSeries(Frozen):
         Gold, with structure factors and voltage.
     """
 
-    labels: np.ndarray
-    times: np.ndarray
-    drift: np.ndarray
-    areas: np.ndarray
-    growth_rates: np.ndarray
-    rotation_rates: np.ndarray
-    orientations: np.ndarray
-    events: np.ndarray
+    labels: NDArray[Any]
+    times: NDArray[Any]
+    drift: NDArray[Any]
+    areas: NDArray[Any]
+    growth_rates: NDArray[Any]
+    rotation_rates: NDArray[Any]
+    orientations: NDArray[Any]
+    events: NDArray[Any]
     crystal: Any
     _scene: _Scene
 
@@ -170,7 +171,7 @@ class SimulatedSeries(Frozen):
         axes = " x ".join(map(str, (*self._scene.scan_shape, *detector)))
         return f"SimulatedSeries({self.n_frames} frames of {axes}, {self.n_particles} particles)"
 
-    def shares(self, i: int) -> np.ndarray:
+    def shares(self, i: int) -> NDArray[Any]:
         """Share of each particle in the patterns of frame `i`, and of the liquid as the last.
 
         (Rx, Ry, N + 1); they sum to 1.
@@ -178,7 +179,7 @@ class SimulatedSeries(Frozen):
         i = self._check_frame(i)
         return self._scene.shares(self._scene.coverage(i))
 
-    def patterns(self, i: int) -> np.ndarray:
+    def patterns(self, i: int) -> NDArray[Any]:
         """Expected pattern of each particle in frame `i`, and of the liquid as the last.
 
         (N + 1, Qx, Qy); each sums to 1. NaN for particles that are absent.
@@ -406,14 +407,14 @@ def simulate_series(
 
 def _place(
     scan_shape: tuple[int, int], n_particles: int, n_pairs: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+) -> tuple[NDArray[Any], NDArray[Any], list[tuple[int, int]]]:
     """Centres (N, 2) and radii (N,) of full-grown particles apart; pairs, which come first."""
     scan = np.array(scan_shape)
     radii = np.sqrt(COVER * scan.prod() / (np.pi * max(n_particles, 1)))
     radii = radii * rng.uniform(0.7, 1.3, n_particles)
     groups = [(2 * k, 2 * k + 1) for k in range(n_pairs)]
     groups += [(k,) for k in range(2 * n_pairs, n_particles)]
-    best: list[tuple[tuple[int, ...], np.ndarray]] = []
+    best: list[tuple[tuple[int, ...], NDArray[Any]]] = []
     for _ in range(20):  # the first ones may be where they leave no room for others
         placed = _try_to_place(scan, radii, groups, rng)
         if sum(len(group) for group, _ in placed) > sum(len(group) for group, _ in best):
@@ -427,8 +428,8 @@ def _place(
 
 
 def _try_to_place(
-    scan: np.ndarray, radii: np.ndarray, groups: list[tuple[int, ...]], rng: np.random.Generator
-) -> list[tuple[tuple[int, ...], np.ndarray]]:
+    scan: NDArray[Any], radii: NDArray[Any], groups: list[tuple[int, ...]], rng: np.random.Generator
+) -> list[tuple[tuple[int, ...], NDArray[Any]]]:
     """Groups of one or two that found room, with centres (1 or 2, 2)."""
     placed = []
     centres, taken = np.empty((0, 2)), np.empty(0)
@@ -449,7 +450,7 @@ def _try_to_place(
     return placed
 
 
-def _late(n: int, n_frames: int, rng: np.random.Generator) -> np.ndarray:
+def _late(n: int, n_frames: int, rng: np.random.Generator) -> NDArray[Any]:
     """Frames (n,) of the second half of three frames or more, after all births."""
     return rng.integers(n_frames // 2 + 1, max(n_frames, n_frames // 2 + 2), n)
 
@@ -461,7 +462,7 @@ def _lives(
     nucleation: float,
     dissolution: float,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """First frame of each particle, first frame without it (or infinity), and frames it shrinks."""
     order = rng.permutation(n)
     births = rng.integers(1, max(n_frames // 2, 1) + 1, n)
@@ -476,13 +477,13 @@ def _lives(
 
 
 def _free_areas(
-    full: np.ndarray,
-    births: np.ndarray,
-    deaths: np.ndarray,
-    shrinking: np.ndarray,
-    growth_rates: np.ndarray,
-    times: np.ndarray,
-) -> np.ndarray:
+    full: NDArray[Any],
+    births: NDArray[Any],
+    deaths: NDArray[Any],
+    shrinking: NDArray[Any],
+    growth_rates: NDArray[Any],
+    times: NDArray[Any],
+) -> NDArray[Any]:
     """Areas (T, N) of whole particles by themselves, given those of full-grown ones (N,)."""
     frames = np.arange(len(times))[:, None]
     nuclei = np.where(births > 0, np.minimum(NUCLEUS, full), full)
@@ -495,9 +496,9 @@ def _coalesce(
     first: int,
     second: int,
     frame: int,
-    centres: np.ndarray,
-    radii: np.ndarray,
-    owners: np.ndarray,
+    centres: NDArray[Any],
+    radii: NDArray[Any],
+    owners: NDArray[Any],
 ) -> tuple[int, int, int]:
     """Move the second particle to the first and make them one from `frame` on.
 
@@ -517,8 +518,8 @@ def _coalesce(
 
 
 def _turning(
-    orientations: np.ndarray, rates: np.ndarray, times: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+    orientations: NDArray[Any], rates: NDArray[Any], times: NDArray[Any], rng: np.random.Generator
+) -> NDArray[Any]:
     """Orientation matrices (T, N, 3, 3) of particles that turn about random axes."""
     turned = np.empty((len(times), *orientations.shape))
     for k, axis in enumerate(rng.standard_normal((len(orientations), 3))):
@@ -529,7 +530,7 @@ def _turning(
     return turned
 
 
-def _events(labels: np.ndarray, n: int, merges: list[tuple[int, int, int]]) -> np.ndarray:
+def _events(labels: NDArray[Any], n: int, merges: list[tuple[int, int, int]]) -> NDArray[Any]:
     """Events of `EVENTS`, as the labels (T, Rx, Ry) show them; merges: frame, small, large."""
     found = []
     for k in range(n):
