@@ -1,5 +1,7 @@
 """Run the tests of the kernels on each set of kernels that OpenBLAS has for a processor.
 
+The labels of simulated scans must be the same on all of them.
+
     python .ci/blas.py                       every one that this processor allows
     python .ci/blas.py slowest fastest       the first and the last of them
     python .ci/blas.py Prescott+default      NumPy's OpenBLAS on one, scipy's on another
@@ -11,6 +13,7 @@ and scipy's does not: "Prescott+default" is that machine.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -62,6 +65,23 @@ def test(cores: str, options: list[str]) -> int:
     return int(pytest.main(["-q", "-p", "no:cacheprovider", *options, str(TESTS)]))
 
 
+def labels(cores: str) -> int:
+    """Print a hash of the labels of simulated scans, merged and grown."""
+    load(cores)
+    import numpy as np
+
+    from py4dstem_clustering import simulate_scan
+
+    found = []
+    for seed, electrons in enumerate((100, 1000, 10_000)):
+        scan = simulate_scan((32, 28), (48, 44), electrons=electrons, probe_blur=0.8, seed=seed)
+        for options in ({}, {"threshold": 0.5}, {"threshold": "auto", "sigma": 1.5}):
+            clusters = scan.datacube.cluster(**options, progress_bar=False)
+            found.append(clusters.labels.astype(np.int64).tobytes())
+    print(hashlib.sha256(b"".join(found)).hexdigest()[:12])
+    return 0
+
+
 def in_another_process(*arguments: str) -> subprocess.CompletedProcess:
     """Run this program anew, since a library is loaded once for each process."""
     return subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
@@ -73,6 +93,8 @@ def main() -> int:
         return probe(sys.argv[2])
     if sys.argv[1:2] == ["--test"]:
         return test(sys.argv[2], sys.argv[3:])
+    if sys.argv[1:2] == ["--labels"]:
+        return labels(sys.argv[2])
     allowed = {}
     for core in [*CORES, MIXED]:
         done = in_another_process("--probe", core)
@@ -86,14 +108,19 @@ def main() -> int:
     single = [core for core in allowed if "+" not in core]
     named = {"slowest": single[0], "fastest": single[-1]}
     wanted = dict.fromkeys(named.get(name, name) for name in sys.argv[1:] or allowed)
-    failed = []
+    failed, hashes = [], set()
     for core in wanted:
         print(f"+ {core}: {allowed.get(core, 'not on this processor')}", flush=True)
         if core in allowed:
             done = in_another_process("--test", core)
             print(done.stdout if done.returncode else done.stdout.splitlines()[-1], flush=True)
-            failed += [core] * (done.returncode != 0)
-    return 1 if failed else 0
+            hashed = in_another_process("--labels", core)
+            print(f"labels of nine clusterings: {hashed.stdout or hashed.stderr}", flush=True)
+            hashes.add(hashed.stdout)
+            failed += [core] * (done.returncode != 0 or hashed.returncode != 0)
+    if len(hashes) > 1:
+        print("labels differ between kernels of BLAS")
+    return 1 if failed or len(hashes) > 1 else 0
 
 
 if __name__ == "__main__":
