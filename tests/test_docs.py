@@ -8,7 +8,6 @@ import importlib
 import inspect
 import re
 import shlex
-import sys
 import warnings
 from pathlib import Path
 from urllib.parse import urlparse
@@ -24,9 +23,6 @@ from py4dstem_clustering.__main__ import main
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "tutorials" / "guide"
 PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
-SLOW = set()
-"""Pages whose code takes more than about eight seconds."""
-
 WARNING = {"orientation_and_strain", "phases", "series"}
 """Pages on which py4DSTEM or distributed warn, which is not ours to change."""
 
@@ -71,14 +67,7 @@ def test_examples_in_docstrings(module, tmp_path):
     assert failed == 0
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if page.stem in SLOW else [])
-        for page in PAGES
-        if blocks(page, "python") or any(map(COMMAND.search, blocks(page, "sh")))
-    ],
-)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
@@ -142,7 +131,9 @@ def test_all_public_names_are_listed():
         value = value.fget if isinstance(value, property) else value
         if str(getattr(value, "__module__", "")).startswith(ours):
             public.add(name)
-    public |= {n for n, v in vars(metrics).items() if getattr(v, "__module__", "") == f"{ours}.metrics"}
+    public |= {
+        n for n, v in vars(metrics).items() if getattr(v, "__module__", "") == f"{ours}.metrics"
+    }
     listed = set(re.findall(r"\w+", (GUIDE / "names.md").read_text(encoding="utf-8")))
     assert {"cluster", "get_clusters", "panoptic_quality", "purity"} <= public
     assert sorted(name for name in public - listed if not name.startswith("_")) == []
