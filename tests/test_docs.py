@@ -1,27 +1,62 @@
-"""What the documentation shows runs."""
+"""What the documentation shows runs as it stands, and its links lead somewhere."""
 
 from __future__ import annotations
 
 import doctest
+import glob
 import importlib
+import inspect
 import re
+import shlex
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
+from urllib.parse import urlparse
 
-import matplotlib.pyplot as plt
-import numpy as np
-import py4DSTEM
 import pytest
+from py4DSTEM import DataCube
 from test_layers import MODULES
 
 import py4dstem_clustering
-from py4dstem_clustering import simulate_scan
-from py4dstem_clustering.benchmarks.orientation import disk_template
-from py4dstem_clustering.cli.main import main
-from py4dstem_clustering.datacube import _ATTRIBUTES
+from py4dstem_clustering import metrics, simulate_scan
+from py4dstem_clustering.__main__ import main
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "tutorials" / "guide"
+PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
+WARNING = {"orientation_and_strain", "phases", "series"}
+"""Pages on which py4DSTEM or distributed warn, which is not ours to change."""
+
+LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"^(?:python -m py4dstem_clustering|py4dstem-clustering) +(.*)$", flags=re.M)
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page, language):
+    """Code blocks of a page, also those inside a list."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", text, flags=re.M | re.S)
+    return [re.sub(rf"^{indent}", "", code, flags=re.M) for indent, code in found]
+
+
+def prose(page):
+    """A page without its code."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text("utf-8"), flags=re.M | re.S)
+    return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("[", " ").replace("(", " "), text)
+
+
+def anchors(page):
+    """Anchors of the headings of a page, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", prose(page), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def expanded(command):
+    """The words of a command, with wildcards replaced by files as a shell does."""
+    words = shlex.split(command)
+    return [found for word in words for found in (sorted(glob.glob(word)) or [word])]
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("__")])
@@ -32,81 +67,78 @@ def test_examples_in_docstrings(module, tmp_path):
     assert failed == 0
 
 
-def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
-    scan = simulate_scan((24, 20), (192, 192), n_grains=2, electrons=50_000, disk_radius=4, seed=2)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(py4DSTEM, "import_file", lambda *args, **options: scan.datacube)
-    monkeypatch.setattr(py4dstem_clustering, "open_scan", lambda *args, **options: None)
-    np.save("scan.npy", scan.datacube.data[:9, :9])
-    names = {"paths": ["scan.npy"]}
-    code = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
-    assert len(code) == 10
-    for block in code:
-        if "orientation_plan" in block:
-            run_orientations(block)
-        elif "watch_folder" in block:
-            Path("today").mkdir()
-            np.save("today/a_master.h5.npy", scan.datacube.data[:9, :9])
-            exec(as_npy(block), names)  # noqa: S102
-            assert len(names["live"]) == 1
-        elif "LocalCluster" in block:
-            run_with_client(block, names)
-        else:
-            exec(compile(block, "README.md", "exec"), names)  # noqa: S102
-    assert py4DSTEM.read("averages.h5").clusters.n_clusters == names["clusters"].n_clusters
-
-
-def as_npy(block):
-    """For a file that can be made here, and in less time."""
-    block = block.replace("*_master.h5", "*.npy").replace(", load=open_scan", "")
-    return block.replace("settle=5, timeout=600", "settle=0.1, timeout=0.3, poll=0.05")
-
-
-def run_with_client(block, names):
+    names = {"__name__": "__main__"}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of distributed, and what it depends on
-        exec(as_npy(block), names)  # noqa: S102
-        assert len(py4dstem_clustering.open_series("many.h5")) == 1
-        names["client"].cluster.close()
-        names["client"].close()
+        if page.stem in WARNING:
+            warnings.simplefilter("ignore")
+        for code in blocks(page, "python"):
+            exec(compile(code, name_of(page), "exec"), names)  # noqa: S102
+        for command in COMMAND.findall("\n".join(blocks(page, "sh"))):
+            assert main([*expanded(command), "--quiet"]) == 0, command
 
 
-def run_orientations(block):
-    """With a scan, a crystal and a probe of its own: that is where it starts."""
-    pytest.importorskip("pymatgen")
-    scan = simulate_scan((14, 12), (96, 90), n_grains=2, electrons=10_000, seed=2)
-    cube = scan.datacube
-    names = {
-        "py4DSTEM": py4DSTEM,
-        "scan": cube,
-        "clusters": cube.cluster(progress_bar=False),
-        "crystal": scan.crystal,
-        "k_max": 1.5,
-        "probe": SimpleNamespace(kernel=disk_template(cube.Qshape)),
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_links_of_a_page(page):
+    links = LINK.findall(prose(page))
+    for link in links:
+        if "://" in link:
+            url = urlparse(link)
+            assert url.scheme == "https", link
+            assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", url.netloc), link
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("notebook", sorted(GUIDE.parent.glob("*.ipynb")), ids=name_of)
+def test_the_links_of_a_notebook_to_the_guide(notebook):
+    for link in re.findall(r"\]\((guide/[^)\s]+)\)", notebook.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        assert (notebook.parent / path).exists(), link
+        assert not anchor or anchor in anchors(notebook.parent / path), link
+
+
+def test_the_index_and_the_readme_name_every_page():
+    pages = {page.name for page in GUIDE.glob("*.md")} - {"README.md"}
+    assert set(LINK.findall(prose(GUIDE / "README.md"))) >= pages
+    assert set(LINK.findall(prose(ROOT / "README.md"))) >= {f"tutorials/guide/{p}" for p in pages}
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1200
+
+
+@pytest.mark.parametrize("part", ["py4dstem_clustering demo", "pytest"])
+def test_the_readme_has_the_two_commands(part):
+    """.ci/run takes them from there."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert sum("python3 -m venv .venv" in line and part in line for line in lines) == 1
+
+
+def test_all_public_names_are_listed():
+    public = {*py4dstem_clustering.__all__} - {"__version__"}
+    for cls in (getattr(py4dstem_clustering, name) for name in tuple(public)):
+        if inspect.isclass(cls):
+            public |= {*vars(cls), *getattr(cls, "__dataclass_fields__", ())}
+    ours = "py4dstem_clustering"
+    for name, value in vars(DataCube).items():
+        value = value.fget if isinstance(value, property) else value
+        if str(getattr(value, "__module__", "")).startswith(ours):
+            public.add(name)
+    public |= {
+        n for n, v in vars(metrics).items() if getattr(v, "__module__", "") == f"{ours}.metrics"
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of py4DSTEM, and what it depends on
-        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
-    plt.close("all")
-    assert names["strain"].data.shape == (7, 14, 12)
-    assert names["whole"].n_clusters == 2
-    assert {"strain", "orientation_map"} <= set(cube.treekeys)
-
-
-def test_the_command_in_the_readme_runs(tmp_path, monkeypatch):
-    scan = simulate_scan((12, 10), (192, 180), n_grains=2, electrons=50_000, seed=2)
-    monkeypatch.chdir(tmp_path)
-    np.save("scan.npy", scan.datacube.data)
-    command = re.search(r"python -m py4dstem_clustering (cluster .*)", README.read_text("utf-8"))
-    assert main([*command[1].split(), "--quiet"]) == 0
-
-
-def test_the_readme_lists_all_that_is_public():
-    table = README.read_text("utf-8").split("## All of it")[1].split("\n## ")[0]
-    names = {*py4dstem_clustering.__all__, *_ATTRIBUTES} - {"__version__"}
-    assert sorted(name for name in names if not re.search(rf"\b{name}\b", table)) == []
+    listed = set(re.findall(r"\w+", (GUIDE / "names.md").read_text(encoding="utf-8")))
+    assert {"cluster", "get_clusters", "panoptic_quality", "purity"} <= public
+    assert sorted(name for name in public - listed if not name.startswith("_")) == []
 
 
 def test_the_version_is_in_the_changelog():
-    changelog = README.with_name("CHANGELOG.md").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{py4dstem_clustering.__version__}]" in changelog
