@@ -36,7 +36,7 @@ def test_nothing_found_is_an_error(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--first-seed", "35"], "seeds 35 to 44 take in some of 40 to 59"),
+        (["--first-seed", "35"], "seeds 35 to 44 include some of 40 to 59"),
         (["--seeds", "0"], "--seeds"),
         (["--electrons", "0"], "--electrons"),
     ],

@@ -38,7 +38,7 @@ def test_growing_frames():
     growing = [k for k in range(6) if truth.growth_rates[k] > 0]
     assert growing
     for k in growing:
-        frames = benchmark._growing(truth, k)
+        frames = benchmark.growing_frames(truth, k)
         areas, times = truth.areas[frames, k], truth.times[frames]
         assert len(frames) >= 3
         np.testing.assert_allclose(
