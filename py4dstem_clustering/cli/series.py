@@ -113,4 +113,4 @@ def _print_tracks(tracks: Any, time_units: str, unit: str) -> None:
             f"{track.areas[-1]:>18.4g}  {growth}"
         )
     if len(longest) > _N_PRINTED:
-        print(f"and {len(longest) - _N_PRINTED} shorter ones")
+        print(f"and {len(longest) - _N_PRINTED} shorter tracks")
