@@ -4,10 +4,10 @@
     python .ci/blas.py slowest fastest       the first and the last of them
     python .ci/blas.py Prescott+default      one core type for NumPy, another for scipy
 
-A core type is the code that OpenBLAS runs on one generation of processors. OpenBLAS chooses it when it
-is loaded: by the processor, or by the environment variable OPENBLAS_CORETYPE. NumPy and scipy each
-bring an OpenBLAS of their own. On a processor that is newer than NumPy 1.26, that of NumPy falls back
-to "Prescott", and that of scipy does not: this is "Prescott+default".
+A core type is the code that OpenBLAS runs on one generation of processors. OpenBLAS chooses it when
+it is loaded: by the processor, or by the environment variable OPENBLAS_CORETYPE. NumPy and scipy
+each bring an OpenBLAS of their own. On a processor that is newer than NumPy 1.26, the one of NumPy
+falls back to "Prescott" and the one of scipy does not: this is "Prescott+default".
 """
 
 from __future__ import annotations
