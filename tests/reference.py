@@ -29,10 +29,10 @@ def inside(shape, x, y):
 
 
 def similarity_feature(pattern, q_mask=None, sigma=0, subtract_mean=True):
-    """What of a pattern is compared, a vector."""
+    """The vector that is compared with that of a neighbour."""
     pattern = fill_missing(pattern)
     if subtract_mean:
-        # The mean of a flat pattern is rounded, and what is left of it would be a pattern.
+        # The mean of a flat pattern is rounded, so that the difference would not be 0.
         flat = pattern.max() == pattern.min()
         pattern = pattern * 0 if flat else pattern - pattern.mean()
     if sigma > 0:
@@ -77,7 +77,7 @@ def radial_weight(detector, edge):
 
 
 def filter_feature(pattern, weight, sigma):
-    """What of a pattern is correlated, before it is made a unit vector."""
+    """The image that is correlated with that of a neighbour, before it is divided by its norm."""
     return slow.filter_feature(fill_missing(pattern), weight, sigma)
 
 
@@ -86,10 +86,10 @@ def correlative_filter(data, sigma, radius, corr_range, edge):
 
 
 def correlative_filter_and_weight(data, sigma, radius, corr_range, edge):
-    """The filtered scan, and the sum of the weights of what is in each of its pixels.
+    """The filtered scan, and for each of its pixels the sum of the weights of the pixels used.
 
-    A weighted mean of the pixels that are present: the weighted sum of their values, divided by the
-    weighted sum of ones.
+    It is a weighted mean of the pixels that are present: the weighted sum of their values, divided
+    by the weighted sum of ones.
     """
     data = np.asarray(data, dtype=np.float64)
     weight = radial_weight(data.shape[2:], edge)

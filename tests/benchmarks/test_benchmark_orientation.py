@@ -11,6 +11,7 @@ from py4dstem_clustering.benchmarks import orientation as benchmark
 from py4dstem_clustering.cli.main import main
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys):
     folder = tmp_path / "out"
     arguments = ["--out", str(folder), "--small", "--seeds", "1", "--quiet"]

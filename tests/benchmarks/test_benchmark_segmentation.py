@@ -41,6 +41,7 @@ def rows_of(path):
 # --- the command -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_three_files(tmp_path, capsys):
     out = tmp_path / "new" / "results"
     code = run("--out", out, "--small", "--seeds", 1, "--electrons", DOSE, "--quiet")

@@ -12,6 +12,7 @@ from py4dstem_clustering.benchmarks import series as benchmark
 from py4dstem_clustering.cli.main import main
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path, capsys):
     pytest.importorskip("pymatgen")
     arguments = ["--out", str(tmp_path / "out"), "--seeds", "1", "--electrons", "3000", "--small"]

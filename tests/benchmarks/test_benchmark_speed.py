@@ -89,6 +89,7 @@ def test_ways_are_compared_by_pattern_and_in_turn():
     assert np.isnan(rows[1].share)
 
 
+@pytest.mark.slow
 def test_another_package_in_a_process_of_its_own(tmp_path, capsys):
     (tmp_path / "kikuchipy.py").write_text(
         "import numpy as np\n"

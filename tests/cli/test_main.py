@@ -235,6 +235,7 @@ def test_usage_errors_exit_with_2(capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     done = subprocess.run(
         [sys.executable, *STRICT, "-m", "py4dstem_clustering", "demo", "--out", tmp_path],
