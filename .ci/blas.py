@@ -1,14 +1,15 @@
-"""Run the tests of the kernels on each set of kernels that OpenBLAS has for a processor.
+"""Run the tests in tests/kernels with each core type that OpenBLAS has for a processor.
 
-The labels of simulated scans must be the same on all of them.
+The labels of simulated scans must be the same with all of them.
 
-    python .ci/blas.py                       every one that this processor allows
+    python .ci/blas.py                       all core types that this processor allows
     python .ci/blas.py slowest fastest       the first and the last of them
-    python .ci/blas.py Prescott+default      NumPy's OpenBLAS on one, scipy's on another
+    python .ci/blas.py Prescott+default      one core type for NumPy, another for scipy
 
-OpenBLAS chooses its kernels by the processor when it is loaded, or by OPENBLAS_CORETYPE. NumPy and
-scipy carry one each. On a processor that is newer than NumPy 1.26, NumPy's falls back to "Prescott"
-and scipy's does not: "Prescott+default" is that machine.
+A core type is the code that OpenBLAS runs on one generation of processors. OpenBLAS chooses it when
+it is loaded: by the processor, or by the environment variable OPENBLAS_CORETYPE. NumPy and scipy
+each bring an OpenBLAS of their own. On a processor that is newer than NumPy 1.26, the one of NumPy
+falls back to "Prescott" and the one of scipy does not: this is "Prescott+default".
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TESTS = Path(__file__).parent.parent / "tests" / "kernels"
 
 
 def load(cores: str) -> list[str]:
-    """Load NumPy, then scipy, each with its core type; the kernels that they say they use."""
+    """Load NumPy, then scipy, each with its core type; return the core types in use."""
     asked = os.environ.pop("OPENBLAS_CORETYPE", None)
     for core, package in zip((cores.split("+") * 2)[:2], ("numpy", "scipy.linalg"), strict=True):
         os.environ.pop("OPENBLAS_CORETYPE", None)
@@ -39,13 +40,13 @@ def load(cores: str) -> list[str]:
     from threadpoolctl import threadpool_info
 
     pools = [pool for pool in threadpool_info() if pool["internal_api"] == "openblas"]
-    # NumPy's first.
+    # That of NumPy comes first.
     pools.sort(key=lambda pool: "numpy" not in Path(pool["filepath"]).parent.name)
     return [pool["architecture"] for pool in pools]
 
 
 def probe(cores: str) -> int:
-    """Whether the processor can do it: print the kernels in use, and multiply."""
+    """Return 0 if the processor allows the core types, after a product of matrices."""
     found = load(cores)
     import numpy as np
 
@@ -58,7 +59,7 @@ def probe(cores: str) -> int:
 
 
 def test(cores: str, options: list[str]) -> int:
-    """Run the tests in this process, which has loaded both libraries."""
+    """Load both libraries, and run the tests in this process."""
     load(cores)
     import pytest
 
@@ -83,12 +84,12 @@ def labels(cores: str) -> int:
 
 
 def in_another_process(*arguments: str) -> subprocess.CompletedProcess:
-    """Run this program anew, since a library is loaded once for each process."""
+    """Run this program in a new process, since a process loads a library only once."""
     return subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
 
 
 def main() -> int:
-    """Run those that are named, or all."""
+    """Run the core types that are named, or all."""
     if sys.argv[1:2] == ["--probe"]:
         return probe(sys.argv[2])
     if sys.argv[1:2] == ["--test"]:
@@ -103,7 +104,7 @@ def main() -> int:
         else:
             print(f"- {core}: not on this processor")
     if not allowed:
-        print("- OpenBLAS has no choice of kernels here")
+        print("- the BLAS here has no core types to choose from")
         return 0
     single = [core for core in allowed if "+" not in core]
     named = {"slowest": single[0], "fastest": single[-1]}

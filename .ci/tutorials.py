@@ -22,7 +22,7 @@ LIMIT_S, LIMIT_BYTES = 180, 1_500_000
 
 
 def run(path: Path, keep: bool) -> str:
-    """Run one notebook; what is wrong with it, or nothing."""
+    """Run one notebook; return what is wrong with it, or an empty text."""
     notebook = nbformat.read(path, as_version=4)
     whole = deepcopy(notebook)
     notebook.cells = [c for c in notebook.cells if "your-data" not in c.metadata.get("tags", [])]
@@ -58,7 +58,7 @@ def run(path: Path, keep: bool) -> str:
 
 
 def main() -> int:
-    """Run those that are named, or all."""
+    """Run the notebooks that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path)
     parser.add_argument("--keep", action="store_true", help="keep the outputs in the notebooks")

@@ -1,10 +1,10 @@
-"""The command line: ``python -m py4dstem_clustering demo|cluster|series|benchmark``."""
+"""Run the command line: ``python -m py4dstem_clustering demo|cluster|series|benchmark``."""
 
 from __future__ import annotations
 
 import sys
 
-from .cli.main import main
+from .cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Shared data: small, non-square and asymmetric, so that a swapped axis shows."""
+"""Shared data: small, not square and not symmetric, so that swapped axes are noticed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from py4dstem_clustering import simulate_scan
 
 SCAN, DETECTOR = (7, 9), (14, 11)
 
-# For other processes: warnings are errors, but what old dependencies deprecate among themselves.
+# Options of Python for tests that start a process: warnings are errors, except those with which old
+# dependencies say that other dependencies are deprecated.
 STRICT = ("-W", "error", "-W", "ignore::DeprecationWarning")
 
 
 def forbid(monkeypatch, *names):
-    """Functions of these names cannot be called, from whichever module of ours."""
+    """Make functions of these names fail when any module of the package calls them."""
     for path, module in list(sys.modules.items()):
         if path.startswith("py4dstem_clustering"):
             for name in names:
@@ -50,7 +51,7 @@ def scan():
 
 @pytest.fixture(params=["numpy", "strided", "memmap", "h5py", "dask"])
 def wrap(request, tmp_path):
-    """The same scan in each kind of array that a DataCube may hold."""
+    """Put a scan into each kind of array that a DataCube may hold."""
 
     def wrap(data):
         if request.param == "strided":

@@ -1,9 +1,14 @@
-"""Slow, obvious versions of the kernels, written from the formulas of the design."""
+"""Slow, obvious versions of the kernels, written from the formulas of the design.
+
+The loops of filter and averages are those beside which the benchmark of speed times the kernels.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
+
+from py4dstem_clustering.benchmarks import slow
 
 DIRECTIONS = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (1, 1), (1, 0), (1, -1), (0, 1)]
 
@@ -24,10 +29,10 @@ def inside(shape, x, y):
 
 
 def similarity_feature(pattern, q_mask=None, sigma=0, subtract_mean=True):
-    """What of a pattern is compared, a vector."""
+    """The vector that is compared with that of a neighbour."""
     pattern = fill_missing(pattern)
     if subtract_mean:
-        # The mean of a flat pattern is rounded, and what is left of it would be a pattern.
+        # The mean of a flat pattern is rounded, so that the difference would not be 0.
         flat = pattern.max() == pattern.min()
         pattern = pattern * 0 if flat else pattern - pattern.mean()
     if sigma > 0:
@@ -71,23 +76,9 @@ def radial_weight(detector, edge):
     return w
 
 
-def filter_feature(pattern, w, sigma):
-    """What of a pattern is correlated, before it is made a unit vector."""
-    pattern = fill_missing(pattern)
-    if pattern.max() == pattern.min():
-        return np.zeros_like(pattern)
-    b = gaussian_filter(pattern, sigma, mode="reflect", truncate=4) if sigma > 0 else pattern
-    return w * (b - (w * b).sum() / w.sum())
-
-
-def within(shape, radius, x, y):
-    """Positions within reach of one, itself among them."""
-    reach = int(radius + 1)
-    for dx in range(-reach, reach + 1):
-        for dy in range(-reach, reach + 1):
-            near = dx**2 + dy**2 <= (radius + 0.5) ** 2
-            if near and inside(shape, x + dx, y + dy):
-                yield x + dx, y + dy
+def filter_feature(pattern, weight, sigma):
+    """The image that is correlated with that of a neighbour, before it is divided by its norm."""
+    return slow.filter_feature(fill_missing(pattern), weight, sigma)
 
 
 def correlative_filter(data, sigma, radius, corr_range, edge):
@@ -95,34 +86,30 @@ def correlative_filter(data, sigma, radius, corr_range, edge):
 
 
 def correlative_filter_and_weight(data, sigma, radius, corr_range, edge):
-    """The filtered scan, and the sum of the weights of what is in each of its pixels."""
-    rx, ry, nu, nv = data.shape
+    """The filtered scan, and for each of its pixels the sum of the weights of the pixels used.
+
+    It is a weighted mean of the pixels that are present: the weighted sum of their values, divided
+    by the weighted sum of ones.
+    """
     data = np.asarray(data, dtype=np.float64)
-    lo, hi = corr_range
-    w = radial_weight((nu, nv), edge)
+    weight = radial_weight(data.shape[2:], edge)
+    places = list(np.ndindex(data.shape[:2]))
+    features = {place: slow.unit(filter_feature(data[place], weight, sigma)) for place in places}
+    both = values_and_ones(data)
+    options = {"radius": radius, "corr_range": corr_range}
+    sums = [slow.filter_sums(both, place, features, **options)[0] for place in places]
+    top, bottom = np.moveaxis(np.reshape(sums, (*data.shape[:2], 2, *data.shape[2:])), 2, 0)
+    return ratio(top, bottom), bottom
 
-    def unit(x, y):
-        f = filter_feature(data[x, y], w, sigma)
-        norm = np.linalg.norm(f)
-        return f / norm if norm > 0 else f
 
-    features = [[unit(x, y) for y in range(ry)] for x in range(rx)]
-    out = np.zeros(data.shape)
-    weight = np.zeros(data.shape)
-    for x in range(rx):
-        for y in range(ry):
-            terms = [(1.0, data[x, y])]
-            for other in within((rx, ry), radius, x, y):
-                c = (features[x][y] * features[other[0]][other[1]]).sum()
-                terms.append((min(max((c - lo) / (hi - lo), 0), 1), data[other]))
-            top = np.zeros((nu, nv))
-            bottom = weight[x, y]
-            for a, pattern in terms:
-                present = np.isfinite(pattern)
-                top += np.where(present, a * np.where(present, pattern, 0), 0)
-                bottom += a * present
-            out[x, y] = np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
-    return out, weight
+def values_and_ones(data):
+    """Each pattern and an image of ones ``(Rx, Ry, 2, Qx, Qy)``; 0 where a pixel is missing."""
+    present = np.isfinite(data)
+    return np.stack([np.where(present, data, 0), present.astype(np.float64)], axis=2)
+
+
+def ratio(top, bottom):
+    return np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
 
 
 def growth(s, mean, mask, threshold, min_size):
@@ -160,14 +147,8 @@ def growth(s, mean, mask, threshold, min_size):
 
 
 def averages(data, labels):
-    out = []
-    for k in range(labels.max() + 1):
-        patterns = np.array([data[tuple(r)] for r in np.argwhere(labels == k)], dtype=np.float64)
-        present = np.isfinite(patterns)
-        count = present.sum(axis=0)
-        total = np.where(present, patterns, 0).sum(axis=0)
-        out.append(np.where(count > 0, total / np.maximum(count, 1), np.nan))
-    return np.array(out)
+    sums = slow.label_sums(values_and_ones(np.asarray(data, dtype=np.float64)), labels)
+    return ratio(sums[:, 0], sums[:, 1])
 
 
 def symmetric(forward):

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from py4DSTEM import DataCube
 
 from py4dstem_clustering import Clusters, simulate_scan
+from py4dstem_clustering.benchmarks import slow
 from py4dstem_clustering.kernels.virtual import virtual_image_core
 
 QUIET = {"progress_bar": False, "n_jobs": 2}
@@ -205,7 +206,7 @@ def test_filter(scan, sigma, radius, corr_range, edge):
     high = np.where(np.isfinite(scan), np.abs(scan.astype(float)), 0).max(axis=(0, 1))
     tolerance = np.zeros(scan.shape)
     for x, y in np.ndindex(scan.shape[:2]):
-        near = list(reference.within(scan.shape[:2], radius, x, y))
+        near = list(slow.neighbours(scan.shape[:2], (x, y), radius))
         # How far the weights of all neighbours may be off, together.
         off = [2e-6 + 8 * (doubts[x, y] + doubts[r]) for r in near]
         off = np.minimum(np.array(off) / np.ptp(corr_range), 1).sum()

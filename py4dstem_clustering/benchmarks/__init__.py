@@ -1,1 +1,1 @@
-"""How well and how fast: the tables of the guide are made here."""
+"""How well and how fast this package works: the tables of the guide are made here."""

@@ -1,7 +1,7 @@
-"""Benchmark: time and peak memory of a scan that lies in a file, each step in a fresh process.
+"""Benchmark: time and peak memory of a scan that lies in a file, each step in a process of its own.
 
-A small simulated scan is enlarged to the size that is asked for, block by block. So it is as large
-as a measured one in every way that counts here, and the grains are as many as in the small one.
+A small simulated scan is enlarged to the wanted size, block by block. It has as many grains as the
+small one; for time and memory it is like a measured scan of that size.
 """
 
 from __future__ import annotations
@@ -25,28 +25,34 @@ from ..simulate.scan import simulate_scan
 STEPS = ("filter", "merge", "averages")
 """Filter to HDF5, merging of the unfiltered scan, averages of the clusters."""
 
-_SMALL = 32
+_SIMULATED_SIDE = 32
+"""Largest number of positions along an axis of the small scan."""
 
 _PIECE_BYTES = 16 * 2**20
+"""Size of the blocks in which the scan is written."""
 
 
 class Row(NamedTuple):
-    """One step."""
+    """What one step took."""
 
     step: str
     seconds: float
     positions: int
     peak: int
-    """Bytes of the process at its peak, beyond what it took after the imports."""
+    """Largest memory of the process, bytes, without `imports`."""
     imports: int
-    """Bytes that it took after the imports."""
+    """Memory of the process after the imports, bytes."""
 
 
 def write_scan(path: Path, scan: tuple[int, int], detector: tuple[int, int]) -> None:
-    """A scan of counts, 16 bits, a pattern a chunk."""
+    """Write a scan of 16-bit counts, with a chunk for each pattern."""
     rx, ry = scan
     small = simulate_scan(
-        (min(rx, _SMALL), min(ry, _SMALL)), detector, n_grains=6, electrons=1000, seed=0
+        (min(rx, _SIMULATED_SIDE), min(ry, _SIMULATED_SIDE)),
+        detector,
+        n_grains=6,
+        electrons=1000,
+        seed=0,
     )
     patterns = np.asarray(small.datacube.data)
     rng = np.random.default_rng(0)
@@ -68,11 +74,14 @@ def run_benchmark(
     *,
     max_memory: str | None = None,
 ) -> Iterator[Row]:
-    """Generate a scan in a temporary folder, and measure each step on it."""
-    scan = tuple(check_integer("--scan", n, 4) for n in scan)
-    detector = tuple(check_integer("--detector", n, 32) for n in detector)
+    """Write a scan in a temporary folder, and measure each step on it."""
+    for n in scan:
+        check_integer("--scan", n, 4)
+    for n in detector:
+        check_integer("--detector", n, 32)
     check_memory(max_memory)
-    n_bytes = 6 * int(np.prod([*scan, *detector], dtype=object))  # the scan, and it filtered
+    # The scan in 16 bits and the filtered scan in 32; Python's numbers do not overflow.
+    n_bytes = 6 * int(np.prod([*scan, *detector], dtype=object))
     with tempfile.TemporaryDirectory() as place:
         free = disk_usage(place).free
         if n_bytes > 0.95 * free:
@@ -95,7 +104,7 @@ def run_benchmark(
 
 
 def text_line(row: Row) -> str:
-    """A row of the table under `HEAD`."""
+    """Return a row of the table under `HEAD`."""
     return (
         f"{row.step:<9} {row.seconds / 60:>8.2f} {1e3 * row.seconds / row.positions:>13.2f} "
         f"{row.peak / 1e6:>8.0f} {(row.peak + row.imports) / 1e6:>15.0f}"
@@ -109,11 +118,11 @@ HEAD = f"{'step':<9} {'minutes':>8} {'ms a position':>13} {'peak, MB':>8} {'with
 
 
 def _memory() -> int:
-    """Largest memory so far, bytes."""
+    """Return the largest memory that this process has had, bytes."""
     import resource
 
     status = Path("/proc/self/status")
-    if status.exists():  # Linux: the number of getrusage starts with that of the parent
+    if status.exists():  # on Linux, getrusage starts with the number of the parent process
         return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -121,19 +130,18 @@ def _memory() -> int:
 
 
 def _run(step: str, path: Path, max_memory: str | None) -> dict[str, Any]:
+    """Run one step; seconds and memory."""
     import py4DSTEM
 
-    import py4dstem_clustering  # noqa: F401
+    from .. import Clusters
 
-    cubes = path.with_name("clusters.h5")
+    stored = path.with_name("clusters.h5")
     options = {"max_memory": max_memory, "progress_bar": False}
     with h5py.File(path, "r") as file:
         cube = py4DSTEM.DataCube(file["data"], name="scan")
-        clusters = None
+        clusters: Any = None
         if step == "averages":
-            from ..grains.clusters import Clusters
-
-            clusters = Clusters.from_node(py4DSTEM.read(str(cubes)))
+            clusters = Clusters.from_node(py4DSTEM.read(str(stored)))
         imports, start = _memory(), perf_counter()
         if step == "filter":
             cube.filter_correlative(out=path.with_name("filtered.h5"), corr_range="auto", **options)
@@ -143,7 +151,7 @@ def _run(step: str, path: Path, max_memory: str | None) -> dict[str, Any]:
             cube.get_clustered_datacube(clusters, **options)
         found = {"seconds": perf_counter() - start, "peak": _memory() - imports}
         if step == "merge":
-            py4DSTEM.save(str(cubes), clusters.to_node(), mode="o")
+            py4DSTEM.save(str(stored), clusters.to_node(), mode="o")
     return {**found, "imports": imports}
 
 

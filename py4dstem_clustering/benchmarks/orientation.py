@@ -1,14 +1,14 @@
-"""Benchmark: orientations and strains of simulated grains, from averages and from single patterns.
+"""Benchmark: orientations and strains of simulated grains, from averages and single patterns.
 
-Each scan is clustered, averaged, and handed to py4DSTEM's disk detection, orientation matching and
-strain; so are single patterns well inside the same grains.
+Each scan is clustered and averaged. Orientation and strain of the averages are found with
+py4DSTEM's disk detection and matching, and so are those of single patterns inside the same grains.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.checks import check_number
 from ..base.progress import progress
 from ..diffraction.misorientation import misorientation
 from ..diffraction.refining import refine_orientations
 from ..diffraction.strain import calculate_strain
-from ..simulate.scan import simulate_scan
+from ..simulate.scan import SimulatedScan, simulate_scan
 from ..simulate.scattering import ACCELERATING_VOLTAGE, crystal_of_gold
+from .common import doses_of, markdown_table
 
 ELECTRONS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """Electrons a pattern."""
@@ -31,13 +31,13 @@ TUNING_SEEDS = range(40, 60)
 """Seeds on which the settings of `refine_orientations` were tuned; refused."""
 
 SHAPES = {False: ((48, 40), (96, 90)), True: ((20, 18), (64, 60))}
-"""Scan and detector; of small scans, for tests of the benchmark itself, by True."""
+"""Shapes of scan and detector; those of small scans, for tests of the benchmark itself, by True."""
 
 STRAIN = 0.02
-"""Largest strain of a grain, each component."""
+"""Largest strain of a grain, for each component."""
 
-SINGLES = {False: 30, True: 4}
-"""Single patterns of each scan."""
+N_SINGLES = {False: 30, True: 4}
+"""Number of single patterns of each scan; those of small scans by True."""
 
 SOURCES = ("averages", "single patterns")
 
@@ -51,7 +51,7 @@ DISKS = {
     "edgeBoundary": 3,
     "maxNumPeaks": 100,
 }
-"""Options of find_Bragg_disks, whose defaults are made for larger detectors."""
+"""Options of find_Bragg_disks; its defaults suit larger detectors."""
 
 PLAN = {
     "zone_axis_range": np.array([[0, 1, 1], [1, 1, 1]]),
@@ -64,41 +64,56 @@ PLAN = {
 }
 """Options of orientation_plan."""
 
-_DISK_RADIUS = 2.0  # detector pixels, the default of simulate_scan
+_DISK_RADIUS = 2.0
+"""Radius of the disks in detector pixels, the default of `simulate_scan`."""
 
-_K_MAX = 1.5  # 1/Angstrom: a little beyond the detector
+_K_MAX = 1.5
+"""Largest scattering vector, 1/Angstrom; it lies a little outside the detector."""
 
 
 class Row(NamedTuple):
-    """One average or one pattern; the columns of the CSV file. Degrees; strains in per cent."""
+    """One average or one pattern; the columns of the CSV file.
+
+    Angles are in degrees. Errors of strain are in per cent, those of rotation in 0.01 radian.
+    """
 
     source: str
     electrons: float
     seed: int
     grain: int
     matched: float
-    """Misorientation from the truth as py4DSTEM matched it."""
+    """Misorientation between the truth and the match of py4DSTEM."""
     refined: float
+    """The same after `refine_orientations`."""
     ambiguity: float
-    """How well another orientation explains the pattern, as a share of the best."""
+    """Correlation of the second-best orientation, divided by that of the best."""
     e_xx: float
-    """Errors of the strain; and of the rotation, in per cent of a radian."""
     e_yy: float
     e_xy: float
     theta: float
     seconds: float
-    """For disks and matching."""
+    """Time for disks and matching."""
     seconds_refining: float
 
 
+class _Found(NamedTuple):
+    """What was found in some patterns."""
+
+    matched: Any
+    refined: Any
+    strain: NDArray[Any]
+    """``e_xx, e_yy, e_xy, theta``, shape (n, 4)."""
+    seconds: float
+    """Time for disks and matching, per pattern."""
+    seconds_refining: float
+    """Per pattern."""
+
+
 def run_benchmark(
-    electrons: Iterable[float], seeds: range, *, small: bool = False, progress_bar: bool = True
+    doses: Sequence[float], seeds: range, *, small: bool = False, progress_bar: bool = True
 ) -> list[Row]:
-    """Rows of every seed and dose."""
-    doses = sorted({check_number("--electrons", value, 1, 1e9) for value in electrons})
-    crystal = crystal_of_gold(_K_MAX)
-    with quiet():
-        crystal.orientation_plan(**PLAN)
+    """Return the rows of every seed and dose (electrons a pattern)."""
+    crystal = simulated_crystal()
     rows: list[Row] = []
     n_scans = len(doses) * len(seeds)
     with progress(n_scans, "Matching", progress_bar, "scans") as report:
@@ -109,16 +124,24 @@ def run_benchmark(
     return rows
 
 
+def simulated_crystal() -> Any:
+    """Return the crystal of the simulated grains, with its orientation plan."""
+    crystal = crystal_of_gold(_K_MAX)
+    with quiet():
+        crystal.orientation_plan(**PLAN)
+    return crystal
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without py4DSTEM's prints, bars and warnings (0.14.18): they are not about the scan."""
+    """Hide py4DSTEM's prints, bars and warnings (0.14.18), which say nothing about the scan."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def disk_template(shape: tuple[int, int]) -> NDArray[Any]:
-    """Template of a disk."""
+    """Return the template of a disk for find_Bragg_disks."""
     from py4DSTEM import Probe
 
     centre = [(n - 1) / 2 for n in shape]
@@ -137,42 +160,28 @@ def _run_scan(electrons: float, seed: int, crystal: Any, small: bool) -> list[Ro
     if not clusters.n_clusters:
         return []
     averages = scan.datacube.get_clustered_datacube(clusters, progress_bar=False)
-    # The grain that most positions of a cluster lie in; -1 for liquid, which has no orientation.
+    # The grain in which most positions of a cluster lie; -1 is liquid and has no orientation.
     grain = np.array(
         [
             np.bincount(scan.labels[clusters.labels == label] + 1).argmax() - 1
             for label in range(clusters.n_clusters)
         ]
     )
-    bragg, matched, seconds = _match(averages, crystal)
-    start = perf_counter()
-    refined = refine_orientations(crystal, bragg, matched, progress_bar=False)
-    refining = (perf_counter() - start) / len(grain)
-    strain = _strain(crystal, bragg, refined)
-    rows = _rows("averages", electrons, seed, grain, scan, crystal, matched, refined, strain,
-                 (seconds / len(grain), refining))  # fmt: skip
+    found = _find(averages, crystal)
+    rows = _rows("averages", electrons, seed, grain, scan, crystal, found)
 
     pure = (scan.shares.max(axis=2) > 0.99) & (scan.labels >= 0) & (clusters.labels >= 0)
     pure &= np.append(grain, -1)[clusters.labels] == scan.labels
-    places = np.random.default_rng(seed).permutation(np.argwhere(pure))[: SINGLES[small]]
+    places = np.random.default_rng(seed).permutation(np.argwhere(pure))[: N_SINGLES[small]]
     if not len(places):
         return rows
     index = tuple(places.T)
-    single = _single_patterns(scan.datacube, index)
-    bragg, matched, seconds = _match(single, crystal)
-    start = perf_counter()
-    own = refine_orientations(crystal, bragg, matched, progress_bar=False)
-    refining = (perf_counter() - start) / len(places)
-    # The paper's way: the lattice of the cluster, the disks of the pattern.
-    reference = type(refined)(len(places), 1, 1)
-    label = clusters.labels[index]
-    reference.matrix[:] = refined.matrix[label][:, :, :1]
-    reference.corr[:] = refined.corr[label][:, :, :1]
-    strain = _strain(crystal, bragg, reference)
+    single = _find(
+        _single_patterns(scan.datacube, index), crystal, found.refined, clusters.labels[index]
+    )
     return rows + _rows(
-        "single patterns", electrons, seed, scan.labels[index], scan, crystal, matched, own, strain,
-        (seconds / len(places), refining),
-    )  # fmt: skip
+        "single patterns", electrons, seed, scan.labels[index], scan, crystal, single
+    )
 
 
 def _single_patterns(datacube: Any, index: tuple[NDArray[Any], ...]) -> Any:
@@ -186,17 +195,35 @@ def _single_patterns(datacube: Any, index: tuple[NDArray[Any], ...]) -> Any:
     return cube
 
 
-def _match(patterns: Any, crystal: Any) -> tuple[Any, Any, float]:
+def _find(
+    patterns: Any, crystal: Any, lattice: Any = None, label: NDArray[Any] | None = None
+) -> _Found:
+    """Find orientation and strain of patterns ``(n, 1, Qx, Qy)``.
+
+    Strain is that of the disks of each pattern against its own orientation. With `lattice`, the
+    orientations of clusters, it is against that of the cluster `label` of each pattern, as in the
+    paper.
+    """
     start = perf_counter()
     with quiet():
         bragg = patterns.find_Bragg_disks(template=disk_template(patterns.Qshape), **DISKS)
         bragg.setcal()
         matched = crystal.match_orientations(bragg, progress_bar=False)
-    return bragg, matched, perf_counter() - start
+    seconds = perf_counter() - start
+    start = perf_counter()
+    refined = refine_orientations(crystal, bragg, matched, progress_bar=False)
+    refining = perf_counter() - start
+    reference = refined
+    if lattice is not None and label is not None:
+        reference = type(lattice)(len(label), 1, 1)
+        reference.matrix[:] = lattice.matrix[label][:, :, :1]
+        reference.corr[:] = lattice.corr[label][:, :, :1]
+    n = len(patterns.data)
+    return _Found(matched, refined, _strain(crystal, bragg, reference), seconds / n, refining / n)
 
 
 def _strain(crystal: Any, bragg: Any, orientation: Any) -> NDArray[Any]:
-    """``e_xx, e_yy, e_xy, theta`` (n, 4), each pattern against its own orientation."""
+    """Return ``e_xx, e_yy, e_xy, theta``, shape (n, 4), against the orientation of each pattern."""
     labels = np.arange(bragg.shape[0])[:, None]
     return calculate_strain(
         labels,
@@ -219,34 +246,42 @@ def _rows(
     electrons: float,
     seed: int,
     grain: NDArray[Any],
-    scan: Any,
+    scan: SimulatedScan,
     crystal: Any,
-    matched: Any,
-    refined: Any,
-    strain: NDArray[Any],
-    seconds: tuple[float, float],
+    found: _Found,
 ) -> list[Row]:
+    """Compare what was found in patterns of known grains with the truth."""
     known = np.flatnonzero(grain >= 0)
     truth = scan.orientations[grain[known]]
-    errors = [
-        misorientation(found.matrix[known, 0, 0], truth, crystal) for found in (matched, refined)
-    ]
-    best, second = refined.corr[known, 0].T
+    matched, refined = (
+        misorientation(one.matrix[known, 0, 0], truth, crystal)
+        for one in (found.matched, found.refined)
+    )
+    best, second = found.refined.corr[known, 0].T
     ambiguity = second / np.where(best > 0, best, np.nan)
     true_strain = np.column_stack([scan.strains[grain[known]], np.zeros(len(known))])
-    wrong = 100 * (strain[known] - true_strain)
+    e_xx, e_yy, e_xy, theta = (100 * (found.strain[known] - true_strain)).T
     return [
-        Row(source, electrons, seed, int(grain[k]), *map(float, (a, b, c)), *map(float, off),
-            *seconds)
-        for k, a, b, c, off in zip(known, *errors, ambiguity, wrong, strict=True)
-    ]  # fmt: skip
+        Row(
+            source,
+            electrons,
+            seed,
+            grain=int(grain[k]),
+            matched=float(matched[i]),
+            refined=float(refined[i]),
+            ambiguity=float(ambiguity[i]),
+            e_xx=float(e_xx[i]),
+            e_yy=float(e_yy[i]),
+            e_xy=float(e_xy[i]),
+            theta=float(theta[i]),
+            seconds=found.seconds,
+            seconds_refining=found.seconds_refining,
+        )
+        for i, k in enumerate(known)
+    ]
 
 
 # --- tables ----------------------------------------------------------------------------------
-
-
-def _doses(rows: list[Row]) -> list[float]:
-    return sorted({row.electrons for row in rows})
 
 
 def _values(rows: list[Row], source: str, electrons: float, field: str) -> NDArray[Any]:
@@ -256,7 +291,7 @@ def _values(rows: list[Row], source: str, electrons: float, field: str) -> NDArr
 
 
 def _angles(values: NDArray[Any]) -> str:
-    """Median, 95 % and share above 5 degrees; no orientation counts as wrong."""
+    """Return median, 95 % and share above 5 degrees; a missing orientation counts as wrong."""
     if not len(values):
         return "-"
     values = np.where(np.isnan(values), 180, values)
@@ -265,24 +300,21 @@ def _angles(values: NDArray[Any]) -> str:
 
 
 def orientation_table(rows: list[Row]) -> str:
-    """Misorientation from the truth: median, 95 % and share of gross errors over dose."""
-    lines = [
-        "| electrons | averages, matched | averages, refined | single patterns, matched "
-        "| single patterns, refined |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for dose in _doses(rows):
-        cells = [
-            _angles(_values(rows, source, dose, field))
-            for source in SOURCES
-            for field in ("matched", "refined")
+    """Return median, 95 % and share of gross errors of misorientation, in Markdown."""
+    columns = [(source, field) for source in SOURCES for field in ("matched", "refined")]
+    heads = ["electrons", *(f"{source}, {field}" for source, field in columns)]
+    table = [
+        [
+            f"{dose:,.10g}",
+            *(_angles(_values(rows, source, dose, field)) for source, field in columns),
         ]
-        lines.append(f"| {dose:,.10g} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        for dose in doses_of(rows)
+    ]
+    return markdown_table(heads, table)
 
 
 def _spread(values: NDArray[Any]) -> str:
-    """Median and standard deviation of errors, the latter by the median deviation."""
+    """Return the median of errors, and their standard deviation estimated from the median one."""
     values = values[np.isfinite(values)]
     if not len(values):
         return "-"
@@ -291,21 +323,22 @@ def _spread(values: NDArray[Any]) -> str:
 
 
 def strain_table(rows: list[Row]) -> str:
-    """Errors of strain, per cent, and rotation, per cent of a radian: bias and scatter."""
+    """Return bias and scatter of the errors of strain and rotation, in Markdown."""
     fields = ("e_xx", "e_yy", "e_xy", "theta")
-    lines = [
-        f"| electrons | of | {' | '.join(fields)} |",
-        "| ---: | --- | ---: | ---: | ---: | ---: |",
+    table = [
+        [
+            f"{dose:,.10g}",
+            source,
+            *(_spread(_values(rows, source, dose, field)) for field in fields),
+        ]
+        for dose in doses_of(rows)
+        for source in SOURCES
     ]
-    for dose in _doses(rows):
-        for source in SOURCES:
-            cells = [_spread(_values(rows, source, dose, field)) for field in fields]
-            lines.append(f"| {dose:,.10g} | {source} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return markdown_table(["electrons", "of", *fields], table, texts=(1,))
 
 
 def cost_line(rows: list[Row]) -> str:
-    """What a pattern costs."""
+    """Return the line that says how long a pattern takes."""
     matching, refining = (
         1e3 * np.median([getattr(row, field) for row in rows])
         for field in ("seconds", "seconds_refining")

@@ -1,14 +1,14 @@
 """Benchmark: how well particles of simulated series are followed and measured.
 
-Each series goes the whole way of a user: clusters frame by frame, drift, tracks, and for every
-particle its growth and, by py4DSTEM's disk detection and orientation matching of its mean patterns,
-its rotation.
+Each series is processed as a user does it: clusters frame by frame, drift, tracks, and the growth
+of every particle. The rotation of a particle comes from its mean patterns by py4DSTEM's disk
+detection and orientation matching.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.checks import check_number
 from ..base.progress import progress
 from ..diffraction.refining import refine_orientations
 from ..metrics import track_quality
@@ -25,9 +24,9 @@ from ..series.motion import rotation_rate
 from ..series.result import ClusterSeries
 from ..series.run import cluster_series
 from ..series.tracks import Track, Tracks
-from ..simulate.scattering import crystal_of_gold
 from ..simulate.series import SimulatedSeries, simulate_series
-from .orientation import DISKS, PLAN, disk_template, quiet
+from .common import doses_of, markdown_table
+from .orientation import DISKS, disk_template, quiet, simulated_crystal
 
 ELECTRONS = (100.0, 300.0, 1000.0, 10000.0)
 """Electrons a pattern."""
@@ -35,17 +34,17 @@ ELECTRONS = (100.0, 300.0, 1000.0, 10000.0)
 TUNING_SEEDS = range(100, 116)
 """Seeds on which drift and links were tuned; refused."""
 
-SHAPES = {
+SHAPES: dict[bool, dict[str, Any]] = {
     False: {"n_frames": 20, "n_particles": 8},
     True: {"scan_shape": (24, 20), "detector_shape": (48, 44), "n_frames": 4, "n_particles": 3},
 }
-"""Options of simulate_series; of small ones, for tests of the benchmark itself, by True."""
+"""Options of simulate_series; those of small series, for tests of the benchmark itself, by True."""
 
-_LEAST_FRAMES = 5
-"""Frames that a rate needs to be asked for."""
+_MIN_FRAMES = 5
+"""Number of frames from which a rate is measured; with more, fewer particles have a rate."""
 
-_MOST_MATCHED = 8
-"""Frames of a particle whose orientation is matched: this takes most of the time."""
+_MAX_MATCHED_FRAMES = 8
+"""Number of frames of a particle whose orientation is matched; this takes most of the time."""
 
 
 class SeriesRow(NamedTuple):
@@ -56,12 +55,12 @@ class SeriesRow(NamedTuple):
     mota: float
     idf1: float
     mota_of_true: float
-    """The true labels followed instead of clusters: what the tracking alone does."""
+    """That of tracks of the true labels: it shows the errors of the tracking alone."""
     idf1_of_true: float
     drift: float
     """Root mean square error along one axis, scan positions."""
     drift_worst: float
-    """Largest distance from the truth in any frame."""
+    """Largest distance from the true drift in any frame, scan positions."""
 
 
 class ParticleRow(NamedTuple):
@@ -79,13 +78,10 @@ class ParticleRow(NamedTuple):
 
 
 def run_benchmark(
-    electrons: Iterable[float], seeds: range, *, small: bool = False, progress_bar: bool = True
+    doses: Sequence[float], seeds: range, *, small: bool = False, progress_bar: bool = True
 ) -> tuple[list[SeriesRow], list[ParticleRow]]:
-    """Rows of every seed and dose."""
-    doses = sorted({check_number("--electrons", value, 1, 1e9) for value in electrons})
-    crystal = crystal_of_gold(1.5)
-    with quiet():
-        crystal.orientation_plan(**PLAN)
+    """Return the rows of every seed and dose (electrons a pattern)."""
+    crystal = simulated_crystal()
     series_rows, particle_rows = [], []
     n_scans = len(doses) * len(seeds)
     with progress(n_scans, "Following", progress_bar, "series") as report:
@@ -124,13 +120,14 @@ def _run_series(
 
 
 def _follow_true(truth: SimulatedSeries) -> Any:
+    """Follow the true labels with the true drift; the quality of the tracks."""
     frames, maps = [], []
     for t, cube in enumerate(truth):
         present = np.unique(truth.labels[t])
         present = present[present >= 0]
         labels = np.where(truth.labels[t] >= 0, np.searchsorted(present, truth.labels[t]), -1)
-        sums = [cube.data[labels == k].mean(axis=0) for k in range(len(present))]
-        frames.append((labels, np.array(sums).reshape(-1, *cube.Qshape), None))
+        means = [cube.data[labels == k].mean(axis=0) for k in range(len(present))]
+        frames.append((labels, np.array(means).reshape(-1, *cube.Qshape), None))
         maps.append(labels)
     tracks = link_frames(frames, drift=truth.drift, times=truth.times)
     return track_quality(tracks.maps(maps), truth)
@@ -140,35 +137,39 @@ def _measure(
     particle: int, series: ClusterSeries, tracks: Tracks, found: NDArray[Any],
     truth: SimulatedSeries, dose: float, seed: int, crystal: Any,
 ) -> ParticleRow:  # fmt: skip
-    """Growth while the particle grows freely, rotation while it is itself, of its best track."""
+    """Measure a particle by the track that holds most of it.
+
+    Growth is measured in frames in which the true area grows evenly, rotation in all frames in
+    which the track is mostly this particle.
+    """
     growth = truth.growth_rates[particle]
-    turns = truth.rotation_rates[particle]
+    rotation = truth.rotation_rates[particle]
     growth_found = rotation_found = np.nan
-    mine = truth.labels == particle
-    there = np.flatnonzero(mine.any(axis=(1, 2)))
-    counts = np.bincount(found[mine & (found >= 0)].ravel(), minlength=1)
+    member = truth.labels == particle
+    present = np.flatnonzero(member.any(axis=(1, 2)))
+    counts = np.bincount(found[member & (found >= 0)].ravel(), minlength=1)
     if counts.any():
         track = tracks.track(int(counts.argmax()))
-        keep = np.isin(track.frames, there) & _found_in(track, found, mine)
+        keep = np.isin(track.frames, present) & _mostly_member(track, found, member)
         if growth > 0:
-            frames = _growing(truth, particle)
+            frames = growing_frames(truth, particle)
             use = keep & np.isin(track.frames, frames) & ~track.table["touches_border"]
-            if use.sum() >= _LEAST_FRAMES:
+            if use.sum() >= _MIN_FRAMES:
                 times, areas = track.times[use], track.sizes[use]
                 growth_found = float(np.polyfit(times - times.mean(), areas, 1)[0])
-        if keep.sum() >= _LEAST_FRAMES:
+        if keep.sum() >= _MIN_FRAMES:
             rotation_found = _rotation(series, track, keep, crystal)
-    return ParticleRow(dose, seed, particle, growth, growth_found, turns, rotation_found)
+    return ParticleRow(dose, seed, particle, growth, growth_found, rotation, rotation_found)
 
 
-def _found_in(track: Track, found: NDArray[Any], mine: NDArray[Any]) -> NDArray[Any]:
-    """Frames of a track in which most of it is the particle."""
-    shares = [mine[t][found[t] == track.number].mean() for t in track.frames]
+def _mostly_member(track: Track, found: NDArray[Any], member: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether most of the track lies in the particle, for each frame of the track."""
+    shares = [member[t][found[t] == track.number].mean() for t in track.frames]
     return np.array(shares) > 0.5
 
 
-def _growing(truth: SimulatedSeries, particle: int) -> NDArray[Any]:
-    """Frames from birth on in which the true area goes up evenly."""
+def growing_frames(truth: SimulatedSeries, particle: int) -> NDArray[np.int64]:
+    """Return the frames, from the first of a particle on, in which its true area grows evenly."""
     areas = truth.areas[:, particle]
     step = truth.growth_rates[particle] * np.diff(truth.times)
     even = np.abs(np.diff(areas) - step) < 0.02 * step
@@ -180,7 +181,8 @@ def _growing(truth: SimulatedSeries, particle: int) -> NDArray[Any]:
 
 
 def _rotation(series: ClusterSeries, track: Track, keep: NDArray[Any], crystal: Any) -> float:
-    some = np.unique(np.linspace(0, keep.sum() - 1, _MOST_MATCHED).astype(int))
+    """Return the rotation rate, degrees a second, from frames spread evenly over the track."""
+    some = np.unique(np.linspace(0, keep.sum() - 1, _MAX_MATCHED_FRAMES).astype(int))
     rows = np.flatnonzero(keep)[some]
     cube = series.get_track_datacube(replace(track, table=track.table[rows]))
     with quiet():
@@ -197,40 +199,38 @@ def _rotation(series: ClusterSeries, track: Track, keep: NDArray[Any], crystal: 
 
 
 def series_table(rows: list[SeriesRow]) -> str:
-    """Markdown: means over seeds, and the worst."""
-    lines = [
-        "| electrons a pattern | IDF1 | MOTA | IDF1, true labels | drift error, positions |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for dose in sorted({row.electrons for row in rows}):
+    """Return means over seeds, with the worst, in Markdown."""
+    heads = ["electrons a pattern", "IDF1", "MOTA", "IDF1, true labels", "drift error, positions"]
+    table = []
+    for dose in doses_of(rows):
         these = [row for row in rows if row.electrons == dose]
-        idf1, mota, true = (
+        qualities = [
             f"{np.mean(values):.2f} ({np.min(values):.2f})"
             for values in zip(*((r.idf1, r.mota, r.idf1_of_true) for r in these), strict=True)
-        )
+        ]
         drift = f"{np.mean([r.drift for r in these]):.2f} ({max(r.drift for r in these):.2f})"
-        lines.append(f"| {dose:,.0f} | {idf1} | {mota} | {true} | {drift} |")
-    return "\n".join(lines) + "\n"
+        table.append([f"{dose:,.0f}", *qualities, drift])
+    return markdown_table(heads, table)
 
 
 def particle_table(rows: list[ParticleRow]) -> str:
-    """Markdown: errors of rates."""
-    lines = [
-        "| electrons a pattern | error of growth rate, %: median (90 %) | particles "
-        "| error of rotation, degrees a second: median (90 %) | particles |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for dose in sorted({row.electrons for row in rows}):
+    """Return errors of rates in Markdown."""
+    heads = [
+        "electrons a pattern", "error of growth rate, %: median (90 %)", "particles",
+        "error of rotation, degrees a second: median (90 %)", "particles",
+    ]  # fmt: skip
+    table = []
+    for dose in doses_of(rows):
         these = [row for row in rows if row.electrons == dose]
         growth = np.array([100 * abs(r.growth_found / r.growth - 1) for r in these if r.growth > 0])
-        turns = np.array([abs(r.rotation_found - r.rotation) for r in these])
-        cells = []
-        for errors, digits in ((growth, 1), (turns, 2)):
+        rotation = np.array([abs(r.rotation_found - r.rotation) for r in these])
+        cells = [f"{dose:,.0f}"]
+        for errors, digits in ((growth, 1), (rotation, 2)):
             errors = errors[np.isfinite(errors)]
+            text = "-"
             if errors.size:
                 middle, high = np.percentile(errors, (50, 90))
-                cells.append(f"{middle:.{digits}f} ({high:.{digits}f}) | {errors.size}")
-            else:
-                cells.append("- | 0")
-        lines.append(f"| {dose:,.0f} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+                text = f"{middle:.{digits}f} ({high:.{digits}f})"
+            cells += [text, str(errors.size)]
+        table.append(cells)
+    return markdown_table(heads, table)

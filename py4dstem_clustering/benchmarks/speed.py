@@ -1,8 +1,8 @@
-"""How fast the kernels are, beside a slow loop, the published way and what the machine can do.
+"""How fast the kernels are, beside a slow loop, the published code and what the machine can do.
 
-``python -m py4dstem_clustering benchmark speed`` runs it. All ways of doing one thing are timed in
-turn, again and again, in one run, so that a machine that slows down slows all of them; medians are
-quoted. What is slow is timed on some of the positions, and every time is per pattern.
+``py4dstem-clustering benchmark speed`` runs it. All ways to do one thing are timed in turn, several
+times, in one run, so that a machine that becomes slower slows all of them. Medians are given. Slow
+ways are timed on some of the positions only, and every time is per pattern.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,34 +28,45 @@ from ..kernels.blas import matmul
 from ..kernels.blocks import count_jobs, tiles, workers
 from ..kernels.blur import Blur, blur_matrix
 from ..kernels.correlative import correlative_core, footprint, radial_weight
-from ..kernels.similarity import DIRECTIONS, similarity_core, similarity_mean
+from ..kernels.similarity import similarity_core, similarity_mean
 from ..kernels.tree import cut_at, spanning_forest
+from .slow import (
+    Place,
+    filter_feature,
+    filter_sums,
+    label_sums,
+    neighbours,
+    published_similarity,
+    unit,
+)
 
-FILTER = {"sigma": 3, "radius": 4, "corr_range": (0.85, 0.95), "edge": 12}
-"""The published filter."""
+SIGMA, RADIUS, CORR_RANGE, EDGE = 3.0, 4.0, (0.85, 0.95), 12
+"""Options of the published filter."""
 
-_SLOW_POSITIONS = 9
+_N_SLOW_PLACES = 9
+"""Number of positions on which slow ways are timed."""
 
-_COPIED = 2**26  # bytes
+_COPIED_BYTES = 2**26
+"""Size of the copy that measures the memory; it must be larger than the caches."""
 
-_MAP, _THRESHOLDS = 512, np.linspace(0.5, 0.95, 10)
+_GROWTH_SIDE, _GROWTH_THRESHOLDS = 512, np.linspace(0.5, 0.95, 10)
 
 
 class Machine(NamedTuple):
-    """What the kernels run on, and what it can do with so many threads."""
+    """What the kernels run on, and what it can do with `threads` threads."""
 
     processor: str
     cores: int
     blas: str
     threads: int
     bandwidth: float
-    """Bytes a second that a copy reads and writes."""
+    """Bytes a second that a copy reads and writes, added."""
     flops: float
     """Floating-point operations a second of a large matrix product."""
 
 
 class Way(NamedTuple):
-    """One way of doing a thing: a function, and the number of patterns that it works on."""
+    """One way to do a task: a function, and the number of patterns that it works on."""
 
     name: str
     run: Callable[[], Any]
@@ -70,15 +81,15 @@ class Row(NamedTuple):
     seconds: float
     """Per pattern; median."""
     ratio: float
-    """To the first way; median over turns."""
+    """Time divided by that of the first way; median over turns."""
     share: float
-    """Of the roofline; NaN where there is none."""
+    """Least possible time divided by the time; NaN where the least is not known."""
 
 
 def measure_machine(n_jobs: int | None) -> Machine:
-    """Copy arrays and multiply matrices, with `n_jobs` threads at once."""
+    """Measure copies of arrays and products of matrices, with `n_jobs` threads at once."""
     jobs = count_jobs(n_jobs)
-    a = [np.ones(_COPIED // jobs, dtype=np.uint8) for _ in range(jobs)]
+    a = [np.ones(_COPIED_BYTES // jobs, dtype=np.uint8) for _ in range(jobs)]
     b = [x.copy() for x in a]
     n = 1024
     rng = np.random.default_rng(0)
@@ -131,7 +142,7 @@ def _time(run: Callable[[], Any]) -> float:
 
 
 def make_scan(positions: int, detector: int, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Counts ``(side, side, detector, detector)``, uint16, of grains in stripes; their labels."""
+    """Return counts ``(side, side, detector, detector)``, uint16, of striped grains, and labels."""
     rng = np.random.default_rng(seed)
     side = max(3, round(np.sqrt(positions)))
     x, y = np.indices((side, side))
@@ -143,89 +154,22 @@ def make_scan(positions: int, detector: int, seed: int = 0) -> tuple[NDArray[Any
     return data, labels
 
 
-def _annulus(detector: int) -> NDArray[Any]:
+def annulus(detector: int) -> NDArray[np.bool_]:
+    """Return the detector pixels that are compared."""
     u, v = np.indices((detector, detector)) - (detector - 1) / 2
     distance = np.hypot(u, v)
     return (distance > detector / 16) & (distance < detector / 2.1)
 
 
-def _places(side: int) -> list[tuple[int, int]]:
-    """Positions around the middle of the scan, whose neighbours are mostly inside."""
+def slow_places(side: int) -> list[Place]:
+    """Return positions around the middle of the scan: most of their neighbours are inside."""
     first = max(0, side // 2 - 1)
-    return [(first + i // 3, first + i % 3) for i in range(_SLOW_POSITIONS)]
+    return [(first + i // 3, first + i % 3) for i in range(_N_SLOW_PLACES)]
 
 
-# --- slow ways -------------------------------------------------------------------------------
+# --- another package -------------------------------------------------------------------------
 
-
-def published_similarity(
-    data: NDArray[Any], places: Iterable[tuple[int, int]], q_mask: NDArray[Any], sigma: float
-) -> NDArray[Any]:
-    """Each pattern converted, blurred and masked anew for each of its neighbours."""
-    rx, ry = data.shape[:2]
-
-    def take(x: int, y: int) -> NDArray[Any]:
-        pattern = data[x, y].astype(np.float32)
-        pattern -= pattern.mean()
-        if sigma > 0:
-            pattern = gaussian_filter(pattern, sigma)
-        return pattern[q_mask]
-
-    found = []
-    for x, y in places:
-        a = take(x, y)
-        row = np.full(8, np.nan)
-        for k, (dx, dy) in enumerate(DIRECTIONS):
-            if 0 <= x + dx < rx and 0 <= y + dy < ry:
-                b = take(x + dx, y + dy)
-                row[k] = np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b))
-        found.append(row)
-    return np.array(found)
-
-
-def slow_features(pattern: NDArray[Any], weight: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """A pattern as the filter compares it, by scipy."""
-    blurred = gaussian_filter(pattern.astype(np.float32), sigma)
-    found = weight * (blurred - np.sum(weight * blurred) / np.sum(weight))
-    norm = np.linalg.norm(found)
-    return found / norm if norm > 0 else found
-
-
-def slow_filter(
-    data: NDArray[Any], places: Iterable[tuple[int, int]], features: dict, options: dict
-) -> NDArray[Any]:
-    """The filter in a loop over neighbours, each pattern normalised once.
-
-    `features` holds those of the neighbours; those of `places` are made anew, so that the time of a
-    pattern holds one normalisation.
-    """
-    rx, ry = data.shape[:2]
-    low, high = options["corr_range"]
-    weight = radial_weight(data.shape[2:], options["edge"]).astype(np.float32)
-    offsets = footprint(options["radius"])
-    found = []
-    for x, y in places:
-        features[x, y] = own = slow_features(data[x, y], weight, options["sigma"])
-        total, sum_of_weights = data[x, y].astype(np.float32), 1.0
-        for dx, dy in offsets:
-            i, j = x + dx, y + dy
-            if 0 <= i < rx and 0 <= j < ry:
-                a = min(max((np.sum(own * features[i, j]) - low) / (high - low), 0), 1)
-                total += np.float32(a) * data[i, j]
-                sum_of_weights += a
-        found.append(total / np.float32(sum_of_weights))
-    return np.array(found)
-
-
-def slow_averages(data: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
-    """Add up pattern by pattern."""
-    total = np.zeros((labels.max() + 1, *data.shape[2:]))
-    for x, y in np.ndindex(labels.shape):
-        total[labels[x, y]] += data[x, y]
-    return total / np.bincount(labels.ravel())[:, None, None]
-
-
-# Started with the Python of another environment: kikuchipy needs NumPy 2, py4DSTEM NumPy 1.
+# This runs in the Python of another environment: kikuchipy needs NumPy 2, py4DSTEM NumPy 1.
 _KIKUCHIPY = """
 import sys, warnings, io
 warnings.simplefilter("ignore")
@@ -242,7 +186,10 @@ for line in sys.stdin:
 
 @contextmanager
 def kikuchipy(python: str | None, data: NDArray[Any]) -> Iterator[Callable[[], None] | None]:
-    """Its ``get_neighbour_dot_product_matrices`` as a function, in a process that is waiting."""
+    """Give kikuchipy's ``get_neighbour_dot_product_matrices`` as a function; None without Python.
+
+    It runs in a process of `python` that has loaded the scan and waits for calls.
+    """
     if python is None:
         yield None
         return
@@ -257,11 +204,13 @@ def kikuchipy(python: str | None, data: NDArray[Any]) -> Iterator[Callable[[], N
         except OSError as error:
             raise ValueError(f"--kikuchipy {python} does not start: {error}") from error
 
+        calls, answers = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
+
         def run() -> None:
             try:
-                process.stdin.write("\n")
-                process.stdin.flush()
-                done = process.stdout.readline()
+                calls.write("\n")
+                calls.flush()
+                done = answers.readline()
             except OSError:
                 done = ""
             if not done:
@@ -270,9 +219,9 @@ def kikuchipy(python: str | None, data: NDArray[Any]) -> Iterator[Callable[[], N
         try:
             yield run
         finally:
-            process.stdout.close()
+            answers.close()
             with suppress(OSError):
-                process.stdin.close()
+                calls.close()
             process.wait()
 
 
@@ -280,98 +229,133 @@ def kikuchipy(python: str | None, data: NDArray[Any]) -> Iterator[Callable[[], N
 
 
 class Task(NamedTuple):
-    """Ways of doing one thing, ours first, and the least that it takes."""
+    """Ways to do one thing, that of this package first, and the least that it takes."""
 
     name: str
     ways: list[Way]
     bytes: float
-    """That must go through memory, per pattern; 0 for no roofline."""
+    """Least number of bytes that must be read and written, per pattern."""
     flops: float
+    """Least number of floating-point operations, per pattern."""
 
 
 def make_tasks(
     data: NDArray[Any],
     labels: NDArray[Any],
     n_jobs: int | None,
-    other: Callable[[], None] | None = None,
+    kikuchipy_way: Callable[[], None] | None = None,
 ) -> Iterator[Task]:
-    """Every comparison, made when it is asked for. `other` is that of `kikuchipy`."""
-    side, detector = len(data), data.shape[-1]
-    n, pixels = side * side, detector**2
-    jobs = count_jobs(n_jobs)
-    common = {"n_jobs": n_jobs, "report": lambda rows: None}
-    places = _places(side)
-    q_mask = _annulus(detector)
-    inside = int(q_mask.sum())
+    """Yield every comparison; the arrays of a task are made when it is asked for."""
+    yield _similarity_task(data, 0, n_jobs, kikuchipy_way)
+    yield _similarity_task(data, 2, n_jobs, None)  # kikuchipy has no blur
+    yield _filter_task(data, n_jobs)
+    yield _averages_task(data, labels, n_jobs)
+    yield _blur_task(data, n_jobs)
 
-    for sigma in (0, 2):
-        band = 2 * int(4 * sigma + 0.5) + 1 if sigma else 0
-        # Without blur or mask: it has neither.
-        extra = [Way("kikuchipy", other, n)] if other is not None and not sigma else []
-        yield Task(
-            "similarity" + (f", blur {sigma}" if sigma else ""),
-            [
-                Way(
-                    "this package",
-                    lambda sigma=sigma: similarity_core(
-                        data, q_mask=q_mask, sigma=sigma, subtract_mean=True, **common
-                    ),
-                    n,
-                ),
-                Way(
-                    "published",
-                    lambda sigma=sigma: published_similarity(data, places, q_mask, sigma),
-                    len(places),
-                ),
-                *extra,
-            ],
-            # Each pattern read once; its norm and four products, and two bands of the blur.
-            2.0 * pixels,
-            2.0 * 5 * inside + 2 * 2 * band * pixels,
+
+def _ignore(done: int) -> None:
+    """Report no progress."""
+
+
+def _blur_width(sigma: float) -> int:
+    """Return the number of pixels along an axis that a blur takes in; 0 without one."""
+    return 2 * int(4 * sigma + 0.5) + 1 if sigma else 0
+
+
+def _similarity_task(
+    data: NDArray[Any],
+    sigma: float,
+    n_jobs: int | None,
+    kikuchipy_way: Callable[[], None] | None,
+) -> Task:
+    side, detector = len(data), data.shape[-1]
+    q_mask, places = annulus(detector), slow_places(side)
+
+    def ours() -> None:
+        similarity_core(
+            data, q_mask=q_mask, sigma=sigma, subtract_mean=True, n_jobs=n_jobs, report=_ignore
         )
 
-    edge = min(FILTER["edge"], detector // 8)
-    options = {**FILTER, "edge": edge}
+    def published() -> None:
+        published_similarity(data, places, q_mask, sigma)
+
+    ways = [Way("this package", ours, side**2), Way("published", published, len(places))]
+    if kikuchipy_way is not None:
+        ways.append(Way("kikuchipy", kikuchipy_way, side**2))
+    # Each pattern is read once. Its norm and four products, and the blur along both axes.
+    n_bytes = 2.0 * detector**2
+    flops = 2.0 * 5 * int(q_mask.sum()) + 2 * 2 * _blur_width(sigma) * detector**2
+    return Task("similarity" + (f", blur {sigma}" if sigma else ""), ways, n_bytes, flops)
+
+
+def _filter_task(data: NDArray[Any], n_jobs: int | None) -> Task:
+    side, detector = len(data), data.shape[-1]
+    edge = min(EDGE, detector // 8)
     out = np.empty(data.shape, dtype=np.float32)
     weight = radial_weight((detector, detector), edge).astype(np.float32)
-    reach = range(-int(FILTER["radius"]), int(FILTER["radius"]) + 1)
-    near = {(x + dx, y + dy) for x, y in places for dx in reach for dy in reach}
-    features = {
-        (x, y): slow_features(data[x, y], weight, FILTER["sigma"])
-        for x, y in near
-        if 0 <= x < side and 0 <= y < side
-    }
-    n_offsets = len(footprint(FILTER["radius"]))
-    band = 2 * int(4 * FILTER["sigma"] + 0.5) + 1
-    yield Task(
-        "filter",
-        [
-            Way("this package", lambda: correlative_core(data, out, **options, **common), n),
-            Way("slow loop", lambda: slow_filter(data, places, features, options), len(places)),
-        ],
-        # Read in 16 bits, written in 32. Half the correlations, all weighted sums, the blur.
-        6.0 * pixels,
-        2.0
-        * (n_offsets // 2 * (detector - 2 * edge) ** 2 + n_offsets * pixels + 2 * band * pixels),
-    )
+    places = slow_places(side)
+    near = {other for place in places for other in neighbours((side, side), place, RADIUS)}
+    features = {place: unit(filter_feature(data[place], weight, SIGMA)) for place in near}
 
+    def ours() -> None:
+        correlative_core(
+            data, out, sigma=SIGMA, radius=RADIUS, corr_range=CORR_RANGE, edge=edge,
+            n_jobs=n_jobs, report=_ignore,
+        )  # fmt: skip
+
+    def slow() -> None:
+        slow_filter(data, places, features, weight)
+
+    ways = [Way("this package", ours, side**2), Way("slow loop", slow, len(places))]
+    # Read in 16 bits, written in 32. Half of the correlations, all weighted sums, and the blur.
+    n_offsets = len(footprint(RADIUS))
+    correlations = n_offsets // 2 * (detector - 2 * edge) ** 2
+    sums_and_blur = (n_offsets + 2 * _blur_width(SIGMA)) * detector**2
+    return Task("filter", ways, 6.0 * detector**2, 2.0 * (correlations + sums_and_blur))
+
+
+def slow_filter(
+    data: NDArray[Any],
+    places: Iterable[Place],
+    features: Mapping[Place, NDArray[Any]],
+    weight: NDArray[Any],
+) -> NDArray[np.float32]:
+    """Filter in a loop over neighbours, as if each pattern were normalised once.
+
+    `features` are those of the neighbours. The feature of each place is made again, so that the
+    time for a pattern holds one normalisation.
+    """
+    found = []
+    for place in places:
+        own = unit(filter_feature(data[place], weight, SIGMA))
+        total, sum_of_weights = filter_sums(
+            data, place, {**features, place: own}, radius=RADIUS, corr_range=CORR_RANGE
+        )
+        found.append(total / np.float32(sum_of_weights))
+    return np.array(found)
+
+
+def _averages_task(data: NDArray[Any], labels: NDArray[Any], n_jobs: int | None) -> Task:
+    side, detector = len(data), data.shape[-1]
     buffers = [np.empty_like(data[0]) for _ in range(side)]
+
+    def ours() -> None:
+        averaging_core(data, labels, n_jobs=n_jobs, report=_ignore)
 
     def read() -> None:
         with workers(n_jobs) as run:
             run(lambda i: np.copyto(buffers[i], data[i]), range(side))
 
-    yield Task(
-        "averages",
-        [
-            Way("this package", lambda: averaging_core(data, labels, **common), n),
-            Way("reading once", read, n),
-            Way("slow loop", lambda: slow_averages(data, labels), n),
-        ],
-        2.0 * pixels,
-        1.0 * pixels,
-    )
+    def slow() -> None:
+        label_sums(data, labels) / np.bincount(labels.ravel())[:, None, None]
 
+    names = ("this package", ours), ("reading once", read), ("slow loop", slow)
+    ways = [Way(name, run, side**2) for name, run in names]
+    return Task("averages", ways, 2.0 * detector**2, 1.0 * detector**2)
+
+
+def _blur_task(data: NDArray[Any], n_jobs: int | None) -> Task:
+    side, detector = len(data), data.shape[-1]
     patterns = data[: max(1, min(side, 512 // side))].reshape(-1, detector, detector)
     patterns = patterns.astype(np.float32)
     matrix = blur_matrix(detector, 2)
@@ -382,29 +366,27 @@ def make_tasks(
         with workers(n_jobs) as run:
             run(lambda tile: blur(patterns[tile], out=blurred[tile]), tiles(len(patterns), 8))
 
-    ways = [
-        Way("this package", ours, len(patterns)),
-        Way("scipy", lambda: gaussian_filter(patterns, (0, 2, 2)), len(patterns)),
-    ]
+    def scipy() -> None:
+        gaussian_filter(patterns, (0, 2, 2))
+
+    ways = [Way("this package", ours, len(patterns)), Way("scipy", scipy, len(patterns))]
     if find_spec("dask_image") is not None:
         import dask.array as da
         from dask_image.ndfilters import gaussian_filter as dask_gaussian_filter
 
         lazy = da.from_array(patterns, chunks=(8, -1, -1))
-        ways.append(
-            Way(
-                "dask-image",
-                lambda: dask_gaussian_filter(lazy, (0, 2, 2), mode="reflect").compute(
-                    num_workers=jobs
-                ),
-                len(patterns),
+
+        def dask_image() -> None:
+            dask_gaussian_filter(lazy, (0, 2, 2), mode="reflect").compute(
+                num_workers=count_jobs(n_jobs)
             )
-        )
-    yield Task("blur 2", ways, 8.0 * pixels, 2.0 * 2 * 17 * pixels)
+
+        ways.append(Way("dask-image", dask_image, len(patterns)))
+    return Task("blur 2", ways, 8.0 * detector**2, 2.0 * 2 * _blur_width(2) * detector**2)
 
 
 def run_tasks(tasks: Iterable[Task], machine: Machine, turns: int) -> Iterator[Row]:
-    """Time the ways of each task in turn."""
+    """Time the ways of each task in turn, each once in every turn."""
     for task in tasks:
         for way in task.ways:
             way.run()  # warm up
@@ -419,9 +401,9 @@ def run_tasks(tasks: Iterable[Task], machine: Machine, turns: int) -> Iterator[R
 
 
 def growth_seconds(side: int, turns: int) -> tuple[float, float]:
-    """Growth over ``side x side`` positions: seconds for the tree of all thresholds, and a cut."""
+    """Time growth over ``side x side`` positions: seconds for the tree, and for one threshold."""
     rng = np.random.default_rng(0)
-    # Similarities of a field that changes slowly, with noise.
+    # Similarities of a field that changes slowly over the scan, with noise.
     field = gaussian_filter(rng.normal(size=(side, side, 4)), (3, 3, 0)) * 10
     field += 0.3 * rng.normal(size=field.shape)
     similarity = similarity_core(
@@ -430,7 +412,7 @@ def growth_seconds(side: int, turns: int) -> tuple[float, float]:
         sigma=0,
         subtract_mean=False,
         n_jobs=None,
-        report=lambda rows: None,
+        report=_ignore,
     )
     mean = similarity_mean(similarity)
     mask = np.ones((side, side), dtype=bool)
@@ -438,8 +420,8 @@ def growth_seconds(side: int, turns: int) -> tuple[float, float]:
     forest = spanning_forest(similarity, mask)
     return (
         _median(lambda: spanning_forest(similarity, mask), turns),
-        _median(lambda: [cut_at(forest, t, mean, 10) for t in _THRESHOLDS], turns)
-        / len(_THRESHOLDS),
+        _median(lambda: [cut_at(forest, t, mean, 10) for t in _GROWTH_THRESHOLDS], turns)
+        / len(_GROWTH_THRESHOLDS),
     )
 
 
@@ -447,7 +429,7 @@ def growth_seconds(side: int, turns: int) -> tuple[float, float]:
 
 
 def machine_text(machine: Machine) -> str:
-    """What the machine is, and what it can do."""
+    """Return lines that say what the machine is, and what it can do."""
     return (
         f"{machine.processor}, {machine.cores} cores, {platform.system()}, "
         f"Python {platform.python_version()}, NumPy {np.__version__}\n"
@@ -458,7 +440,7 @@ def machine_text(machine: Machine) -> str:
 
 
 def load_text() -> str:
-    """A warning where other work runs on the machine."""
+    """Return a warning where other work runs on the machine, or nothing."""
     if not hasattr(os, "getloadavg"):
         return ""
     load = os.getloadavg()[0]
@@ -466,7 +448,7 @@ def load_text() -> str:
 
 
 def row_text(row: Row) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     share = "" if np.isnan(row.share) else f"{100 * row.share:.0f} % of the roofline"
     return (
         f"{row.task:<20} {row.way:<13} {1e3 * row.seconds:>9.4f} ms a pattern "
@@ -475,7 +457,7 @@ def row_text(row: Row) -> str:
 
 
 def growth_text(side: int, tree: float, cut: float) -> str:
-    """The line of growth."""
+    """Return the line of growth."""
     return (
         f"{'growth':<20} {side} x {side} positions: {tree:.3g} s for the tree of all thresholds, "
         f"{1e3 * cut:.3g} ms for the clusters at one"
@@ -483,5 +465,5 @@ def growth_text(side: int, tree: float, cut: float) -> str:
 
 
 def growth_side(positions: int) -> int:
-    """The paper's map, or a small one where the scan is tiny."""
-    return _MAP if positions >= 400 else 32
+    """Return the side of the map for growth: that of the paper, or less for a tiny scan."""
+    return _GROWTH_SIDE if positions >= 400 else 32

@@ -1,4 +1,4 @@
-"""The command line: ``python -m py4dstem_clustering demo|cluster|series|benchmark``."""
+"""The command line, ``py4dstem-clustering`` or ``python -m py4dstem_clustering``."""
 
 from .main import main
 

@@ -1,4 +1,4 @@
-"""The command ``benchmark``: measure and print a table."""
+"""The command ``benchmark``: measure, print a table, and write it."""
 
 from __future__ import annotations
 
@@ -7,54 +7,62 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..base.checks import check_integer, check_n_jobs, check_number
+from ..base.checks import check_integer, check_n_jobs
 from .options import make_folder, save_figure, time_since
 
-# --- benchmark -------------------------------------------------------------------------------
 
-
-def _scans_of(options: argparse.Namespace, benchmark: Any) -> tuple[range, Any, Path]:
-    """Seeds, doses and folder of a benchmark on simulated scans."""
-    from ..benchmarks.segmentation import check_seeds
+def _seeds_and_doses(options: argparse.Namespace, benchmark: Any) -> tuple[range, list[float]]:
+    """Seeds and doses of a benchmark on simulated scans, checked."""
+    from ..benchmarks.common import check_doses, check_seeds
 
     seeds = check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
-    doses = options.electrons or benchmark.ELECTRONS
-    for electrons in doses:
-        check_number("--electrons", electrons, 1, 1e9)
-    return seeds, doses, make_folder(options.out)
+    return seeds, check_doses(options.electrons or benchmark.ELECTRONS)
+
+
+def _print_seeds(what: str, seeds: range) -> None:
+    print(f"{len(seeds)} {what} at each dose, seeds {seeds[0]} to {seeds[-1]}")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def run_segmentation(options: argparse.Namespace) -> None:
-    from ..benchmarks import segmentation as benchmark
+    """Compare methods of segmentation: segmentation.csv, .md and .png."""
+    from ..benchmarks import methods, segmentation, segmentation_figure
+    from ..benchmarks.common import write_csv
 
-    methods = benchmark.check_methods(options.methods or benchmark.METHODS)
-    methods, notes = benchmark.without_missing(methods)
-    seeds, doses, folder = _scans_of(options, benchmark)
+    names = methods.check_methods(options.methods or methods.METHODS)
+    seeds, doses = _seeds_and_doses(options, segmentation)
+    folder = make_folder(options.out)
     start = time.perf_counter()
-    print("\n".join([*notes, f"{len(seeds)} scans at each dose, seeds {seeds[0]} to {seeds[-1]}"]))
-    results = benchmark.run_benchmark(
+    _print_seeds("scans", seeds)
+    results = segmentation.run_benchmark(
         doses,
         seeds,
-        methods,
+        names,
         easy=options.easy,
         small=options.small,
         progress_bar=not options.quiet,
     )
-    print(benchmark.text_table(results))
-    benchmark.write_csv(folder / "segmentation.csv", results.rows)
-    table = benchmark.markdown_table(results)
-    (folder / "segmentation.md").write_text(table, encoding="utf-8")
-    save_figure(folder / "segmentation.png", lambda figure: benchmark.draw(figure, results))
+    print(segmentation.text_table(results))
+    write_csv(folder / "segmentation.csv", results.rows)
+    _write_text(folder / "segmentation.md", segmentation.markdown_table(results))
+    save_figure(
+        folder / "segmentation.png", lambda figure: segmentation_figure.draw(figure, results)
+    )
     print(f"wrote segmentation.csv, .md and .png to {folder} in {time_since(start)}")
 
 
 def run_orientation(options: argparse.Namespace) -> None:
+    """Measure errors of orientations and strains: orientation.csv and .md."""
     from ..benchmarks import orientation as benchmark
-    from ..benchmarks.segmentation import write_csv
+    from ..benchmarks.common import write_csv
 
-    seeds, doses, folder = _scans_of(options, benchmark)
+    seeds, doses = _seeds_and_doses(options, benchmark)
+    folder = make_folder(options.out)
     start = time.perf_counter()
-    print(f"{len(seeds)} scans at each dose, seeds {seeds[0]} to {seeds[-1]}")
+    _print_seeds("scans", seeds)
     rows = benchmark.run_benchmark(
         doses, seeds, small=options.small, progress_bar=not options.quiet
     )
@@ -69,17 +77,19 @@ def run_orientation(options: argparse.Namespace) -> None:
     )
     print(text)
     write_csv(folder / "orientation.csv", rows)
-    (folder / "orientation.md").write_text(text, encoding="utf-8")
+    _write_text(folder / "orientation.md", text)
     print(f"wrote orientation.csv and .md to {folder} in {time_since(start)}")
 
 
 def run_series_benchmark(options: argparse.Namespace) -> None:
+    """Measure how well particles are followed: series.csv, particles.csv and series.md."""
     from ..benchmarks import series as benchmark
-    from ..benchmarks.segmentation import write_csv
+    from ..benchmarks.common import write_csv
 
-    seeds, doses, folder = _scans_of(options, benchmark)
+    seeds, doses = _seeds_and_doses(options, benchmark)
+    folder = make_folder(options.out)
     start = time.perf_counter()
-    print(f"{len(seeds)} series at each dose, seeds {seeds[0]} to {seeds[-1]}")
+    _print_seeds("series", seeds)
     series, particles = benchmark.run_benchmark(
         doses, seeds, small=options.small, progress_bar=not options.quiet
     )
@@ -92,11 +102,12 @@ def run_series_benchmark(options: argparse.Namespace) -> None:
     print(text)
     write_csv(folder / "series.csv", series)
     write_csv(folder / "particles.csv", particles)
-    (folder / "series.md").write_text(text, encoding="utf-8")
+    _write_text(folder / "series.md", text)
     print(f"wrote series.csv, particles.csv and series.md to {folder} in {time_since(start)}")
 
 
 def run_memory(options: argparse.Namespace) -> None:
+    """Print time and peak memory of each step on a scan in a file."""
     from ..benchmarks import memory as benchmark
 
     rows = benchmark.run_benchmark(
@@ -109,6 +120,7 @@ def run_memory(options: argparse.Namespace) -> None:
 
 
 def run_speed(options: argparse.Namespace) -> None:
+    """Print how fast the kernels are, beside other ways and what the machine can do."""
     from ..benchmarks import speed as benchmark
 
     positions = check_integer("--positions", options.positions, 9)

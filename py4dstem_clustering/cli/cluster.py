@@ -24,6 +24,7 @@ from .options import (
 
 
 def run_cluster(options: argparse.Namespace) -> None:
+    """Cluster a scan, and write averages, clusters and figures."""
     from ..grains.averages import keep_clusters
 
     if options.out.exists() and not options.overwrite:
@@ -33,7 +34,7 @@ def run_cluster(options: argparse.Namespace) -> None:
     grows = is_growth(options)
     filtering, r_mask = filter_and_r_mask(options)
     step = None if options.step is None else parse_step(*options.step)
-    figures = make_folder(options.figures)
+    figures = options.figures and make_folder(options.figures)
     start = time.perf_counter()
     scan = load_datacube(options.file, options.key, options.scan_shape, step)
     check_other_file(path, files_of(scan.data))
@@ -79,7 +80,7 @@ def _grow(
     r_mask: Any,
     common: dict[str, Any],
 ) -> tuple[list[Any], Any]:
-    """The paper's way: filter, compare, grow at each threshold."""
+    """As in the paper: filter, compare neighbours, and grow clusters at each threshold."""
     source = scan
     if options.filter:
         start = time.perf_counter()

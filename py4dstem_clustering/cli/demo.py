@@ -13,10 +13,9 @@ from ..base.checks import check_number
 from ..emd import writing
 from .options import draw_overview, make_folder, save_figure, time_since
 
-# --- demo ------------------------------------------------------------------------------------
-
 
 def run_demo(options: argparse.Namespace) -> None:
+    """Simulate a scan, cluster it both ways, and write files, figures and a table."""
     from ..simulate.scan import simulate_scan
 
     check_number("--electrons", options.electrons, 0)
@@ -30,7 +29,8 @@ def run_demo(options: argparse.Namespace) -> None:
     averages = scan.get_clustered_datacube(clusters, progress_bar=False)
     print(f"clustered and averaged in {time_since(start)}: {clusters}")
 
-    # The paper's way beside it. Low counts correlate little, so the range is not the published one.
+    # Beside it as in the paper. Patterns of few electrons correlate little, so the published
+    # corr_range would not let any neighbour count.
     filtered = scan.filter_correlative(corr_range="auto", progress_bar=False)
     centre = tuple((n - 1) / 2 for n in scan.Qshape)
     q_mask = scan.make_detector(scan.Qshape, "annulus", (centre, (6, min(centre))))
@@ -53,7 +53,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 def _print_table(clusters: Any, truth: NDArray[Any]) -> None:
-    """Each cluster beside the simulated grain that it overlaps best."""
+    """Print each cluster beside the simulated grain that most of its positions lie in."""
     print(f"\n{'cluster':>7} {'positions':>9} {'area / nm²':>10} {'similarity':>10}  known grain")
     for row in clusters.properties():
         member = clusters.labels == row["label"]
@@ -68,7 +68,7 @@ def _print_table(clusters: Any, truth: NDArray[Any]) -> None:
 
 
 def _overview(figure: Any, image: NDArray[Any], clusters: Any, averages: Any) -> None:
-    """The whole way in one picture: scan, clusters, averages."""
+    """Draw scan, clusters and averages side by side."""
     from .. import plotting
 
     figure.set_size_inches(11, 4)

@@ -1,20 +1,24 @@
-"""Run a command; mistakes of the user become one line and exit code 2."""
+"""Run a command; a mistake of the user becomes one line and exit code 2."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from .parser import make_parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 when it is done, 2 after an error of the user, 130 after Ctrl-C."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command: 0 when it is done, 2 after a mistake of the user, 130 after Ctrl-C.
+
+    `arguments` are by default those of the process, ``sys.argv[1:]``.
+    """
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt:
-        print("interrupted; nothing half-written is left", file=sys.stderr)
+        print("interrupted; no file is left half-written", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, MemoryError) as error:
         text = " ".join(str(error).split()) or type(error).__name__

@@ -1,10 +1,10 @@
-"""What several commands share: opening a scan, masks, figures, saving."""
+"""What several commands share: opening a scan, options, masks, figures."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,21 @@ from ..scan.calibration import known_centre
 from ..scan.datacubes import is_one_of
 from ..scan.loading import load_scan
 
-# --- cluster ---------------------------------------------------------------------------------
+# --- options ---------------------------------------------------------------------------------
 
 
 def parse_step(size: str, unit: str) -> tuple[float, str]:
+    """The scan step that ``--step SIZE UNIT`` gives."""
     try:
         return check_number("--step", float(size), 0), unit
     except ValueError:
         raise ValueError(f"--step {size} {unit} must be a number and a unit") from None
 
 
-def make_q_mask(cube: Any, q_range: Any, q_center: Any) -> NDArray[Any] | None:
+def make_q_mask(
+    cube: Any, q_range: Sequence[float] | None, q_center: Sequence[float] | None
+) -> NDArray[Any] | None:
+    """The annulus of the detector that ``--q-range`` and ``--q-center`` give; None without them."""
     if q_range is None:
         if q_center is not None:
             raise ValueError("--q-center goes with --q-range")
@@ -40,14 +44,15 @@ def make_q_mask(cube: Any, q_range: Any, q_center: Any) -> NDArray[Any] | None:
     if q_center is None:
         from scipy.ndimage import gaussian_filter
 
-        # The mean of some patterns all over the scan shows the direct beam well enough.
+        # The mean of some patterns from all over the scan is enough to show the direct beam.
         blurred = gaussian_filter(sample_mean(cube.data), 2)
         q_center = np.unravel_index(blurred.argmax(), blurred.shape)
     center = tuple(float(q) for q in q_center)
     return cube.make_detector(cube.Qshape, "annulus", (center, (inner, outer)))
 
 
-def filter_and_r_mask(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+def filter_and_r_mask(options: argparse.Namespace) -> tuple[dict[str, Any], float | str | None]:
+    """The options of the correlative filter that were given, and ``--r-mask``."""
     filtering = {
         "corr_range": options.corr_range and tuple(options.corr_range),
         "sigma": options.filter_sigma,
@@ -70,13 +75,13 @@ def filter_and_r_mask(options: argparse.Namespace) -> tuple[dict[str, Any], Any]
 
 
 def check_other_file(out: Path, files: Iterable[Path]) -> None:
-    """What is written must not replace what is read."""
+    """Refuse an output file that is one of the files that are read."""
     if is_one_of(out, files):
         raise ValueError(f"--out {out} is the scan itself; give another name")
 
 
 def is_growth(options: argparse.Namespace) -> bool:
-    """Whether clusters are grown, as in the paper, and not merged."""
+    """Whether clusters are grown, as in the paper; otherwise regions are merged."""
     grows = options.threshold is not None or options.filter or options.sigma is not None
     if grows and options.keep_background:
         raise ValueError("--keep-background goes with merging, not with --threshold")
@@ -84,6 +89,7 @@ def is_growth(options: argparse.Namespace) -> bool:
 
 
 def common_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that nearly every call takes: threads, memory and progress bar."""
     return {
         "n_jobs": options.n_jobs,
         "max_memory": options.max_memory,
@@ -94,6 +100,7 @@ def common_options(options: argparse.Namespace) -> dict[str, Any]:
 def load_datacube(
     path: Path, key: str | None, scan_shape: tuple[int, int] | None, step: tuple[float, str] | None
 ) -> Any:
+    """Open a scan as a DataCube, and set its scan step where one is given."""
     scan = load_scan(path, key, scan_shape)
     if step is not None:
         scan.calibration.set_R_pixel_size(step[0])
@@ -101,16 +108,17 @@ def load_datacube(
     return scan
 
 
-# --- shared ----------------------------------------------------------------------------------
+# --- files and figures -----------------------------------------------------------------------
 
 
 def draw_overview(
     folder: Path, similarity: Any, clusters: Any, averages: Any = None, image: Any = None
 ) -> None:
+    """Write a figure of the clusters, and of similarity, growth and averages where given."""
     from .. import plotting
 
     grown = similarity is not None
-    pictures = {
+    pictures: dict[str, Callable[[Any], Any]] = {
         clusters.name: lambda ax: plotting.plot_clusters(clusters, ax, image=image, seeds=grown),
     }
     if grown:
@@ -119,27 +127,38 @@ def draw_overview(
     if averages is not None:
         pictures["averages"] = lambda ax: plotting.plot_averages(averages, ax)
     for name, draw in pictures.items():
-        save_figure(folder / f"{name}.png", lambda figure, draw=draw: draw(figure.add_subplot()))
+        figure = _new_figure()
+        draw(figure.add_subplot())
+        figure.savefig(folder / f"{name}.png", dpi=_DPI)
 
 
-def save_figure(path: Path, draw: Any) -> None:
-    """Draw on a figure that no window shows, and write it."""
+def save_figure(path: Path, draw: Callable[[Any], object]) -> None:
+    """Call `draw` with a figure that no window shows, and write the figure."""
+    figure = _new_figure()
+    draw(figure)
+    figure.savefig(path, dpi=_DPI)
+
+
+_DPI = 200
+
+
+def _new_figure() -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    draw(figure)
-    figure.savefig(path, dpi=200)
+    return figure
 
 
-def make_folder(folder: Path | None) -> Path | None:
-    if folder is not None:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder")
-        folder.mkdir(parents=True, exist_ok=True)
+def make_folder(folder: Path) -> Path:
+    """Make a folder for results, unless it is there already."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def time_since(start: float) -> str:
+    """Seconds since `start`, a value of ``time.perf_counter()``, as text."""
     return f"{time.perf_counter() - start:.3g} s"

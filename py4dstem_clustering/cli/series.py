@@ -25,10 +25,12 @@ from .options import (
     time_since,
 )
 
-# --- series ----------------------------------------------------------------------------------
+_N_PRINTED = 30
+"""Number of tracks that are printed."""
 
 
 def run_series(options: argparse.Namespace) -> None:
+    """Cluster the scans of a series, follow the grains, and write the file and the figures."""
     from ..series.run import cluster_series
 
     check_other_file(options.out, options.files)
@@ -42,7 +44,7 @@ def run_series(options: argparse.Namespace) -> None:
         except ValueError:
             raise ValueError(f"--time-step {options.time_step[0]} must be a number") from None
     grows = is_growth(options)
-    figures = make_folder(options.figures)
+    figures = options.figures and make_folder(options.figures)
     load = partial(load_datacube, key=options.key, scan_shape=options.scan_shape, step=step)
     q_mask = None
     if options.q_range is not None or options.q_center is not None:
@@ -96,14 +98,13 @@ def _draw_series(folder: Path, series: Any, tracks: Any, pixel_units: str) -> No
 
 
 def _print_tracks(tracks: Any, time_units: str, unit: str) -> None:
-    """The tracks that were seen most often."""
+    """Print the tracks that were seen in most frames."""
     print(
         f"\n{'track':>5} {'frames':>12} {'seen':>5} {f'last area / {unit}²':>18}  "
         f"growth / ({unit}² / {time_units})"
     )
-    most = 30
     longest = sorted(tracks, key=lambda track: -len(track))
-    for track in sorted(longest[:most], key=lambda track: track.number):
+    for track in sorted(longest[:_N_PRINTED], key=lambda track: track.number):
         rate, error = track.growth_rate()
         first, last = track.frames[[0, -1]]
         growth = f"{rate:.3g} ± {error:.2g}" if np.isfinite(error) else "-"
@@ -111,5 +112,5 @@ def _print_tracks(tracks: Any, time_units: str, unit: str) -> None:
             f"{track.number:>5} {f'{first} to {last}':>12} {len(track):>5} "
             f"{track.areas[-1]:>18.4g}  {growth}"
         )
-    if len(longest) > most:
-        print(f"and {len(longest) - most} shorter ones")
+    if len(longest) > _N_PRINTED:
+        print(f"and {len(longest) - _N_PRINTED} shorter tracks")

@@ -12,6 +12,7 @@ from py4dstem_clustering.benchmarks import memory as benchmark_memory
 from py4dstem_clustering.cli.main import main
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="getrusage")
 def test_it_prints_a_line_for_each_step(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_memory.tempfile, "tempdir", str(tmp_path))

@@ -11,6 +11,7 @@ from py4dstem_clustering.benchmarks import orientation as benchmark
 from py4dstem_clustering.cli.main import main
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys):
     folder = tmp_path / "out"
     arguments = ["--out", str(folder), "--small", "--seeds", "1", "--quiet"]
@@ -36,7 +37,7 @@ def test_nothing_found_is_an_error(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--first-seed", "35"], "seeds 35 to 44 take in some of 40 to 59"),
+        (["--first-seed", "35"], "seeds 35 to 44 include some of 40 to 59"),
         (["--seeds", "0"], "--seeds"),
         (["--electrons", "0"], "--electrons"),
     ],

@@ -7,8 +7,12 @@ import csv
 import numpy as np
 import pytest
 
+from py4dstem_clustering.benchmarks import methods
 from py4dstem_clustering.benchmarks import segmentation as benchmark
-from py4dstem_clustering.benchmarks.segmentation import METHODS, Example, Results, Row
+from py4dstem_clustering.benchmarks import segmentation_figure as figure
+from py4dstem_clustering.benchmarks.common import check_seeds
+from py4dstem_clustering.benchmarks.methods import METHODS
+from py4dstem_clustering.benchmarks.segmentation import Example, Results, Row
 from py4dstem_clustering.cli.main import main
 
 DOSE = 3000
@@ -37,6 +41,7 @@ def rows_of(path):
 # --- the command -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_three_files(tmp_path, capsys):
     out = tmp_path / "new" / "results"
     code = run("--out", out, "--small", "--seeds", 1, "--electrons", DOSE, "--quiet")
@@ -107,7 +112,7 @@ def test_the_progress_bar_shows_unless_quiet(tmp_path, capsys):
         (["--seeds", "0"], "--seeds=0 must be at least 1"),
         (["--first-seed", "-1"], "--first-seed=-1 must be at least 0"),
         (["--first-seed", "105", "--seeds", "1"], "on which settings were tuned"),
-        (["--first-seed", "90"], "seeds 90 to 109 take in some of 100 to 163"),
+        (["--first-seed", "90"], "seeds 90 to 109 include some of 100 to 163"),
     ],
 )
 def test_wrong_arguments(tmp_path, capsys, arguments, message):
@@ -137,9 +142,9 @@ def test_out_is_a_file(tmp_path, capsys):
 def test_tuning_seeds_are_refused():
     for first, number in ((110, 1), (100, 1), (0, 101), (0, 1000)):
         with pytest.raises(ValueError, match="tuned"):
-            benchmark.check_seeds(first, number, benchmark.TUNING_SEEDS)
-    assert benchmark.check_seeds(0, 100, benchmark.TUNING_SEEDS) == range(100)
-    assert benchmark.check_seeds(164, 5, benchmark.TUNING_SEEDS) == range(164, 169)
+            check_seeds(first, number, benchmark.TUNING_SEEDS)
+    assert check_seeds(0, 100, benchmark.TUNING_SEEDS) == range(100)
+    assert check_seeds(164, 5, benchmark.TUNING_SEEDS) == range(164, 169)
 
 
 def test_a_seed_means_the_same_grains_at_every_dose(small):
@@ -162,18 +167,18 @@ def test_clusters_of_mostly_liquid_become_background():
     labels = np.array([[0, 0, 0, 1, 1], [2, 2, 3, 3, 0]])
     # 0: three of four liquid; 2: one of two, no more than half; 1 and 3: none.
     expected = [[-1, -1, -1, 1, 1], [2, 2, 3, 3, -1]]
-    np.testing.assert_array_equal(benchmark.drop_liquid(labels, truth), expected)
+    np.testing.assert_array_equal(methods.drop_liquid(labels, truth), expected)
 
 
 def test_every_liquid_cluster_becomes_background():
     truth = np.full((2, 3), -1)
-    assert (benchmark.drop_liquid(np.array([[0, 0, 1], [1, 2, 2]]), truth) == -1).all()
+    assert (methods.drop_liquid(np.array([[0, 0, 1], [1, 2, 2]]), truth) == -1).all()
     no_liquid = np.zeros((1, 3), int)
-    np.testing.assert_array_equal(benchmark.drop_liquid(no_liquid + 2, no_liquid), [[2, 2, 2]])
+    np.testing.assert_array_equal(methods.drop_liquid(no_liquid + 2, no_liquid), [[2, 2, 2]])
 
 
 def test_the_direct_beam_is_left_out(small):
-    mask = benchmark._annulus(small.datacube)
+    mask = methods.annulus(small.datacube)
     u, v = np.indices(mask.shape)
     radius = np.hypot(u - 19.5, v - 17.5)
     assert not mask[radius < 5.5].any()
@@ -181,26 +186,10 @@ def test_the_direct_beam_is_left_out(small):
 
 
 def test_binned_counts_keep_all_counts_outside_the_direct_beam(small):
-    mask = benchmark._annulus(small.datacube)
-    binned = benchmark._binned(small)
+    mask = methods.annulus(small.datacube)
+    binned = methods.binned_counts(small)
     expected = small.datacube.data[..., mask].sum(axis=2)
     np.testing.assert_allclose(binned.sum(axis=2), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("factorise", [benchmark._nmf_numpy, benchmark._nmf_sklearn])
-def test_nmf_finds_exact_factors(factorise):
-    if factorise is benchmark._nmf_sklearn:
-        pytest.importorskip("sklearn")
-    rng = np.random.default_rng(0)
-    label = np.arange(60) % 3
-    parts = np.kron(np.eye(3), np.ones((1, 4))) + 0.01
-    values = rng.uniform(1, 2, (60, 1)) * parts[label]
-    weights, components = factorise(values, 3, 0)
-    assert weights.min() >= 0
-    assert components.min() >= 0
-    np.testing.assert_allclose(weights @ components, values, atol=0.05)
-    found = (weights * components.sum(axis=1)).argmax(axis=1)
-    assert len(set(zip(found, label, strict=True))) == 3
 
 
 def test_a_method_repeats(small):
@@ -209,22 +198,6 @@ def test_a_method_repeats(small):
         start = method.prepare(small)
         first, second = (method.run(start, small.labels, 5).labels for _ in range(2))
         np.testing.assert_array_equal(first, second)
-
-
-def test_without_scikit_learn(monkeypatch, small, tmp_path, capsys):
-    assert benchmark.without_missing(("ward",)) == (("ward",), [])
-    monkeypatch.setattr(benchmark, "has_sklearn", lambda: False)
-    code = run("--out", tmp_path, "--small", "--seeds", 1, "--electrons", DOSE, "--quiet",
-               "--methods", "nmf", "ward")  # fmt: skip
-    assert code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == [
-        "scikit-learn is not installed: Ward is left out",
-        "scikit-learn is not installed: NMF by multiplicative updates instead",
-    ]
-    assert [row["method"] for row in rows_of(tmp_path / "segmentation.csv")] == ["NMF"]
-    with pytest.raises(ValueError, match="needs scikit-learn"):
-        benchmark.without_missing(("ward",))
 
 
 # --- tables and figure -----------------------------------------------------------------------
@@ -256,19 +229,19 @@ def test_the_example_is_typical_among_scans_of_many_grains():
 
     scans = [example(*one) for one in ((0, 2, 0.5), (1, 6, 0.9), (2, 8, 0.2), (3, 7, 0.6))]
     scans.append(example(4, 3, 0.1))
-    assert benchmark._typical(scans).seed == 3  # of 0.2, 0.6 and 0.9
-    assert benchmark._typical(scans[:1]).seed == 0
+    assert benchmark.typical_example(scans).seed == 3  # of 0.2, 0.6 and 0.9
+    assert benchmark.typical_example(scans[:1]).seed == 0
 
 
 def test_colours_tell_matches():
     truth = np.array([[0, 0, 1, 1]])
     colors = np.array([[1.0, 0, 0], [0, 1.0, 0]])
-    found = benchmark.matched_colors(np.array([[1, 1, 0, 2]]), truth, colors)
+    found = figure.matched_colors(np.array([[1, 1, 0, 2]]), truth, colors)
     assert found[1].tolist() == [1, 0, 0]
     assert found[0].tolist() == found[2].tolist() == [0.62] * 3  # half of a grain matches nothing
-    assert benchmark.matched_colors(np.full((1, 4), -1), truth, colors).shape == (0, 3)
+    assert figure.matched_colors(np.full((1, 4), -1), truth, colors).shape == (0, 3)
 
 
 def test_border_lines():
-    lines = benchmark.border_lines(np.array([[0, 0], [0, 1]]))
+    lines = figure.border_lines(np.array([[0, 0], [0, 1]]))
     assert {tuple(line.ravel()) for line in lines} == {(0.5, 0.5, 1.5, 0.5), (0.5, 0.5, 0.5, 1.5)}

@@ -12,6 +12,7 @@ from py4dstem_clustering.benchmarks import series as benchmark
 from py4dstem_clustering.cli.main import main
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path, capsys):
     pytest.importorskip("pymatgen")
     arguments = ["--out", str(tmp_path / "out"), "--seeds", "1", "--electrons", "3000", "--small"]
@@ -38,7 +39,7 @@ def test_growing_frames():
     growing = [k for k in range(6) if truth.growth_rates[k] > 0]
     assert growing
     for k in growing:
-        frames = benchmark._growing(truth, k)
+        frames = benchmark.growing_frames(truth, k)
         areas, times = truth.areas[frames, k], truth.times[frames]
         assert len(frames) >= 3
         np.testing.assert_allclose(

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import reference
 
+from py4dstem_clustering.benchmarks import slow
 from py4dstem_clustering.benchmarks import speed as benchmark_speed
 from py4dstem_clustering.cli.main import main
-from py4dstem_clustering.kernels import correlative
+from py4dstem_clustering.kernels.correlative import radial_weight
 
 
 def test_command(capsys):
@@ -47,33 +48,33 @@ def test_bad_arguments(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_the_published_way_is_the_same_similarity():
+def test_the_published_code_finds_the_same_similarity():
     data, _ = benchmark_speed.make_scan(25, 20)
-    mask = benchmark_speed._annulus(20)
-    places = benchmark_speed._places(5)
+    mask = benchmark_speed.annulus(20)
+    places = benchmark_speed.slow_places(5)
     expected = reference.similarity(data, mask, 2)
-    found = benchmark_speed.published_similarity(data, places, mask, 2)
+    found = slow.published_similarity(data, places, mask, 2)
     np.testing.assert_allclose(found, [expected[place] for place in places], atol=1e-5)
 
 
-def test_the_slow_filter_is_the_same_filter():
-    data, _ = benchmark_speed.make_scan(16, 20)
-    options = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2}
-    weight = correlative.radial_weight((20, 20), 2)
+def test_the_slow_loop_is_the_published_filter():
+    data, _ = benchmark_speed.make_scan(25, 20)
+    options = {"sigma": 3, "radius": 4, "corr_range": (0.85, 0.95), "edge": 2}
+    weight = radial_weight((20, 20), 2)
     features = {
-        place: benchmark_speed.slow_features(data[place], weight, 1.2) for place in np.ndindex(4, 4)
+        place: slow.unit(slow.filter_feature(data[place], weight, 3)) for place in np.ndindex(5, 5)
     }
-    places = benchmark_speed._places(4)
-    found = benchmark_speed.slow_filter(data, places, features, options)
+    places = benchmark_speed.slow_places(5)
+    found = benchmark_speed.slow_filter(data, places, features, weight)
     expected = reference.correlative_filter(data, **options)
     np.testing.assert_allclose(found, [expected[place] for place in places], rtol=1e-4)
 
 
-def test_slow_averages():
+def test_sums_of_labels():
     data, labels = benchmark_speed.make_scan(100, 6)
-    np.testing.assert_allclose(
-        benchmark_speed.slow_averages(data, labels), reference.averages(data, labels)
-    )
+    labels[2:4] = -1
+    expected = [data[labels == k].sum(axis=0) for k in range(labels.max() + 1)]
+    np.testing.assert_array_equal(slow.label_sums(data, labels), expected)
 
 
 def test_ways_are_compared_by_pattern_and_in_turn():
@@ -88,6 +89,7 @@ def test_ways_are_compared_by_pattern_and_in_turn():
     assert np.isnan(rows[1].share)
 
 
+@pytest.mark.slow
 def test_another_package_in_a_process_of_its_own(tmp_path, capsys):
     (tmp_path / "kikuchipy.py").write_text(
         "import numpy as np\n"

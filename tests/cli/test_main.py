@@ -212,6 +212,21 @@ def test_ctrl_c(npy, tmp_path, capsys, monkeypatch):
     assert error_line(capsys).startswith("interrupted")
 
 
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("bin/py4dstem-clustering", "py4dstem-clustering"),
+        ("py4dstem_clustering/__main__.py", "python -m py4dstem_clustering"),
+    ],
+)
+def test_help_names_the_command_that_was_called(capsys, monkeypatch, program, name):
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/{program}", "cluster", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {name} cluster ")
+
+
 def test_usage_errors_exit_with_2(capsys):
     for arguments in ([], ["demo"], ["cluster", "x.npy"], ["dance"]):
         with pytest.raises(SystemExit) as caught:
@@ -220,6 +235,7 @@ def test_usage_errors_exit_with_2(capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     done = subprocess.run(
         [sys.executable, *STRICT, "-m", "py4dstem_clustering", "demo", "--out", tmp_path],

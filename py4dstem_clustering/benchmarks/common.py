@@ -1,0 +1,50 @@
+"""What benchmarks on simulated scans share: checks of seeds and doses, and tables."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..base.checks import check_integer, check_number
+
+
+def check_seeds(first: int, number: int, tuning: range) -> range:
+    """Return `number` seeds from `first` on; seeds on which settings were tuned are refused."""
+    number = check_integer("--seeds", number, 1)
+    first = check_integer("--first-seed", first, 0)
+    seeds = range(first, first + number)
+    if set(seeds) & set(tuning):
+        raise ValueError(
+            f"seeds {first} to {seeds[-1]} include some of {tuning[0]} to {tuning[-1]},"
+            " on which settings were tuned; choose others with --first-seed and --seeds"
+        )
+    return seeds
+
+
+def check_doses(electrons: Iterable[float]) -> list[float]:
+    """Return the doses, electrons a pattern, in rising order, each once."""
+    return sorted({check_number("--electrons", value, 1, 1e9) for value in electrons})
+
+
+def doses_of(rows: Iterable[Any]) -> list[float]:
+    """Return the doses of the rows of a benchmark, in rising order, each once."""
+    return sorted({row.electrons for row in rows})
+
+
+def write_csv(path: Path, rows: Sequence[Any]) -> None:
+    """Write a line for each row, under the names of its fields; None becomes an empty cell."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0]._fields)
+        for row in rows:
+            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row])
+
+
+def markdown_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[int] = ()
+) -> str:
+    """Return a table in Markdown; columns are aligned to the right, but for those of `texts`."""
+    rules = ["---" if i in texts else "---:" for i in range(len(heads))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rules, *rows))
