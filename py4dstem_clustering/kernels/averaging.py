@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import (
-    Need,
+    MemoryNeed,
     Report,
     at_once,
     is_small_integer,
@@ -114,11 +114,13 @@ def averaging_core(
     return to_float32(total, "a cluster average").reshape(n_clusters, *detector)
 
 
-def averaging_need(data: Any, n_clusters: int, n_jobs: int | None) -> Need:
+def averaging_need(data: Any, n_clusters: int, n_jobs: int | None) -> MemoryNeed:
     """Memory that `averaging_core` takes, its sums among it."""
     pixels = int(np.prod(data.shape[2:]))
     tile = min(at_once(_TILE, pixels), _EXACT)
-    return Need(16 * n_clusters * pixels + scratch_need(data, n_jobs, tile, 3), 3 * row_need(data))
+    return MemoryNeed(
+        16 * n_clusters * pixels + scratch_need(data, n_jobs, tile, 3), 3 * row_need(data)
+    )
 
 
 def move_pattern(pattern: NDArray[Any], shift: NDArray[Any]) -> NDArray[Any]:

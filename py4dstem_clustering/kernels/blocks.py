@@ -33,6 +33,7 @@ _OVERHEAD = 64 * 2**20
 SAFE_RANGE = (1e-10, 1e10)
 
 Report = Callable[[int], Any]
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], None]
 
 
 def count_jobs(n_jobs: int | None) -> int:
@@ -44,7 +45,7 @@ def count_jobs(n_jobs: int | None) -> int:
     return os.cpu_count() or 1
 
 
-class Need(NamedTuple):
+class MemoryNeed(NamedTuple):
     """Bytes that a kernel holds at most beside its result, as a function of its block of rows."""
 
     fixed: int
@@ -73,7 +74,7 @@ class Stopped(Exception):
 
 
 @contextmanager
-def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]]:
+def workers(n_jobs: int | None) -> Iterator[Run]:
     """A pool of threads as a function ``run(task, items)`` that returns when every item is done.
 
     The first exception of a task, or Ctrl-C, is raised, and items that have not started are
@@ -83,7 +84,7 @@ def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]
     with single_threaded_blas:
         pool = ThreadPoolExecutor(jobs)
 
-        def run(task: Callable, items: Iterable) -> None:
+        def run(task: Callable[[Any], Any], items: Iterable[Any]) -> None:
             waiting = list(enumerate(items))[::-1]
             failed: list[tuple[int, BaseException]] = []
 

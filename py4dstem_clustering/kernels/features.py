@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 
 from .blas import matmul, row_dots
 from .blocks import (
-    Need,
+    MemoryNeed,
     Report,
     is_small_integer,
     iterate_blocks,
@@ -231,14 +231,14 @@ def noise_of_neighbours(values: NDArray[Any]) -> NDArray[Any]:
     return noise
 
 
-def features_need(data: Any, n_jobs: int | None) -> Need:
+def features_need(data: Any, n_jobs: int | None) -> MemoryNeed:
     """Memory that `features_core` takes beside the features."""
     ry, qx, qy = data.shape[1:]
     binned = 4 * ry * min(MAX_BINS, qx * qy)
     matrices = 6 * 8 * min(MAX_BINS, qx * qy) ** 2
     sums = 8 * len(tiles(ry)) * qx * qy
     fixed = matrices + 10 * binned + 2 * row_need(data) + scratch_need(data, n_jobs, 64, 2.5)
-    return Need(fixed, 2 * (row_need(data) + binned + sums))
+    return MemoryNeed(fixed, 2 * (row_need(data) + binned + sums))
 
 
 def features_core(

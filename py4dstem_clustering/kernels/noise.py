@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Need, Report, read_rows, row_need, scratch_need, tiles, workers
+from .blocks import MemoryNeed, Report, read_rows, row_need, scratch_need, tiles, workers
 
 # Triples of positions that are looked at: enough for a gain within 1 %, so that a large scan is
 # not read twice to learn two numbers.
@@ -73,9 +73,9 @@ def noise_core(
     return fit_noise(mean, variance, offset)
 
 
-def noise_need(data: Any, n_jobs: int | None) -> Need:
+def noise_need(data: Any, n_jobs: int | None) -> MemoryNeed:
     """Memory that `noise_core` takes: three rows of the scan, the next three, and float64."""
-    return Need(6 * row_need(data) + scratch_need(data, n_jobs, _TILE, 20))
+    return MemoryNeed(6 * row_need(data) + scratch_need(data, n_jobs, _TILE, 20))
 
 
 def noise_moments(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .blas import row_dots
 from .blocks import (
     SAFE_RANGE,
-    Need,
+    MemoryNeed,
     Report,
     at_once,
     count_jobs,
@@ -225,7 +225,7 @@ def _strips(n_columns: int, pixels: int, n_jobs: int | None) -> list[slice]:
 
 def similarity_need(
     data: Any, q_mask: NDArray[Any] | None, noise: bool, n_jobs: int | None
-) -> Need:
+) -> MemoryNeed:
     """Memory that `similarity_core` takes."""
     rx, ry, qx, qy = data.shape
     pixels = qx * qy
@@ -236,7 +236,7 @@ def similarity_need(
     # With noise, patterns in float64 and what is present of them come on top.
     tile = min(at_once(_TILE, pixels), ry)
     fixed = near + 120 * rx * ry + scratch_need(data, n_jobs, tile, 24 if noise else 5)
-    return Need(fixed, 2 * row_need(data))
+    return MemoryNeed(fixed, 2 * row_need(data))
 
 
 def noise_weight(

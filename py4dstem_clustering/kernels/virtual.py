@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .blas import row_dots
 from .blocks import (
-    Need,
+    MemoryNeed,
     Report,
     iterate_blocks,
     read_rows,
@@ -61,9 +61,9 @@ def virtual_image_core(
     return image
 
 
-def virtual_image_need(data: Any, n_jobs: int | None) -> Need:
+def virtual_image_need(data: Any, n_jobs: int | None) -> MemoryNeed:
     """Memory that `virtual_image_core` takes."""
-    return Need(scratch_need(data, n_jobs, _TILE, 8), 2 * row_need(data))
+    return MemoryNeed(scratch_need(data, n_jobs, _TILE, 8), 2 * row_need(data))
 
 
 def scattered(mean: NDArray[Any], centre: tuple[float, float] | None) -> NDArray[Any]:

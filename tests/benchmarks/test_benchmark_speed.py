@@ -10,7 +10,7 @@ import reference
 
 from py4dstem_clustering.benchmarks import speed as benchmark_speed
 from py4dstem_clustering.cli.main import main
-from py4dstem_clustering.kernels import correlative
+from py4dstem_clustering.kernels.unit_vectors import radial_weight
 
 
 def test_command(capsys):
@@ -59,7 +59,7 @@ def test_the_published_way_is_the_same_similarity():
 def test_the_slow_filter_is_the_same_filter():
     data, _ = benchmark_speed.make_scan(16, 20)
     options = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2}
-    weight = correlative.radial_weight((20, 20), 2)
+    weight = radial_weight((20, 20), 2)
     features = {
         place: benchmark_speed.slow_features(data[place], weight, 1.2) for place in np.ndindex(4, 4)
     }

@@ -14,7 +14,7 @@ from scipy.ndimage import convolve, gaussian_filter
 
 from py4dstem_clustering import simulate_scan
 from py4dstem_clustering.kernels import blocks
-from py4dstem_clustering.kernels.correlative import auto_range
+from py4dstem_clustering.kernels.corr_range import auto_range
 from py4dstem_clustering.kernels.noise import (
     Noise,
     fit_noise,
