@@ -23,7 +23,8 @@ from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_number
-from ..kernels.features import bin_factor, bin_matrix, features_core
+from ..kernels.binning import bin_factor, bin_matrix
+from ..kernels.features import features_core
 from ..metrics import adapted_rand_error, panoptic_quality
 from ..plotting.style import cluster_colors
 from ..simulate.scan import SimulatedScan, simulate_scan

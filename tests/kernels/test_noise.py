@@ -22,7 +22,7 @@ from py4dstem_clustering.kernels.noise import (
     noise_moments,
     noise_windows,
 )
-from py4dstem_clustering.kernels.similarity import MOST_NOISE, noise_weight, similarity_core
+from py4dstem_clustering.kernels.similarity import MAX_NOISE_SHARE, noise_weight, similarity_core
 
 QUIET = {"progress_bar": False}
 HARD = {"probe_blur": 0.8, "bending": 2, "uneven": 0.5, "twins": 0.5, "hot_pixels": 0.001}
@@ -239,7 +239,7 @@ def test_corrected_similarity_follows_the_formula(dtype):
     result = run_similarity(data, Noise(2.0, 0.5), q_mask, 0.8)
     expected = reference.corrected_similarity(data, 2.0, 0.5, q_mask, 0.8)
     np.testing.assert_allclose(result, expected, atol=2e-5)
-    assert MOST_NOISE == 0.7
+    assert MAX_NOISE_SHARE == 0.7
 
 
 def test_units_do_not_matter():
