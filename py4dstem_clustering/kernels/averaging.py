@@ -156,7 +156,11 @@ class _Sums:
             self.total[label] += part
 
     def add_exact(
-        self, rows: NDArray[Any], shifts: None, groups: dict[int, list[Group]], label: int
+        self,
+        rows: NDArray[Any],
+        shifts: NDArray[np.float64] | None,
+        groups: dict[int, list[Group]],
+        label: int,
     ) -> None:
         """As `add`, of small whole numbers, in float32 as long as that is exact."""
         part, count = np.zeros(self._n_pixels, dtype=np.float32), 0
