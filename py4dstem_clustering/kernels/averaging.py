@@ -1,4 +1,4 @@
-"""Mean diffraction pattern of each cluster."""
+"""Mean diffraction patterns of clusters."""
 
 from __future__ import annotations
 

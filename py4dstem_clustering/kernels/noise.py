@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import MemoryNeed, Report, read_rows, row_need, scratch_need, tiles, workers
+from .blocks import MemoryNeed, Report, Run, read_rows, row_need, scratch_need, tiles, workers
 
 _MIN_TRIPLES = 8192
 """Smallest number of triples of positions, if the scan has so many. With these the gain is within
@@ -90,7 +90,7 @@ def noise_need(data: Any, n_jobs: int | None) -> MemoryNeed:
 
 def noise_moments(
     data: Any, *, n_jobs: int | None, report: Report
-) -> tuple[NDArray[Any], NDArray[Any]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and variance of the noise of each detector pixel where the scan is quiet.
 
     The detector is cut in two halves like a chessboard. Triples are chosen where one half is quiet,
@@ -109,31 +109,15 @@ def noise_moments(
     weight = 1 / (brightness + brightness.mean())
     weights = np.stack([weight * ~half, weight * half], axis=1)
 
-    def read(window: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def read(window: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         rows = read_rows(data, *window)
         return rows.reshape(-1, n_pixels), _triples(*rows.shape[:2])
 
     with workers(n_jobs) as run:
-        ratios = []  # noise relative to the signal, of each triple and half
+        ratios = []
         for window in windows:
-            patterns, triples = read(window)
-            ratio = np.full((len(triples), 2), np.inf)
-
-            def compare(
-                part: slice,
-                patterns: NDArray[Any] = patterns,
-                triples: NDArray[Any] = triples,
-                ratio: NDArray[Any] = ratio,
-            ) -> None:
-                mean, square, present = _second_differences(patterns, triples[part])
-                signal = np.maximum(np.where(present, mean - dark, 0), 0) @ weights
-                np.divide(square @ weights, signal, out=ratio[part], where=signal > 0)
-
-            run(compare, tiles(len(triples), _TRIPLES_PER_TASK))
-            ratios.append(ratio)
+            ratios.append(_noise_ratios(*read(window), dark, weights, run))
             report(window[1] - window[0])
-        del patterns, compare  # or one window more would stay in memory
-
         all_ratios = np.concatenate(ratios)
         has_signal = np.isfinite(all_ratios).all(axis=1)
         if not has_signal.any():
@@ -141,30 +125,55 @@ def noise_moments(
         limits = np.quantile(all_ratios[has_signal], _QUIET_SHARE, axis=0)
         total = np.zeros((3, n_pixels))  # of means, of squares, number of triples
         for window, ratio in zip(windows, ratios, strict=True):
-            patterns, triples = read(window)
             quiet = (ratio <= limits) & np.isfinite(ratio).all(axis=1, keepdims=True)
-
-            def add(
-                task: tuple[bool, slice],
-                patterns: NDArray[Any] = patterns,
-                triples: NDArray[Any] = triples,
-                quiet: NDArray[Any] = quiet,
-            ) -> None:
-                # A task owns its pixels, and adds up in order: the same bits for any number of
-                # threads.
-                odd, part = task
-                pixels = part.start + np.flatnonzero(half[part] == odd)
-                chosen = triples[quiet[:, 0 if odd else 1]]
-                for start in range(0, len(chosen), _TRIPLES_PER_TASK):
-                    some = chosen[start : start + _TRIPLES_PER_TASK]
-                    values = _second_differences(patterns, some, pixels)
-                    total[:, pixels] += [value.sum(axis=0) for value in values]
-
-            run(add, product((False, True), tiles(n_pixels, _PIXELS_PER_TASK)))
+            _add_quiet(*read(window), quiet, half, total, run)
             report(window[1] - window[0])
 
     mean, square = total[:2] / np.where(total[2] > 0, total[2], np.nan)
     return mean.reshape(data.shape[2:]), square.reshape(data.shape[2:])
+
+
+def _noise_ratios(
+    patterns: NDArray[Any],
+    triples: NDArray[np.int64],
+    dark: float,
+    weights: NDArray[np.float64],
+    run: Run,
+) -> NDArray[np.float64]:
+    """Second differences relative to the signal, of each triple and half of the detector."""
+    ratios = np.full((len(triples), 2), np.inf)
+
+    def compare(part: slice) -> None:
+        mean, square, present = _second_differences(patterns, triples[part])
+        signal = np.maximum(np.where(present, mean - dark, 0), 0) @ weights
+        np.divide(square @ weights, signal, out=ratios[part], where=signal > 0)
+
+    run(compare, tiles(len(triples), _TRIPLES_PER_TASK))
+    return ratios
+
+
+def _add_quiet(
+    patterns: NDArray[Any],
+    triples: NDArray[np.int64],
+    quiet: NDArray[np.bool_],
+    half: NDArray[np.bool_],
+    total: NDArray[np.float64],
+    run: Run,
+) -> None:
+    """Add to `total` the moments of each half of the detector, of triples where the other is quiet.
+
+    A task owns its pixels, and adds up in order: the same bits for any number of threads.
+    """
+
+    def add(task: tuple[bool, slice]) -> None:
+        odd, part = task
+        pixels = part.start + np.flatnonzero(half[part] == odd)
+        chosen = triples[quiet[:, 0 if odd else 1]]
+        for some in tiles(len(chosen), _TRIPLES_PER_TASK):
+            values = _second_differences(patterns, chosen[some], pixels)
+            total[:, pixels] += [value.sum(axis=0) for value in values]
+
+    run(add, product((False, True), tiles(patterns.shape[1], _PIXELS_PER_TASK)))
 
 
 def _brightness(

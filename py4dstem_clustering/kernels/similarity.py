@@ -54,28 +54,28 @@ are faster, and less exact."""
 
 
 def with_neighbour(n: int, step: int) -> tuple[slice, slice]:
-    """Slices of an axis of length `n`: the positions that have a neighbour at `step`, and these."""
+    """Slices of an axis of length `n`: positions that have a neighbour at `step`, and neighbours."""
     return slice(max(0, -step), n - max(0, step)), slice(max(0, step), n - max(0, -step))
 
 
 def similarity_core(
     data: Any,
     *,
-    q_mask: NDArray[Any] | None,
+    q_mask: NDArray[np.bool_] | None,
     sigma: float,
     subtract_mean: bool,
     n_jobs: int | None,
     report: Report,
     noise: Noise | None = None,
     n_rows: int | None = None,
-) -> NDArray[Any]:
-    """Similarity ``(Rx, Ry, 8)``, float32; NaN where the neighbour lies outside the scan.
+) -> NDArray[np.float32]:
+    """Similarity ``(Rx, Ry, 8)``; NaN where the neighbour lies outside the scan.
 
-    With `noise`, each norm is that of the pattern without noise: ``|J|^2`` less the noise power,
-    see `noise_weight`, of which at most `MAX_NOISE_SHARE` of ``|J|^2`` is taken off.
+    With `noise`, each norm is that of the pattern without noise: from ``|J|^2`` the noise power is
+    subtracted, see `noise_weight`, but not more than `MAX_NOISE_SHARE` of ``|J|^2``.
 
     Rounding: sums of ``n = min(pixels, 2048)`` products are in float32, in an order that each BLAS
-    chooses for its processor, and longer ones go on in float64. A similarity is therefore within
+    chooses for its processor, and longer sums go on in float64. A similarity is therefore within
     about ``4 sqrt(n) 2^-24`` of its exact value, 1.1e-5 at most, and may differ by twice as much
     between processors. On one machine the bits are the same whatever `n_rows` and `n_jobs`: every
     product of two patterns has the same shape.
@@ -228,7 +228,7 @@ def _cosines(dots: NDArray[Any], power: NDArray[Any]) -> NDArray[Any]:
     """
     rx, ry = power.shape
     out = np.full((rx, ry, 8), np.nan, dtype=np.float32)
-    # An empty pattern is like nothing.
+    # A pattern of zeros has a similarity of 0 with every other.
     scale = np.divide(1, np.sqrt(power), out=np.zeros((rx, ry)), where=power > 0)
     for direction in FORWARD:
         dx, dy = DIRECTIONS[direction]
@@ -241,9 +241,9 @@ def _cosines(dots: NDArray[Any], power: NDArray[Any]) -> NDArray[Any]:
 
 
 class Chunks:
-    """Pixels of a mask, taken in chunks of neighbours: single ones are slow to gather.
+    """Pixels of a mask, taken in chunks of neighbouring pixels: single pixels take longer.
 
-    The chunks on the border of the mask come last, with pixels outside it: see `clear`.
+    Chunks on the border of the mask hold pixels outside it, too. They come last, see `clear`.
     """
 
     def __init__(self, q_mask: NDArray[Any]) -> None:
@@ -278,7 +278,7 @@ def _pieces(pixels: int) -> tuple[int, int]:
 
 
 def _strips(n_columns: int, pixels: int, n_jobs: int | None) -> list[slice]:
-    """Strips of columns, as many for each thread; each shares a column with the next."""
+    """Strips of columns, equally many for each thread; each shares a column with the next."""
     jobs = count_jobs(n_jobs)
     number = -(-n_columns // at_once(_STRIP_COLUMNS, pixels))
     number = max(1, min(-(-number // jobs) * jobs, n_columns // 4))
@@ -287,7 +287,7 @@ def _strips(n_columns: int, pixels: int, n_jobs: int | None) -> list[slice]:
 
 
 def similarity_need(
-    data: Any, q_mask: NDArray[Any] | None, noise: bool, n_jobs: int | None
+    data: Any, q_mask: NDArray[np.bool_] | None, noise: bool, n_jobs: int | None
 ) -> MemoryNeed:
     """Memory that `similarity_core` takes."""
     rx, ry, qx, qy = data.shape
@@ -296,20 +296,21 @@ def similarity_need(
     strips = _strips(ry, pixels, n_jobs)
     columns = sum(strip.stop - strip.start + 2 for strip in strips)
     near = 8 * columns * int(np.prod(_pieces(size)))
-    # With noise, patterns in float64 and what is present of them come on top.
+    # With noise, patterns in float64 and which of their pixels are present take more.
     tile = min(at_once(_COLUMNS_AT_ONCE, pixels), ry)
     fixed = near + 120 * rx * ry + scratch_need(data, n_jobs, tile, 24 if noise else 5)
     return MemoryNeed(fixed, 2 * row_need(data))
 
 
 def noise_weight(
-    detector: tuple[int, int], q_mask: NDArray[Any] | None, sigma: float
-) -> NDArray[Any]:
+    detector: tuple[int, int], q_mask: NDArray[np.bool_] | None, sigma: float
+) -> NDArray[np.float64]:
     """Weight ``(Qx, Qy)`` of the noise of each detector pixel in the power ``|J|^2``.
 
-    Blur spreads the noise of a pixel over others, by the square of the kernel; what falls into
-    `q_mask` counts. The noise power is then a dot product: the variances of the noise times this.
-    The mean that is subtracted takes away one part in as many as there are pixels; left out here.
+    Blur spreads the variance of a pixel over others, by the square of its kernel; the part that
+    falls into `q_mask` counts. The noise power is then the dot product of the variances of the
+    noise with this weight. The mean that is subtracted from a pattern of n pixels takes away 1/n of
+    the noise power, which is neglected.
     """
     mask = np.ones(detector) if q_mask is None else q_mask.astype(np.float64)
     if sigma > 0:
@@ -325,7 +326,7 @@ def _noise_power(patterns: NDArray[Any], weight: NDArray[Any], noise: Noise) -> 
     power = np.empty(len(values))
     if present.all():
         power[:] = row_dots(values, weight) - noise.offset * weight.sum()
-    else:  # a missing pixel counts as a mean, which has no noise
+    else:  # a missing pixel counts as the mean, without noise
         values = np.where(present, values, 0)
         power[:] = row_dots(values, weight) - noise.offset * row_dots(present * 1.0, weight)
     power *= noise.gain
@@ -335,8 +336,8 @@ def _noise_power(patterns: NDArray[Any], weight: NDArray[Any], noise: Noise) -> 
     return np.divide(power, peak**2, out=power, where=scaled)
 
 
-def similarity_mean(similarity: NDArray[Any]) -> NDArray[Any]:
-    """Mean over the neighbours that exist, ``(Rx, Ry)`` float32; NaN where there is none."""
+def similarity_mean(similarity: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean over the neighbours that exist, ``(Rx, Ry)``; NaN where there is none."""
     exists = ~np.isnan(similarity)
     total = np.where(exists, similarity, 0).sum(axis=2, dtype=np.float64)
     count = exists.sum(axis=2)
@@ -346,10 +347,9 @@ def similarity_mean(similarity: NDArray[Any]) -> NDArray[Any]:
 
 
 def asymmetry(similarity: NDArray[Any]) -> float:
-    """Largest difference between a similarity and the one seen from the neighbour's side.
+    """Largest difference between the two similarities of a pair, one from each side.
 
-    Infinite where one side is missing and the other is not, or where a neighbour outside the scan
-    has a similarity.
+    Infinite if one of the two is missing, or if a neighbour outside the scan has a similarity.
     """
     rx, ry, _ = similarity.shape
     worst = 0.0
@@ -371,10 +371,11 @@ def asymmetry(similarity: NDArray[Any]) -> float:
     return worst
 
 
-def feature_similarity(values: NDArray[Any]) -> NDArray[Any]:
-    """Similarity of the features of neighbours ``(Rx, Ry, 8)``, float32, with noise taken off.
+def feature_similarity(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Similarity ``(Rx, Ry, 8)`` of the features of neighbours, without the noise in their lengths.
 
-    The cosine over the lengths that the features have without noise; clipped to -1 and 1.
+    The dot product divided by the lengths that the features have without noise; clipped to -1
+    and 1.
     """
     rx, ry, rank = values.shape
     length = np.sqrt(np.maximum((values.astype(np.float64) ** 2).sum(axis=2) - rank, rank / 4))

@@ -47,11 +47,10 @@ def virtual_image_core(
     flat = np.ascontiguousarray(weight.ravel()[first:last], dtype=dtype)
     with workers(n_jobs) as run:
         for start, rows in iterate_blocks(data, n_rows=n_rows):
-            rows = rows.reshape(len(rows), ry, -1)
 
             def add(task: tuple[int, slice], rows: NDArray[Any] = rows, start: int = start) -> None:
                 i, columns = task
-                patterns = rows[i, columns, first:last].astype(dtype)
+                patterns = rows[i, columns].reshape(-1, weight.size)[:, first:last].astype(dtype)
                 found = row_dots(patterns, flat)
                 if not np.isfinite(found).all():
                     found = row_dots(np.nan_to_num(patterns, posinf=0, neginf=0), flat)

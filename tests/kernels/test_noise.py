@@ -91,8 +91,8 @@ def reference_moments(data, quiet):
                 signal = (weight * np.maximum(centre - dark, 0))[use].sum()
                 loud.append((weight * square)[use].sum() / signal if signal > 0 else np.inf)
             found.append((loud, centre, square))
-    loudness = np.array([loud for loud, _, _ in found])
-    limits = np.quantile(loudness[np.isfinite(loudness).all(axis=1)], quiet, axis=0)
+    ratios = np.array([loud for loud, _, _ in found])
+    limits = np.quantile(ratios[np.isfinite(ratios).all(axis=1)], quiet, axis=0)
     means, squares = np.full((2, qx, qy), np.nan)
     for which in (0, 1):
         chosen = [item for item in found if item[0][1 - which] <= limits[1 - which]]
@@ -104,7 +104,7 @@ def reference_moments(data, quiet):
 
 
 def test_moments_are_those_of_the_quiet_triples(monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.kernels.noise._QUIET", 0.4)
+    monkeypatch.setattr("py4dstem_clustering.kernels.noise._QUIET_SHARE", 0.4)
     data = make_scan((10, 8), seed=3).astype(np.float32)
     data[4, 3, 5, 6] = data[2, 2] = np.nan
     for result, expected in zip(run_moments(data), reference_moments(data, 0.4), strict=True):
