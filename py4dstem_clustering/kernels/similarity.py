@@ -54,7 +54,7 @@ are faster, and less exact."""
 
 
 def with_neighbour(n: int, step: int) -> tuple[slice, slice]:
-    """Slices of an axis of length `n`: positions that have a neighbour at `step`, and neighbours."""
+    """Slices of an axis of length `n`: positions with a neighbour at `step`, and the neighbours."""
     return slice(max(0, -step), n - max(0, step)), slice(max(0, step), n - max(0, -step))
 
 
