@@ -18,7 +18,7 @@ from test_layers import MODULES
 
 import py4dstem_clustering
 from py4dstem_clustering import metrics, simulate_scan
-from py4dstem_clustering.__main__ import main
+from py4dstem_clustering.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "tutorials" / "guide"

@@ -14,7 +14,7 @@ import numpy as np
 import skimage.filters
 from numpy.typing import NDArray
 
-from ..kernels.blocks import Need
+from ..kernels.blocks import MemoryNeed
 from ..kernels.noise import noise_windows
 
 COMPRESSIONS = ("gzip", "lzf", "bitshuffle")
@@ -97,7 +97,7 @@ def check_n_jobs(n_jobs: Any) -> int | None:
     return None if n_jobs is None else check_integer("n_jobs", n_jobs, 1)
 
 
-def check_memory(max_memory: Any, *needs: Callable[[], Need]) -> int | None:
+def check_memory(max_memory: Any, *needs: Callable[[], MemoryNeed]) -> int | None:
     """Rows of the scan in a block, for a number of bytes or a text such as "1 GB"; None for None.
 
     `needs` are those of all that is done, made only where they count. 1 where none is given.

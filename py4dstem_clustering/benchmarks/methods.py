@@ -19,7 +19,8 @@ from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.image import grid_to_graph
 
-from ..kernels.features import bin_factor, bin_matrix, features_core
+from ..kernels.binning import bin_factor, bin_matrix
+from ..kernels.features import features_core
 from ..metrics import panoptic_quality
 from ..simulate.scan import SimulatedScan
 

@@ -27,9 +27,11 @@ from ..kernels.averaging import averaging_core
 from ..kernels.blas import matmul
 from ..kernels.blocks import count_jobs, tiles, workers
 from ..kernels.blur import Blur, blur_matrix
-from ..kernels.correlative import correlative_core, footprint, radial_weight
+from ..kernels.correlative import correlative_core
+from ..kernels.neighbours import footprint
 from ..kernels.similarity import similarity_core, similarity_mean
 from ..kernels.tree import cut_at, spanning_forest
+from ..kernels.unit_vectors import radial_weight
 from .slow import (
     Place,
     filter_feature,

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..grains.tree import ClusterTree
-from ..kernels.averaging import move_pattern
-from ..kernels.blocks import read_window
 from ..plotting.style import PALETTE, neighbour_pairs
-
-# A member block is read in pieces of about so many bytes.
-_BLOCK_BYTES = 32 * 2**20
 
 # So many of the coarsest cuts are all steps of the slider; finer ones lie 3 % apart.
 _WHOLE = 100
@@ -26,57 +20,6 @@ _N_COLORED = 2000
 
 
 # --- what is shown ---------------------------------------------------------------------------
-
-
-def member_mean(
-    data: Any,
-    members: NDArray[Any],
-    shifts: NDArray[Any] | None = None,
-    report: Callable[[int], Any] = lambda n: None,
-) -> NDArray[Any]:
-    """Mean pattern (Qx, Qy) of scan positions ``(n, 2)``, sorted by row, and of these alone.
-
-    Parameters
-    ----------
-    data : array-like (Rx, Ry, Qx, Qy)
-    members : ndarray, (n, 2), int
-    shifts : ndarray, (n, 2), optional
-        Pixels by which each pattern moves first.
-    report : callable
-        Told the number of positions just read.
-
-    Returns
-    -------
-    ndarray, (Qx, Qy), float32
-        Accumulated in float64. A missing pixel has no weight; NaN where all miss it.
-    """
-    rows, columns = members.T
-    low, high = int(columns.min()), int(columns.max()) + 1
-    row_bytes = np.dtype(data.dtype).itemsize * (high - low) * int(np.prod(data.shape[2:]))
-    step = max(1, _BLOCK_BYTES // row_bytes)
-    total = np.zeros(data.shape[2:])
-    count = np.zeros(data.shape[2:])
-    at = 0
-    while at < len(members):
-        first = int(rows[at])
-        end = int(np.searchsorted(rows, first + step))
-        block = read_window(data, (first, int(rows[end - 1]) + 1), (low, high))
-        patterns = block[rows[at:end] - first, columns[at:end] - low]
-        if shifts is not None:
-            pairs = zip(patterns, shifts[at:end], strict=True)
-            patterns = np.stack([move_pattern(pattern, shift) for pattern, shift in pairs])
-        if patterns.dtype.kind == "f":
-            present = np.isfinite(patterns)
-            total += patterns.sum(axis=0, dtype=np.float64, where=present)
-            count += present.sum(axis=0)
-        else:
-            total += patterns.sum(axis=0, dtype=np.float64)
-            count += len(patterns)
-        report(end - at)
-        at = end
-    mean = np.full(total.shape, np.nan, dtype=np.float32)
-    np.divide(total, count, out=mean, where=count > 0, casting="same_kind")
-    return mean
 
 
 def outline(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -20,9 +20,10 @@ from ..base.progress import progress
 from ..grains.clusters import Clusters
 from ..grains.options import METHODS, check_cut
 from ..grains.tree import ClusterTree, level_for
+from ..kernels.averaging import member_mean
 from ..kernels.blocks import read_window
 from ..plotting.style import OUTLINE, PALETTE, add_scale_bar, grey_limits, nth_color
-from .shown import lasting_colors, level_steps, member_mean, nearest, outline, size_steps, thinned
+from .shown import lasting_colors, level_steps, nearest, outline, size_steps, thinned
 
 SIZE = (10.0, 4.0)
 """Of the window, inches."""

@@ -1,127 +1,217 @@
-"""Mean diffraction pattern of each cluster."""
+"""Mean diffraction patterns of clusters."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import (
-    Need,
+    MemoryNeed,
     Report,
     at_once,
     is_small_integer,
     iterate_blocks,
+    read_window,
     row_need,
     scratch_need,
     to_float32,
     workers,
 )
 
-# Members of a cluster that are added together: few enough to stay in the cache of a core, and more
-# of a small detector.
-_TILE = 16
+_MEMBERS_AT_ONCE = 16
+"""Members of a cluster that are added together, see `at_once`. More of them leave the cache of a
+core."""
 
-# So many numbers of 16 bits add up in float32 without error.
-_EXACT = 2**8
+EXACT_TERMS = 2**8
+"""Numbers of 16 bits that add up in float32 without error. With more of them, sums would round."""
+
+_READ_BYTES = 32 * 2**20
+"""Bytes of the scan that `member_mean` reads at a time."""
+
+
+Group: TypeAlias = list[tuple[int, slice]]
+"""Members of a cluster that are added together: rows of a block, and columns."""
 
 
 def averaging_core(
     data: Any,
-    labels: NDArray[Any],
+    labels: NDArray[np.int64],
     *,
     n_jobs: int | None,
     report: Report,
-    shifts: NDArray[Any] | None = None,
+    shifts: NDArray[np.float64] | None = None,
     n_rows: int | None = None,
-) -> NDArray[Any]:
-    """Mean patterns ``(n_clusters, Qx, Qy)``, float32, accumulated in float64.
+) -> NDArray[np.float32]:
+    """Mean patterns ``(n_clusters, Qx, Qy)``, accumulated in float64.
 
     With `shifts` ``(Rx, Ry, 2)``, each pattern is moved by so many pixels first.
 
     A missing pixel (NaN or infinite) has no weight; where a pixel is missing in all members of a
     cluster, the mean is NaN.
     """
-    n_clusters = int(labels.max()) + 1
-    detector = data.shape[2:]
-    pixels = int(np.prod(detector))
-    tile = min(at_once(_TILE, pixels), _EXACT, labels.shape[1])
-    total = np.zeros((n_clusters, pixels))
-    sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
-    missing: dict[int, NDArray[Any]] = {}
-
+    sums = _Sums(int(labels.max()) + 1, data.shape[1:])
     with workers(n_jobs) as run:
         for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows):
-            rows = rows.reshape(len(rows), labels.shape[1], pixels)
-            moves = None if shifts is None else shifts[start : start + len(rows)]
+            some = slice(start, start + len(rows))
+            moves = None if shifts is None else shifts[some]
             # Small whole numbers add up without error in float32, at half the cost, in any order.
-            exact = moves is None and is_small_integer(rows.dtype)
-            jobs = _members_by_label(labels[start : start + len(rows)], tile, by_row=not exact)
-
-            def add(
-                label: int,
-                rows: NDArray[Any] = rows,
-                jobs: dict = jobs,
-                moves: NDArray[Any] | None = moves,
-                exact: bool = exact,
-            ) -> None:
-                # One thread owns a label, and adds its members in order: the same bits for any
-                # block size and any number of threads.
-                scratch = np.empty((tile, pixels), dtype=np.float32 if exact else np.float64)
-                ones = np.ones(tile, dtype=scratch.dtype)
-                sums, count = np.zeros(pixels if exact else 0, dtype=np.float32), 0
-                for group in jobs[label]:
-                    n = 0
-                    for i, columns in group:
-                        here = scratch[n : n + columns.stop - columns.start]
-                        n += len(here)
-                        if moves is None:
-                            np.copyto(here, rows[i, columns], casting="unsafe")
-                            continue
-                        pairs = zip(rows[i, columns], moves[i, columns], strict=True)
-                        for target, (pattern, move) in zip(here, pairs, strict=True):
-                            target[:] = move_pattern(pattern.reshape(detector), move).ravel()
-                    # NumPy's own sum takes twice as long as a product with ones.
-                    with np.errstate(invalid="ignore"):  # both infinities in one pixel
-                        part = ones[:n] @ scratch[:n]
-                    if exact:
-                        sums += part
-                        count += n
-                        if count > _EXACT - tile:
-                            total[label] += sums
-                            sums[:] = count = 0
-                        continue
-                    if not np.isfinite(part).all():
-                        present = np.isfinite(scratch[:n])
-                        part = scratch[:n].sum(axis=0, where=present)
-                        gaps = missing.setdefault(label, np.zeros(pixels, dtype=np.int64))
-                        gaps += (~present).sum(axis=0)
-                    total[label] += part
-                if count:
-                    total[label] += sums
-
-            run(add, jobs)
+            is_exact = moves is None and is_small_integer(rows.dtype)
+            add = sums.add_exact if is_exact else sums.add
+            groups = _members_by_label(labels[some], sums.at_once, by_row=not is_exact)
+            # A task owns a label, and adds its members in order: the same bits for any block size
+            # and any number of threads.
+            run(partial(add, rows, moves, groups), groups)
             report(len(rows))
-
-    for label in range(n_clusters):
-        count = np.full(pixels, float(sizes[label]))
-        if label in missing:
-            count -= missing[label]
-            count[count == 0] = np.nan
-        total[label] /= count
-    return to_float32(total, "a cluster average").reshape(n_clusters, *detector)
+    return sums.means(np.bincount(labels[labels >= 0], minlength=len(sums.total)))
 
 
-def averaging_need(data: Any, n_clusters: int, n_jobs: int | None) -> Need:
+def averaging_need(data: Any, n_clusters: int, n_jobs: int | None) -> MemoryNeed:
     """Memory that `averaging_core` takes, its sums among it."""
     pixels = int(np.prod(data.shape[2:]))
-    tile = min(at_once(_TILE, pixels), _EXACT)
-    return Need(16 * n_clusters * pixels + scratch_need(data, n_jobs, tile, 3), 3 * row_need(data))
+    members = min(at_once(_MEMBERS_AT_ONCE, pixels), EXACT_TERMS)
+    fixed = 16 * n_clusters * pixels + scratch_need(data, n_jobs, members, 3)
+    return MemoryNeed(fixed, 3 * row_need(data))
 
 
-def move_pattern(pattern: NDArray[Any], shift: NDArray[Any]) -> NDArray[Any]:
+def member_mean(
+    data: Any,
+    members: NDArray[np.int64],
+    shifts: NDArray[np.float64] | None = None,
+    report: Report = lambda n: None,
+) -> NDArray[np.float32]:
+    """Mean pattern ``(Qx, Qy)`` of the members of one cluster; reads little else of the scan.
+
+    As `averaging_core`, which reads the whole scan, up to rounding.
+
+    Parameters
+    ----------
+    data : array-like (Rx, Ry, Qx, Qy)
+    members : ndarray, (n, 2), int
+        Scan positions, sorted by row.
+    shifts : ndarray, (n, 2), optional
+        Pixels by which each pattern moves first.
+    report : callable
+        Told the number of positions just read.
+    """
+    rows, columns = members.T
+    low, high = int(columns.min()), int(columns.max()) + 1
+    row_bytes = np.dtype(data.dtype).itemsize * (high - low) * int(np.prod(data.shape[2:]))
+    step = max(1, _READ_BYTES // row_bytes)
+    total, count = np.zeros(data.shape[2:]), np.zeros(data.shape[2:])
+    start = 0
+    while start < len(members):
+        first = int(rows[start])
+        stop = int(np.searchsorted(rows, first + step))
+        block = read_window(data, (first, int(rows[stop - 1]) + 1), (low, high))
+        patterns = block[rows[start:stop] - first, columns[start:stop] - low]
+        if shifts is not None:
+            pairs = zip(patterns, shifts[start:stop], strict=True)
+            patterns = np.stack([move_pattern(pattern, shift) for pattern, shift in pairs])
+        if patterns.dtype.kind == "f":
+            present = np.isfinite(patterns)
+            total += patterns.sum(axis=0, dtype=np.float64, where=present)
+            count += present.sum(axis=0)
+        else:  # whole numbers are never missing
+            total += patterns.sum(axis=0, dtype=np.float64)
+            count += len(patterns)
+        report(stop - start)
+        start = stop
+    mean = np.full(total.shape, np.nan, dtype=np.float32)
+    np.divide(total, count, out=mean, where=count > 0, casting="same_kind")
+    return mean
+
+
+class _Sums:
+    """Sums of the patterns of each cluster, and how often a pixel was missing."""
+
+    def __init__(self, n_clusters: int, row_shape: tuple[int, ...]) -> None:
+        n_columns, *self._detector = row_shape
+        self._n_pixels = int(np.prod(self._detector))
+        self.at_once = min(at_once(_MEMBERS_AT_ONCE, self._n_pixels), EXACT_TERMS, n_columns)
+        """Members that are added together."""
+        self.total = np.zeros((n_clusters, self._n_pixels))
+        self._n_missing: dict[int, NDArray[np.int64]] = {}
+
+    def add(
+        self,
+        rows: NDArray[Any],
+        shifts: NDArray[np.float64] | None,
+        groups: dict[int, list[Group]],
+        label: int,
+    ) -> None:
+        """Add the members of a cluster that lie in some rows, in float64."""
+        for patterns in self._gather(rows, shifts, groups[label], np.float64):
+            with np.errstate(invalid="ignore"):  # both infinities in one pixel
+                part = _sum(patterns)
+            if not np.isfinite(part).all():
+                present = np.isfinite(patterns)
+                part = patterns.sum(axis=0, where=present)
+                n_missing = self._n_missing.setdefault(label, np.zeros(self._n_pixels, np.int64))
+                n_missing += (~present).sum(axis=0)
+            self.total[label] += part
+
+    def add_exact(
+        self,
+        rows: NDArray[Any],
+        shifts: NDArray[np.float64] | None,
+        groups: dict[int, list[Group]],
+        label: int,
+    ) -> None:
+        """As `add`, of small whole numbers, in float32 as long as that is exact."""
+        part, count = np.zeros(self._n_pixels, dtype=np.float32), 0
+        for patterns in self._gather(rows, shifts, groups[label], np.float32):
+            part += _sum(patterns)
+            count += len(patterns)
+            if count > EXACT_TERMS - self.at_once:
+                self.total[label] += part
+                part[:] = count = 0
+        self.total[label] += part
+
+    def means(self, sizes: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Means of clusters of these `sizes`; the sums are divided in place."""
+        for label, total in enumerate(self.total):
+            count = np.full(self._n_pixels, float(sizes[label]))
+            if label in self._n_missing:
+                count -= self._n_missing[label]
+                count[count == 0] = np.nan
+            total /= count
+        return to_float32(self.total, "a cluster average").reshape(-1, *self._detector)
+
+    def _gather(
+        self,
+        rows: NDArray[Any],
+        shifts: NDArray[np.float64] | None,
+        groups: list[Group],
+        dtype: type[np.floating[Any]],
+    ) -> Iterator[NDArray[Any]]:
+        """Patterns ``(n, pixels)`` of each group, moved by `shifts`, in the same buffer."""
+        buffer = np.empty((self.at_once, self._n_pixels), dtype=dtype)
+        for group in groups:
+            n = 0
+            for i, columns in group:
+                here = buffer[n : n + columns.stop - columns.start]
+                n += len(here)
+                if shifts is None:
+                    patterns = rows[i, columns].reshape(here.shape)
+                    np.copyto(here, patterns, casting="unsafe")
+                    continue
+                pairs = zip(rows[i, columns], shifts[i, columns], strict=True)
+                for target, (pattern, shift) in zip(here, pairs, strict=True):
+                    target[:] = move_pattern(pattern, shift).ravel()
+            yield buffer[:n]
+
+
+def _sum(patterns: NDArray[Any]) -> NDArray[Any]:
+    """Sum over the patterns; NumPy's own sum takes twice as long as a product with ones."""
+    return np.ones(len(patterns), dtype=patterns.dtype) @ patterns
+
+
+def move_pattern(pattern: NDArray[Any], shift: NDArray[Any]) -> NDArray[np.float64]:
     """A pattern moved by `shift` pixels along both axes, float64.
 
     Linear between pixels: never negative, and the same counts. What enters at the border repeats
@@ -141,14 +231,12 @@ def move_pattern(pattern: NDArray[Any], shift: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def _members_by_label(
-    labels: NDArray[Any], size: int, by_row: bool
-) -> dict[int, list[list[tuple[int, slice]]]]:
-    """Runs ``(row, columns)`` of each label in a block of rows, in groups to add together.
+def _members_by_label(labels: NDArray[np.int64], size: int, by_row: bool) -> dict[int, list[Group]]:
+    """Members of each label in a block of rows, in groups of at most `size` to add together.
 
-    A group has at most `size` members; with `by_row`, of one row only.
+    With `by_row`, a group holds members of one row only.
     """
-    groups: dict[int, list[list[tuple[int, slice]]]] = {}
+    groups: dict[int, list[Group]] = {}
     room: dict[int, int] = {}
     for i, row in enumerate(labels):
         if by_row:

@@ -13,21 +13,22 @@ from numpy.typing import NDArray
 from scipy.linalg import cython_blas
 from threadpoolctl import ThreadpoolController
 
-# Those of NumPy and of scipy, which are loaded by now. To look for them takes 3 ms.
+# The BLAS libraries of NumPy and of scipy, both loaded by now. To look for them takes 3 ms.
 _POOLS = ThreadpoolController()
 
 
-# What OpenBLAS calls its oldest code, which it falls back to on a processor that it does not know.
 _FALLBACKS = {"Prescott", "Katmai"}
+"""Names of the oldest code of OpenBLAS, which it uses on a processor that it does not know."""
 
 
 def _numpy_is_slow(pools: list[dict[str, Any]]) -> bool:
-    """Whether NumPy's BLAS does not know this processor, and another one that is loaded does.
+    """Whether NumPy's BLAS does not know this processor, and another BLAS that is loaded does.
 
     NumPy 1.26, the newest that py4DSTEM 0.14 allows, carries an OpenBLAS of 2023. On some later
-    processors that falls back to code of 2004, 2 to 4 times slower than what scipy carries.
+    processors it uses code of 2004, 2 to 4 times slower than the BLAS that scipy carries.
     """
-    numpys, others = [], []
+    numpys: list[str] = []
+    others: list[str] = []
     for pool in pools:
         of_numpy = "numpy" in Path(pool["filepath"]).parent.name
         (numpys if of_numpy else others).append(pool.get("architecture", "Prescott"))
@@ -38,7 +39,8 @@ def _scipy_sgemm() -> Callable[..., None] | None:
     """``sgemm`` of the BLAS that scipy carries, called without Python's global lock.
 
     The wrapper ``scipy.linalg.blas.sgemm`` keeps the lock, so the C function is taken from
-    `scipy.linalg.cython_blas`, which exports it for such use. None where its integers are not C's.
+    `scipy.linalg.cython_blas`, which exports it for such use. None where its integers are not those
+    of C.
     """
     capsule = cython_blas.__pyx_capi__["sgemm"]
     get_name = ctypes.pythonapi.PyCapsule_GetName
@@ -53,8 +55,9 @@ def _scipy_sgemm() -> Callable[..., None] | None:
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(get_pointer(capsule, signature))
 
 
-# NumPy's product where it is quick. It goes through a whole stack without Python's global lock;
-# this takes the lock between any two products, and of small ones a second thread gains nothing.
+# None where NumPy's own product is fast: NumPy multiplies a whole stack without Python's global
+# lock. `_sgemm` takes the lock between any two products, and with small products a second thread
+# gains nothing.
 _sgemm = _scipy_sgemm() if _numpy_is_slow(_POOLS.info()) else None
 _Sizes = ctypes.c_int * 6
 _FACTORS = (ctypes.c_float * 2)(0.0, 1.0)
@@ -87,14 +90,16 @@ def matmul(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any] | None = None) ->
         for x, y, target in zip(a, b, out, strict=True):
             matmul(x, y, out=target)
     elif out.ndim == 2:
-        _matmul_each(a[None], b[None], out[None])
+        _matmul_each(_sgemm, a[None], b[None], out[None])
     else:
-        _matmul_each(a if a.ndim > 2 else a[None], b if b.ndim > 2 else b[None], out)
+        _matmul_each(_sgemm, a if a.ndim > 2 else a[None], b if b.ndim > 2 else b[None], out)
     return out
 
 
-def _matmul_each(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any]) -> None:
-    """By `_sgemm`, of stacks of as many matrices as `out`, or of one."""
+def _matmul_each(
+    sgemm: Callable[..., None], a: NDArray[Any], b: NDArray[Any], out: NDArray[Any]
+) -> None:
+    """As `matmul`, by `sgemm`; each of `a` and `b` holds as many matrices as `out`, or one."""
     found = []
     for x in (b, a):
         layout = _layout(x[0])
@@ -104,45 +109,47 @@ def _matmul_each(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any]) -> None:
         step = x.strides[0] if len(x) > 1 else 0
         found.append((x, x.__array_interface__["data"][0], step, *layout))
     # BLAS counts down columns, so it sees transposes: out.T = b.T @ a.T.
-    # Numbers are passed as addresses in one array: with ctypes' own pointers a call would cost more
-    # than many a product.
+    # Numbers are passed as addresses in one array: with the pointers of ctypes, a call would take
+    # longer than a small product.
     (b, at_b, next_b, order_b, step_b), (a, at_a, next_a, order_a, step_a) = found
     step_out = max(out.strides[-2] // 4, out.shape[2])
     at_out, next_out = out.__array_interface__["data"][0], out.strides[0]
     sizes = _Sizes(out.shape[2], out.shape[1], a.shape[-1], step_b, step_a, step_out)
     m, n, k, ldb, lda, ldc = range(ctypes.addressof(sizes), ctypes.addressof(sizes) + 24, 4)
     for _ in range(len(out)):
-        _sgemm(order_b, order_a, m, n, k, _ONE, at_b, ldb, at_a, lda, _ZERO, at_out, ldc)
+        sgemm(order_b, order_a, m, n, k, _ONE, at_b, ldb, at_a, lda, _ZERO, at_out, ldc)
         at_b, at_a, at_out = at_b + next_b, at_a + next_a, at_out + next_out
 
 
-# Pixels summed in float32 before the sum goes on in float64: a long sum in float32 alone is off by
-# 1e-3 for a detector of 1024 x 1024.
-_SHORT_SUM = 1024
-_SHORT_PRODUCT = 2**16  # BLAS sums in blocks by itself
+_SUM_PIXELS = 1024
+"""Pixels summed in float32 before the sum goes on in float64. More of them are faster and less
+exact: a sum in float32 alone is off by 1e-3 for a detector of 1024 x 1024."""
+
+_PRODUCT_PIXELS = 2**16
+"""The same for a product of matrices, which BLAS sums in short pieces by itself."""
 
 
-def row_dots(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """Dot products of the rows of `a` with those of `b`, or with a single row; float64."""
+def row_dots(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """Dot products of the rows of `a` with those of `b`, or with a single row `b`."""
     n, pixels = a.shape
-    whole = pixels - pixels % _SHORT_SUM
+    whole = pixels - pixels % _SUM_PIXELS
     out = np.zeros(n)
     if whole:
-        # Cutting the last axis in pieces makes no copy.
-        pieces = [x[..., :whole].reshape(*x.shape[:-1], -1, _SHORT_SUM) for x in (a, b)]
+        # To cut the last axis in pieces makes no copy.
+        pieces = [x[..., :whole].reshape(*x.shape[:-1], -1, _SUM_PIXELS) for x in (a, b)]
         out += np.einsum("...jk,...jk->...j", *pieces).sum(axis=-1, dtype=np.float64)
     if whole < pixels:
         out += np.einsum("...k,...k->...", a[..., whole:], b[..., whole:])
     return out
 
 
-def row_sums(a: NDArray[Any]) -> NDArray[Any]:
-    """Sums of the rows of a float32 matrix, float64."""
+def row_sums(a: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Sums of the rows of a float32 matrix, in float64."""
     n, pixels = a.shape
-    whole = pixels - pixels % _SHORT_SUM
+    whole = pixels - pixels % _SUM_PIXELS
     out = np.zeros(n)
     if whole:
-        pieces = a[:, :whole].reshape(n, -1, _SHORT_SUM)
+        pieces = a[:, :whole].reshape(n, -1, _SUM_PIXELS)
         out += np.einsum("ijk->ij", pieces).sum(axis=-1, dtype=np.float64)
     if whole < pixels:
         out += np.einsum("ik->i", a[:, whole:])
@@ -150,24 +157,24 @@ def row_sums(a: NDArray[Any]) -> NDArray[Any]:
 
 
 def products_of_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """``a @ b.T`` of two float32 matrices with many columns, summed in float64 where it is long."""
+    """``a @ b.T`` of two float32 matrices; sums of many columns are in float64."""
     pixels = a.shape[1]
-    if pixels <= _SHORT_PRODUCT:
+    if pixels <= _PRODUCT_PIXELS:
         return matmul(a, b.T)
     out = np.zeros((len(a), len(b)))
-    for start in range(0, pixels, _SHORT_PRODUCT):
-        piece = slice(start, start + _SHORT_PRODUCT)
+    for start in range(0, pixels, _PRODUCT_PIXELS):
+        piece = slice(start, start + _PRODUCT_PIXELS)
         out += matmul(a[:, piece], b[:, piece].T)
     return out.astype(np.float32)
 
 
 class _SingleThreadedBlas:
-    """Hold every BLAS pool at one thread while at least one caller is inside.
+    """Hold every BLAS library at one thread while at least one caller is inside.
 
-    The pools belong to the process, and threadpoolctl restores what it found on entry: two
+    The settings belong to the process, and threadpoolctl restores those that it found on entry: two
     overlapping callers would restore in the wrong order and leave BLAS at one thread for good.
-    Since 3.8 it also lets one thread only change them, until that thread leaves its context. So a
-    thread of its own enters with the first caller and leaves with the last.
+    Since threadpoolctl 3.8, only the thread that changed the settings may change them back. So a
+    separate thread, the keeper, changes them for the first caller, and back after the last.
     """
 
     def __init__(self) -> None:
@@ -194,7 +201,7 @@ class _SingleThreadedBlas:
                 try:
                     self._keeper.start()
                     held.wait()
-                except BaseException:  # Ctrl-C: nobody will come to let the keeper go
+                except BaseException:  # Ctrl-C: no caller will end the keeper later
                     self._leave.set()
                     raise
             self._inside += 1
@@ -202,9 +209,10 @@ class _SingleThreadedBlas:
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
             self._inside -= 1
-            if self._inside == 0:
+            if self._inside == 0 and self._keeper is not None:
                 self._leave.set()
                 self._keeper.join()
 
 
 single_threaded_blas = _SingleThreadedBlas()
+"""A context, in which BLAS uses one thread: the threads of `blocks.workers` share the work."""

@@ -18,21 +18,26 @@ from numpy.typing import NDArray
 
 from .blas import row_dots, row_sums, single_threaded_blas
 
-# Bytes of float32 work held for one block. Large enough to keep the threads busy, small enough for
-# a laptop; a single row of the scan is the least that can be held.
 BLOCK_BYTES = 128 * 2**20
+"""Bytes of a block of rows in float32; a block holds at least one row. With a larger block, threads
+wait less for each other, and the work takes more memory."""
 
-# A block is read in pieces of about so many bytes, so that Ctrl-C need not wait for all of it.
 _PIECE_BYTES = 8 * 2**20
+"""Bytes of a block that are read from a file at a time. Ctrl-C waits until they are read; smaller
+pieces take longer to read."""
 
-# What a walk takes beside the arrays that are counted: stacks of threads, buffers of HDF5 and BLAS.
 _OVERHEAD = 64 * 2**20
+"""Bytes of memory that are not counted one by one: stacks of threads, buffers of HDF5 and BLAS."""
 
-# Squares of values inside this range, summed over any detector, neither overflow nor vanish in
-# float32; patterns outside it are rescaled before they are compared.
 SAFE_RANGE = (1e-10, 1e10)
+"""Values whose squares, summed over any detector, neither overflow nor vanish in float32. Patterns
+with values outside this range are rescaled before they are compared."""
 
 Report = Callable[[int], Any]
+"""Told the number of scan rows just finished."""
+
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], None]
+"""``run(task, items)`` of `workers`."""
 
 
 def count_jobs(n_jobs: int | None) -> int:
@@ -44,13 +49,13 @@ def count_jobs(n_jobs: int | None) -> int:
     return os.cpu_count() or 1
 
 
-class Need(NamedTuple):
-    """Bytes that a kernel holds at most beside its result, as a function of its block of rows."""
+class MemoryNeed(NamedTuple):
+    """Bytes of memory that a kernel takes at most, beside its result."""
 
     fixed: int
-    """Whatever the block: a halo, what threads work with, matrices."""
+    """Bytes for any size of the blocks: matrices, buffers of threads, rows around a block."""
     row: int = 0
-    """More for each row of the scan in a block."""
+    """Bytes more for each row of the scan in a block."""
 
 
 def row_need(data: Any) -> int:
@@ -61,7 +66,10 @@ def row_need(data: Any) -> int:
 
 
 def scratch_need(data: Any, n_jobs: int | None, patterns: int, copies: float) -> int:
-    """Bytes of threads that each hold `copies` of a number of patterns in float32, or float64."""
+    """Bytes for threads that each hold `copies` of some `patterns` in float32.
+
+    Types that float32 does not hold take two copies in float64 more.
+    """
     wide = np.dtype(data.dtype).itemsize > 4 or np.dtype(data.dtype) in (np.int32, np.uint32)
     pixels = int(np.prod(data.shape[2:]))
     jobs, patterns = count_jobs(n_jobs), min(patterns, data.shape[1])
@@ -69,11 +77,11 @@ def scratch_need(data: Any, n_jobs: int | None, patterns: int, copies: float) ->
 
 
 class Stopped(Exception):
-    """Raised in threads that nobody waits for any more."""
+    """Ends a thread whose result is not needed any more."""
 
 
 @contextmanager
-def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]]:
+def workers(n_jobs: int | None) -> Iterator[Run]:
     """A pool of threads as a function ``run(task, items)`` that returns when every item is done.
 
     The first exception of a task, or Ctrl-C, is raised, and items that have not started are
@@ -83,11 +91,11 @@ def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]
     with single_threaded_blas:
         pool = ThreadPoolExecutor(jobs)
 
-        def run(task: Callable, items: Iterable) -> None:
+        def run(task: Callable[[Any], Any], items: Iterable[Any]) -> None:
             waiting = list(enumerate(items))[::-1]
             failed: list[tuple[int, BaseException]] = []
 
-            # A loop in every thread; a future for every item would cost more than many an item.
+            # One loop in every thread: a future for every item would take longer than small items.
             def work() -> None:
                 while True:
                     try:
@@ -119,8 +127,8 @@ def workers(n_jobs: int | None) -> Iterator[Callable[[Callable, Iterable], None]
 def read_rows(data: Any, start: int, stop: int) -> NDArray[Any]:
     """Rows ``start:stop`` of the scan as a NumPy array in the data's own type.
 
-    In a thread of its own: h5py in the main thread may lose Ctrl-C, which comes up in a callback of
-    weak references, where Python prints and drops it.
+    It reads in a separate thread. In the main thread, Ctrl-C may be raised inside a callback of
+    h5py, where Python prints it and goes on.
     """
     if isinstance(data, np.ndarray):
         return _read_now(data, start, stop)
@@ -136,7 +144,7 @@ def read_window(data: Any, rows: tuple[int, int], columns: tuple[int, int]) -> N
 
 
 class _Columns:
-    """Some columns of a scan that is not in memory, read no sooner than its rows."""
+    """Some columns of a scan that is not in memory; they are read together with the rows."""
 
     def __init__(self, data: Any, columns: slice) -> None:
         self._data, self._columns = data, columns
@@ -165,7 +173,7 @@ def check_whole(data: Any) -> None:
     HDF5 reads zeros behind the end of a file, and reading a memmap there kills the process.
     """
     if isinstance(data, np.memmap):
-        whole = data  # of which it may be a part, as with headers between the patterns
+        whole: Any = data  # `data` may be a part of it, as with headers between the patterns
         while isinstance(whole.base, np.ndarray):
             whole = whole.base
         if getattr(whole, "offset", None) is None:
@@ -186,12 +194,12 @@ def check_whole(data: Any) -> None:
 
 
 def _read_block(data: Any, start: int, stop: int, stopped: Event) -> NDArray[Any]:
-    """As `read_rows`, in pieces, until `stopped` is set."""
+    """As `read_rows`, in pieces; ends with `Stopped` once `stopped` is set."""
     on_disk = isinstance(data, np.memmap) or not isinstance(data, np.ndarray)
     if not on_disk or hasattr(data, "dask"):
         return _read_now(data, start, stop)
     _, columns, *detector = data.shape
-    # Pieces as HDF5 holds them: a chunk that is cut is decompressed twice.
+    # Pieces are whole chunks of HDF5: a chunk that is cut is decompressed twice.
     chunk = getattr(data, "chunks", None) or (1, 1)
     pattern_bytes = np.dtype(data.dtype).itemsize * int(np.prod(detector))
     n_rows = max(chunk[0], _PIECE_BYTES // (pattern_bytes * columns), 1)
@@ -235,7 +243,7 @@ def iterate_blocks(
     """Yield ``(first_row, rows)`` for every block; the next block is read while one is used.
 
     Blocks have `n_rows`; by default as `row_blocks` cuts them. When the loop ends early, by an
-    error or Ctrl-C, what is being read is given up at once.
+    error or Ctrl-C, reading stops after the piece at hand.
     """
     if n_rows is None:
         blocks = list(row_blocks(data.shape, copies))
@@ -245,12 +253,12 @@ def iterate_blocks(
     stopped = Event()
     reader = ThreadPoolExecutor(1)
     try:
-        pending = reader.submit(_read_block, data, *blocks[0], stopped)
+        # A list, so that nothing keeps a block in memory that has been taken out.
+        pending = [reader.submit(_read_block, data, *blocks[0], stopped)]
         for index, (start, _) in enumerate(blocks):
-            rows = pending.result()
-            pending = None  # which would keep the block
+            rows = pending.pop().result()
             if index + 1 < len(blocks):
-                pending = reader.submit(_read_block, data, *blocks[index + 1], stopped)
+                pending.append(reader.submit(_read_block, data, *blocks[index + 1], stopped))
             yield start, rows
             del rows
     finally:
@@ -270,13 +278,13 @@ def tiles(n: int, size: int = 64) -> list[slice]:
 def at_once(number: int, pixels: int) -> int:
     """Patterns to work on at once: `number` of a detector of 192 x 192, more of a smaller one.
 
-    Threads wait for each other between calls; small detectors would have nothing but such.
+    Threads wait for each other between calls, so that calls must not be short.
     """
     return max(number, number * 192**2 // max(pixels, 1))
 
 
-def to_float32(values: NDArray[Any], what: str) -> NDArray[Any]:
-    """Values as float32; a ValueError where they are too large or all too small for it."""
+def to_float32(values: NDArray[Any], what: str) -> NDArray[np.float32]:
+    """Values as float32; a ValueError where one is too large, or all are too small for it."""
     with np.errstate(over="ignore", under="ignore"):
         out = values.astype(np.float32, copy=False)
     if values.dtype.kind == "f" and values.dtype.itemsize > 4:
@@ -290,18 +298,18 @@ def to_float32(values: NDArray[Any], what: str) -> NDArray[Any]:
     return out
 
 
-def is_small_integer(dtype: np.dtype) -> bool:
-    """Whether float32 holds every value of a type, none of them missing."""
+def is_small_integer(dtype: np.dtype[Any]) -> bool:
+    """Whether a type holds whole numbers of 8 or 16 bits, which float32 holds exactly."""
     return dtype.kind in "bui" and dtype.itemsize <= 2
 
 
-def as_comparable(patterns: NDArray[Any], subtract_mean: bool) -> NDArray[Any]:
+def as_comparable(patterns: NDArray[Any], subtract_mean: bool) -> NDArray[np.float32]:
     """Copy patterns ``(n, pixels)`` to float32, ready to be compared.
 
-    With `subtract_mean`, each minus its mean, also where the mean is so large that float32 would
-    lose the rest. A missing pixel (NaN or infinite) counts as the mean of its pattern. A pattern
-    whose values lie far from 1 is divided by its largest magnitude, which changes no cosine and no
-    correlation, so that its squares stay inside float32.
+    With `subtract_mean`, the mean of each pattern is subtracted, also where it is so large that
+    float32 would lose the rest. A missing pixel (NaN or infinite) counts as the mean of its
+    pattern. A pattern whose values lie far from 1 is divided by its largest magnitude, so that its
+    squares stay inside float32; this changes no cosine and no correlation.
     """
     out = np.empty(patterns.shape, dtype=np.float32)
     mean = nearly_comparable(patterns, subtract_mean, out)
@@ -311,11 +319,11 @@ def as_comparable(patterns: NDArray[Any], subtract_mean: bool) -> NDArray[Any]:
 
 
 def nearly_comparable(
-    patterns: NDArray[Any], subtract_mean: bool, out: NDArray[Any]
-) -> NDArray[Any]:
-    """Write to `out` what `as_comparable` returns, but for means ``(n, 1)`` left to subtract.
+    patterns: NDArray[Any], subtract_mean: bool, out: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """As `as_comparable`, to `out`, except that means ``(n, 1)`` are left to subtract.
 
-    What becomes of a pattern does not depend on the others.
+    Returns these means. The result of a pattern does not depend on the other patterns.
     """
     none = np.zeros((len(patterns), 1), dtype=np.float32)
     if is_small_integer(patterns.dtype):
@@ -325,25 +333,27 @@ def nearly_comparable(
     # float32 holds 7 digits; the types that hold more go through float64.
     wide = patterns.itemsize > 4 or patterns.dtype.kind in "iu"
     low, high = SAFE_RANGE
+    x: NDArray[Any]
     if wide:
         x = patterns.astype(np.float64)
-        doubtful = range(len(x))
+        doubtful = np.arange(len(x))
     else:
         x = out
         np.copyto(x, patterns, casting="unsafe")
-        # The sum of squares tells at once where all is well; in doubt, the largest magnitude does.
+        # A sum of squares in this range shows that a pattern needs no change; otherwise its largest
+        # magnitude decides.
         power = row_dots(x, x)
         doubtful = np.flatnonzero(~((power >= x.shape[1] * low**2) & (power <= high**2)))
     for i in doubtful:
         peak = max(x[i].max(), -x[i].min())
         if not low <= peak <= high and peak != 0:
-            x[i] = _tame(patterns[i].astype(np.float64))
+            x[i] = _rescaled(patterns[i].astype(np.float64))
     if wide:
         if subtract_mean:
             x -= x.mean(axis=1, keepdims=True)
         np.copyto(out, x, casting="same_kind")
     elif subtract_mean:
-        # A sum in float32 of large numbers loses some; what it leaves is small, and summed again.
+        # The mean of large numbers is not exact in float32, so the mean of the rest is taken again.
         mean, first = _row_means(x), x[:, :1]
         # A flat pattern becomes zero, not nearly zero.
         np.copyto(mean, first, where=np.abs(first - mean) <= 3e-5 * np.abs(mean))
@@ -352,12 +362,12 @@ def nearly_comparable(
     return none
 
 
-def _row_means(x: NDArray[Any]) -> NDArray[Any]:
+def _row_means(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return (row_sums(x) / x.shape[1]).astype(np.float32)[:, None]
 
 
-def _tame(pattern: NDArray[Any]) -> NDArray[Any]:
-    """A pattern without missing pixels and near 1."""
+def _rescaled(pattern: NDArray[Any]) -> NDArray[Any]:
+    """A pattern whose missing pixels are its mean, and whose largest magnitude is in range."""
     present = np.isfinite(pattern)
     if not present.any():
         return np.zeros_like(pattern)

@@ -34,16 +34,16 @@ def blur_matrix(n: int, sigma: float) -> NDArray[Any]:
     return matrix.astype(np.float32)
 
 
-# Outputs per matrix product. A band of width 2 r + 1 is cut into pieces that are dense: the smaller
-# they are, the less is multiplied with zero, and the worse for BLAS.
-_PIECE = 64
+_PIECE_OUTPUTS = 64
+"""Blurred pixels of one matrix product. The matrix of a blur is a band, which is cut into dense
+pieces. Larger pieces multiply more zeros; smaller ones are slower for BLAS."""
 
 
 def _pieces(matrix: NDArray[Any]) -> list[tuple[slice, slice, NDArray[Any]]]:
-    """Outputs, the inputs that they need, and the matrix between them."""
+    """Pieces of a matrix: its rows, the columns that are not zero there, and the numbers."""
     found = []
     n = len(matrix)
-    number = max(1, round(n / _PIECE))
+    number = max(1, round(n / _PIECE_OUTPUTS))
     edges = [n * i // number for i in range(number + 1)]
     for start, stop in pairwise(edges):
         used = np.flatnonzero(matrix[start:stop].any(axis=0))
@@ -56,7 +56,7 @@ def _pieces(matrix: NDArray[Any]) -> list[tuple[slice, slice, NDArray[Any]]]:
 class Blur:
     """Blur patterns ``(n, Nu, Nv)`` along both detector axes, by bands of the two matrices.
 
-    Rows of the matrices may be left out: only what they give is computed.
+    Matrices may hold some rows only: then only those pixels are computed.
     """
 
     def __init__(self, matrix_u: NDArray[Any], matrix_v: NDArray[Any]) -> None:
@@ -69,7 +69,7 @@ class Blur:
         if out is None:
             out = np.empty((n, to_u, to_v), dtype=np.float32)
         along_v = np.empty((n, nu, to_v), dtype=np.float32)
-        # Pattern by pattern: a product of them all may round each otherwise.
+        # Pattern by pattern: in one product of all patterns, rounding may depend on their number.
         for here, source, matrix in self._along_v:
             matmul(patterns[..., source], matrix.T, out=along_v[..., here])
         for here, source, matrix in self._along_u:

@@ -1,9 +1,9 @@
 """Low-rank features of diffraction patterns, with noise of standard deviation 1.
 
-What grains differ in lies in few directions of the space of patterns. They are found from the
-covariance of each pattern with its diagonal neighbours, in which independent noise has mean zero:
-its eigenvalues scatter evenly about zero, and the most negative one says how far. So no noise is
-taken for structure, and a camera that lags along either axis of the scan adds nothing.
+What grains differ in lies in few directions of the space of patterns. These directions are found
+from the covariance of each pattern with its diagonal neighbours, in which independent noise has
+mean zero: its eigenvalues scatter evenly about zero, and the most negative one shows how far. So no
+noise is taken for structure, and a camera that lags along either axis of the scan adds nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, maximum_filter
+from scipy.ndimage import gaussian_filter
 
-from .blas import matmul, row_dots
+from . import binning
+from .binning import Binning
+from .blas import matmul
 from .blocks import (
-    Need,
+    MemoryNeed,
     Report,
-    is_small_integer,
+    Run,
     iterate_blocks,
-    read_rows,
     row_need,
     scratch_need,
     tiles,
@@ -28,59 +29,34 @@ from .blocks import (
     workers,
 )
 
-MAX_BINS = 1300
-"""Most binned detector pixels; the covariance is a matrix of this size."""
-
 MAX_RANK = 60
-"""Most features: more than the grains of a scan differ in."""
+"""Largest number of features, more than the grains of a scan differ in. The memory and the time of
+the merging grow with it."""
 
-SMOOTH = 1.5
-"""Standard deviation of the weights of the diagonal neighbours, scan positions."""
+NEIGHBOUR_SIGMA = 1.5
+"""Standard deviation of the Gaussian weights of the diagonal neighbours, scan positions. A larger
+one averages more noise, and mixes more of the grain beside."""
 
-REACH = 2
-"""Diagonal neighbours out to this many positions along either axis."""
+NEIGHBOUR_REACH = 2
+"""Diagonal neighbours count up to this many positions along either axis; more take longer."""
 
-FAR_ZERO = 200.0
-"""Dark level, in standard deviations of a pixel, above which it is taken off first: products in
-float32 would lose what varies."""
-
-USUAL = (1e-6, 1e6)
-"""Largest values of a scan whose products float32 holds as they are."""
-
-LARGEST = 1e10
-"""No pixel counts more, in units of those: its square would drown all others."""
+_COVARIANCE_TILE = 256
+"""Rows of the covariance that are one task."""
 
 
 class Features(NamedTuple):
     """Features of every scan position."""
 
-    values: NDArray[Any]
-    """``(Rx, Ry, rank)``, float32, noise of standard deviation 1."""
-    brightness: NDArray[Any]
+    values: NDArray[np.float32]
+    """``(Rx, Ry, rank)``, with noise of standard deviation 1."""
+    brightness: NDArray[np.float32]
     """Projection on the mean radial profile ``(Rx, Ry)``, in the same unit."""
-    mean: NDArray[Any]
-    """Mean of each binned pixel."""
-    variance: NDArray[Any]
-    """Variance of the noise of each binned pixel."""
-    pixels: NDArray[Any]
-    """Number of detector pixels in each."""
-
-
-def bin_matrix(n: int, n_bins: int) -> NDArray[Any]:
-    """Matrix ``(n_bins, n)`` that sums `n` pixels into bins of nearly equal width."""
-    edges = np.round(np.linspace(0, n, n_bins + 1)).astype(int)
-    matrix = np.zeros((n_bins, n), dtype=np.float32)
-    for i in range(n_bins):
-        matrix[i, edges[i] : edges[i + 1]] = 1
-    return matrix
-
-
-def bin_factor(shape: tuple[int, int], n_valid: int) -> int:
-    """Smallest whole factor that leaves at most `MAX_BINS` bins of the valid pixels."""
-    factor = 1
-    while n_valid > MAX_BINS * factor**2 and factor < min(shape):
-        factor += 1
-    return factor
+    mean: NDArray[np.float64]
+    """Mean of each bin of detector pixels."""
+    variance: NDArray[np.float64]
+    """Variance of the noise of each bin."""
+    pixels: NDArray[np.float32]
+    """Number of detector pixels in each bin."""
 
 
 def find_centre(mean: NDArray[Any]) -> tuple[float, float]:
@@ -96,92 +72,15 @@ def find_centre(mean: NDArray[Any]) -> tuple[float, float]:
     return float((weight * u).sum() / weight.sum()), float((weight * v).sum() / weight.sum())
 
 
-def find_hot_pixels(data: Any) -> NDArray[Any]:
-    """Pixels that shine alone wherever the probe is, ``(Qx, Qy)`` bool.
+def nuisances(
+    u: NDArray[Any], v: NDArray[Any], scale: NDArray[Any], width: float
+) -> NDArray[np.float64]:
+    """Orthonormal basis ``(pixels, n)`` of all changes of a pattern that are not those of grains.
 
-    Known in the mean patterns of some rows: even in the row that has least of it, where the Bragg
-    disks of most grains are missing, three times as bright as the brightest of its eight neighbours
-    is on average, and no less than a fiftieth of the direct beam.
-    """
-    rx, _, qx, qy = data.shape
-    means = []
-    for row in np.unique(np.linspace(0, rx - 1, min(rx, 8)).astype(int)):
-        patterns = read_rows(data, row, row + 1)[0].reshape(-1, qx * qy)
-        present = np.isfinite(patterns)
-        total = patterns.sum(axis=0, dtype=np.float64, where=present)
-        means.append((total / np.maximum(present.sum(axis=0), 1)).reshape(qx, qy))
-    dark = np.quantile(means, 0.01)
-    least, mean = np.min(means, axis=0) - dark, np.mean(means, axis=0) - dark
-    around = maximum_filter(mean, footprint=[[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="constant")
-    return (least > 3 * around) & (least > 0.02 * least.max())
-
-
-def zero_and_unit(data: Any) -> tuple[float, float]:
-    """What to take off all values of a scan, and to divide them by; 0 and 1 as a rule.
-
-    One pair for all patterns, since features tell their strengths apart. From a few patterns all
-    over the scan.
-    """
-    columns = np.unique(np.linspace(0, data.shape[1] - 1, 6).astype(int))
-    rows = np.unique(np.linspace(0, data.shape[0] - 1, 3).astype(int))
-    patterns = np.concatenate([read_rows(data, row, row + 1)[0, columns] for row in rows])
-    patterns = patterns.reshape(len(patterns), -1).astype(np.float64)
-    present = np.isfinite(patterns)
-    low, high = (
-        extreme(patterns, axis=1, where=present, initial=start)
-        for extreme, start in ((np.min, np.inf), (np.max, -np.inf))
-    )
-    told = high > low  # neither lost nor flat
-    if not told.any():
-        return 0.0, 1.0
-    patterns, present = patterns[told], present[told]
-    count = present.sum(axis=0)
-    known = count > 0
-
-    def mean(values: NDArray[Any]) -> NDArray[Any]:
-        return values.sum(axis=0, where=present)[known] / count[known]
-
-    center = np.zeros(len(known))
-    center[known] = mean(patterns)
-    with np.errstate(invalid="ignore"):
-        spread = float(np.median(mean(np.abs(patterns - center))))
-    dark = float(np.quantile(center[known], 0.01))
-    zero = dark if abs(dark) > FAR_ZERO * spread > 0 else 0.0
-    peak = max(high[told].max() - zero, zero - low[told].min())
-    usual = USUAL[0] <= peak <= USUAL[1]
-    return zero, 1.0 if usual else float(2.0 ** np.round(np.log2(peak)))
-
-
-def in_unit(patterns: NDArray[Any], zero: float, unit: float) -> NDArray[Any]:
-    """Copy patterns ``(n, pixels)`` to float32, less `zero` and in `unit`.
-
-    A missing pixel (NaN or infinite) counts as the mean of its pattern.
-    """
-    usual = (zero, unit) == (0, 1)
-    if usual and is_small_integer(patterns.dtype):
-        return patterns.astype(np.float32)
-    # float32 holds 7 digits; the types that hold more go through float64.
-    narrow = usual and patterns.dtype.kind == "f" and patterns.itemsize <= 4
-    x = patterns.astype(np.float32 if narrow else np.float64)
-    if not usual:
-        x -= zero
-        x /= unit
-    # The sum of squares tells at once where all is well.
-    for i in np.flatnonzero(~(row_dots(x, x) <= LARGEST**2)):
-        pattern = x[i].astype(np.float64)
-        present = np.isfinite(pattern)
-        np.clip(pattern, -LARGEST, LARGEST, out=pattern)
-        pattern[~present] = pattern[present].mean() if present.any() else 0
-        x[i] = pattern
-    return x.astype(np.float32, copy=False)
-
-
-def nuisances(u: NDArray[Any], v: NDArray[Any], scale: NDArray[Any], width: float) -> NDArray[Any]:
-    """Orthonormal basis ``(pixels, n)`` of what tells nothing of grains.
-
-    Any radial profile: diffuse rings, their thickness, an offset. And any profile times the cosine
-    or sine of the azimuth: rings and direct beam that descan has moved. `u` and `v` are places of
-    the pixels about the centre, `scale` what pixels are multiplied with.
+    These are any radial profile (diffuse rings, thickness, an offset), and any profile times the
+    cosine or sine of the azimuth (rings and direct beam that descan has moved). `u` and `v` are the
+    places of the pixels from the centre, `scale` is the factor of each pixel, and `width` is the
+    step of the profiles in pixels.
     """
     radius = np.hypot(u, v) / width
     inner = radius.astype(int)
@@ -191,7 +90,7 @@ def nuisances(u: NDArray[Any], v: NDArray[Any], scale: NDArray[Any], width: floa
     profile[rows, inner] = 1 - part
     profile[rows, inner + 1] = part
     bases = [profile]
-    # Where the mask leaves little, keep it for the grains.
+    # With few pixels, the second kind would take most of what tells grains apart.
     if 6 * 3 * profile.shape[1] <= radius.size:
         far = np.maximum(radius * width, 1e-9)
         bases += [profile * (u / far)[:, None], profile * (v / far)[:, None]]
@@ -201,22 +100,22 @@ def nuisances(u: NDArray[Any], v: NDArray[Any], scale: NDArray[Any], width: floa
 
 
 def offsets(scan_shape: tuple[int, int]) -> list[tuple[int, int, float]]:
-    """One of each opposite pair of diagonal neighbours ``(dRx, dRy)``, and its weight.
+    """One of each opposite pair of diagonal neighbours, as ``(dRx, dRy, weight)``.
 
-    A scan that is a line has no diagonals; its neighbours along the line must do.
+    A scan that is a line has no diagonals; there, the neighbours along the line are taken.
     """
     line = min(scan_shape) == 1
     found = []
-    for dx in range(REACH + 1):
-        for dy in range(-REACH, REACH + 1):
+    for dx in range(NEIGHBOUR_REACH + 1):
+        for dy in range(-NEIGHBOUR_REACH, NEIGHBOUR_REACH + 1):
             forward = (dx, dy) > (0, 0)
             if forward and (line or (dx and dy)):
-                found.append((dx, dy, float(np.exp(-0.5 * (dx**2 + dy**2) / SMOOTH**2))))
+                found.append((dx, dy, float(np.exp(-0.5 * (dx**2 + dy**2) / NEIGHBOUR_SIGMA**2))))
     total = 2 * sum(weight for *_, weight in found)
     return [(dx, dy, weight / total) for dx, dy, weight in found]
 
 
-def noise_of_neighbours(values: NDArray[Any]) -> NDArray[Any]:
+def noise_of_neighbours(values: NDArray[Any]) -> NDArray[np.float64]:
     """Standard deviation of the noise of maps ``(Rx, Ry, n)``, from neighbours; robust."""
     n = values.shape[2]
     noise = np.ones(n)
@@ -225,31 +124,32 @@ def noise_of_neighbours(values: NDArray[Any]) -> NDArray[Any]:
         differences = np.concatenate([np.diff(field, axis=axis).ravel() for axis in (0, 1)])
         if differences.size:
             found = np.median(np.abs(differences)) / 0.6745 / np.sqrt(2)
-            # Where most of the scan is empty the median says nothing.
+            # The median is zero where most of the scan is empty.
             noise[k] = found if found > 0 else max(differences.std() / np.sqrt(2), 0)
     noise[noise == 0] = 1
     return noise
 
 
-def features_need(data: Any, n_jobs: int | None) -> Need:
+def features_need(data: Any, n_jobs: int | None) -> MemoryNeed:
     """Memory that `features_core` takes beside the features."""
     ry, qx, qy = data.shape[1:]
-    binned = 4 * ry * min(MAX_BINS, qx * qy)
-    matrices = 6 * 8 * min(MAX_BINS, qx * qy) ** 2
+    n_bins = min(binning.MAX_BINS, qx * qy)
+    binned = 4 * ry * n_bins
+    matrices = 6 * 8 * n_bins**2
     sums = 8 * len(tiles(ry)) * qx * qy
     fixed = matrices + 10 * binned + 2 * row_need(data) + scratch_need(data, n_jobs, 64, 2.5)
-    return Need(fixed, 2 * (row_need(data) + binned + sums))
+    return MemoryNeed(fixed, 2 * (row_need(data) + binned + sums))
 
 
 def features_core(
     data: Any,
     *,
-    q_mask: NDArray[Any] | None,
+    q_mask: NDArray[np.bool_] | None,
     rank: int | None,
     centre: tuple[float, float] | None,
     n_jobs: int | None,
     report: Report,
-    shifts: NDArray[Any] | None = None,
+    shifts: NDArray[np.int64] | None = None,
     n_rows: int | None = None,
 ) -> Features:
     """Features of every pattern; `rank` None counts the eigenvalues above the noise.
@@ -259,143 +159,111 @@ def features_core(
     repeated. Reads the data twice.
     """
     rx, ry, qx, qy = data.shape
-    hot = find_hot_pixels(data)
-    zero, unit = zero_and_unit(data)
-    valid = ~hot
-    if q_mask is not None and (valid & q_mask).any():
-        valid &= q_mask
-    elif q_mask is not None:
-        valid = q_mask
-    factor = bin_factor((qx, qy), int(valid.sum()))
-    n_u, n_v = max(1, round(qx / factor)), max(1, round(qy / factor))
-    bin_u, bin_v = bin_matrix(qx, n_u), bin_matrix(qy, n_v)
-    pixels = (bin_u @ valid @ bin_v.T).ravel()
-    inside = np.flatnonzero(pixels)
-    pixels = pixels[inside]
-    p = len(inside)
-    mask = None if valid.all() else valid.astype(np.float32)
-
-    mean_pattern = np.zeros(qx * qy)
-    total, squares = np.zeros(p), np.zeros(p)
-    covariance = np.zeros((p, p))
-    pairs = offsets((rx, ry))
-    # recent[-1] is the last binned row, recent[-2] the one before.
-    recent: list[NDArray[Any]] = []
-    n_pairs = 0
-
-    def binned(
-        patterns: NDArray[Any], moves: NDArray[Any] | None, out: NDArray[Any], total: bool
-    ) -> NDArray[Any] | None:
-        x = in_unit(patterns.reshape(len(patterns), -1), zero, unit)
-        if moves is not None:
-            x[:, hot.ravel()] = 0  # or they would move with the pattern
-        x = x.reshape(-1, qx, qy)
-        if moves is not None:
-            for i in np.flatnonzero(moves.any(axis=1)):
-                u, v = (
-                    np.clip(np.arange(n) - s, 0, n - 1)
-                    for n, s in zip((qx, qy), moves[i], strict=True)
-                )
-                x[i] = x[i][np.ix_(u, v)]
-        part = x.reshape(len(x), -1).sum(axis=0, dtype=np.float64) if total else None
-        if mask is not None:
-            x *= mask
-        along_both = matmul(bin_u, matmul(x, bin_v.T)).reshape(len(x), -1)
-        np.take(along_both, inside, axis=1, out=out, mode="clip")
-        return part
+    bins = Binning(data, q_mask)
+    moments = _Moments((rx, ry), len(bins.pixels))
+    total = np.zeros(qx * qy)
 
     with workers(n_jobs) as run:
-
-        def bin_block(
-            start: int, rows: NDArray[Any], totals: bool
-        ) -> tuple[NDArray[Any], list[NDArray[Any]]]:
-            out = np.empty((len(rows), ry, p), dtype=np.float32)
-            pieces = [(i, tile) for i in range(len(rows)) for tile in tiles(ry)]
-            parts: dict[int, NDArray[Any]] = {}
-
-            def task(n: int) -> None:
-                i, tile = pieces[n]
-                moves = None if shifts is None else shifts[start + i, tile]
-                parts[n] = binned(rows[i, tile], moves, out[i, tile], totals)
-
-            run(task, range(len(pieces)))
-            # To be added in order: the same bits for any block size and any number of threads.
-            return out, [parts[n] for n in range(len(pieces))]
-
         for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
-            block, sums = bin_block(start, rows, totals=centre is None)
-            if centre is None:
-                for part in sums:
-                    mean_pattern += part
-            for row in block:
-                total += row.sum(axis=0, dtype=np.float64)
-                squares += (np.diff(row, axis=0).astype(np.float64) ** 2).sum(axis=0)
-                n_pairs += ry - 1
-                if recent:
-                    squares += ((row - recent[-1]).astype(np.float64) ** 2).sum(axis=0)
-                    n_pairs += ry
-                near = np.zeros_like(row)
-                for dx, dy, weight in pairs:
-                    if dx > len(recent):
-                        continue
-                    other = row if dx == 0 else recent[-dx]
-                    here = slice(max(0, dy), ry + min(0, dy))
-                    there = slice(max(0, -dy), ry - max(0, dy))
-                    near[here] += np.float32(weight) * other[there]
-
-                def multiply(
-                    tile: slice, row: NDArray[Any] = row, near: NDArray[Any] = near
-                ) -> None:
-                    covariance[tile] += matmul(row[:, tile].T, near)
-
-                run(multiply, tiles(p, 256))
-                recent = [*recent, row.copy()][-REACH:]
+            moves = None if shifts is None else shifts[start : start + len(rows)]
+            for row in bins.bin_rows(rows, moves, run, total if centre is None else None):
+                moments.add(row, run)
             report(len(rows))
 
-        n = rx * ry
-        mean, variance = total / n, squares / (2 * max(n_pairs, 1))
-        floor = 0.02 * variance.mean()
-        scale = 1 / np.sqrt(np.maximum(variance, floor)) if floor > 0 else np.ones(p)
         if centre is None:
-            mean_pattern = np.where(hot, 0, mean_pattern.reshape(qx, qy)) / n
-            centre = find_centre(mean_pattern)
-        u, v = (m @ np.arange(m.shape[1]) / m.sum(axis=1) for m in (bin_u, bin_v))
-        u, v = np.meshgrid(u - centre[0], v - centre[1], indexing="ij")
-        # A bin holds what its pixels hold together: uneven bins must not make a ring uneven.
-        rings = nuisances(u.ravel()[inside], v.ravel()[inside], scale * pixels, float(factor))
-
-        covariance *= scale[:, None] * scale / n
-        covariance += covariance.T
-        covariance -= rings @ (rings.T @ covariance)
-        covariance -= (covariance @ rings) @ rings.T
-        level, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-        if rank is None:
-            rank = int((level > -level[0]).sum())
-        rank = min(max(rank, 1), MAX_RANK, p)
-        basis = vectors[:, ::-1][:, :rank]
-        basis -= rings @ (rings.T @ basis)
-        # The mean radial profile, as a direction.
-        profile = rings @ (rings.T @ (mean * scale))
-        profile /= max(np.linalg.norm(profile), 1e-30)
-        weights = to_float32(
-            np.concatenate([basis, profile[:, None]], axis=1) * scale[:, None], "a pattern"
-        )
-        values = np.empty((rx, ry, rank + 1), dtype=np.float32)
+            centre = find_centre(np.where(bins.hot, 0, total.reshape(qx, qy)) / (rx * ry))
+        mean, variance = moments.mean(), moments.variance()
+        weights = _directions(moments, bins, centre, rank)
+        values = np.empty((rx, ry, weights.shape[1]), dtype=np.float32)
         for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
-            block, _ = bin_block(start, rows, totals=False)
-            for i, row in enumerate(block):
+            moves = None if shifts is None else shifts[start : start + len(rows)]
+            for i, row in enumerate(bins.bin_rows(rows, moves, run)):
                 values[start + i] = matmul(row, weights)
             report(len(rows))
 
     noise = noise_of_neighbours(values[..., :-1])
-    brightness = values[..., -1] / np.float32(np.median(noise))
-    scaled = np.empty((rx, ry, rank), dtype=np.float32)
+    scaled = np.empty((rx, ry, len(noise)), dtype=np.float32)
     for row, found in zip(scaled, values, strict=True):
         row[:] = found[:, :-1] / noise
     return Features(
         values=scaled,
-        brightness=brightness,
-        mean=mean * unit + zero * pixels,
-        variance=variance * unit**2,
-        pixels=pixels,
+        brightness=values[..., -1] / np.float32(np.median(noise)),
+        mean=mean * bins.unit + bins.zero * bins.pixels,
+        variance=variance * bins.unit**2,
+        pixels=bins.pixels,
     )
+
+
+class _Moments:
+    """Sums over all binned patterns of a scan, which take one row after the other."""
+
+    def __init__(self, scan_shape: tuple[int, int], n_bins: int) -> None:
+        rx, ry = scan_shape
+        self.n_positions = rx * ry
+        self._n_pairs = rx * (ry - 1) + (rx - 1) * ry
+        self._pairs = offsets(scan_shape)
+        self._total, self._squares = np.zeros(n_bins), np.zeros(n_bins)
+        self.covariance = np.zeros((n_bins, n_bins))
+        """Sum of the products of each pattern with the mean of its diagonal neighbours before
+        it."""
+        self._recent: list[NDArray[np.float32]] = []  # the rows before, the last one at the end
+
+    def add(self, row: NDArray[np.float32], run: Run) -> None:
+        """Add the binned patterns ``(Ry, bins)`` of the next row."""
+        self._total += row.sum(axis=0, dtype=np.float64)
+        self._squares += (np.diff(row, axis=0).astype(np.float64) ** 2).sum(axis=0)
+        if self._recent:
+            self._squares += ((row - self._recent[-1]).astype(np.float64) ** 2).sum(axis=0)
+        near = np.zeros_like(row)
+        for dx, dy, weight in self._pairs:
+            if dx > len(self._recent):
+                continue
+            other = row if dx == 0 else self._recent[-dx]
+            here = slice(max(0, dy), len(row) + min(0, dy))
+            there = slice(max(0, -dy), len(row) - max(0, dy))
+            near[here] += np.float32(weight) * other[there]
+
+        def multiply(tile: slice) -> None:
+            self.covariance[tile] += matmul(row[:, tile].T, near)
+
+        run(multiply, tiles(row.shape[1], _COVARIANCE_TILE))
+        self._recent = [*self._recent, row.copy()][-NEIGHBOUR_REACH:]
+
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of each bin."""
+        return self._total / self.n_positions
+
+    def variance(self) -> NDArray[np.float64]:
+        """Variance of the noise of each bin, from the differences of direct neighbours."""
+        return self._squares / (2 * max(self._n_pairs, 1))
+
+
+def _directions(
+    moments: _Moments, bins: Binning, centre: tuple[float, float], rank: int | None
+) -> NDArray[np.float32]:
+    """What binned patterns are multiplied with ``(bins, rank + 1)``: features and brightness.
+
+    The covariance of `moments` is changed in place, to save memory.
+    """
+    mean, variance, covariance = moments.mean(), moments.variance(), moments.covariance
+    n_bins = len(mean)
+    floor = 0.02 * variance.mean()
+    scale = 1 / np.sqrt(np.maximum(variance, floor)) if floor > 0 else np.ones(n_bins)
+    # A bin is the sum of its pixels: a ring must stay even where bins differ in size.
+    rings = nuisances(*bins.places(centre), scale * bins.pixels, float(bins.factor))
+
+    covariance *= scale[:, None] * scale / moments.n_positions
+    covariance += covariance.T
+    covariance -= rings @ (rings.T @ covariance)
+    covariance -= (covariance @ rings) @ rings.T
+    level, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    if rank is None:
+        rank = int((level > -level[0]).sum())
+    rank = min(max(rank, 1), MAX_RANK, n_bins)
+    basis = vectors[:, ::-1][:, :rank]
+    basis -= rings @ (rings.T @ basis)
+    # The mean radial profile, as a direction.
+    profile = rings @ (rings.T @ (mean * scale))
+    profile = profile / max(float(np.linalg.norm(profile)), 1e-30)
+    directions = np.concatenate([basis, profile[:, None]], axis=1)
+    return to_float32(directions * scale[:, None], "a pattern")

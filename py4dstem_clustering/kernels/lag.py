@@ -1,10 +1,10 @@
 """Camera lag: what a pattern holds of those recorded before it along the fast axis of the scan.
 
-A camera that lags records ``f(y) = a f(y - 1) + (1 - a) u(y)``. Where the probe crosses a border
-from one grain to another, the patterns so follow late, by an exponential tail that lies behind
-every border, whichever grain comes first. The probe blurs a border evenly to both sides, and where
-grains are wedges or lie on each other, the tail lies on the same grain, whichever way it is
-crossed. So lag can be told from all of them.
+A camera that lags records ``f(y) = a f(y - 1) + (1 - a) u(y)``, with the share ``a`` of the pattern
+before. So, where the probe crosses a border between two grains, the first grain fades with an
+exponential tail behind the border, whichever of the two grains comes first. Two other effects blur
+a border, and both differ from lag. The probe blurs it evenly to both sides. Where grains are wedges
+or overlap, the tail lies on the same grain in both directions of crossing.
 """
 
 from __future__ import annotations
@@ -13,35 +13,46 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.optimize import least_squares
 from scipy.special import ndtr
 
 from .features import Features, noise_of_neighbours
 
-# Tuned on simulated scans (seeds 100 to 115 of the benchmark) and the measured MgO scan.
-CLEAR = 7
-"""Positions on either side of a border, along the axis, that must lie in one region each."""
+# The values are tuned on simulated scans (seeds 100 to 115 of the benchmark) and the measured MgO
+# scan.
+SIDE_POSITIONS = 7
+"""Positions on either side of a border, along the axis, that must all lie in one region. With more
+of them, longer tails are seen, and fewer borders count."""
 
-CORE = 3
-"""Positions nearer than this to another region do not count as typical of their own."""
+CORE_DISTANCE = 3
+"""Positions up to this far from another region do not count for the mean of their own region. A
+larger distance leaves fewer positions, and less of the tails among them."""
 
-VARIATION = 0.1
-"""Variation of a crossing beyond noise, relative to the difference of the two regions."""
+CROSSING_SCATTER = 0.1
+"""Standard deviation of a profile beyond its noise, as a share of the difference of its two
+regions. The larger it is, the less the weight of a profile depends on that difference."""
 
-FEWEST = 10
-"""Crossings, into the stronger and into the weaker region each, below which nothing is said."""
+MIN_CROSSINGS = 10
+"""Smallest number of profiles into the stronger region, and into the weaker one, that a lag is
+measured from. With a larger number, lag is found in fewer scans and more surely."""
 
-LEAST = 0.4
-"""Decay below which nothing is undone: even blur may look like 0.36, and borders move little."""
+MIN_DECAY = 0.4
+"""Smallest decay that is undone: even blur may look like 0.36, and a smaller lag moves borders
+little. With a larger value, weak lag stays in the scan."""
 
-BETTER = 2.0
-"""How many times less squared error a lag must leave than an even blur, in all crossings."""
+MIN_ERROR_RATIO = 2.0
+"""How many times larger the squared error of an even blur must be than that of a lag, over all
+profiles. With a larger value, lag is found in fewer scans and more surely."""
 
-_SMALLEST = 0.25  # blur, scan positions; below this a border is sharp
-_STEP = np.arange(CLEAR) - CLEAR + 1
-_BEFORE = 32  # positions before the first that the tail is followed from
+_MIN_BLUR = 0.25
+"""Standard deviation of the blur, scan positions, below which a border is sharp."""
+
+_RUN = np.arange(SIDE_POSITIONS) - SIDE_POSITIONS + 1  # positions from the last one of a run
+
+_LEAD_POSITIONS = 32
+"""Positions before a profile from which a step is computed, so that its tail is complete."""
 
 
 class Lag(NamedTuple):
@@ -61,7 +72,7 @@ class Lag(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Axis and sense: "+Rx", "-Rx", "+Ry" or "-Ry"."""
+        """Axis and direction: "+Rx", "-Rx", "+Ry" or "-Ry"."""
         return ("+" if self.direction > 0 else "-") + ("Rx", "Ry")[self.axis]
 
     @classmethod
@@ -71,37 +82,38 @@ class Lag(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A blurred step with a tail."""
+    """A blurred step with a tail, fitted to a profile."""
 
     decay: float
-    squared: float
-    """Sum of squares that the fit leaves."""
-    even: float
-    """The same without a tail."""
+    error: float
+    """Squared error of the fit."""
+    even_error: float
+    """Squared error of the best fit without a tail."""
 
 
 def crossings(
     values: NDArray[Any], labels: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Profiles ``(n, 2 CLEAR)`` across borders along the second axis, from near 0 to near 1.
+    """Profiles across borders along the second axis, ``(n, 2 SIDE_POSITIONS)``, from about 0 to 1.
 
-    Features are projected on the line from the region before to the region after. Also the weight
-    of each profile, whether it leads into the stronger region, and the two regions ``(n, 2)``.
+    A profile is the features projected on the line from the mean of the region before to that of
+    the region after. Also returns the weight of each profile, whether the profile leads into the
+    stronger region, and the two regions ``(n, 2)``.
     """
     n = int(labels.max(initial=-1)) + 1
-    size = 2 * CORE + 1
+    size = 2 * CORE_DISTANCE + 1
     core = (minimum_filter(labels, size) == maximum_filter(labels, size)) & (labels >= 0)
     count = np.bincount(labels[core], minlength=n)
     mean = np.stack(
         [np.bincount(labels[core], values[core, k], n) for k in range(values.shape[2])], axis=1
     ) / np.maximum(count, 1)[:, None]  # fmt: skip
 
-    # A border lies in front of `y` where two runs of CLEAR equal labels meet.
+    # A border lies in front of `y` where two runs of SIDE_POSITIONS equal labels meet.
     x, y = np.nonzero(labels[:, 1:] != labels[:, :-1])
     y += 1
-    inside = (y >= CLEAR) & (y + CLEAR <= labels.shape[1])
-    x, y = x[inside, None], y[inside, None] + _STEP + CLEAR - 1
-    before, after = labels[x, y - CLEAR], labels[x, y]
+    inside = (y >= SIDE_POSITIONS) & (y + SIDE_POSITIONS <= labels.shape[1])
+    x, y = x[inside, None], y[inside, None] + _RUN + SIDE_POSITIONS - 1
+    before, after = labels[x, y - SIDE_POSITIONS], labels[x, y]
     clear = (before == before[:, :1]).all(axis=1) & (after == after[:, :1]).all(axis=1)
     pair = np.stack([before[:, -1], after[:, 0]], axis=1)
     clear &= (pair >= 0).all(axis=1)
@@ -111,21 +123,21 @@ def crossings(
     first, second = mean[pair[:, 0]], mean[pair[:, 1]]
     across = second - first
     power = (across**2).sum(axis=1)
-    line = np.concatenate([y - CLEAR, y], axis=1)
+    line = np.concatenate([y - SIDE_POSITIONS, y], axis=1)
     profile = np.einsum("nyk,nk->ny", values[x, line] - first[:, None], across)
     profile /= np.maximum(power, 1e-9)[:, None]
-    weight = power / (1 + VARIATION**2 * power)
+    weight = power / (1 + CROSSING_SCATTER**2 * power)
     rises = (second**2).sum(axis=1) > (first**2).sum(axis=1)
     return profile, weight, rises, pair
 
 
-def _steps(decay: NDArray[Any], place: NDArray[Any], blur: NDArray[Any]) -> NDArray[Any]:
+def _blurred_steps(decay: ArrayLike, place: ArrayLike, blur: ArrayLike) -> NDArray[np.float64]:
     """Steps at `place`, blurred by a Gaussian, with a tail; along a new last axis."""
-    n = np.arange(_STEP[0] - _BEFORE, CLEAR + 1)
+    n = np.arange(_RUN[0] - _LEAD_POSITIONS, SIDE_POSITIONS + 1)
     step = ndtr((n - np.asarray(place)[..., None]) / np.asarray(blur)[..., None])
     for i in range(1, len(n)):
-        step[..., i] += decay * (step[..., i - 1] - step[..., i])
-    return step[..., -2 * CLEAR :]
+        step[..., i] += np.asarray(decay) * (step[..., i - 1] - step[..., i])
+    return step[..., -2 * SIDE_POSITIONS :]
 
 
 def _normalized(step: NDArray[Any]) -> NDArray[Any]:
@@ -138,9 +150,9 @@ def _grid() -> tuple[NDArray[Any], NDArray[Any]]:
     """Where fits start: decays, places and blurs ``(n, 3)``, and their steps."""
     decay = np.arange(0, 0.91, 0.1)
     place = np.arange(-6, 3.01, 0.25)
-    blur = _SMALLEST * 1.4 ** np.arange(9)
+    blur = _MIN_BLUR * 1.4 ** np.arange(9)
     start = np.stack(np.meshgrid(decay, place, blur, indexing="ij"), axis=-1).reshape(-1, 3)
-    return start, _normalized(_steps(*start.T))
+    return start, _normalized(_blurred_steps(*start.T))
 
 
 def fit_step(profile: NDArray[Any]) -> Fit:
@@ -151,10 +163,10 @@ def fit_step(profile: NDArray[Any]) -> Fit:
 
     def left(parameters: NDArray[Any], decay: float | None = None) -> NDArray[Any]:
         decay = parameters[2] if decay is None else decay
-        step = _normalized(_steps(decay, parameters[0], np.exp(parameters[1])))
+        step = _normalized(_blurred_steps(decay, parameters[0], np.exp(parameters[1])))
         return profile - (step @ profile) * step
 
-    low, high = [-9.0, np.log(_SMALLEST) - 1e-6, 0.0], [5.0, np.log(6.0), 0.95]
+    low, high = [-9.0, np.log(_MIN_BLUR) - 1e-6, 0.0], [5.0, np.log(6.0), 0.95]
     even = start[:, 0] == 0
     decay, place, blur = start[even][squared[even].argmin()]
     without = least_squares(
@@ -169,11 +181,11 @@ def fit_step(profile: NDArray[Any]) -> Fit:
 
 
 def find_lag(values: NDArray[Any], labels: NDArray[Any]) -> Lag | None:
-    """Lag of the camera from features and the regions found in them; None where none is sure.
+    """Lag of the camera, from features and the regions found in them; None unless it is certain.
 
-    It must lie along one axis, in one sense, and behind borders into stronger regions as behind
-    those into weaker ones. Where noise is so strong that borders follow it (simulated: 100
-    electrons a pattern), the profiles jump at the border and none is found.
+    A lag lies along one axis, in one direction, and behind the borders into stronger regions as
+    well as behind those into weaker ones. Where noise is so strong that the borders follow it (in
+    simulations, with 100 electrons a pattern), the profiles jump at the border and no lag is found.
     """
     found = []
     for axis in (0, 1):
@@ -181,19 +193,19 @@ def find_lag(values: NDArray[Any], labels: NDArray[Any]) -> Lag | None:
             profile, weight, rises, _ = crossings(values.swapaxes(0, 1), labels.T)
         else:
             profile, weight, rises, _ = crossings(values, labels)
-        if min(rises.sum(), (~rises).sum()) < FEWEST:
+        if min(rises.sum(), (~rises).sum()) < MIN_CROSSINGS:
             continue
         means = [weight[part] @ profile[part] / weight[part].sum()
                  for part in (rises, ~rises, np.ones_like(rises))]  # fmt: skip
         for direction in (1, -1):
-            # Read from the other end, a step from 0 to 1 is one from 1 to 0.
+            # Reversed, a step from 0 to 1 becomes one from 1 to 0.
             fits = [fit_step(mean if direction > 0 else 1 - mean[::-1]) for mean in means]
             all_of_them = fits[-1]
             if (
-                min(fit.decay for fit in fits) >= LEAST
-                and all_of_them.even >= BETTER * all_of_them.squared
+                min(fit.decay for fit in fits) >= MIN_DECAY
+                and all_of_them.even_error >= MIN_ERROR_RATIO * all_of_them.error
             ):
-                # Rounded, so that no last digit of a fit changes what comes after.
+                # Rounded, so that the last digits of a fit change no result.
                 found.append(Lag(axis, direction, round(all_of_them.decay, 2)))
     return found[0] if len(found) == 1 else None
 
@@ -201,8 +213,8 @@ def find_lag(values: NDArray[Any], labels: NDArray[Any]) -> Lag | None:
 def without_lag(values: NDArray[Any], lag: Lag) -> NDArray[Any]:
     """Maps ``(Rx, Ry, ...)`` as they would be without lag, float32.
 
-    What the camera held before the first position of a line is not known: that position is like
-    the second.
+    The pattern before the first position of a line is not known, so the first position is set to
+    the values of the second.
     """
     line = np.moveaxis(values, lag.axis, 0)[:: lag.direction]
     out = np.empty(line.shape, dtype=np.float32)

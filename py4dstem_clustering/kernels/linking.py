@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 
-from .features import bin_factor, bin_matrix, find_centre, nuisances
+from .binning import bin_factor, bin_matrix
+from .features import find_centre, nuisances
 
 # --- which patterns are alike ----------------------------------------------------------------
 

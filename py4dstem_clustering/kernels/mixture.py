@@ -14,17 +14,17 @@ from .regions import region_means
 
 
 def mixture_core(
-    values: NDArray[Any],
-    labels: NDArray[Any],
+    values: NDArray[np.float32],
+    labels: NDArray[np.int64],
     reach: int,
-    most: int,
+    max_clusters: int,
     report: Report = lambda n: None,
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Clusters ``(Rx, Ry, most)`` and their shares, the largest first.
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Clusters ``(Rx, Ry, max_clusters)`` and their shares, the largest first.
 
     Shares are not negative and sum to 1: least squares on the mean features of the clusters within
-    `reach` positions. What is in no cluster (-1) is one of them. Where there are fewer than `most`
-    clusters, the rest is -2 with a share of 0.
+    `reach` positions. The positions in no cluster (-1) are one cluster more. Where there are fewer
+    than `max_clusters` clusters, the rest is -2 with a share of 0.
     """
     rx, ry = labels.shape
     known = labels - labels.min()  # -1 becomes a region like any other
@@ -32,11 +32,11 @@ def mixture_core(
     number = number.reshape(labels.shape)
     names = present + labels.min()
     means = _pure_means(number, values, reach)
-    which = np.full((rx, ry, most), -2, dtype=np.int32)
-    shares = np.zeros((rx, ry, most), dtype=np.float32)
+    which = np.full((rx, ry, max_clusters), -2, dtype=np.int32)
+    shares = np.zeros((rx, ry, max_clusters), dtype=np.float32)
     which[..., 0] = labels
     shares[..., 0] = 1
-    # A row of large numbers makes the shares sum to 1.
+    # One equation more, with a large weight, makes the shares sum to 1.
     weight = 1e3 * max(float(np.abs(means).max()), 1e-9)
     done = 0
     for x, y in np.argwhere(_mixed(number, reach)):
@@ -47,7 +47,7 @@ def mixture_core(
         near = np.unique(window)
         system = np.vstack([means[near].T, np.full(len(near), weight)])
         share, _ = nnls(system, np.append(values[x, y], weight))
-        order = np.argsort(-share, kind="stable")[:most]
+        order = np.argsort(-share, kind="stable")[:max_clusters]
         total = share.sum()
         if total > 0:
             which[x, y, : len(order)] = np.where(share[order] > 0, names[near[order]], -2)

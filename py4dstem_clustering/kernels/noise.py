@@ -3,9 +3,9 @@
 A recorded value is ``offset + gain * electrons``, and the number of electrons is Poisson
 distributed, so noise has the variance ``gain (mean - offset)``. It is measured by second
 differences of three positions in a row or column, ``(a - 2 b + c)^2 / 6``, in which an even change
-from position to position cancels: with half the mean squared difference of positions 1 and 2 apart
-this is ``(4 gamma_1 - gamma_2) / 3``. What does not cancel, borders of grains and speckle, is kept
-out by looking only where the scan is quietest.
+from position to position cancels. With gamma_k, half the mean squared difference of positions k
+apart, this is ``(4 gamma_1 - gamma_2) / 3``. Borders of grains and speckle do not cancel, so only
+the part of the scan counts where the second differences are smallest.
 """
 
 from __future__ import annotations
@@ -16,30 +16,40 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Need, Report, read_rows, row_need, scratch_need, tiles, workers
+from .blocks import MemoryNeed, Report, Run, read_rows, row_need, scratch_need, tiles, workers
 
-# Triples of positions that are looked at: enough for a gain within 1 %, so that a large scan is
-# not read twice to learn two numbers.
-_TRIPLES = 8192
-_LEAST_WINDOWS = 16
+_MIN_TRIPLES = 8192
+"""Smallest number of triples of positions, if the scan has so many. With these the gain is within
+1 %; with more, more of a large scan is read twice."""
 
-# Share of the triples that counts as quiet. Grains have to fill about this much of the scan for the
-# noise to be told from speckle, which differs from position to position as noise does.
-_QUIET = 0.2
+_MIN_WINDOWS = 16
+"""Smallest number of windows of rows, if the scan has so many. More windows take longer to read,
+and represent the scan better."""
 
-# What a task takes: triples, and detector pixels.
-_TILE, _PIXELS = 16, 4096
+_QUIET_SHARE = 0.2
+"""Share of the triples that counts as quiet. Grains must fill about this share of the scan:
+speckle, which differs from position to position as noise does, counts as noise otherwise."""
+
+_TRIPLES_PER_TASK = 16
+"""More of them take more memory for each thread."""
+
+_PIXELS_PER_TASK = 4096
+"""Detector pixels whose moments are one task; more of them take more memory for each thread."""
 
 
 class Noise(NamedTuple):
-    """What the detector records: ``offset + gain * electrons``."""
+    """How the detector records: ``value = offset + gain * electrons``."""
 
     gain: float
+    """Counts per electron."""
     offset: float
+    """Counts of a pixel without electrons."""
 
 
 def noise_windows(scan: tuple[int, int]) -> list[tuple[int, int]]:
-    """Rows ``(start, stop)`` to look at: threes spread over the scan, or single rows of a thin one.
+    """Windows of rows ``(start, stop)`` to measure in, spread over the scan.
+
+    A window has three rows, or a single one in a scan of fewer than three rows.
 
     Raises
     ------
@@ -54,7 +64,7 @@ def noise_windows(scan: tuple[int, int]) -> list[tuple[int, int]]:
         )
     height = 3 if rx >= 3 else 1
     triples = height * max(ry - 2, 0) + (ry if height == 3 else 0)
-    n = min(rx // height, max(_LEAST_WINDOWS, -(-_TRIPLES // triples)))
+    n = min(rx // height, max(_MIN_WINDOWS, -(-_MIN_TRIPLES // triples)))
     starts = np.linspace(0, rx - height, n).astype(int)
     return [(int(start), int(start) + height) for start in starts]
 
@@ -73,18 +83,19 @@ def noise_core(
     return fit_noise(mean, variance, offset)
 
 
-def noise_need(data: Any, n_jobs: int | None) -> Need:
+def noise_need(data: Any, n_jobs: int | None) -> MemoryNeed:
     """Memory that `noise_core` takes: three rows of the scan, the next three, and float64."""
-    return Need(6 * row_need(data) + scratch_need(data, n_jobs, _TILE, 20))
+    return MemoryNeed(6 * row_need(data) + scratch_need(data, n_jobs, _TRIPLES_PER_TASK, 20))
 
 
 def noise_moments(
     data: Any, *, n_jobs: int | None, report: Report
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and variance of the noise of each detector pixel where the scan is quiet, float64.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and variance of the noise of each detector pixel where the scan is quiet.
 
-    The detector is halved like a chessboard. Where one half is quiet, the other one is measured:
-    where a half itself is quiet, its noise is small by chance. NaN where a pixel is always missing.
+    The detector is cut in two halves like a chessboard. Triples are chosen where one half is quiet,
+    and the other half is measured there: in the half that the choice is made with, the noise is
+    small by chance. NaN where a pixel is always missing.
     """
     windows = noise_windows(data.shape[:2])
     n_pixels = int(np.prod(data.shape[2:]))
@@ -93,73 +104,82 @@ def noise_moments(
     dark, brightness = _brightness(data, windows, n_pixels)
     if not brightness.any():
         raise _no_noise("every pattern is flat")
-    # Bright and dim pixels weigh alike, or the direct beam would drown all others; those that are
-    # all but dark weigh less.
+    # Bright and dim pixels have the same weight, or the direct beam would drown all others; pixels
+    # that are nearly dark have less.
     weight = 1 / (brightness + brightness.mean())
     weights = np.stack([weight * ~half, weight * half], axis=1)
 
-    def read(window: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def read(window: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         rows = read_rows(data, *window)
         return rows.reshape(-1, n_pixels), _triples(*rows.shape[:2])
 
     with workers(n_jobs) as run:
-        loudness = []
+        ratios = []
         for window in windows:
-            patterns, triples = read(window)
-            level = np.full((len(triples), 2), np.inf)
-
-            def listen(
-                part: slice,
-                patterns: NDArray[Any] = patterns,
-                triples: NDArray[Any] = triples,
-                level: NDArray[Any] = level,
-            ) -> None:
-                mean, square, present = _second_differences(patterns, triples[part])
-                signal = np.maximum(np.where(present, mean - dark, 0), 0) @ weights
-                np.divide(square @ weights, signal, out=level[part], where=signal > 0)
-
-            run(listen, tiles(len(triples), _TILE))
-            loudness.append(level)
+            ratios.append(_noise_ratios(*read(window), dark, weights, run))
             report(window[1] - window[0])
-        del patterns, listen  # or a window more would be held
-
-        levels = np.concatenate(loudness)
-        heard = np.isfinite(levels).all(axis=1)
-        if not heard.any():
+        all_ratios = np.concatenate(ratios)
+        has_signal = np.isfinite(all_ratios).all(axis=1)
+        if not has_signal.any():
             raise _no_noise("no three neighbouring positions hold a signal")
-        limits = np.quantile(levels[heard], _QUIET, axis=0)
+        limits = np.quantile(all_ratios[has_signal], _QUIET_SHARE, axis=0)
         total = np.zeros((3, n_pixels))  # of means, of squares, number of triples
-        for window, level in zip(windows, loudness, strict=True):
-            patterns, triples = read(window)
-            quiet = (level <= limits) & np.isfinite(level).all(axis=1, keepdims=True)
-
-            def add(
-                task: tuple[bool, slice],
-                patterns: NDArray[Any] = patterns,
-                triples: NDArray[Any] = triples,
-                quiet: NDArray[Any] = quiet,
-            ) -> None:
-                # A task owns its pixels, and adds up in order: the same bits for any number of
-                # threads.
-                odd, part = task
-                pixels = part.start + np.flatnonzero(half[part] == odd)
-                chosen = triples[quiet[:, 0 if odd else 1]]
-                for start in range(0, len(chosen), _TILE):
-                    some = chosen[start : start + _TILE]
-                    values = _second_differences(patterns, some, pixels)
-                    total[:, pixels] += [value.sum(axis=0) for value in values]
-
-            run(add, product((False, True), tiles(n_pixels, _PIXELS)))
+        for window, ratio in zip(windows, ratios, strict=True):
+            quiet = (ratio <= limits) & np.isfinite(ratio).all(axis=1, keepdims=True)
+            _add_quiet(*read(window), quiet, half, total, run)
             report(window[1] - window[0])
 
     mean, square = total[:2] / np.where(total[2] > 0, total[2], np.nan)
     return mean.reshape(data.shape[2:]), square.reshape(data.shape[2:])
 
 
+def _noise_ratios(
+    patterns: NDArray[Any],
+    triples: NDArray[np.int64],
+    dark: float,
+    weights: NDArray[np.float64],
+    run: Run,
+) -> NDArray[np.float64]:
+    """Second differences relative to the signal, of each triple and half of the detector."""
+    ratios = np.full((len(triples), 2), np.inf)
+
+    def compare(part: slice) -> None:
+        mean, square, present = _second_differences(patterns, triples[part])
+        signal = np.maximum(np.where(present, mean - dark, 0), 0) @ weights
+        np.divide(square @ weights, signal, out=ratios[part], where=signal > 0)
+
+    run(compare, tiles(len(triples), _TRIPLES_PER_TASK))
+    return ratios
+
+
+def _add_quiet(
+    patterns: NDArray[Any],
+    triples: NDArray[np.int64],
+    quiet: NDArray[np.bool_],
+    half: NDArray[np.bool_],
+    total: NDArray[np.float64],
+    run: Run,
+) -> None:
+    """Add to `total` the moments of each half of the detector, of triples where the other is quiet.
+
+    A task owns its pixels, and adds up in order: the same bits for any number of threads.
+    """
+
+    def add(task: tuple[bool, slice]) -> None:
+        odd, part = task
+        pixels = part.start + np.flatnonzero(half[part] == odd)
+        chosen = triples[quiet[:, 0 if odd else 1]]
+        for some in tiles(len(chosen), _TRIPLES_PER_TASK):
+            values = _second_differences(patterns, chosen[some], pixels)
+            total[:, pixels] += [value.sum(axis=0) for value in values]
+
+    run(add, product((False, True), tiles(patterns.shape[1], _PIXELS_PER_TASK)))
+
+
 def _brightness(
     data: Any, windows: list[tuple[int, int]], n_pixels: int
 ) -> tuple[float, NDArray[Any]]:
-    """Rough level of the dark pixels, and how far the mean of each pixel lies above it."""
+    """Level of the dark pixels, and how far the mean of each pixel lies above it; both rough."""
     means = []
     for start, _ in windows[:: -(-len(windows) // 8)]:
         row = read_rows(data, start, start + 1).reshape(-1, n_pixels)
@@ -183,7 +203,10 @@ def _triples(n_rows: int, n_columns: int) -> NDArray[Any]:
 def _second_differences(
     patterns: NDArray[Any], triples: NDArray[Any], pixels: NDArray[Any] | None = None
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Mean and ``(a - 2 b + c)^2 / 6`` of triples, 0 where a pixel is missing, and where not."""
+    """Mean and ``(a - 2 b + c)^2 / 6`` of triples, and whether no pixel is missing there.
+
+    Both are 0 where a pixel is missing.
+    """
     a, b, c = (
         (patterns[k] if pixels is None else patterns[k[:, None], pixels]).astype(np.float64)
         for k in triples.T
@@ -200,9 +223,9 @@ def _second_differences(
 def fit_noise(mean: NDArray[Any], variance: NDArray[Any], offset: float | None = None) -> Noise:
     """Fit ``variance = gain (mean - offset) + c (mean - offset)^2`` with ``c >= 0`` over pixels.
 
-    The square takes up structure that was taken for noise: speckle and thickness change all pixels
-    in proportion. Pixels of similar brightness are first averaged in groups, since squares of a few
-    counts are too skewed for a robust fit, which would cut off their long tail and with it noise.
+    The square is for structure that looks like noise: speckle and thickness change all pixels in
+    proportion. Pixels of similar brightness are averaged in groups first. Squares of a few counts
+    are too skewed for a robust fit, which would cut off their long tail, and noise with it.
     """
     present = np.isfinite(mean) & np.isfinite(variance)
     mean, variance = mean[present], variance[present]
@@ -214,7 +237,7 @@ def fit_noise(mean: NDArray[Any], variance: NDArray[Any], offset: float | None =
     if len(m) < 3 or not scale > 0 or not v.any():
         raise _no_noise("all detector pixels are alike")
 
-    # In a unit near the signal, or its fourth power would leave float64 where the data do not.
+    # In a unit near the signal: its fourth power might leave float64.
     unit = 2.0 ** np.round(np.log2(scale))
     m, v, dark, scale = m / unit, v / unit / unit, dark / unit, scale / unit
     d = (m - dark) / scale  # near 1, so that the squares are well conditioned
@@ -232,7 +255,7 @@ def fit_noise(mean: NDArray[Any], variance: NDArray[Any], offset: float | None =
             raise _no_noise("the variance does not grow with the signal")
         if abs(gain - before) <= 1e-9 * gain:
             break
-        # Tukey's weights: the beam and hot pixels do not follow the structure of the others.
+        # Tukey's weights: the direct beam and hot pixels do not follow the others.
         x = m - zero
         residual = (v - gain * x - curve * x**2) / spread
         width = 6 * 1.4826 * np.median(np.abs(residual))
@@ -262,9 +285,11 @@ def _solve(
 def _groups(n: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Starts and sizes of groups of pixels sorted by brightness, of 8 pixels at least.
 
-    Each half of what is left is cut in 32, so that the few bright pixels are not lumped together.
+    The darker half is cut in 32 groups, then the darker half of the rest, and so on, so that the
+    few bright pixels are not all in one group.
     """
-    starts, start = [], 0
+    starts: list[int] = []
+    start = 0
     while start < n:
         size = max((n - start) // 64, 8)
         stop = n if size == 8 else start + 32 * size

@@ -6,6 +6,7 @@ and each pair is computed once, since direction ``k + 4`` is the opposite of dir
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from .blas import row_dots
 from .blocks import (
     SAFE_RANGE,
-    Need,
+    MemoryNeed,
     Report,
     at_once,
     count_jobs,
@@ -36,125 +37,187 @@ DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (1, 1), (1, 0), (1, -1), (0, 
 FORWARD = (4, 5, 6, 7)
 """One direction of each opposite pair; the other one is ``k - 4``."""
 
-# Columns of a strip, and those of them that are converted together: few enough for the caches, and
-# enough for few and long calls, between which threads wait for each other. See `at_once`.
-_STRIP, _TILE = 16, 8
+MAX_NOISE_SHARE = 0.7
+"""Largest share of noise in the power of a pattern that is corrected. With a larger one, the power
+that is left is a small difference of large numbers, and similarities scatter."""
 
-# Pixels summed in float32, before the sum goes on in float64.
-_PIECE = 2048
+_STRIP_COLUMNS = 16
+"""Columns of a strip, see `at_once`. More columns are fewer and longer calls, between which threads
+wait less for each other; fewer of them stay in the cache of a core."""
 
-MOST_NOISE = 0.7
-"""Largest share of noise in the power of a pattern that is corrected: beyond it, the rest is a
-small difference of large numbers."""
+_COLUMNS_AT_ONCE = 8
+"""Columns of a strip that are converted together, see `at_once`; their buffers grow with it."""
+
+FLOAT32_TERMS = 2048
+"""Products of pixels that are summed in float32, before the sum goes on in float64. More of them
+are faster, and less exact."""
 
 
 def with_neighbour(n: int, step: int) -> tuple[slice, slice]:
-    """Slices of an axis of length `n`: the positions that have a neighbour at `step`, and these."""
+    """Slices of an axis of length `n`: positions with a neighbour at `step`, and the neighbours."""
     return slice(max(0, -step), n - max(0, step)), slice(max(0, step), n - max(0, -step))
 
 
 def similarity_core(
     data: Any,
     *,
-    q_mask: NDArray[Any] | None,
+    q_mask: NDArray[np.bool_] | None,
     sigma: float,
     subtract_mean: bool,
     n_jobs: int | None,
     report: Report,
     noise: Noise | None = None,
     n_rows: int | None = None,
-) -> NDArray[Any]:
-    """Similarity ``(Rx, Ry, 8)``, float32; NaN where the neighbour lies outside the scan.
+) -> NDArray[np.float32]:
+    """Similarity ``(Rx, Ry, 8)``; NaN where the neighbour lies outside the scan.
 
-    With `noise`, each norm is that of the pattern without noise: ``|J|^2`` less the noise power,
-    see `noise_weight`, of which at most `MOST_NOISE` of ``|J|^2`` is taken off.
+    With `noise`, each norm is that of the pattern without noise: from ``|J|^2`` the noise power is
+    subtracted, see `noise_weight`, but not more than `MAX_NOISE_SHARE` of ``|J|^2``.
 
     Rounding: sums of ``n = min(pixels, 2048)`` products are in float32, in an order that each BLAS
-    chooses for its processor, and longer ones go on in float64. A similarity is therefore within
+    chooses for its processor, and longer sums go on in float64. A similarity is therefore within
     about ``4 sqrt(n) 2^-24`` of its exact value, 1.1e-5 at most, and may differ by twice as much
     between processors. On one machine the bits are the same whatever `n_rows` and `n_jobs`: every
     product of two patterns has the same shape.
     """
     rx, ry, qx, qy = data.shape
-    pixels = qx * qy
-    chunks = None if q_mask is None or q_mask.all() else Chunks(q_mask)
-    blur = Blur(blur_matrix(qx, sigma), blur_matrix(qy, sigma)) if sigma > 0 else None
-    size = pixels if chunks is None else chunks.size
-    n_pieces, length = _pieces(size)
-    tile = min(at_once(_TILE, pixels), ry)
-    dots = np.zeros((rx, ry, 3, 2))
-    if noise is not None:
-        of_noise = noise_weight((qx, qy), q_mask, sigma).ravel()
-        noise_power = np.zeros((rx, ry))
+    preparation = _Preparation((qx, qy), q_mask, sigma, subtract_mean)
+    strips = [_Strip(columns, preparation.size) for columns in _strips(ry, qx * qy, n_jobs)]
+    products = _Products(
+        (rx, ry),
+        preparation,
+        noise,
+        None if noise is None else noise_weight((qx, qy), q_mask, sigma).ravel(),
+    )
+    with workers(n_jobs) as run:
+        for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows):
+            run(partial(products.add, start, rows), strips)
+            report(len(rows))
+    return _cosines(products.dots, products.power())
 
-    def prepare(patterns: NDArray[Any], target: NDArray[Any], scratch: list[NDArray[Any]]) -> None:
-        """Write J of patterns ``(n, pixels)`` to `target`."""
+
+class _Preparation:
+    """What is compared of each pattern: J, the pattern without its mean, blurred and masked."""
+
+    size: int
+    """Pixels of J."""
+
+    def __init__(
+        self,
+        detector: tuple[int, int],
+        q_mask: NDArray[np.bool_] | None,
+        sigma: float,
+        subtract_mean: bool,
+    ) -> None:
+        self._detector = detector
+        self._subtract_mean = subtract_mean
+        self._chunks = None if q_mask is None or q_mask.all() else Chunks(q_mask)
+        self._blur = Blur(*(blur_matrix(n, sigma) for n in detector)) if sigma > 0 else None
+        self.n_pixels = int(np.prod(detector))
+        self.size = self.n_pixels if self._chunks is None else self._chunks.size
+
+    def buffers(self, n: int) -> list[NDArray[np.float32]]:
+        """Buffers for `write`, of `n` patterns at most."""
+        sizes = self.n_pixels, self.n_pixels, self.size
+        return [np.empty((n, size), dtype=np.float32) for size in sizes]
+
+    def write(
+        self,
+        patterns: NDArray[Any],
+        out: NDArray[np.float32],
+        buffers: list[NDArray[np.float32]],
+    ) -> None:
+        """Write J of patterns ``(n, pixels)`` to `out` ``(n, size)``."""
         n = len(patterns)
-        x, smooth, taken = (buffer[:n] for buffer in scratch)
-        mean = nearly_comparable(patterns, subtract_mean, out=x)
-        if blur is not None:
+        x, smooth, taken = (buffer[:n] for buffer in buffers)
+        mean = nearly_comparable(patterns, self._subtract_mean, out=x)
+        if self._blur is not None:
             x -= mean
-            blur(x.reshape(n, qx, qy), out=smooth.reshape(n, qx, qy))
-            x, mean = smooth, np.float32(0)
-        # Without blur, the mean is taken off those pixels alone that are compared.
-        if chunks is not None:
-            x = chunks.take(x, out=taken)
-        np.subtract(x, mean, out=target)
-        if chunks is not None:
-            chunks.clear(target)
+            self._blur(x.reshape(n, *self._detector), out=smooth.reshape(n, *self._detector))
+            x, mean = smooth, np.zeros_like(mean)
+        # Without blur, the mean is subtracted only from the pixels that are compared.
+        if self._chunks is not None:
+            x = self._chunks.take(x, out=taken)
+        np.subtract(x, mean, out=out)
+        if self._chunks is not None:
+            self._chunks.clear(out)
 
-    def walk(strip: slice, near: NDArray[Any], start: int, rows: NDArray[Any]) -> None:
-        """Dot products of a strip of columns, from one row to the next.
+
+class _Strip:
+    """A strip of columns, and J of two of its rows: the row at hand and the row above.
+
+    The two rows lie side by side, column by column, with an empty column at either end. The row at
+    hand takes the place of the row before the last one.
+    """
+
+    def __init__(self, columns: slice, size: int) -> None:
+        self.columns = columns
+        n = columns.stop - columns.start
+        n_pieces, length = _pieces(size)
+        near = np.zeros((n + 2, 2, n_pieces * length), dtype=np.float32)
+        self.prepared = near[1:-1, :, :size]
+        """J ``(column, row % 2, pixel)``, to be filled."""
+        # Each column with its two neighbours, as pieces of matrices (6, length).
+        step = near.strides[1]
+        shape, strides = (n, n_pieces, 6, length), (2 * step, 4 * length, step, 4)
+        self._windows = as_strided(near, shape, strides, writeable=False)
+        self._columns = near[1:-1].reshape(n, 2, n_pieces, length, 1)
+
+    def dots(self, row: int) -> NDArray[np.float64]:
+        """Dot products of the patterns of a row ``(column, 3, 2)``, see `_cosines`."""
+        this = row % 2
+        pieces = np.matmul(self._windows, self._columns[:, this])
+        dots = pieces.sum(axis=1, dtype=np.float64).reshape(-1, 3, 2)
+        return dots if this == 1 else dots[..., ::-1]
+
+
+class _Products:
+    """Dot products of all patterns with their neighbours, and the power of their noise."""
+
+    def __init__(
+        self,
+        scan_shape: tuple[int, int],
+        preparation: _Preparation,
+        noise: Noise | None,
+        weight: NDArray[np.float64] | None,
+    ) -> None:
+        self.dots = np.zeros((*scan_shape, 3, 2))
+        self._preparation = preparation
+        self._noise, self._weight = noise, weight
+        self._noise_power = np.zeros(scan_shape if noise is not None else 0)
+        self._at_once = min(at_once(_COLUMNS_AT_ONCE, preparation.n_pixels), scan_shape[1])
+
+    def add(self, start: int, rows: NDArray[Any], strip: _Strip) -> None:
+        """Go down a strip, row by row, from row `start` of the scan on.
 
         So the rows that are compared are in the cache of a core, and J never in main memory.
         """
-        n = strip.stop - strip.start
-        used = near[1:-1, :, :size]
-        # Every column with its two neighbours, as pieces of matrices (6, length).
-        step = near.strides[1]
-        windows = as_strided(
-            near, (n, n_pieces, 6, length), (2 * step, 4 * length, step, 4), writeable=False
-        )
-        pieces = near[1:-1].reshape(n, 2, n_pieces, length, 1)
-        # Arrays made anew for every tile may cost more time than the work: malloc may hand their
-        # memory back, and the kernel clears it again.
-        scratch = [np.empty((tile, m), dtype=np.float32) for m in (pixels, pixels, size)]
-        first = strip.start + (strip.start > 0)
-        for i, row in enumerate(range(start, start + len(rows))):
-            this = row % 2
-            for some in tiles(n, tile):
-                here = slice(strip.start + some.start, strip.start + some.stop)
-                patterns = rows[i, here].reshape(-1, pixels)
-                prepare(patterns, used[some, this], scratch)
-                if noise is not None:
-                    noise_power[row, here] = _noise_power(patterns, of_noise, noise)
-            products = np.matmul(windows, pieces[:, this]).sum(axis=1, dtype=np.float64)
-            products = products.reshape(n, 3, 2)
-            if this == 0:
-                products = products[..., ::-1]
+        first, stop = strip.columns.start, strip.columns.stop
+        # New arrays for every few columns might cost more time than the work: malloc may give
+        # their memory back to the system, which clears it before it is used again.
+        buffers = self._preparation.buffers(self._at_once)
+        inner = first + (first > 0)
+        for row, of_row in enumerate(rows, start):
+            for some in tiles(stop - first, self._at_once):
+                columns = slice(first + some.start, first + some.stop)
+                patterns = of_row[columns].reshape(-1, self._preparation.n_pixels)
+                self._preparation.write(patterns, strip.prepared[some, row % 2], buffers)
+                if self._noise is not None and self._weight is not None:
+                    power = _noise_power(patterns, self._weight, self._noise)
+                    self._noise_power[row, columns] = power
+            dots = strip.dots(row)
             # Strips share a column: its left neighbours are in one, its right ones in the other.
-            dots[row, first : strip.stop, :2] = products[first - strip.start :, :2]
-            dots[row, strip.start : strip.stop - 1, 2] = products[:-1, 2]
+            self.dots[row, inner:stop, :2] = dots[inner - first :, :2]
+            self.dots[row, first : stop - 1, 2] = dots[:-1, 2]
 
-    strips = _strips(ry, pixels, n_jobs)
-    # J of two rows of each strip, this one and the one above in turn, column by column; an empty
-    # column at either side.
-    nears = [
-        np.zeros((strip.stop - strip.start + 2, 2, n_pieces * length), np.float32)
-        for strip in strips
-    ]
-    with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows):
-            run(
-                lambda k, start=start, rows=rows: walk(strips[k], nears[k], start, rows),
-                range(len(strips)),
-            )
-            report(len(rows))
-    power = dots[:, :, 1, 1].copy()
-    if noise is not None:
-        share = np.divide(noise_power, power, out=np.zeros((rx, ry)), where=power > 0)
-        power *= 1 - np.clip(share, 0, MOST_NOISE)
-    return _cosines(dots, power)
+    def power(self) -> NDArray[np.float64]:
+        """Power ``(Rx, Ry)`` of the patterns, without that of their noise if it is known."""
+        power = self.dots[:, :, 1, 1].copy()
+        if self._noise is not None:
+            share = np.zeros(power.shape)
+            np.divide(self._noise_power, power, out=share, where=power > 0)
+            power *= 1 - np.clip(share, 0, MAX_NOISE_SHARE)
+        return power
 
 
 def _cosines(dots: NDArray[Any], power: NDArray[Any]) -> NDArray[Any]:
@@ -165,7 +228,7 @@ def _cosines(dots: NDArray[Any], power: NDArray[Any]) -> NDArray[Any]:
     """
     rx, ry = power.shape
     out = np.full((rx, ry, 8), np.nan, dtype=np.float32)
-    # An empty pattern is like nothing.
+    # A pattern of zeros has a similarity of 0 with every other.
     scale = np.divide(1, np.sqrt(power), out=np.zeros((rx, ry)), where=power > 0)
     for direction in FORWARD:
         dx, dy = DIRECTIONS[direction]
@@ -178,9 +241,9 @@ def _cosines(dots: NDArray[Any], power: NDArray[Any]) -> NDArray[Any]:
 
 
 class Chunks:
-    """Pixels of a mask, taken in chunks of neighbours: single ones are slow to gather.
+    """Pixels of a mask, taken in chunks of neighbouring pixels: single pixels take longer.
 
-    The chunks on the border of the mask come last, with pixels outside it: see `clear`.
+    Chunks on the border of the mask hold pixels outside it, too. They come last, see `clear`.
     """
 
     def __init__(self, q_mask: NDArray[Any]) -> None:
@@ -210,22 +273,22 @@ class Chunks:
 
 def _pieces(pixels: int) -> tuple[int, int]:
     """Number and length of the pieces of a pattern that are summed in float32."""
-    number = max(1, -(-pixels // _PIECE))
+    number = max(1, -(-pixels // FLOAT32_TERMS))
     return number, -(-pixels // (16 * number)) * 16
 
 
 def _strips(n_columns: int, pixels: int, n_jobs: int | None) -> list[slice]:
-    """Strips of columns, as many for each thread; each shares a column with the next."""
+    """Strips of columns, equally many for each thread; each shares a column with the next."""
     jobs = count_jobs(n_jobs)
-    number = -(-n_columns // at_once(_STRIP, pixels))
+    number = -(-n_columns // at_once(_STRIP_COLUMNS, pixels))
     number = max(1, min(-(-number // jobs) * jobs, n_columns // 4))
     edges = [n_columns * i // number for i in range(number + 1)]
     return [slice(a, min(b + 1, n_columns)) for a, b in pairwise(edges)]
 
 
 def similarity_need(
-    data: Any, q_mask: NDArray[Any] | None, noise: bool, n_jobs: int | None
-) -> Need:
+    data: Any, q_mask: NDArray[np.bool_] | None, noise: bool, n_jobs: int | None
+) -> MemoryNeed:
     """Memory that `similarity_core` takes."""
     rx, ry, qx, qy = data.shape
     pixels = qx * qy
@@ -233,20 +296,21 @@ def similarity_need(
     strips = _strips(ry, pixels, n_jobs)
     columns = sum(strip.stop - strip.start + 2 for strip in strips)
     near = 8 * columns * int(np.prod(_pieces(size)))
-    # With noise, patterns in float64 and what is present of them come on top.
-    tile = min(at_once(_TILE, pixels), ry)
+    # With noise, patterns in float64 and which of their pixels are present take more.
+    tile = min(at_once(_COLUMNS_AT_ONCE, pixels), ry)
     fixed = near + 120 * rx * ry + scratch_need(data, n_jobs, tile, 24 if noise else 5)
-    return Need(fixed, 2 * row_need(data))
+    return MemoryNeed(fixed, 2 * row_need(data))
 
 
 def noise_weight(
-    detector: tuple[int, int], q_mask: NDArray[Any] | None, sigma: float
-) -> NDArray[Any]:
+    detector: tuple[int, int], q_mask: NDArray[np.bool_] | None, sigma: float
+) -> NDArray[np.float64]:
     """Weight ``(Qx, Qy)`` of the noise of each detector pixel in the power ``|J|^2``.
 
-    Blur spreads the noise of a pixel over others, by the square of the kernel; what falls into
-    `q_mask` counts. The noise power is then a dot product: the variances of the noise times this.
-    The mean that is subtracted takes away one part in as many as there are pixels; left out here.
+    Blur spreads the variance of a pixel over others, by the square of its kernel; the part that
+    falls into `q_mask` counts. The noise power is then the dot product of the variances of the
+    noise with this weight. The mean that is subtracted from a pattern of n pixels takes away 1/n of
+    the noise power, which is neglected.
     """
     mask = np.ones(detector) if q_mask is None else q_mask.astype(np.float64)
     if sigma > 0:
@@ -262,7 +326,7 @@ def _noise_power(patterns: NDArray[Any], weight: NDArray[Any], noise: Noise) -> 
     power = np.empty(len(values))
     if present.all():
         power[:] = row_dots(values, weight) - noise.offset * weight.sum()
-    else:  # a missing pixel counts as a mean, which has no noise
+    else:  # a missing pixel counts as the mean, without noise
         values = np.where(present, values, 0)
         power[:] = row_dots(values, weight) - noise.offset * row_dots(present * 1.0, weight)
     power *= noise.gain
@@ -272,8 +336,8 @@ def _noise_power(patterns: NDArray[Any], weight: NDArray[Any], noise: Noise) -> 
     return np.divide(power, peak**2, out=power, where=scaled)
 
 
-def similarity_mean(similarity: NDArray[Any]) -> NDArray[Any]:
-    """Mean over the neighbours that exist, ``(Rx, Ry)`` float32; NaN where there is none."""
+def similarity_mean(similarity: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean over the neighbours that exist, ``(Rx, Ry)``; NaN where there is none."""
     exists = ~np.isnan(similarity)
     total = np.where(exists, similarity, 0).sum(axis=2, dtype=np.float64)
     count = exists.sum(axis=2)
@@ -283,10 +347,9 @@ def similarity_mean(similarity: NDArray[Any]) -> NDArray[Any]:
 
 
 def asymmetry(similarity: NDArray[Any]) -> float:
-    """Largest difference between a similarity and the one seen from the neighbour's side.
+    """Largest difference between the two similarities of a pair, one from each side.
 
-    Infinite where one side is missing and the other is not, or where a neighbour outside the scan
-    has a similarity.
+    Infinite if one of the two is missing, or if a neighbour outside the scan has a similarity.
     """
     rx, ry, _ = similarity.shape
     worst = 0.0
@@ -308,10 +371,11 @@ def asymmetry(similarity: NDArray[Any]) -> float:
     return worst
 
 
-def feature_similarity(values: NDArray[Any]) -> NDArray[Any]:
-    """Similarity of the features of neighbours ``(Rx, Ry, 8)``, float32, with noise taken off.
+def feature_similarity(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Similarity ``(Rx, Ry, 8)`` of the features of neighbours, without the noise in their lengths.
 
-    The cosine over the lengths that the features have without noise; clipped to -1 and 1.
+    The dot product divided by the lengths that the features have without noise; clipped to -1
+    and 1.
     """
     rx, ry, rank = values.shape
     length = np.sqrt(np.maximum((values.astype(np.float64) ** 2).sum(axis=2) - rank, rank / 4))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .blas import row_dots
 from .blocks import (
-    Need,
+    MemoryNeed,
     Report,
     iterate_blocks,
     read_rows,
@@ -20,10 +20,11 @@ from .blocks import (
     workers,
 )
 
-_TILE = 8
+_PATTERNS_PER_TASK = 8
+"""Patterns that are summed together; more of them take more memory for each thread."""
 
-# Rows that a mean pattern is taken from.
-_SAMPLED = 8
+_SAMPLED_ROWS = 8
+"""Rows of the scan that `sample_mean` reads. The time grows with them."""
 
 
 def virtual_image_core(
@@ -33,56 +34,56 @@ def virtual_image_core(
     n_jobs: int | None,
     report: Report,
     n_rows: int | None = None,
-) -> NDArray[Any]:
-    """``sum_q weight(q) I(r, q)``, (Rx, Ry), float64. A missing pixel (NaN or infinite) adds 0."""
+) -> NDArray[np.float64]:
+    """``sum_q weight(q) I(r, q)``, (Rx, Ry). A missing pixel (NaN or infinite) adds 0."""
     rx, ry = data.shape[:2]
     image = np.empty((rx, ry))
     inside = np.flatnonzero(weight)
-    # Rows of the detector that count: what lies above and below is not even converted.
+    # Only the pixels from the first to the last that counts are converted.
     first, last = (inside[0], inside[-1] + 1) if inside.size else (0, 0)
-    dtype = np.dtype(data.dtype).newbyteorder("=")
-    wide = dtype.itemsize > 2 and dtype != np.float32
-    dtype = np.float64 if wide else np.float32
+    recorded = np.dtype(data.dtype).newbyteorder("=")
+    is_wide = recorded.itemsize > 2 and recorded != np.float32
+    dtype = np.float64 if is_wide else np.float32
     flat = np.ascontiguousarray(weight.ravel()[first:last], dtype=dtype)
     with workers(n_jobs) as run:
         for start, rows in iterate_blocks(data, n_rows=n_rows):
-            rows = rows.reshape(len(rows), ry, -1)
 
             def add(task: tuple[int, slice], rows: NDArray[Any] = rows, start: int = start) -> None:
                 i, columns = task
-                patterns = rows[i, columns, first:last].astype(dtype)
+                patterns = rows[i, columns].reshape(-1, weight.size)[:, first:last].astype(dtype)
                 found = row_dots(patterns, flat)
                 if not np.isfinite(found).all():
                     found = row_dots(np.nan_to_num(patterns, posinf=0, neginf=0), flat)
                 image[start + i, columns] = found
 
-            run(add, product(range(len(rows)), tiles(ry, _TILE)))
+            run(add, product(range(len(rows)), tiles(ry, _PATTERNS_PER_TASK)))
             report(len(rows))
     return image
 
 
-def virtual_image_need(data: Any, n_jobs: int | None) -> Need:
+def virtual_image_need(data: Any, n_jobs: int | None) -> MemoryNeed:
     """Memory that `virtual_image_core` takes."""
-    return Need(scratch_need(data, n_jobs, _TILE, 8), 2 * row_need(data))
+    return MemoryNeed(scratch_need(data, n_jobs, _PATTERNS_PER_TASK, 8), 2 * row_need(data))
 
 
-def scattered(mean: NDArray[Any], centre: tuple[float, float] | None) -> NDArray[Any]:
+def scattered(mean: NDArray[Any], centre: tuple[float, float] | None) -> NDArray[np.bool_]:
     """Detector pixels (Qx, Qy) beyond the direct beam of a mean pattern, True where they count.
 
     The beam ends where its radial profile, from `centre` or the brightest place, falls below a
-    tenth of its maximum, in the inner quarter of the detector; half as far out again nothing of it
-    is left.
+    tenth of its maximum, in the inner quarter of the detector. Pixels count beyond 1.5 times this
+    radius, where nothing of the beam is left.
     """
     values = np.nan_to_num(mean, nan=0, posinf=0, neginf=0).astype(np.float64)
     if centre is None:
         low = values.min()
-        # The middle of what is at least half as bright as the brightest pixels.
+        # The centroid of the pixels that are at least half as bright as the brightest ones.
         bright = values >= low + 0.5 * (np.sort(values, axis=None)[-4:].mean() - low)
         weights = np.where(bright, values - low, 0)
         total = weights.sum()
         if not total > 0:
             return np.ones(mean.shape, dtype=bool)
-        centre = tuple(float((np.indices(mean.shape)[k] * weights).sum() / total) for k in (0, 1))
+        x, y = np.indices(mean.shape)
+        centre = float((x * weights).sum() / total), float((y * weights).sum() / total)
     u, v = np.ogrid[: mean.shape[0], : mean.shape[1]]
     distance = np.hypot(u - centre[0], v - centre[1])
     ring = np.round(distance).astype(int)
@@ -96,9 +97,9 @@ def scattered(mean: NDArray[Any], centre: tuple[float, float] | None) -> NDArray
     return found if found.any() else np.ones(mean.shape, dtype=bool)
 
 
-def sample_mean(data: Any) -> NDArray[Any]:
+def sample_mean(data: Any) -> NDArray[np.float64]:
     """Mean pattern (Qx, Qy) of a few rows all over the scan, missing pixels left out."""
-    rows = np.unique(np.linspace(0, data.shape[0] - 1, _SAMPLED).astype(int))
+    rows = np.unique(np.linspace(0, data.shape[0] - 1, _SAMPLED_ROWS).astype(int))
     total = np.zeros(data.shape[2:])
     count = np.zeros(data.shape[2:])
     for row in rows:

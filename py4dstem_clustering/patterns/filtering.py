@@ -24,7 +24,8 @@ from ..base.checks import (
 )
 from ..base.progress import progress
 from ..emd import writing
-from ..kernels.correlative import auto_range, auto_range_need, correlative_core, correlative_need
+from ..kernels.corr_range import auto_range, auto_range_need
+from ..kernels.correlative import correlative_core, correlative_need
 from ..scan.calibration import carry_calibration
 from ..scan.datacubes import files_of, get_provenance, is_one_of, new_datacube
 

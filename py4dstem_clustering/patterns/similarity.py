@@ -28,7 +28,7 @@ from ..base.frozen import Frozen
 from ..base.progress import progress
 from ..emd import nodes
 from ..emd.settings import PROVENANCE, Settings, add_settings, read_settings
-from ..kernels.blocks import Need
+from ..kernels.blocks import MemoryNeed
 from ..kernels.noise import Noise, noise_need
 from ..kernels.similarity import (
     DIRECTIONS,
@@ -320,12 +320,12 @@ def measure_similarity(
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
 
-    def need() -> Need:
+    def need() -> MemoryNeed:
         own = similarity_need(datacube.data, options["q_mask"], noise_correct, n_jobs)
         if not noise_correct or gain is not None:
             return own
         # Most of what is freed after the noise was measured stays with the process.
-        return Need(own.fixed + noise_need(datacube.data, n_jobs).fixed, own.row)
+        return MemoryNeed(own.fixed + noise_need(datacube.data, n_jobs).fixed, own.row)
 
     n_rows = check_memory(max_memory, need)
     noise = None

@@ -18,7 +18,7 @@ from py4dstem_clustering.base.checks import (
     check_number,
     resolve_r_mask,
 )
-from py4dstem_clustering.kernels.blocks import Need
+from py4dstem_clustering.kernels.blocks import MemoryNeed
 
 
 @pytest.mark.parametrize(("edge", "detector"), [(1, (3, 3)), (8, (14, 11)), (5, (30, 10))])
@@ -73,12 +73,12 @@ def test_dask_arrays_of_unknown_shape():
     ],
 )  # fmt: skip
 def test_rows_within_a_memory(value, rows):
-    assert check_memory(value, lambda: Need(50, 100)) == rows
+    assert check_memory(value, lambda: MemoryNeed(50, 100)) == rows
     assert check_memory(value) == 1
 
 
 def test_the_largest_need_counts():
-    needs = (lambda: Need(0, 10), lambda: Need(200, 50), lambda: Need(900))
+    needs = (lambda: MemoryNeed(0, 10), lambda: MemoryNeed(200, 50), lambda: MemoryNeed(900))
     assert check_memory(1000, *needs) == 16
     with pytest.raises(ValueError, match="max_memory=899 must be at least 900 bytes"):
         check_memory(899, *needs)

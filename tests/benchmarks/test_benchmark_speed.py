@@ -11,7 +11,7 @@ import reference
 from py4dstem_clustering.benchmarks import slow
 from py4dstem_clustering.benchmarks import speed as benchmark_speed
 from py4dstem_clustering.cli.main import main
-from py4dstem_clustering.kernels.correlative import radial_weight
+from py4dstem_clustering.kernels.unit_vectors import radial_weight
 
 
 def test_command(capsys):

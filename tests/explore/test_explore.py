@@ -19,11 +19,11 @@ from py4dstem_clustering import ClusterExplorer, simulate_scan
 from py4dstem_clustering.explore.shown import (
     lasting_colors,
     level_steps,
-    member_mean,
     outline,
     size_steps,
 )
 from py4dstem_clustering.kernels import virtual
+from py4dstem_clustering.kernels.averaging import member_mean
 from py4dstem_clustering.plotting.style import neighbour_pairs
 
 QUIET = {"progress_bar": False}
@@ -352,7 +352,7 @@ def test_outside_clusters_there_is_no_average(merging):
 @pytest.mark.parametrize("kind", ["numpy", "memmap", "h5py", "dask"])
 @pytest.mark.parametrize("block", [1, 2000, 10**9])
 def test_the_mean_of_members_reads_no_others(kind, block, tmp_path, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.explore.shown._BLOCK_BYTES", block)
+    monkeypatch.setattr("py4dstem_clustering.kernels.averaging._READ_BYTES", block)
     rng = np.random.default_rng(0)
     scan = rng.poisson(5, (9, 8, 6, 5)).astype(np.uint16)
     members = np.array([[2, 3], [2, 5], [3, 4], [7, 3], [8, 6]])

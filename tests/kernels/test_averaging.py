@@ -31,8 +31,8 @@ def test_small_whole_numbers_equal_float64_to_the_bit(dtype, large):
 
 
 def test_as_many_numbers_as_are_added_in_float32_are_exact():
-    assert averaging._EXACT * np.iinfo(np.uint16).max <= 2**24
-    assert averaging._EXACT * -np.iinfo(np.int16).min <= 2**24
+    assert averaging.EXACT_TERMS * np.iinfo(np.uint16).max <= 2**24
+    assert averaging.EXACT_TERMS * -np.iinfo(np.int16).min <= 2**24
 
 
 def test_sums_of_floats_keep_float64_and_leave_out_what_is_missing():

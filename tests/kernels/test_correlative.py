@@ -8,12 +8,9 @@ import pytest
 import reference
 from scipy.ndimage import gaussian_filter
 
-from py4dstem_clustering.kernels import blocks, correlative
-from py4dstem_clustering.kernels.correlative import (
-    correlative_core,
-    correlative_need,
-    radial_weight,
-)
+from py4dstem_clustering.kernels import blocks
+from py4dstem_clustering.kernels.correlative import correlative_core, correlative_need
+from py4dstem_clustering.kernels.unit_vectors import radial_weight, unit_vectors
 
 OPTIONS = {"sigma": 3, "radius": 4, "corr_range": (0.2, 0.9), "edge": 4}
 
@@ -45,10 +42,10 @@ def test_folded_patterns_correlate_as_they_are(detector, kind):
         data[:, 9, 11] = 60000
     elif kind == "lines":
         data[:, :, ::4] += 50  # nearly gone when blurred
-    n, normalise = correlative._normaliser(detector, 3, 4)
-    assert n < data[0].size / 2
-    unit = np.empty((6, n), np.float32)
-    normalise(data.reshape(6, -1), unit)
+    vectors = unit_vectors(detector, 3, 4)
+    assert vectors.size < data[0].size / 2
+    unit = np.empty((6, vectors.size), np.float32)
+    vectors.write(data.reshape(6, -1), unit)
     weight = radial_weight(detector, 4)
     blurred = gaussian_filter(data.astype(float), (0, 3, 3))
     mean = (weight * blurred).sum(axis=(1, 2)) / weight.sum()

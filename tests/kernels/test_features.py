@@ -7,10 +7,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from py4dstem_clustering import simulate_scan
-from py4dstem_clustering.kernels import blocks, features
+from py4dstem_clustering.kernels import binning, blocks, features
+from py4dstem_clustering.kernels.binning import bin_factor, bin_matrix, find_hot_pixels
 from py4dstem_clustering.kernels.features import (
-    bin_factor,
-    bin_matrix,
     features_core,
     find_centre,
     noise_of_neighbours,
@@ -115,7 +114,7 @@ def features_by_loops(data, valid, centre, rank, max_bins):
 @pytest.mark.parametrize("max_bins", [1300, 100, 60])
 @pytest.mark.parametrize("masked", [False, True])
 def test_features_equal_loops(monkeypatch, max_bins, masked):
-    monkeypatch.setattr(features, "MAX_BINS", max_bins)
+    monkeypatch.setattr(binning, "MAX_BINS", max_bins)
     data, _ = planted(scan=(9, 11), detector=(17, 15))
     valid = half_mask((17, 15)) if masked else np.ones((17, 15), bool)
     q_mask = valid if masked else None
@@ -278,7 +277,7 @@ def test_gain_cancels():
 @pytest.mark.parametrize("masked", [False, True])
 def test_an_offset_cancels(monkeypatch, max_bins, masked):
     """Also where bins are of unequal size, or the mask cuts through them."""
-    monkeypatch.setattr(features, "MAX_BINS", max_bins)
+    monkeypatch.setattr(binning, "MAX_BINS", max_bins)
     data, _ = planted(detector=(17, 15), electrons=50)
     mask = half_mask((17, 15)) if masked else None
     expected = run(data, mask, rank=3, centre=(8.3, 6.9))
@@ -309,7 +308,7 @@ def test_thickness_of_what_has_no_direction_cancels():
 def test_turned_scans_have_turned_features(monkeypatch):
     # Hot pixels are looked for in some rows, which are others in a turned scan; in these random
     # patterns without disks some pixels look hot.
-    monkeypatch.setattr(features, "find_hot_pixels", lambda data: np.zeros(data.shape[2:], bool))
+    monkeypatch.setattr(binning, "find_hot_pixels", lambda data: np.zeros(data.shape[2:], bool))
     data, _ = planted()
     expected = run(data, rank=3).values
     moves = {
@@ -424,7 +423,7 @@ def test_few_pixels_of_a_large_detector_are_not_binned():
     assert 590 < len(result.pixels) <= 600  # a few shine alone in these random patterns
     # 3000 pixels are more than fit.
     result = run(data, rank=2)
-    assert len(result.pixels) <= features.MAX_BINS
+    assert len(result.pixels) <= binning.MAX_BINS
     assert set(result.pixels) <= {3, 4}
 
 
@@ -442,7 +441,7 @@ def test_bins_share_out_the_pixels(n, n_bins):
 
 
 def test_bin_factor_is_the_smallest_that_fits():
-    most = features.MAX_BINS
+    most = binning.MAX_BINS
     assert bin_factor((100, 100), most) == 1
     assert bin_factor((100, 100), most + 1) == 2
     assert bin_factor((100, 100), 4 * most) == 2
@@ -509,13 +508,13 @@ def test_where_the_mask_leaves_little_only_rings_go():
 def test_hot_pixels_are_found_and_bragg_disks_are_not(electrons):
     options = {"scan_shape": (24, 20), "detector_shape": (48, 44), "n_grains": 3, "seed": 4}
     clean = simulate_scan(electrons=electrons, **options).datacube.data
-    assert not features.find_hot_pixels(clean).any()
+    assert not find_hot_pixels(clean).any()
     hot = clean.copy()
     hot[:, :, 7, 30] += electrons // 10
     hot[:, :, 40, 5] += electrons // 10
     expected = np.zeros((48, 44), bool)
     expected[7, 30] = expected[40, 5] = True
-    np.testing.assert_array_equal(features.find_hot_pixels(hot), expected)
+    np.testing.assert_array_equal(find_hot_pixels(hot), expected)
     # They change nothing.
     centre = (23.5, 21.5)
     without = run(clean, ~expected, centre=centre)

@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from threadpoolctl import threadpool_info
 
-from py4dstem_clustering.kernels import blas, blocks, blur, correlative
+from py4dstem_clustering.kernels import blas, blocks, blur
 from py4dstem_clustering.kernels.averaging import averaging_core
-from py4dstem_clustering.kernels.correlative import correlative_core, footprint, radial_weight
+from py4dstem_clustering.kernels.correlative import correlative_core
+from py4dstem_clustering.kernels.neighbours import footprint
 from py4dstem_clustering.kernels.similarity import (
     DIRECTIONS,
     asymmetry,
     similarity_core,
     similarity_mean,
 )
+from py4dstem_clustering.kernels.unit_vectors import radial_weight, unit_vectors
 
 FILTER = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2}
 
@@ -260,14 +262,14 @@ def test_the_filter_in_modes_equals_loop():
     data[2, 2] = 9
     data[3, 3, 0, 0] = 60000
     options = {"sigma": 3, "radius": 2, "corr_range": (0.3, 0.9), "edge": 4}
-    modes, normalise = correlative._normaliser((60, 52), 3, 4)
-    assert modes < 52 * 44 / 2
+    vectors = unit_vectors((60, 52), 3, 4)
+    assert vectors.size < 52 * 44 / 2
     expected = reference.correlative_filter(data, **options)
     assert_close(run_filter(data, **options), expected, 3e-5)
     # Correlations themselves, of noise alone, which fills all modes.
     noise = np.random.default_rng(1).poisson(3, (6, 60 * 52)).astype(np.uint16)
-    unit = np.empty((6, modes), np.float32)
-    normalise(noise, unit)
+    unit = np.empty((6, vectors.size), np.float32)
+    vectors.write(noise, unit)
     weight = radial_weight((60, 52), 4)
     blurred = gaussian_filter(noise.reshape(6, 60, 52).astype(float), (0, 3, 3))
     mean = (weight * blurred).sum(axis=(1, 2)) / weight.sum()
@@ -279,9 +281,9 @@ def test_the_filter_in_modes_equals_loop():
 @pytest.mark.parametrize("value", [0, 7, 0.1, 1e8 + 0.3])
 def test_a_flat_pattern_has_no_modes(value):
     data = np.full((2, 60 * 52), value, np.float32)
-    n, normalise = correlative._normaliser((60, 52), 3, 4)
-    unit = np.empty((2, n), np.float32)
-    normalise(data, unit)
+    vectors = unit_vectors((60, 52), 3, 4)
+    unit = np.empty((2, vectors.size), np.float32)
+    vectors.write(data, unit)
     assert not unit.any()
 
 

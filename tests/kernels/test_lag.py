@@ -76,7 +76,7 @@ def features_with(values):
 
 
 def crossings_by_loops(values, labels):
-    clear, core = kernel.CLEAR, kernel.CORE
+    clear, core = kernel.SIDE_POSITIONS, kernel.CORE_DISTANCE
     members = {k: [] for k in range(labels.max() + 1)}
     for x, y in np.argwhere(labels >= 0):
         around = labels[max(0, x - core) : x + core + 1, max(0, y - core) : y + core + 1]
@@ -93,7 +93,7 @@ def crossings_by_loops(values, labels):
             first, second = (np.mean(members[k], axis=0) for k in (a, b))
             power = ((second - first) ** 2).sum()
             profile = (values[x, y - clear : y + clear] - first) @ (second - first) / power
-            weight = 1 / (1 / power + kernel.VARIATION**2)
+            weight = 1 / (1 / power + kernel.CROSSING_SCATTER**2)
             found.append((profile, weight, (second**2).sum() > (first**2).sum(), (a, b)))
     return found
 
@@ -119,14 +119,14 @@ def test_crossings_equal_loops(masked):
 @pytest.mark.parametrize("blur", [0.3, 0.8, 2.0])
 def test_a_step_is_fitted(decay, blur):
     """Sampled from a step far longer than the kernel follows it; levels are free."""
-    n = np.arange(-200, kernel.CLEAR + 1)
-    step = lfilter([1 - decay], [1, -decay], ndtr((n + 0.6) / blur))[-2 * kernel.CLEAR :]
+    n = np.arange(-200, kernel.SIDE_POSITIONS + 1)
+    step = lfilter([1 - decay], [1, -decay], ndtr((n + 0.6) / blur))[-2 * kernel.SIDE_POSITIONS :]
     fit = fit_step(0.1 + 0.7 * step)
     assert fit.decay == pytest.approx(decay, abs=0.02)
-    assert fit.squared < 1e-6
-    assert fit.squared <= fit.even
+    assert fit.error < 1e-6
+    assert fit.error <= fit.even_error
     if decay >= 0.3:
-        assert fit.even > 30 * fit.squared
+        assert fit.even_error > 30 * fit.error
         # From the other end there is no tail.
         assert fit_step(-step[::-1]).decay < 0.05
 
@@ -209,7 +209,7 @@ def test_wedges_are_no_lag():
     assert find_lag(values[:, ::-1].astype(np.float32), labels[:, ::-1]) is None
     # Into the grain alone it would look like one.
     profile, weight, rises, _ = crossings(values, labels)
-    assert fit_step(weight[rises] @ profile[rises] / weight[rises].sum()).decay > kernel.LEAST
+    assert fit_step(weight[rises] @ profile[rises] / weight[rises].sum()).decay > kernel.MIN_DECAY
 
 
 def test_tails_along_both_axes_are_no_lag():

@@ -14,7 +14,7 @@ from scipy.ndimage import convolve, gaussian_filter
 
 from py4dstem_clustering import simulate_scan
 from py4dstem_clustering.kernels import blocks
-from py4dstem_clustering.kernels.correlative import auto_range
+from py4dstem_clustering.kernels.corr_range import auto_range
 from py4dstem_clustering.kernels.noise import (
     Noise,
     fit_noise,
@@ -22,7 +22,7 @@ from py4dstem_clustering.kernels.noise import (
     noise_moments,
     noise_windows,
 )
-from py4dstem_clustering.kernels.similarity import MOST_NOISE, noise_weight, similarity_core
+from py4dstem_clustering.kernels.similarity import MAX_NOISE_SHARE, noise_weight, similarity_core
 
 QUIET = {"progress_bar": False}
 HARD = {"probe_blur": 0.8, "bending": 2, "uneven": 0.5, "twins": 0.5, "hot_pixels": 0.001}
@@ -91,8 +91,8 @@ def reference_moments(data, quiet):
                 signal = (weight * np.maximum(centre - dark, 0))[use].sum()
                 loud.append((weight * square)[use].sum() / signal if signal > 0 else np.inf)
             found.append((loud, centre, square))
-    loudness = np.array([loud for loud, _, _ in found])
-    limits = np.quantile(loudness[np.isfinite(loudness).all(axis=1)], quiet, axis=0)
+    ratios = np.array([loud for loud, _, _ in found])
+    limits = np.quantile(ratios[np.isfinite(ratios).all(axis=1)], quiet, axis=0)
     means, squares = np.full((2, qx, qy), np.nan)
     for which in (0, 1):
         chosen = [item for item in found if item[0][1 - which] <= limits[1 - which]]
@@ -104,7 +104,7 @@ def reference_moments(data, quiet):
 
 
 def test_moments_are_those_of_the_quiet_triples(monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.kernels.noise._QUIET", 0.4)
+    monkeypatch.setattr("py4dstem_clustering.kernels.noise._QUIET_SHARE", 0.4)
     data = make_scan((10, 8), seed=3).astype(np.float32)
     data[4, 3, 5, 6] = data[2, 2] = np.nan
     for result, expected in zip(run_moments(data), reference_moments(data, 0.4), strict=True):
@@ -239,7 +239,7 @@ def test_corrected_similarity_follows_the_formula(dtype):
     result = run_similarity(data, Noise(2.0, 0.5), q_mask, 0.8)
     expected = reference.corrected_similarity(data, 2.0, 0.5, q_mask, 0.8)
     np.testing.assert_allclose(result, expected, atol=2e-5)
-    assert MOST_NOISE == 0.7
+    assert MAX_NOISE_SHARE == 0.7
 
 
 def test_units_do_not_matter():

@@ -59,12 +59,12 @@ def test_chunks_and_strips_equal_single_pixels_and_the_whole_row(monkeypatch, si
     data = make_scan((7, 23), (24, 24))
     q_mask = disk((24, 24), 9) if masked else None
     noise = Noise(1.0, 0.0)
-    monkeypatch.setattr(blocks, "at_once", lambda number, pixels: number)
-    monkeypatch.setattr(similarity, "_STRIP", 100)
+    monkeypatch.setattr(similarity, "at_once", lambda number, pixels: number)
+    monkeypatch.setattr(similarity, "_STRIP_COLUMNS", 100)
     expected = run(data, q_mask, sigma, n_jobs=1), run(data, q_mask, sigma, n_jobs=1, noise=noise)
     for strip, tile, n_rows, n_jobs in [(4, 1, 1, 1), (5, 2, 2, 2), (16, 8, 3, 3), (1, 3, 7, 9)]:
-        monkeypatch.setattr(similarity, "_STRIP", strip)
-        monkeypatch.setattr(similarity, "_TILE", tile)
+        monkeypatch.setattr(similarity, "_STRIP_COLUMNS", strip)
+        monkeypatch.setattr(similarity, "_COLUMNS_AT_ONCE", tile)
         options = {"n_rows": n_rows, "n_jobs": n_jobs}
         np.testing.assert_array_equal(run(data, q_mask, sigma, **options), expected[0])
         found = run(data, q_mask, sigma, noise=noise, **options)
@@ -83,7 +83,7 @@ def test_chunks_and_strips_equal_single_pixels_and_the_whole_row(monkeypatch, si
 
 def rounding(pixels):
     """How far a similarity may be from its exact value, on any processor: `similarity_core`."""
-    return 4 * np.sqrt(min(pixels, similarity._PIECE)) * 2.0**-24
+    return 4 * np.sqrt(min(pixels, similarity.FLOAT32_TERMS)) * 2.0**-24
 
 
 @pytest.mark.parametrize("detector", [(5, 7), (24, 23), (64, 60), (130, 120)])

@@ -1,0 +1,209 @@
+"""Diffraction patterns in bins of detector pixels: which pixels count, and in which unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
+
+from .blas import matmul, row_dots
+from .blocks import Run, is_small_integer, read_rows, tiles
+
+MAX_BINS = 1300
+"""Largest number of bins. The covariance is a matrix of this size: more bins show finer detail, and
+take more time and memory, with the square of their number."""
+
+MAX_DARK_LEVEL = 200.0
+"""Dark level, in standard deviations of a pixel, above which it is subtracted first. A larger one
+costs digits: products in float32 would lose what varies."""
+
+SAFE_PEAKS = (1e-6, 1e6)
+"""Largest values of a scan whose products float32 holds without a change of unit."""
+
+MAX_PIXEL = 1e10
+"""Largest value that a pixel may have, in units of the largest values of the scan. The square of a
+larger one would drown all others."""
+
+
+class Binning:
+    """Bins of the detector pixels of a scan that count."""
+
+    factor: int
+    """Pixels along the side of a bin."""
+    hot: NDArray[np.bool_]
+    """Hot pixels ``(Qx, Qy)``, which do not count."""
+    zero: float
+    """What is subtracted from all values of the scan."""
+    unit: float
+    """What all values are divided by."""
+    pixels: NDArray[np.float32]
+    """Number of detector pixels in each bin that holds any."""
+
+    def __init__(self, data: Any, q_mask: NDArray[np.bool_] | None) -> None:
+        qx, qy = self._detector = data.shape[2:]
+        self.hot = find_hot_pixels(data)
+        self.zero, self.unit = zero_and_unit(data)
+        valid = ~self.hot
+        if q_mask is not None:
+            valid = valid & q_mask if (valid & q_mask).any() else q_mask
+        self.factor = bin_factor((qx, qy), int(valid.sum()))
+        self._along_u, self._along_v = (
+            bin_matrix(n, max(1, round(n / self.factor))) for n in (qx, qy)
+        )
+        pixels = (self._along_u @ valid @ self._along_v.T).ravel()
+        self._inside = np.flatnonzero(pixels)
+        self.pixels = pixels[self._inside]
+        self._mask = None if valid.all() else valid.astype(np.float32)
+
+    def places(
+        self, centre: tuple[float, float]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Detector pixels along both axes from `centre` to the middle of each bin."""
+        u, v = (m @ np.arange(m.shape[1]) / m.sum(axis=1) for m in (self._along_u, self._along_v))
+        u, v = np.meshgrid(u - centre[0], v - centre[1], indexing="ij")
+        return u.ravel()[self._inside], v.ravel()[self._inside]
+
+    def bin_rows(
+        self,
+        rows: NDArray[Any],
+        shifts: NDArray[np.int64] | None,
+        run: Run,
+        total: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float32]:
+        """Bin patterns ``(rows, Ry, Qx, Qy)``, each moved by its whole `shifts` first.
+
+        Returns ``(rows, Ry, bins)``. The patterns, moved but not binned, are added to `total`
+        ``(Qx Qy)``.
+        """
+        pieces = tiles(rows.shape[1])
+        out = np.empty((*rows.shape[:2], len(self.pixels)), dtype=np.float32)
+        sums = None if total is None else np.empty((len(rows), len(pieces), total.size))
+
+        def bin_piece(task: tuple[int, int]) -> None:
+            i, k = task
+            x = in_unit(rows[i, pieces[k]].reshape(-1, self.hot.size), self.zero, self.unit)
+            if shifts is not None:
+                x[:, self.hot.ravel()] = 0  # or they would move with the pattern
+            x = x.reshape(-1, *self._detector)
+            if shifts is not None:
+                _move(x, shifts[i, pieces[k]])
+            if sums is not None:
+                x.reshape(len(x), -1).sum(axis=0, dtype=np.float64, out=sums[i, k])
+            if self._mask is not None:
+                x *= self._mask
+            both = matmul(self._along_u, matmul(x, self._along_v.T)).reshape(len(x), -1)
+            np.take(both, self._inside, axis=1, out=out[i, pieces[k]], mode="clip")
+
+        run(bin_piece, np.ndindex(len(rows), len(pieces)))
+        if total is not None and sums is not None:
+            # In this order, for the same bits with any block size and any number of threads.
+            for part in sums.reshape(-1, total.size):
+                total += part
+        return out
+
+
+def _move(patterns: NDArray[np.float32], shifts: NDArray[np.int64]) -> None:
+    """Move patterns ``(n, Qx, Qy)`` by whole pixels ``(n, 2)``, in place; their border repeats."""
+    for i in np.flatnonzero(shifts.any(axis=1)):
+        u, v = (
+            np.clip(np.arange(n) - shift, 0, n - 1)
+            for n, shift in zip(patterns.shape[1:], shifts[i], strict=True)
+        )
+        patterns[i] = patterns[i][np.ix_(u, v)]
+
+
+def bin_matrix(n: int, n_bins: int) -> NDArray[np.float32]:
+    """Matrix ``(n_bins, n)`` that sums `n` pixels into bins of nearly equal width."""
+    edges = np.round(np.linspace(0, n, n_bins + 1)).astype(int)
+    matrix = np.zeros((n_bins, n), dtype=np.float32)
+    for i in range(n_bins):
+        matrix[i, edges[i] : edges[i + 1]] = 1
+    return matrix
+
+
+def bin_factor(shape: tuple[int, int], n_valid: int) -> int:
+    """Smallest whole factor that leaves at most `MAX_BINS` bins of the valid pixels."""
+    factor = 1
+    while n_valid > MAX_BINS * factor**2 and factor < min(shape):
+        factor += 1
+    return factor
+
+
+def find_hot_pixels(data: Any) -> NDArray[np.bool_]:
+    """Pixels that are bright, alone among their neighbours, wherever the probe is; ``(Qx, Qy)``.
+
+    They are found in the mean patterns of up to eight rows of the scan. The dimmest of these means
+    must be three times as bright as the brightest of the eight neighbours is on average, which
+    keeps Bragg disks out: most grains lack them. It must also be a fiftieth of the direct beam.
+    """
+    rx, _, qx, qy = data.shape
+    means = []
+    for row in np.unique(np.linspace(0, rx - 1, min(rx, 8)).astype(int)):
+        patterns = read_rows(data, row, row + 1)[0].reshape(-1, qx * qy)
+        present = np.isfinite(patterns)
+        total = patterns.sum(axis=0, dtype=np.float64, where=present)
+        means.append((total / np.maximum(present.sum(axis=0), 1)).reshape(qx, qy))
+    dark = np.quantile(means, 0.01)
+    dimmest, mean = np.min(means, axis=0) - dark, np.mean(means, axis=0) - dark
+    around = maximum_filter(mean, footprint=[[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="constant")
+    return (dimmest > 3 * around) & (dimmest > 0.02 * dimmest.max())
+
+
+def zero_and_unit(data: Any) -> tuple[float, float]:
+    """What to subtract from all values of a scan, and what to divide them by; most often 0 and 1.
+
+    There is one pair for all patterns, because features compare their intensities. It comes from a
+    few patterns all over the scan.
+    """
+    columns = np.unique(np.linspace(0, data.shape[1] - 1, 6).astype(int))
+    rows = np.unique(np.linspace(0, data.shape[0] - 1, 3).astype(int))
+    patterns = np.concatenate([read_rows(data, row, row + 1)[0, columns] for row in rows])
+    patterns = patterns.reshape(len(patterns), -1).astype(np.float64)
+    present = np.isfinite(patterns)
+    low = np.min(patterns, axis=1, where=present, initial=np.inf)
+    high = np.max(patterns, axis=1, where=present, initial=-np.inf)
+    usable = high > low  # neither lost nor flat
+    if not usable.any():
+        return 0.0, 1.0
+    patterns, present = patterns[usable], present[usable]
+    count = present.sum(axis=0)
+    known = count > 0
+
+    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values.sum(axis=0, where=present)[known] / count[known]
+
+    center = np.zeros(len(known))
+    center[known] = mean(patterns)
+    with np.errstate(invalid="ignore"):
+        spread = float(np.median(mean(np.abs(patterns - center))))
+    dark = float(np.quantile(center[known], 0.01))
+    zero = dark if abs(dark) > MAX_DARK_LEVEL * spread > 0 else 0.0
+    peak = max(high[usable].max() - zero, zero - low[usable].min())
+    is_safe = SAFE_PEAKS[0] <= peak <= SAFE_PEAKS[1]
+    return zero, 1.0 if is_safe else float(2.0 ** np.round(np.log2(peak)))
+
+
+def in_unit(patterns: NDArray[Any], zero: float, unit: float) -> NDArray[np.float32]:
+    """Copy patterns ``(n, pixels)`` to float32, less `zero` and in `unit`.
+
+    A missing pixel (NaN or infinite) counts as the mean of its pattern.
+    """
+    unchanged = (zero, unit) == (0, 1)
+    if unchanged and is_small_integer(patterns.dtype):
+        return patterns.astype(np.float32)
+    # float32 holds 7 digits; the types that hold more go through float64.
+    narrow = unchanged and patterns.dtype.kind == "f" and patterns.itemsize <= 4
+    x: NDArray[Any] = patterns.astype(np.float32 if narrow else np.float64)
+    if not unchanged:
+        x -= zero
+        x /= unit
+    # The sum of squares shows at once whether a pattern holds missing or too large values.
+    for i in np.flatnonzero(~(row_dots(x, x) <= MAX_PIXEL**2)):
+        pattern = x[i].astype(np.float64)
+        present = np.isfinite(pattern)
+        np.clip(pattern, -MAX_PIXEL, MAX_PIXEL, out=pattern)
+        pattern[~present] = pattern[present].mean() if present.any() else 0
+        x[i] = pattern
+    return x.astype(np.float32, copy=False)
