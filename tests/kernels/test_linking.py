@@ -110,14 +110,14 @@ def test_one_particle_that_moves_alone_is_no_drift():
 def test_errors_do_not_add_up(monkeypatch):
     still = disks([(6, 6, 3), (18, 14, 4), (19, 4, 2)])
     spread = {}
-    for lags in (drift.LAGS, (1,)):
-        monkeypatch.setattr(drift, "LAGS", lags)
+    for distances in (drift.FRAME_DISTANCES, (1,)):
+        monkeypatch.setattr(drift, "FRAME_DISTANCES", distances)
         found = []
         for seed in range(3, 6):
             rng = np.random.default_rng(seed)
             images = [rng.poisson(20 + 10 * still).astype(float) for _ in range(24)]
             found.append(find_drift_core(images, 5.0).std(axis=0))  # that of frame 0 is in all
-        spread[len(lags)] = np.mean(found)
+        spread[len(distances)] = np.mean(found)
     assert spread[4] < 0.85 * spread[1]
     assert spread[4] < 0.2
 
