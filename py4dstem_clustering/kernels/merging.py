@@ -164,7 +164,7 @@ def merge_positions(values: NDArray[Any], mask: NDArray[Any], stop: float = 1.0)
         pair, first, inverse = np.unique(
             low * len(mean) + high, return_index=True, return_inverse=True
         )
-        length = np.bincount(inverse, length[apart])
+        length = np.bincount(inverse, length[apart]).astype(np.float64, copy=False)
         cost = cost[apart][first]
         a, b = np.divmod(pair, len(mean))
         again = np.flatnonzero(changed[a] | changed[b])

@@ -97,5 +97,5 @@ def find_borders(
     a, b = np.where(swap, b, a), np.where(swap, a, b)
     n = int(labels.max(initial=-1)) + 1
     pair, which = np.unique(flat[a] * n + flat[b], return_inverse=True)
-    borders = Borders(*np.divmod(pair, max(n, 1)), np.bincount(which, length, len(pair)))
-    return borders, which, a, b
+    total = np.bincount(which, length, len(pair)).astype(np.float64, copy=False)
+    return Borders(*np.divmod(pair, max(n, 1)), total), which, a, b
