@@ -38,8 +38,8 @@ class PanopticQuality(Frozen):
     quality: float
     segmentation: float
     recognition: float
-    matches: NDArray[Any] = field(repr=False)
-    iou: NDArray[Any] = field(repr=False)
+    matches: NDArray[np.int64] = field(repr=False)
+    iou: NDArray[np.float64] = field(repr=False)
 
     def __post_init__(self) -> None:
         self._set(matches=np.array(self.matches, dtype=np.int64))
@@ -93,7 +93,7 @@ def panoptic_quality(labels: Any, truth: Any) -> PanopticQuality:
     table = count_overlaps(*check_maps(labels, truth))
     n_segments = (table.clusters >= 0).sum() + (table.grains >= 0).sum()
     if n_segments == 0:
-        return PanopticQuality(1.0, 1.0, 1.0, np.empty((0, 2)), np.empty(0))
+        return PanopticQuality(1.0, 1.0, 1.0, np.empty((0, 2), dtype=np.int64), np.empty(0))
     found = np.stack([table.clusters[table.rows], table.grains[table.columns]], axis=1)
     sizes = table.cluster_sizes[table.rows] + table.grain_sizes[table.columns]
     # Intersection over union above 1/2, in whole numbers: 2 * common > sizes - common.

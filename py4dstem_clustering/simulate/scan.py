@@ -59,13 +59,13 @@ class SimulatedScan(Frozen):
     """
 
     datacube: Any
-    labels: NDArray[Any]
-    orientations: NDArray[Any]
+    labels: NDArray[np.int32]
+    orientations: NDArray[np.float64]
     crystal: Any
-    patterns: NDArray[Any]
-    shares: NDArray[Any]
-    shifts: NDArray[Any]
-    strains: NDArray[Any]
+    patterns: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    shifts: NDArray[np.float64]
+    strains: NDArray[np.float64]
 
 
 def simulate_scan(

@@ -121,14 +121,14 @@ class SimulatedSeries(Frozen):
         Gold, with structure factors and voltage.
     """
 
-    labels: NDArray[Any]
-    times: NDArray[Any]
-    drift: NDArray[Any]
-    areas: NDArray[Any]
-    growth_rates: NDArray[Any]
-    rotation_rates: NDArray[Any]
-    orientations: NDArray[Any]
-    events: NDArray[Any]
+    labels: NDArray[np.int32]
+    times: NDArray[np.float64]
+    drift: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    growth_rates: NDArray[np.float64]
+    rotation_rates: NDArray[np.float64]
+    orientations: NDArray[np.float64]
+    events: NDArray[np.void]
     crystal: Any
     _scene: _Scene
 
@@ -153,7 +153,7 @@ class SimulatedSeries(Frozen):
         axes = " x ".join(map(str, (*setup.scan_shape, *setup.detector_shape)))
         return f"SimulatedSeries({self.n_frames} frames of {axes}, {self.n_particles} particles)"
 
-    def shares(self, i: int) -> NDArray[Any]:
+    def shares(self, i: int) -> NDArray[np.float64]:
         """Shares ``(Rx, Ry, N + 1)`` of the particles in frame `i`, and of the liquid (last).
 
         The shares of each position sum to 1.
@@ -161,7 +161,7 @@ class SimulatedSeries(Frozen):
         i = self._check_frame(i)
         return self._scene.shares(self._scene.coverage(i))
 
-    def patterns(self, i: int) -> NDArray[Any]:
+    def patterns(self, i: int) -> NDArray[np.float64]:
         """Expected patterns ``(N + 1, Qx, Qy)`` of the particles in frame `i`, and of the liquid.
 
         Each pattern sums to 1; NaN for particles that are absent.
