@@ -1,13 +1,13 @@
-"""Clusters through a series of scans: how the sample drifts, and which cluster becomes which.
+"""Drift of the sample through a series of images in which particles grow.
 
-Drift: particles grow, and a correlation of images takes a particle that grows against the border of
-the scan, or against another particle, for one that moves. So, to first order, the difference of two
-frames is a displacement of everything, plus an edge of each particle that moves outwards:
+A correlation of two images takes a particle that grows at the border of the scan, or next to
+another particle, for a particle that moves. Here the difference of images `a` and `b` is, to first
+order, a displacement of the whole image, plus the growth of each particle at its edge:
 
     b - a = -d . grad(a) + v_k |grad(a)| + offset + scale a
 
-The speeds ``v_k`` are fitted along with the displacement ``d`` (Gauss-Newton, as Lucas and Kanade
-1981), with weights that drop where one particle moves or appears on its own.
+The displacement ``d`` and the growth ``v_k`` of each particle k are fitted together (Gauss-Newton,
+as by Lucas and Kanade 1981). Weights drop where a single particle moves or appears.
 """
 
 from __future__ import annotations
@@ -20,48 +20,70 @@ from numpy.typing import NDArray
 from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.ndimage import distance_transform_edt, gaussian_filter, label, shift, spline_filter
 
-LAGS = (1, 2, 4, 8)
-"""Frames that are compared are so far apart: errors of successive frames alone would add up."""
+FRAME_DISTANCES = (1, 2, 4, 8)
+"""Each image is compared with the images that came so many images earlier.
 
-_SMOOTH = 1.0
-"""Blur of images before they are compared, scan positions."""
+From successive images alone, the errors add up. More and larger distances reduce the error, but
+cost time, and particles change more between images that are far apart.
+"""
 
-_DOUBT = 0.3
-"""Residual of a pair of frames from which on it counts less, scan positions."""
+BLUR_SIGMA = 1.0
+"""Standard deviation of the blur of images before they are compared, scan positions.
 
-_ROUNDS = 8
-"""Most steps of the fit of a displacement."""
+A larger value bears more noise, but loses small particles.
+"""
 
-_MOST_STEP = 0.5
-"""Farthest step of it, scan positions: edges are a few positions wide."""
+RESIDUAL_SCALE = 0.3
+"""Residual of a pair of images, scan positions, at which its weight (of squares) is halved.
 
-_NEAR = 1.5
-"""Farthest that a fit may end from where it began, scan positions: else it did not converge."""
+A larger value lets wrong displacements count more.
+"""
 
-_LEAST_BLOB = 4
-"""Fewest positions of a particle whose growth is fitted."""
+MAX_FIT_STEPS = 8
+"""Largest number of steps of the fit of one displacement; more cost time and rarely help."""
 
+MAX_STEP_LENGTH = 0.5
+"""Longest step of the fit along Rx and Ry, scan positions, since edges are a few positions wide.
 
-# --- drift -----------------------------------------------------------------------------------
+A larger value converges faster, but may leave the edges.
+"""
+
+MAX_FIT_DISTANCE = 1.5
+"""Distance from the start, along Rx and Ry, scan positions, up to which a fit has converged.
+
+A larger value accepts more fits in place of the correlation, wrong fits among them.
+"""
+
+MIN_PARTICLE_SIZE = 4
+"""Size of a particle, scan positions, from which on its growth is fitted.
+
+A larger value counts small particles to their neighbours.
+"""
 
 
 class _Image(NamedTuple):
     """An image, ready to be compared."""
 
-    smooth: NDArray[Any]
-    spline: NDArray[Any]  # its spline coefficients
-    valid: NDArray[Any]  # where it is known
+    smooth: NDArray[Any]  # blurred, unknown positions left out
+    spline: NDArray[Any]  # spline coefficients of `smooth`
+    valid: NDArray[Any]  # bool, where the image is known
     nearest: NDArray[Any]  # number of the nearest particle
-    n: int  # of particles
-    flat: bool
+    n: int  # number of particles
+    flat: bool  # whether the image has one value everywhere
 
 
-def find_drift_core(images: Iterable[NDArray[Any] | None], reach: float | None) -> NDArray[Any]:
-    """Displacement (T, 2) of each image against the first one that is there; NaN for None.
+def find_drift_core(
+    images: Iterable[NDArray[Any] | None], reach: float | None
+) -> NDArray[np.float64]:
+    """Displacement ``(T, 2)``, scan positions, of each image against the first one.
 
-    `images` (Rx, Ry), float64, NaN where unknown, are taken one after the other, and at most
-    ``max(LAGS) + 1`` are held. `reach` is the farthest displacement between successive images, by
-    default a quarter of the shorter side.
+    Parameters
+    ----------
+    images : iterable of ndarray, (Rx, Ry), float64
+        NaN where unknown; None for a missing image, whose displacement is NaN. At most
+        ``max(FRAME_DISTANCES) + 1`` images are held at a time.
+    reach : float
+        Largest displacement between successive images; None for a quarter of the shorter side.
     """
     recent: dict[int, _Image] = {}
     there: list[int] = []
@@ -78,21 +100,21 @@ def find_drift_core(images: Iterable[NDArray[Any] | None], reach: float | None) 
         b = recent[k] = _prepare(image)
         sides = [n for n in image.shape if n > 1]
         farthest = max(1.0, min(sides, default=4) / 4) if reach is None else reach
-        guesses = []
-        for lag in [lag for lag in LAGS if lag <= k]:
-            a = recent[k - lag]
+        places: list[NDArray[Any]] = []
+        for distance in [distance for distance in FRAME_DISTANCES if distance <= k]:
+            a = recent[k - distance]
             known = not (a.flat or b.flat)
-            value = np.zeros(2) if lag == 1 else guesses[0] - found[k - lag]
+            value = np.zeros(2) if distance == 1 else places[0] - found[k - distance]
             if known:
-                if lag == 1:
+                if distance == 1:
                     value = correlate(a.smooth, b.smooth, a.valid, b.valid, farthest)
                 value = _refine(a, b, value)
-            pairs.append((k - lag, k))
+            pairs.append((k - distance, k))
             values.append(value)
             weights.append(1.0 if known else 1e-3)
-            guesses.append(found[k - lag] + value)
-        found.append(np.median(guesses, axis=0) if guesses else np.zeros(2))
-        recent.pop(k - max(LAGS), None)
+            places.append(found[k - distance] + value)
+        found.append(np.median(places, axis=0) if places else np.zeros(2))
+        recent.pop(k - max(FRAME_DISTANCES), None)
     out = np.full((t + 1, 2), np.nan)
     if pairs:
         out[there] = _solve(len(there), np.array(pairs), np.array(values), np.array(weights))
@@ -103,11 +125,11 @@ def find_drift_core(images: Iterable[NDArray[Any] | None], reach: float | None) 
 
 def _prepare(image: NDArray[Any]) -> _Image:
     valid = np.isfinite(image)
-    amount = gaussian_filter(valid.astype(float), _SMOOTH, mode="nearest")
+    amount = gaussian_filter(valid.astype(float), BLUR_SIGMA, mode="nearest")
     filled = np.where(valid, image, image[valid].mean())
     filled -= filled.mean()
     filled /= max(np.abs(filled).max(), 1e-300)
-    smooth = gaussian_filter(filled * valid, _SMOOTH, mode="nearest")
+    smooth = gaussian_filter(filled * valid, BLUR_SIGMA, mode="nearest")
     smooth = np.where(amount > 1e-3, smooth / np.maximum(amount, 1e-3), 0)
     flat = bool(np.ptp(image[valid]) <= 1e-9 * np.abs(image[valid]).max())
     nearest, n = _particles(smooth)
@@ -118,7 +140,7 @@ def _particles(image: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """Number of the bright region nearest to each position, and how many there are."""
     regions, _ = label(image > _otsu(image))
     sizes = np.bincount(regions.ravel())
-    keep = sizes >= _LEAST_BLOB
+    keep = sizes >= MIN_PARTICLE_SIZE
     keep[0] = False
     number = np.cumsum(keep) * keep
     regions = number[regions]
@@ -129,7 +151,7 @@ def _particles(image: NDArray[Any]) -> tuple[NDArray[Any], int]:
 
 
 def _otsu(image: NDArray[Any]) -> float:
-    """Threshold with the largest variance between the two sides (Otsu 1979)."""
+    """Threshold with the largest variance between both sides (Otsu 1979), as in scikit-image."""
     counts, edges = np.histogram(image, 128)
     middle = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)[:-1]
@@ -141,12 +163,13 @@ def _otsu(image: NDArray[Any]) -> float:
 
 def correlate(
     a: NDArray[Any], b: NDArray[Any], a_valid: NDArray[Any], b_valid: NDArray[Any], reach: float
-) -> NDArray[Any]:
-    """Displacement (2,) of `b` against `a`, at most `reach`, where they correlate most.
+) -> NDArray[np.float64]:
+    """Displacement ``(2,)`` of `b` against `a`, at most `reach`, with the largest correlation.
 
-    Each displacement has the correlation of what both images show then, so that the border of the
-    scan draws it nowhere (Padfield 2012); at least half of both must be shown. A parabola gives
-    parts of a position; 0 where there is nothing to correlate.
+    For each displacement, only the positions that both images show are correlated, so that the
+    border of the scan has no influence (Padfield 2012); these must be at least half of the
+    positions of the smaller image. A parabola through the maximum gives fractions of a position.
+    The displacement is 0 where nothing can be correlated.
     """
     shape = [next_fast_len(2 * n - 1) for n in a.shape]
     steps = [np.fft.fftfreq(n, 1 / n) for n in shape]
@@ -188,10 +211,13 @@ def _gradient(values: NDArray[Any], axis: int) -> NDArray[Any]:
 
 
 def _refine(a: _Image, b: _Image, start: NDArray[Any]) -> NDArray[Any]:
-    """Displacement of `b` against `a`, near to `start`, with the growth of each particle."""
+    """Displacement of `b` against `a`, fitted with the growth of each particle from `start` on.
+
+    Returns `start` where the fit does not converge.
+    """
     move = start.copy()
-    for _ in range(_ROUNDS):
-        # Both are moved by half, so that interpolation blurs them alike.
+    for _ in range(MAX_FIT_STEPS):
+        # Each image moves by half, so that interpolation blurs both by the same amount.
         here = shift(a.spline, move / 2, order=3, mode="nearest", prefilter=False)
         there = shift(b.spline, -move / 2, order=3, mode="nearest", prefilter=False)
         nearest = shift(a.nearest, move / 2, order=0, mode="nearest", prefilter=False)
@@ -209,7 +235,7 @@ def _refine(a: _Image, b: _Image, start: NDArray[Any]) -> NDArray[Any]:
         weight = np.ones(len(edge))
         step = np.zeros(2)
         for _ in range(3):
-            # What the growth of each particle explains is taken off everything.
+            # The growth of each particle is eliminated from all columns of the fit.
             weighted = weight**2 * edge
             power = np.bincount(number, weighted * edge, a.n)
             power += 1e-6 * max(power.sum(), 1e-300) / a.n
@@ -225,16 +251,16 @@ def _refine(a: _Image, b: _Image, start: NDArray[Any]) -> NDArray[Any]:
             rest = target - design @ part
             size = np.sqrt((weight**2 * rest**2).sum() / (weight**2).sum())
             weight = 1 / np.sqrt(1 + (rest / max(size, 1e-300)) ** 2)
-        move = move + np.clip(step, -_MOST_STEP, _MOST_STEP)
+        move = move + np.clip(step, -MAX_STEP_LENGTH, MAX_STEP_LENGTH)
         if np.abs(step).max() < 2e-3:
             break
-    return move if np.abs(move - start).max() <= _NEAR else start
+    return move if np.abs(move - start).max() <= MAX_FIT_DISTANCE else start
 
 
 def _solve(
     n: int, pairs: NDArray[Any], values: NDArray[Any], weights: NDArray[Any]
 ) -> NDArray[Any]:
-    """Places (n, 2) from measured differences, the first 0; outliers count less (Cauchy)."""
+    """Places ``(n, 2)`` from differences of pairs; the first is 0, outliers count less (Cauchy)."""
     rows = np.arange(len(pairs))
     design = np.zeros((len(pairs), n))
     design[rows, pairs[:, 1]] = 1
@@ -246,5 +272,5 @@ def _solve(
         weighted = design * weight[:, None] ** 2
         found = np.linalg.solve(weighted.T @ design, weighted.T @ values)
         rest = np.hypot(*(design @ found - values).T)
-        weight = weights / np.sqrt(1 + (rest / _DOUBT) ** 2)
+        weight = weights / np.sqrt(1 + (rest / RESIDUAL_SCALE) ** 2)
     return np.concatenate([np.zeros((1, 2)), found])

@@ -1,4 +1,4 @@
-"""Kinematical diffraction of many orientations at once, and how well measured peaks fit it."""
+"""Kinematical diffraction of many orientations at once, and how well it fits measured peaks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,32 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FAINT = 3e-4
-"""Intensity, relative to the strongest reflection, from which a disk is expected to be found."""
+MIN_INTENSITY = 3e-4
+"""Intensity, relative to the strongest reflection, from which on a disk should be found.
 
-WIDTH = 0.3
-"""Standard deviation of peaks, in units of how far apart they may lie."""
+A larger value expects fewer disks, so that a missing weak disk costs nothing.
+"""
 
-FEWEST = 6
-"""Peaks that strain is told from."""
+PEAK_SIGMA = 0.3
+"""Standard deviation of the Gaussian of each peak, in units of the `reach` of the matching.
+
+A larger value forgives larger distances between measured and expected peaks.
+"""
+
+MIN_STRAIN_PEAKS = 6
+"""Number of matched peaks from which on strain is measured; it has four parameters.
+
+A larger value leaves the strain in patterns with few disks.
+"""
+
+MIN_STRAIN_SPREAD = 0.1
+"""Extent of the matched peaks across their longest direction, relative to it, to measure strain.
+
+A larger value leaves the strain in more patterns whose disks lie nearly on a line.
+"""
+
+MIN_STRETCH = 0.5
+"""Stretch below which a deformation is taken for a wrong match, not for strain."""
 
 _DIRECTIONS = np.array(sorted(product((-1.0, 0.0, 1.0), repeat=3), key=np.linalg.norm))
 
@@ -30,17 +48,18 @@ class Lattice(NamedTuple):
     wavelength: float
     """Of the electrons, Angstrom."""
     sigma: float
-    """Excitation error at which a reflection has lost 40 % of its intensity, 1/Angstrom."""
+    """Standard deviation of the excitation error, 1/Angstrom: 61 % of the intensity are left."""
 
 
 class Window(NamedTuple):
-    """Part of the diffraction plane in which disks were looked for."""
+    """Rectangle of the detector in which disks were searched."""
 
     to_pixels: NDArray[Any]
-    """``(2, 2)``: places, 1/Angstrom, times this are detector pixels from the origin."""
+    """``(2, 2)``: places in 1/Angstrom times this matrix are detector pixels from the origin."""
     low: NDArray[Any]
-    """``(2,)``, pixels from the origin."""
+    """Lowest corner ``(2,)``, pixels from the origin."""
     high: NDArray[Any]
+    """Highest corner ``(2,)``, pixels from the origin."""
 
 
 class Peaks(NamedTuple):
@@ -49,13 +68,15 @@ class Peaks(NamedTuple):
     places: NDArray[Any]
     """``(n, 2)``, 1/Angstrom."""
     weights: NDArray[Any]
-    """``(n,)``, of length 1."""
+    """``(n,)``, as a vector of length 1."""
 
 
-def predict(lattice: Lattice, matrices: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def predict(
+    lattice: Lattice, matrices: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Places ``(m, n, 2)`` and intensities ``(m, n)`` of reflections in orientations ``(m, 3, 3)``.
 
-    The excitation error is that of py4DSTEM: the distance to Ewald's sphere along the beam.
+    The excitation error is the distance to the Ewald sphere along the beam, as in py4DSTEM.
     """
     turned = np.matmul(matrices.transpose(0, 2, 1), lattice.vectors)
     along = turned[:, 2]
@@ -65,11 +86,11 @@ def predict(lattice: Lattice, matrices: NDArray[Any]) -> tuple[NDArray[Any], NDA
     return turned[:, :2].transpose(0, 2, 1), intensity
 
 
-def expected_weights(intensity: NDArray[Any], power: float) -> NDArray[Any]:
-    """Intensities to `power`, less what disks that are too faint to be found have; at least 0."""
+def expected_weights(intensity: NDArray[Any], power: float) -> NDArray[np.float64]:
+    """Weights of expected disks: ``intensity**power`` above that of `MIN_INTENSITY`, else 0."""
     if power == 0:
-        return (intensity > FAINT).astype(float)
-    return np.maximum(intensity, FAINT) ** power - FAINT**power
+        return (intensity > MIN_INTENSITY).astype(float)
+    return np.maximum(intensity, MIN_INTENSITY) ** power - MIN_INTENSITY**power
 
 
 def score(
@@ -79,21 +100,32 @@ def score(
     peaks: Peaks,
     reach: float,
     power: float,
-) -> NDArray[Any]:
-    """How well orientations explain the peaks, 0 to 1 ``(m,)``.
+) -> NDArray[np.float64]:
+    """Score ``(m,)``, 0 to 1, of orientations ``(m, 3, 3)``: how well they explain the peaks.
 
-    The cosine between the measured pattern and the expected one (intensities to `power`), each a
-    sum of Gaussians at its peaks, with a standard deviation of ``WIDTH * reach``. An expected disk
-    that is not there costs as much as a disk that is not expected; and since it is a cosine of
-    functions, it is 1 for the true orientation only, however close peaks lie.
+    The measured and the expected pattern are sums of Gaussians with a standard deviation of
+    ``PEAK_SIGMA * reach`` at their peaks; expected peaks have their intensity to `power`. The score
+    is the cosine between both functions. A missing disk costs as much as an unexpected one, and
+    only the true orientation scores 1, however close peaks lie.
+
+    Parameters
+    ----------
+    lattice : Lattice
+    window : Window
+    matrices : ndarray, (m, 3, 3)
+    peaks : Peaks
+    reach : float
+        Largest distance between a measured and an expected peak that match, 1/Angstrom.
+    power : float
+        Exponent of the intensities; 0 gives all disks the same weight.
     """
     places, intensity = predict(lattice, matrices)
-    some = (intensity > FAINT).any(axis=0)
-    places, intensity = places[:, some], intensity[:, some]
+    seen = (intensity > MIN_INTENSITY).any(axis=0)
+    places, intensity = places[:, seen], intensity[:, seen]
     pixels = places @ window.to_pixels
     inside = ((pixels >= window.low) & (pixels <= window.high)).all(axis=2)
     weights = inside * expected_weights(intensity, power)
-    width = WIDTH * reach
+    width = PEAK_SIGMA * reach
     both = (_overlap(places, peaks.places, width) @ peaks.weights * weights).sum(axis=1)
     own = _overlap(places, places, width)
     expected_norm = np.einsum("mi,mij,mj->m", weights, own, weights, optimize=True)
@@ -102,10 +134,10 @@ def score(
 
 
 def _overlap(a: NDArray[Any], b: NDArray[Any], width: float) -> NDArray[Any]:
-    """Of Gaussians at places ``(..., n, 2)`` and ``(..., p, 2)``: ``(..., n, p)``."""
+    """Overlap ``(..., n, p)`` of Gaussians at places ``(..., n, 2)`` and ``(..., p, 2)``."""
     squared = (a**2).sum(axis=-1)[..., :, None] + (b**2).sum(axis=-1)[..., None, :]
     squared -= 2 * (a @ np.swapaxes(b, -1, -2))
-    # Two Gaussians of one width overlap like one that is wider by the root of 2.
+    # The overlap of two equal Gaussians is a Gaussian that is wider by the root of 2.
     return np.exp(squared / (-4 * width**2))
 
 
@@ -118,10 +150,11 @@ def refine(
     power: float,
     first: float,
     last: float,
-) -> tuple[float, NDArray[Any]]:
-    """Climb to the best orientation near `matrix`; steps from `first` to `last`, radian.
+) -> tuple[float, NDArray[np.float64]]:
+    """Climb to the orientation near `matrix` with the best score; the score, and the orientation.
 
-    Strain is taken out of the peaks once that shows, and the climb goes on from there.
+    Steps are halved from `first` down to `last`, radian. Then strain is taken out of the peaks, and
+    the climb starts again, twice. For the other parameters see `score`.
     """
     best = 0.0
     for measured in (peaks, None, None):
@@ -141,13 +174,14 @@ def refine(
 
 
 def unstrained(lattice: Lattice, matrix: NDArray[Any], peaks: Peaks, reach: float) -> Peaks:
-    """Peaks as they would be without the strain that they have against an orientation.
+    """Peaks without the strain that they have relative to an orientation ``(3, 3)``.
 
-    Strain moves disks far out from under those that are expected, and would be taken for tilt.
-    Where fewer than `FEWEST` peaks are near to expected ones, or all on a line, as they are.
+    Strain moves the outer disks away from the expected places, as a tilt of the crystal would.
+    The peaks stay as they are where fewer than `MIN_STRAIN_PEAKS` match expected peaks within
+    `reach`, or where all lie on a line.
     """
     places, intensity = predict(lattice, matrix[None])
-    places = places[0, intensity[0] > FAINT]
+    places = places[0, intensity[0] > MIN_INTENSITY]
     if len(places) == 0:
         return peaks
     gap = peaks.places[:, None] - places
@@ -156,24 +190,24 @@ def unstrained(lattice: Lattice, matrix: NDArray[Any], peaks: Peaks, reach: floa
     near = distance[np.arange(len(nearest)), nearest] < reach
     expected, found = places[nearest[near]], peaks.places[near]
     weights = peaks.weights[near, None]
-    if len(found) < FEWEST:
+    if len(found) < MIN_STRAIN_PEAKS:
         return peaks
-    left, across = np.linalg.svd(weights * expected, compute_uv=False)
-    if across < 0.1 * left:
+    along, across = np.linalg.svd(weights * expected, compute_uv=False)
+    if across < MIN_STRAIN_SPREAD * along:
         return peaks
     deformation = np.linalg.lstsq(weights * expected, weights * found, rcond=None)[0].T
     u, stretch, _ = np.linalg.svd(deformation)
-    if stretch[1] < 0.5:
+    if stretch[1] < MIN_STRETCH:
         return peaks
     return Peaks(peaks.places @ (u / stretch) @ u.T, peaks.weights)
 
 
 def _turns(vectors: NDArray[Any]) -> NDArray[Any]:
-    """Rotations ``(n, 3, 3)`` about vectors by their lengths, Rodrigues' formula."""
+    """Rotations ``(n, 3, 3)`` by vectors ``(n, 3)``, radian, from Rodrigues' formula."""
     angle = np.linalg.norm(vectors, axis=1)[:, None, None]
     x, y, z = vectors.T
     zero = np.zeros_like(x)
     cross = np.array([[zero, -z, y], [z, zero, -x], [-y, x, zero]]).transpose(2, 0, 1)
-    # sinc, so that no rotation needs no division by zero.
+    # sinc avoids a division by zero for a vector of length 0.
     linear, square = np.sinc(angle / np.pi), 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
     return np.eye(3) + linear * cross + square * (cross @ cross)

@@ -12,52 +12,73 @@ from scipy.optimize import linear_sum_assignment
 from .binning import bin_factor, bin_matrix
 from .features import find_centre, nuisances
 
-# --- which patterns are alike ----------------------------------------------------------------
+# --- similarity of patterns ------------------------------------------------------------------
+
+
+MIN_LEVEL_SHARE = 0.02
+"""Lowest expected brightness that weights a pixel, as a share of the mean brightness.
+
+A smaller value gives more weight to dark pixels, where a few electrons decide.
+"""
+
+MAX_NOISE_SHARE = 0.9
+"""Largest share of the power of a pattern that is taken for noise.
+
+A larger value lets sharp disks, which are as rough as noise, pass for noise altogether.
+"""
 
 
 class Patterns(NamedTuple):
-    """What tells patterns apart."""
+    """Features of N patterns in which different particles differ."""
 
-    values: NDArray[Any]
-    """(N, bins), float32."""
-    noise: NDArray[Any]
-    """(N,), what noise adds to the square of each row."""
+    values: NDArray[np.float32]
+    """``(N, bins)``."""
+    noise: NDArray[np.float64]
+    """Sum of squares ``(N,)`` that noise adds to each row."""
     freedom: float
     """Number of independent values in the noise of a row."""
 
 
 class Comparer:
-    """Takes off what all patterns of a series share: rings, the direct beam and how it wanders.
+    """Turns the patterns of one series into features that can be compared.
 
-    Made from one mean pattern; `centre` of the direct beam, None to find it. Patterns are blurred
-    by `blur` pixels, so that disks which appear, vanish and move while a particle turns a little
-    cost little, and weighted as counted electrons ask for.
+    What all patterns share is taken off: the rings, the direct beam and a shift of the direct beam.
+    Patterns are blurred, so that a particle that turns a little still looks similar, although
+    disks appear, vanish and move. Pixels are weighted by their expected counting noise.
+
+    Parameters
+    ----------
+    mean : ndarray, (Qx, Qy)
+        Mean pattern of the series.
+    centre : (Qx, Qy)
+        Direct beam, detector pixels; None to find it in `mean`.
+    blur : float
+        Standard deviation of the blur, detector pixels.
     """
 
     def __init__(self, mean: NDArray[Any], centre: tuple[float, float] | None, blur: float) -> None:
         mean = np.nan_to_num(mean.astype(float), posinf=0, neginf=0)
-        self.shape = mean.shape
+        self.shape = mean.shape[0], mean.shape[1]
         self.blur = blur
         factor = bin_factor(self.shape, mean.size)
         sizes = [max(1, round(n / factor)) for n in self.shape]
         self.bins = [bin_matrix(n, bins) for n, bins in zip(self.shape, sizes, strict=True)]
         centre = find_centre(mean) if centre is None else centre
         level = self._binned(np.maximum(mean, 0)[None])[0]
-        self.level = np.maximum(level, 0.02 * level.mean() if level.any() else 1.0)
-        scale = 1 / np.sqrt(self.level)
+        scale = 1 / np.sqrt(_at_least_a_share(level))
         u, v = (m @ np.arange(m.shape[1]) / m.sum(axis=1) for m in self.bins)
         u, v = np.meshgrid(u - centre[0], v - centre[1], indexing="ij")
         pixels = np.outer(*(m.sum(axis=1) for m in self.bins)).ravel()
         self.rings = nuisances(u.ravel(), v.ravel(), scale * pixels, float(factor))
         self.scale = scale
-        # How much of counting noise passes, by example.
+        # Four examples of counting noise show how much of the noise reaches the features.
         smooth = gaussian_filter(np.maximum(mean, 0), 2.0, mode="nearest")
-        self.deviation = np.sqrt(np.maximum(smooth, 0.02 * smooth.mean() if smooth.any() else 1.0))
+        self.deviation = np.sqrt(_at_least_a_share(smooth))
         example = np.random.default_rng(0).standard_normal((4, *self.shape)) * self.deviation
         self.pass_through = 1.0
         values = self._values(example)
         self.pass_through = (values**2).sum() / self._roughness(example).sum()
-        # For the noise of two rows: var(a . b) = sum(covariance^2).
+        # For the noise a and b of two rows: var(a . b) = sum(covariance^2).
         products = values @ values.T
         alike = np.diag(products).mean() ** 2
         unlike = (products[np.triu_indices(4, 1)] ** 2).mean()
@@ -72,7 +93,7 @@ class Comparer:
         return values - (values @ self.rings) @ self.rings.T
 
     def _roughness(self, patterns: NDArray[Any]) -> NDArray[Any]:
-        """Mean variance of noise, from what no smooth pattern has (Immerkaer 1996)."""
+        """Mean variance of the noise, from second differences of neighbours (Immerkaer 1996)."""
         rough = patterns / self.deviation
         for axis in (1, 2):
             if rough.shape[axis] > 2:
@@ -80,48 +101,85 @@ class Comparer:
         return (rough**2).mean(axis=(1, 2))
 
     def __call__(self, patterns: NDArray[Any]) -> Patterns:
+        """Features of patterns ``(N, Qx, Qy)``; NaN where a pixel is unknown."""
         patterns = patterns.astype(float)
         known = np.isfinite(patterns)
         if not known.all():
-            # An unknown pixel is as bright as the mean pattern of the series.
+            # An unknown pixel is taken to be as bright as in the mean pattern of the series.
             patterns = np.where(known, patterns, self.deviation**2)
         values = self._values(patterns)
         noise = self.pass_through * self._roughness(patterns)
-        # Sharp disks are rough too.
-        noise = np.minimum(noise, 0.9 * (values**2).sum(axis=1))
+        noise = np.minimum(noise, MAX_NOISE_SHARE * (values**2).sum(axis=1))
         return Patterns(values.astype(np.float32), noise, self.freedom)
 
 
-def similarities(a: Patterns, b: Patterns) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Correlation of each pattern of `a` with each of `b`, without noise; its standard error."""
+def _at_least_a_share(level: NDArray[Any]) -> NDArray[Any]:
+    return np.maximum(level, MIN_LEVEL_SHARE * level.mean() if level.any() else 1.0)
+
+
+def similarities(a: Patterns, b: Patterns) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Similarity of each pattern of `a` with each of `b`, ``(N_a, N_b)``, and its standard error.
+
+    The similarity is the correlation of the features, from -1 to 1, corrected for noise. It is 0,
+    with an infinite error, where a pattern is empty.
+    """
     products = (a.values @ b.values.T).astype(float)
     power_a, power_b = ((p.values.astype(float) ** 2).sum(axis=1) for p in (a, b))
     clean_a, clean_b = power_a - a.noise, power_b - b.noise
     size = np.sqrt(np.maximum(np.outer(clean_a, clean_b), 1e-300))
     variance = (np.outer(power_a, power_b) - np.outer(clean_a, clean_b)) / a.freedom
-    nothing = np.outer(power_a, power_b) <= 0
-    value = np.where(nothing, 0, np.clip(products / size, -1, 1))
-    error = np.where(nothing, np.inf, np.sqrt(np.maximum(variance, 0)) / size)
+    empty = np.outer(power_a, power_b) <= 0
+    value = np.where(empty, 0, np.clip(products / size, -1, 1))
+    error = np.where(empty, np.inf, np.sqrt(np.maximum(variance, 0)) / size)
     return value, error
 
 
 # --- linking ---------------------------------------------------------------------------------
 
 
-_TOUCHING = 0.1
-"""Least share of the smaller of two clusters that overlaps with the other."""
+MIN_OVERLAP_SHARE = 0.1
+"""Share of the smaller of two clusters that must overlap with the other one to link them.
 
-_ALIKE = 0.4
-"""Least similarity of clusters that do not overlap: of different particles, 1 % are more alike."""
+A larger value asks for more overlap, so that fast particles are linked by their patterns only.
+"""
 
-_FORGIVEN = 0.1
-"""What a similarity may be lower for each frame that went by unseen."""
+MIN_SIMILARITY_APART = 0.4
+"""Similarity, at least, of two clusters that are linked although they do not overlap.
 
-_RECENT = 200
-"""Links that say how alike the patterns of one particle in successive frames at least are."""
+Of different particles, 1 % are more similar. A larger value loses particles that jump, a smaller
+one links different particles.
+"""
 
-_WAIT = 0.25
-"""A track that was missing yields to one that was there: its score counts so much less."""
+SIMILARITY_LOSS_PER_FRAME = 0.1
+"""How much lower the similarity may be for each frame in which the particle was not seen.
+
+A larger value takes up particles again that turned while they were missing, but also gives their
+track to another particle at the same place.
+"""
+
+SIMILARITY_LOSS_FAST = 0.4
+"""How much lower the similarity may be in a series in which all particles turn fast.
+
+A larger value links by overlap alone where patterns change from frame to frame.
+"""
+
+MAX_RECENT_LINKS = 200
+"""Number of latest sure links that say how similar a particle is to itself a frame later.
+
+A larger value follows slower when particles begin to turn faster.
+"""
+
+SCORE_LOSS_PER_FRAME = 0.25
+"""A score is divided by 1 plus this for each frame in which the track was missing.
+
+A larger value prefers tracks that were seen in the previous frame to tracks that were missing.
+"""
+
+ERROR_SCALE = 0.3
+"""Standard error of a similarity at which the similarity counts half in the score.
+
+A larger value trusts the patterns more at a low dose, and the overlap less.
+"""
 
 
 class Event(NamedTuple):
@@ -129,42 +187,54 @@ class Event(NamedTuple):
 
     frame: int
     event: str
+    """'birth', 'death', 'split' or 'merge'."""
     track: int
     other: int
+    """Track that this one split from or merged into; -1 for births and deaths."""
 
 
-class _Active(NamedTuple):
+class _ActiveTrack(NamedTuple):
     """A track that may go on."""
 
     number: int
     places: NDArray[Any]  # (n, 2), scan positions of its last cluster, drift taken off
-    pattern: Patterns | None  # of that
-    last: int  # frame in which it was seen
-    missed: int  # frames without it since, failed ones not counted
-    gone: int  # the first of those
-    within: int  # track that lay on it in that one, or -1
+    pattern: Patterns | None  # of its last cluster
+    last: int  # frame of its last cluster
+    missed: int  # number of frames without the track since then; failed frames do not count
+    gone: int  # the first of these frames
+    within: int  # track that covered most of its place in that frame, or -1
 
 
 class Linker:
-    """Gives the clusters of one frame after the other their tracks.
+    """Gives the clusters of each frame, one frame after the other, their tracks.
 
-    Two clusters may be the same when the later one overlaps the earlier one, drift taken off, or
-    when no more than `reach` positions are between them and their patterns are alike; not when
-    their patterns differ by more than noise explains. Of all ways to link a frame that is the one
-    with the largest sum of overlap (Dice) and similarity.
+    Two clusters of different frames may be linked when they overlap, drift taken off, unless their
+    patterns differ by more than noise explains. They may also be linked without overlap, when the
+    gap between them is at most `reach` and their patterns are similar. Of all ways to link a frame,
+    the one with the largest sum of scores is taken; a score is overlap (Dice) plus similarity.
+
+    Parameters
+    ----------
+    memory : int
+        Number of frames that a track may be missing for before it ends.
+    reach : float
+        Largest gap between clusters that do not overlap, scan positions.
+    min_similarity : float
+        Similarity of patterns, at least, of clusters that are linked; less is enough after frames
+        without the particle, and where all particles turn fast.
     """
 
     def __init__(self, memory: int, reach: float, min_similarity: float) -> None:
         self.memory = memory
         self.reach = reach
         self.min_similarity = min_similarity
-        self.active: list[_Active] = []
+        self.active: list[_ActiveTrack] = []
         self.events: list[Event] = []
         self.n_tracks = 0
         self.n_frames = 0  # frames that did not fail
-        # Similarities of what surely is one particle; 1 until there are enough, so that the first
-        # particle that takes the place of another does not pass for the same one.
-        self.seen_alike = [1.0] * 10
+        # Similarities of links that are sure. At first they are taken to be 1, so that a particle
+        # that takes the place of another in an early frame is not linked to it.
+        self.sure_similarities = [1.0] * 10
 
     def add(
         self,
@@ -174,11 +244,25 @@ class Linker:
         patterns: Patterns | None,
         drift: NDArray[Any],
     ) -> NDArray[Any]:
-        """Track (N,) of each cluster of a frame; -1 for those to `skip` (N,), bool."""
+        """Track ``(N,)`` of each of the N clusters of the next frame.
+
+        Parameters
+        ----------
+        frame : int
+            Number of the frame; larger than before. Failed frames are left out.
+        labels : ndarray, (Rx, Ry), int
+            Cluster of each scan position, from 0; -1 for none.
+        skip : ndarray, (N,), bool
+            Clusters without a track, such as the liquid; their track is -1.
+        patterns : Patterns
+            Features of the N patterns; None to link by overlap alone.
+        drift : ndarray, (2,)
+            How far the sample has moved since the first frame, scan positions.
+        """
         chosen = np.flatnonzero(~skip)
         number = np.full(len(skip) + 1, -1)
         number[chosen] = np.arange(len(chosen))
-        labels = number[labels]  # of the clusters that count
+        labels = number[labels]
         n = len(chosen)
         inside = labels >= 0
         places = np.argwhere(inside) - drift
@@ -201,7 +285,7 @@ class Linker:
         linked = tracks >= 0
         fresh = np.flatnonzero(~linked)
         tracks[fresh] = self.n_tracks + np.arange(len(fresh))
-        self._birth(frame, fresh, tracks, linked, shared, sizes)
+        self._add_births(frame, fresh, tracks, shared, sizes)
         self._keep(frame, tracks, linked, shared, parts, rows)
         self.n_tracks += len(fresh)
         self.n_frames += 1
@@ -210,7 +294,7 @@ class Linker:
         return out
 
     def finish(self) -> list[Event]:
-        """All events, by frame, then track; those that were missing at the end have ended."""
+        """All events, by frame, then track; tracks that are missing at the end have ended."""
         for track in self.active:
             if track.missed:
                 self._end(track)
@@ -224,46 +308,48 @@ class Linker:
         parts: list[NDArray[Any]],
         rows: Patterns | None,
     ) -> NDArray[Any]:
-        """How good each link is, (tracks, clusters); 0 for none."""
+        """Score of each possible link, ``(tracks, clusters)``; 0 where a link is not allowed."""
         before = np.array([len(a.places) for a in self.active])
         dice = 2 * shared / (before[:, None] + sizes)
         contained = shared / np.minimum(before[:, None], sizes)
-        alike, doubt = np.zeros(shared.shape), np.full(shared.shape, np.inf)
+        similarity, error = np.zeros(shared.shape), np.full(shared.shape, np.inf)
         if rows is not None:
             for i, track in enumerate(self.active):
                 if track.pattern is not None:
-                    alike[i], doubt[i] = (part[0] for part in similarities(track.pattern, rows))
-        centres = [np.array([p.mean(axis=0) for p in group]) for group in (
-            [a.places for a in self.active], parts)]  # fmt: skip
-        gap = np.hypot(*(centres[0][:, None] - centres[1]).transpose(2, 0, 1))
-        gap -= np.sqrt(before / np.pi)[:, None] + np.sqrt(sizes / np.pi)
+                    found = similarities(track.pattern, rows)
+                    similarity[i], error[i] = found[0][0], found[1][0]
+        old = np.array([a.places.mean(axis=0) for a in self.active])
+        new = np.array([places.mean(axis=0) for places in parts])
+        gap = np.hypot(*(old[:, None] - new).transpose(2, 0, 1))
+        gap -= np.sqrt(before / np.pi)[:, None] + np.sqrt(sizes / np.pi)  # as if both were round
         elapsed = frame - np.array([a.last for a in self.active])[:, None]
-        sure = (dice >= 0.5) & (elapsed == 1) & (doubt < _ALIKE)
-        self.seen_alike = (self.seen_alike + alike[sure].tolist())[-_RECENT:]
-        typical = float(np.clip(np.quantile(self.seen_alike, 0.1), 0, 1))
-        # Where particles turn fast, patterns tell little; and one not seen for a while has turned.
-        least = min(self.min_similarity, typical / 2) - _FORGIVEN * (elapsed - 1)
-        if typical < 2 * _ALIKE:
-            least -= 0.4
-        touching = (contained >= _TOUCHING) & (alike + 2 * doubt >= least)
-        near = (gap <= self.reach) & (alike - 2 * doubt >= max(self.min_similarity, _ALIKE))
-        allowed = touching | near
-        # What is nearly noise says little.
-        score = dice + typical * np.maximum(alike, 0) / (1 + (doubt / 0.3) ** 2)
-        waited = np.array([a.missed for a in self.active])[:, None]
-        return np.where(allowed, np.maximum(score, 1e-6) / (1 + _WAIT * waited), 0)
+        sure = (dice >= 0.5) & (elapsed == 1) & (error < MIN_SIMILARITY_APART)
+        recent = self.sure_similarities + similarity[sure].tolist()
+        self.sure_similarities = recent[-MAX_RECENT_LINKS:]
+        typical = float(np.clip(np.quantile(self.sure_similarities, 0.1), 0, 1))
+        # The patterns of a particle that turns become less similar with each frame.
+        lowest = min(self.min_similarity, typical / 2) - SIMILARITY_LOSS_PER_FRAME * (elapsed - 1)
+        if typical < 2 * MIN_SIMILARITY_APART:
+            lowest -= SIMILARITY_LOSS_FAST
+        overlap = (contained >= MIN_OVERLAP_SHARE) & (similarity + 2 * error >= lowest)
+        lowest_apart = max(self.min_similarity, MIN_SIMILARITY_APART)
+        near = (gap <= self.reach) & (similarity - 2 * error >= lowest_apart)
+        score = dice + typical * np.maximum(similarity, 0) / (1 + (error / ERROR_SCALE) ** 2)
+        missed = np.array([a.missed for a in self.active])[:, None]
+        score = np.maximum(score, 1e-6) / (1 + SCORE_LOSS_PER_FRAME * missed)
+        return np.where(overlap | near, score, 0)
 
-    def _birth(
+    def _add_births(
         self,
         frame: int,
         fresh: NDArray[Any],
         tracks: NDArray[Any],
-        linked: NDArray[Any],
         shared: NDArray[Any],
         sizes: NDArray[Any],
     ) -> None:
+        """Add the births and splits of tracks that begin in this frame (`fresh`)."""
         if self.n_frames == 0:
-            return  # what is there from the start was not born
+            return  # particles of the first frame were there before
         going_on = np.array([(tracks == a.number).any() and not a.missed for a in self.active])
         for k in fresh:
             within = np.where(going_on, shared[:, k], 0) if len(self.active) else np.zeros(1)
@@ -301,10 +387,10 @@ class Linker:
             row = None
             if rows is not None:
                 row = Patterns(rows.values[k : k + 1], rows.noise[k : k + 1], rows.freedom)
-            kept.append(_Active(int(number), parts[k], row, frame, 0, -1, -1))
+            kept.append(_ActiveTrack(int(number), parts[k], row, frame, 0, -1, -1))
         self.active = sorted(kept, key=lambda track: track.number)
 
-    def _end(self, track: _Active) -> None:
+    def _end(self, track: _ActiveTrack) -> None:
         event = "death" if track.within < 0 else "merge"
         self.events.append(Event(track.gone, event, track.number, track.within))
 
@@ -312,7 +398,10 @@ class Linker:
 def _overlaps(
     groups: list[NDArray[Any]], labels: NDArray[Any], drift: NDArray[Any], n: int
 ) -> NDArray[Any]:
-    """Positions (groups, n) that places, moved by parts of a position, share with each label."""
+    """Area ``(groups, n)``, scan positions, that each group of places shares with each label.
+
+    The places are moved by the drift; a place between positions shares a part with each of them.
+    """
     of_group = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
     places = np.concatenate(groups) + drift
     low = np.floor(places + 1e-9).astype(int)

@@ -1,16 +1,16 @@
-"""Merging: from single positions to grains, by what regions differ in beyond noise.
+"""Merging: from single positions to grains, by how much regions differ beyond noise.
 
 Three steps, each on features with noise of standard deviation 1 (`features.py`):
 
-1. Neighbouring regions join, cheapest first, where the sum of squares grows little for the border
-   that goes (Mumford and Shah's energy, Koepfler's scheme). Every pair of regions that are each
-   other's cheapest neighbour joins at once, round by round.
+1. Neighbouring regions join, cheapest first. A join is cheap when the sum of squares inside regions
+   grows little for the length of border that disappears (the energy of Mumford and Shah, the scheme
+   of Koepfler). In each round, all pairs of regions that are each other's cheapest neighbour join.
 2. Thin regions that are a mixture of their neighbours are borders, not grains: they dissolve.
-3. Regions whose patterns are the same on both sides of their common border join. Only what lies
-   near the border is compared, carried to it along the gradients inside, so a lattice may bend
-   from one end of a grain to the other.
+3. Regions with the same patterns on both sides of their common border join. The features near the
+   border are carried to it along the gradient inside each region before they are compared, so a
+   lattice may bend from one end of a grain to the other.
 
-Then each position at a border goes to the region whose mean is nearest.
+At last, each position at a border goes to the region with the nearest mean.
 """
 
 from __future__ import annotations
@@ -19,64 +19,100 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.optimize import nnls
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .borders import LOCAL, border_values, contrasts, mutual_borders, refine_borders
-from .regions import NOISE, VARIATION, consecutive, find_borders, grid_pairs, region_means
+from .borders import (
+    MAX_CONTRAST,
+    border_values,
+    contrasts,
+    join_mutual_neighbours,
+    refine_borders,
+)
+from .regions import (
+    GRAIN_VARIATION,
+    NOISE_FACTOR,
+    consecutive,
+    find_borders,
+    grid_pairs,
+    region_means,
+)
 
 MAX_COST = 40.0
-"""Cost up to which step 1 merges; with few features that hold less noise, see `max_cost`."""
+"""Cost of a join, in units of the noise, up to which step 1 merges; less with few features.
 
-COST_OF_FEATURE = 3.0
-"""The same for each feature, where they are few."""
+A larger value merges more in step 1: small or weak grains are lost to their neighbours.
+"""
 
-MIXTURE = 0.4
-"""Share of the power of a thin region that a mixture of its neighbours may leave unexplained."""
+MAX_COST_PER_FEATURE = 3.0
+"""The same for each feature, where this gives less than `MAX_COST` (up to 13 features).
 
-THIN = 1.5
-"""Positions for each unit of border below which a region is thin."""
+A larger value merges more in step 1 when the patterns have few features.
+"""
 
-_CHUNK = 2**16
+MAX_UNEXPLAINED_SHARE = 0.4
+"""Share of the power of a thin region that a mixture of its neighbours may leave unexplained.
+
+A larger value dissolves more thin regions, in the end thin grains too.
+"""
+
+MAX_THIN_WIDTH = 1.5
+"""Scan positions per unit of border up to which a region is thin.
+
+A larger value lets wider regions dissolve.
+"""
+
+_PAIRS_PER_CHUNK = 2**16
 
 
 class Merges(NamedTuple):
-    """A binary tree: merge `i` makes node ``n_leaves + i`` of two older nodes."""
+    """A binary tree: merge `i` makes node ``n_leaves + i`` from two older nodes."""
 
-    children: NDArray[Any]
+    children: NDArray[np.int64]
     """``(n, 2)``; a leaf is the flat index of a scan position."""
-    level: NDArray[Any]
-    """Level of each merge, never below those of its children."""
-    mask: NDArray[Any]
+    level: NDArray[np.float64]
+    """Level of each merge, never below the levels of its children."""
+    mask: NDArray[np.bool_]
     """Positions in the tree, ``(Rx, Ry)``."""
 
 
 def max_cost(rank: int) -> float:
-    """Cost up to which step 1 merges: noise costs as much as there are features to hold it."""
-    return min(MAX_COST, COST_OF_FEATURE * rank)
+    """Cost up to which step 1 merges `rank` features: fewer features hold less noise."""
+    return min(MAX_COST, MAX_COST_PER_FEATURE * rank)
 
 
 def _costs(
     mean: NDArray[Any], size: NDArray[Any], a: NDArray[Any], b: NDArray[Any], length: NDArray[Any]
-) -> NDArray[Any]:
-    """What it costs to join regions, in units of `max_cost`."""
+) -> NDArray[np.float64]:
+    """Cost of joining regions `a` with regions `b`, in units of `max_cost`."""
     rank = mean.shape[1]
     out = np.empty(len(a))
     power = np.maximum((mean**2).sum(axis=1) - rank / size, 0)
-    for start in range(0, len(a), _CHUNK):
-        piece = slice(start, start + _CHUNK)
+    for start in range(0, len(a), _PAIRS_PER_CHUNK):
+        piece = slice(start, start + _PAIRS_PER_CHUNK)
         i, j = a[piece], b[piece]
         squared = ((mean[i] - mean[j]) ** 2).sum(axis=1)
         # Noise, and the variation of a grain as strong as the stronger of the two.
-        spread = 1 + VARIATION**2 * np.maximum(power[i], power[j]) / rank
+        spread = 1 + GRAIN_VARIATION**2 * np.maximum(power[i], power[j]) / rank
         weight = size[i] * size[j] / (size[i] + size[j])
         out[piece] = weight * squared / spread / length[piece]
     return out / max_cost(rank)
 
 
 def merge_positions(values: NDArray[Any], mask: NDArray[Any], stop: float = 1.0) -> Merges:
-    """Step 1, up to the level `stop`."""
+    """Step 1: all merges with a level up to `stop`, in units of `max_cost`.
+
+    Parameters
+    ----------
+    values : ndarray, (Rx, Ry, rank)
+        Features with noise of standard deviation 1.
+    mask : ndarray, (Rx, Ry), bool
+        Positions that take part.
+    stop : float
+        The default is the automatic cut; infinity merges all that touches.
+    """
     rx, ry, rank = values.shape
     n = rx * ry
     inside = np.flatnonzero(mask)
@@ -94,7 +130,7 @@ def merge_positions(values: NDArray[Any], mask: NDArray[Any], stop: float = 1.0)
         cheapest = np.full(len(mean), np.inf)
         np.minimum.at(cheapest, a, cost)
         np.minimum.at(cheapest, b, cost)
-        # Of equally cheap neighbours the first in reading order counts.
+        # Of equally cheap neighbours, the first in reading order is chosen.
         choice = np.full(len(mean), len(a))
         for end in (a, b):
             best = np.flatnonzero(cost == cheapest[end])
@@ -128,7 +164,7 @@ def merge_positions(values: NDArray[Any], mask: NDArray[Any], stop: float = 1.0)
         pair, first, inverse = np.unique(
             low * len(mean) + high, return_index=True, return_inverse=True
         )
-        length = np.bincount(inverse, length[apart])
+        length = np.bincount(inverse, length[apart]).astype(np.float64, copy=False)
         cost = cost[apart][first]
         a, b = np.divmod(pair, len(mean))
         again = np.flatnonzero(changed[a] | changed[b])
@@ -140,8 +176,8 @@ def merge_positions(values: NDArray[Any], mask: NDArray[Any], stop: float = 1.0)
     )
 
 
-def cut_merges(merges: Merges, level: float) -> NDArray[Any]:
-    """Labels ``(Rx, Ry)`` of the regions at one level; -1 outside the mask."""
+def cut_merges(merges: Merges, level: float) -> NDArray[np.int64]:
+    """Labels ``(Rx, Ry)`` after all merges up to `level`; -1 outside the mask."""
     n = merges.mask.size
     keep = np.flatnonzero(merges.level <= level)
     nodes = n + len(merges.level)
@@ -151,12 +187,13 @@ def cut_merges(merges: Merges, level: float) -> NDArray[Any]:
     return consecutive(np.where(merges.mask, part.reshape(merges.mask.shape), -1))
 
 
-def dissolve(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-    """Step 2: thin regions that are mixtures of larger neighbours go to one of them."""
+def dissolve(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
+    """Step 2: each thin region that is a mixture of larger neighbours joins one of them."""
     if labels.max(initial=-1) < 1:
         return labels
     rank = values.shape[2]
-    mean, count = region_means(labels, values)  # of what counts as typical of a region
+    # Only typical positions are in the mean and in its count; the size holds all positions.
+    mean, count = region_means(labels, values)
     size = count.copy()
     near: list[dict[int, float]] = [{} for _ in size]
     borders = find_borders(labels)[0]
@@ -168,19 +205,18 @@ def dissolve(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     while changed:
         changed = False
         strength = (mean**2).sum(axis=1)
-        # The smallest first; of equal ones the weakest.
+        # The smallest region first; of regions of one size, the weakest.
         for i in np.lexsort((strength, size)):
-            if not alive[i] or size[i] > THIN * sum(near[i].values()):
+            if not alive[i] or size[i] > MAX_THIN_WIDTH * sum(near[i].values()):
                 continue
             larger = [j for j in near[i] if (size[j], strength[j]) > (size[i], strength[i])]
             if not larger:
                 continue
-            j = _explained(mean[i], count[i], mean[larger], count[larger], rank)
-            if j is None:
+            part = _largest_part(mean[i], count[i], mean[larger], count[larger], rank)
+            if part is None:
                 continue
-            share, j = j[1], larger[j[0]]
-            if share > 0.8:
-                # More of the same; a mixture would spoil the mean.
+            j, share = larger[part[0]], part[1]
+            if share > 0.8:  # nearly pure: a true mixture would spoil the mean
                 both = count[i] + count[j]
                 mean[j] = (count[j] * mean[j] + count[i] * mean[i]) / both
                 count[j] = both
@@ -196,65 +232,69 @@ def dissolve(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     return consecutive(np.where(labels >= 0, target[labels], -1))
 
 
-def _explained(
+def _largest_part(
     mean: NDArray[Any], count: float, others: NDArray[Any], counts: NDArray[Any], rank: int
 ) -> tuple[int, float] | None:
-    """Which neighbour holds the largest share of a region and how much; None if not a mixture."""
+    """Neighbour with the largest share in a region, and this share; None if it is no mixture."""
     power = max(float((mean**2).sum() - rank / count), 1e-9)
     strength = (others**2).sum(axis=1)
-    # What is far weaker, as noise is, would explain anything with a large enough share.
+    # A far weaker neighbour, such as noise, would explain any region with a large enough share.
     others = np.where(strength[:, None] < 0.01 * power, 0, others)
     share, rest = nnls(others.T, mean)
-    noise = NOISE * rank * (1 / count + (share**2 / counts).sum())
-    if rest**2 - noise >= MIXTURE * power:
+    noise = NOISE_FACTOR * rank * (1 / count + (share**2 / counts).sum())
+    if rest**2 - noise >= MAX_UNEXPLAINED_SHARE * power:
         return None
     strong = strength > 0.1 * strength.max()
     if strong.all() and share.sum() < 0.5:
-        return None  # a pocket of liquid between grains is no mixture of them
+        return None  # a pocket of liquid between grains, not their mixture
     if not strong.all() and share[strong].sum() < 0.5:
-        largest = int(strength.argmin())  # more than half is what has no structure
+        largest = int(strength.argmin())  # more than half has no structure, as the liquid
     else:
         largest = int((share**2 * strength).argmax())
     return largest, float(share[largest])
 
 
-def join_alike(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-    """Steps 2 and 3 in turn, until no region is a mixture and no border without contrast."""
+def join_alike(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
+    """Steps 2 and 3 in turn, until no region is a mixture and each border has contrast."""
     while True:
         before = labels
         labels = refine_borders(dissolve(labels, values), values, rounds=2)
         borders, contrast = contrasts(labels, values, border_values(labels, values))
-        target = mutual_borders(borders, contrast, int(labels.max(initial=-1)) + 1, LOCAL)
+        n = int(labels.max(initial=-1)) + 1
+        target = join_mutual_neighbours(borders, contrast, n, MAX_CONTRAST)
         if target is not None:
             labels = consecutive(np.where(labels >= 0, target[labels], -1))
         elif labels.max(initial=-1) == before.max(initial=-1):
             return labels
 
 
-def find_regions(values: NDArray[Any], merges: Merges) -> NDArray[Any]:
-    """Labels of the grains: all steps, from the merges of step 1."""
+def find_regions(values: NDArray[Any], merges: Merges) -> NDArray[np.int64]:
+    """Labels ``(Rx, Ry)`` of the grains: steps 2 and 3, from the merges of step 1."""
     return refine_borders(join_alike(cut_merges(merges, 1.0), values), values)
 
 
-def coarse_joins(labels: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Joins beyond the automatic cut: pairs of regions, and levels from 1 on.
+def coarse_joins(
+    labels: NDArray[Any], values: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Joins beyond the automatic cut: pairs of regions ``(n, 2)``, and rising levels above 1.
 
-    By the contrast across their common border, in units of what step 3 takes for none.
+    The level is the contrast across the common border, in units of `MAX_CONTRAST`.
     """
     borders, contrast = contrasts(labels, values, border_values(labels, values))
-    target = np.arange(int(labels.max(initial=-1)) + 1)
+    joined = DisjointSet(range(int(labels.max(initial=-1)) + 1))
     pairs, levels = [], []
     for k in np.argsort(contrast, kind="stable"):
-        i, j = target[borders.first[k]], target[borders.second[k]]
-        if i != j:
-            target[target == j] = i
-            pairs.append((borders.first[k], borders.second[k]))
-            levels.append(max(contrast[k] / LOCAL, np.nextafter(1.0, 2)))
+        pair = int(borders.first[k]), int(borders.second[k])
+        if joined.merge(*pair):
+            pairs.append(pair)
+            levels.append(max(contrast[k] / MAX_CONTRAST, np.nextafter(1.0, 2)))
     return np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array(levels)
 
 
-def joins_of(merges: Merges) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Merges as joins of positions, one of either side, and levels; from the finest on."""
+def joins_of(
+    merges: Merges,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Merges as pairs of positions, one from each side, and their levels; the finest first."""
     n = merges.mask.size
     member = np.arange(n + len(merges.level))
     for i, child in enumerate(merges.children[:, 0].tolist()):

@@ -7,32 +7,47 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# One setting for every scan and dose, tuned on simulated scans (seeds 100 to 163 of the
-# benchmark) and the measured MgO scan; the benchmark reports other seeds.
-VARIATION = 0.5
-"""Relative variation allowed inside a grain."""
+# The constants of this file, of `borders.py` and of `merging.py` are the same for every scan and
+# dose. They were tuned on simulated scans (seeds 100 to 163 of the benchmark) and on the measured
+# MgO scan; the benchmark reports other seeds.
+GRAIN_VARIATION = 0.5
+"""How much the features inside one grain may vary, relative to their root mean square (no unit).
 
-NOISE = 1.5
-"""Noise counts this many times its expectation before a difference is taken for real."""
+A larger value joins strong regions more easily: fewer and larger grains, bent grains stay whole.
+"""
 
-# Neighbours: offset, and how much border they share. A straight border of one position has 2.
-NEIGHBOUR_STEPS = ((1, 0, 1.0), (0, 1, 1.0), (1, 1, 0.5), (1, -1, 0.5))
+NOISE_FACTOR = 1.5
+"""Times that the expected power of the noise is taken off a difference (no unit).
+
+A larger value takes more weak differences for noise: fewer grains at a low dose.
+"""
+
+NEIGHBOUR_OFFSETS = ((1, 0, 1.0), (0, 1, 1.0), (1, 1, 0.5), (1, -1, 0.5))
+"""Offset of each neighbour along Rx and along Ry, scan positions, and the border shared with it.
+
+The unit of border length follows from the shares: a straight border has length 2 per position.
+"""
 
 
 class Borders(NamedTuple):
-    """Pairs of touching regions, the lower number first."""
+    """Pairs of touching regions, the lower number first; sorted by both numbers."""
 
-    first: NDArray[Any]
-    second: NDArray[Any]
-    length: NDArray[Any]
+    first: NDArray[np.int64]
+    """Lower number of each pair, ``(n,)``."""
+    second: NDArray[np.int64]
+    """Higher number of each pair."""
+    length: NDArray[np.float64]
+    """Length of the common border, in the unit of `NEIGHBOUR_OFFSETS`."""
 
 
-def grid_pairs(mask: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Neighbouring positions inside `mask` as flat indices, and the border that they share."""
+def grid_pairs(
+    mask: NDArray[Any],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Neighbouring positions inside `mask` as flat indices, and the length of their border."""
     rx, ry = mask.shape
     position = np.arange(rx * ry).reshape(rx, ry)
     first, second, length = [], [], []
-    for dx, dy, border in NEIGHBOUR_STEPS:
+    for dx, dy, border in NEIGHBOUR_OFFSETS:
         here = position[: rx - dx, max(0, -dy) : ry - max(0, dy)]
         there = position[dx:, max(0, dy) : ry + min(0, dy)]
         both = mask.ravel()[here] & mask.ravel()[there]
@@ -42,16 +57,18 @@ def grid_pairs(mask: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[
     return np.concatenate(first), np.concatenate(second), np.concatenate(length)
 
 
-def consecutive(labels: NDArray[Any]) -> NDArray[Any]:
-    """The same regions numbered from 0 without gaps; -1 stays."""
+def consecutive(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """The same regions in the same order, numbered from 0 without gaps; -1 stays."""
     out = np.full(labels.shape, -1, dtype=np.int64)
     inside = labels >= 0
     out[inside] = np.unique(labels[inside], return_inverse=True)[1]
     return out
 
 
-def region_means(labels: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean features ``(n, rank)`` and sizes of the regions."""
+def region_means(
+    labels: NDArray[Any], values: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean features ``(n, rank)`` and sizes ``(n,)``, scan positions, of regions 0 to n - 1."""
     inside = labels >= 0
     number = labels[inside]
     size = np.bincount(number).astype(np.float64)
@@ -59,15 +76,26 @@ def region_means(labels: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[An
     return np.stack(total, axis=1) / size[:, None], size
 
 
-def find_borders(labels: NDArray[Any]) -> tuple[Borders, NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Borders between regions; and for each pair of positions across one: which, and the two."""
+def find_borders(
+    labels: NDArray[Any],
+) -> tuple[Borders, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Borders between the regions of a label map ``(Rx, Ry)``; -1 is no region.
+
+    Returns
+    -------
+    borders : Borders
+    which : ndarray, (n_pairs,)
+        Index of the border that each pair of neighbouring positions lies across.
+    a, b : ndarray, (n_pairs,)
+        Flat index of the position in the first region, and of that in the second.
+    """
     a, b, length = grid_pairs(labels >= 0)
-    flat = labels.ravel().astype(np.int64)  # since pairs are numbered
+    flat = labels.ravel().astype(np.int64)  # n * n, below, may not fit 32 bits
     across = flat[a] != flat[b]
     a, b, length = a[across], b[across], length[across]
     swap = flat[a] > flat[b]
     a, b = np.where(swap, b, a), np.where(swap, a, b)
     n = int(labels.max(initial=-1)) + 1
     pair, which = np.unique(flat[a] * n + flat[b], return_inverse=True)
-    borders = Borders(*np.divmod(pair, max(n, 1)), np.bincount(which, length, len(pair)))
-    return borders, which, a, b
+    total = np.bincount(which, length, len(pair)).astype(np.float64, copy=False)
+    return Borders(*np.divmod(pair, max(n, 1)), total), which, a, b

@@ -1,8 +1,8 @@
 """Growth as a tree: the maximum spanning forest of the neighbour graph, and cuts through it.
 
 Growing from a seed over neighbours with ``S >= threshold`` finds the connected components of the
-graph whose edges are at least `threshold`, since `S` is symmetric. Those components are the same in
-the maximum spanning forest, which is built once and holds the answer for every threshold.
+graph of all edges with ``S >= threshold``, since `S` is symmetric. The maximum spanning forest has
+the same components at every threshold, so the forest is built once and then cut at any threshold.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .similarity import DIRECTIONS, FORWARD, with_neighbour
 class Forest(NamedTuple):
     """Edges of a maximum spanning forest, from the highest level to the lowest."""
 
-    first: NDArray[Any]
+    first: NDArray[np.int32]
     """Flat index of one end, ``(n_edges,)``."""
-    second: NDArray[Any]
+    second: NDArray[np.int32]
     """Flat index of the other end."""
-    level: NDArray[Any]
+    level: NDArray[np.float32]
     """Similarity at which the two sides join."""
-    mask: NDArray[Any]
+    mask: NDArray[np.bool_]
     """Positions in the forest, ``(Rx, Ry)`` bool."""
 
 
 def grid_edges(
     similarity: NDArray[Any], mask: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Pairs of neighbours inside `mask` as flat indices, and their similarity."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+    """Pairs of neighbours inside `mask` as flat indices, and their similarity ``(Rx, Ry, 8)``."""
     rx, ry = mask.shape
     position = np.arange(rx * ry).reshape(rx, ry)
     first, second, level = [], [], []
@@ -52,8 +52,8 @@ def grid_edges(
 def spanning_forest(similarity: NDArray[Any], mask: NDArray[Any]) -> Forest:
     """Maximum spanning forest of the 8-neighbour graph of the positions in `mask`."""
     first, second, level = grid_edges(similarity, mask)
-    # Ranks instead of similarities: exact in any arithmetic, and never 0, which scipy takes for
-    # "no edge". The highest similarity has the lowest rank.
+    # Ranks replace similarities: ranks are exact in any arithmetic and never 0, which scipy takes
+    # for "no edge". The highest similarity has the lowest cost.
     values, rank = np.unique(level, return_inverse=True)
     cost = (len(values) - rank).astype(np.float64)
     graph = coo_array((cost, (first, second)), shape=(mask.size, mask.size)).tocsr()
@@ -69,8 +69,8 @@ def spanning_forest(similarity: NDArray[Any], mask: NDArray[Any]) -> Forest:
 
 def cut_at(
     forest: Forest, threshold: float, similarity_mean: NDArray[Any], min_size: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Labels ``(Rx, Ry)`` int32 and seeds ``(n, 2)`` at one threshold.
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Labels ``(Rx, Ry)`` and seeds ``(n, 2)`` of clusters of `min_size` positions or more.
 
     The seed of a cluster is its position with the highest mean similarity, the first in reading
     order among equals; clusters are numbered by their seeds in the same order.
@@ -87,14 +87,14 @@ def cut_at(
 
 def numbered(
     labels: NDArray[Any], height: NDArray[Any], by_size: bool
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Labels numbered by the height of their seeds, or by size first; and the seeds.
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Labels numbered by the height of their seeds, or by size first; and the seeds ``(n, 2)``.
 
     The seed of a cluster is its highest position, the first in reading order among equals.
     """
     flat = labels.ravel()
     inside = np.flatnonzero(flat >= 0)
-    # A position without neighbours comes last.
+    # A position without neighbours has no height (NaN) and comes last.
     level = np.nan_to_num(height.ravel()[inside], nan=-np.inf)
     visit = inside[np.argsort(-level, kind="stable")]
     found, first = np.unique(flat[visit], return_index=True)
@@ -110,10 +110,10 @@ def numbered(
 
 def growth_steps(
     similarity: NDArray[Any], members: NDArray[Any], seed: tuple[int, int], threshold: float
-) -> NDArray[Any]:
-    """Step at which each member joined when growing from `seed`; -1 elsewhere, 0 at the seed.
+) -> NDArray[np.int64]:
+    """Step at which each member joins when growing from `seed`; 0 at the seed, -1 elsewhere.
 
-    A position joins one step after the first neighbour that takes it in.
+    A position joins one step after its first neighbour that has joined.
     """
     first, second, level = grid_edges(similarity, members)
     keep = level.astype(np.float64) >= threshold
@@ -129,12 +129,15 @@ def growth_steps(
     return steps.reshape(members.shape)
 
 
-def link(first: NDArray[Any], second: NDArray[Any], n: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Joins as a binary tree: children ``(m, 2)`` of node ``n + i``, and the size of each node.
+def link(
+    first: NDArray[Any], second: NDArray[Any], n: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Joins as a binary tree of `n` leaves: children ``(m, 2)`` of node ``n + i``, and node sizes.
 
-    A leaf is a position; joins are given from the finest to the coarsest, each between positions of
-    two components.
+    Join `i` joins the branches that leaves ``first[i]`` and ``second[i]`` are in, which must not be
+    the same one. Joins are sorted from the finest to the coarsest.
     """
+    # scipy's DisjointSet would do, but takes three times as long and twice the memory.
     m = len(first)
     root = list(range(n + m))
     size = [1] * (n + m)
@@ -158,16 +161,18 @@ def link(first: NDArray[Any], second: NDArray[Any], n: int) -> tuple[NDArray[Any
 
 def most_stable(
     children: NDArray[Any], sizes: NDArray[Any], level: NDArray[Any], min_size: int
-) -> NDArray[Any]:
-    """Nodes of the tree that hold the excess of mass: the clusters that last over most levels.
+) -> NDArray[np.int64]:
+    """Nodes of the tree that are the most stable clusters (excess of mass, as in HDBSCAN).
 
     Levels fall from the finest join to the coarsest. A cluster is a branch of at least `min_size`
-    positions. Its stability is the sum over its positions of how far the level falls from where a
-    position joins it to where it joins another cluster. Of a cluster and those inside it, the more
-    stable side is taken (Campello et al., 2013, as in HDBSCAN); each branch has its own level.
+    positions. For each of its positions, the level falls from where the position joins the cluster
+    to where the cluster joins another one; the stability is the sum of these falls. Either a
+    cluster or the clusters inside it are taken, whichever are more stable (Campello et al., 2013).
     """
     n = len(sizes) - len(children)
-    inside: dict[int, tuple[float, float, list[int]]] = {}  # sum of levels, best within, which
+    # Of each branch: sum of the levels at which positions joined, stability of the best clusters
+    # inside the branch, and these clusters.
+    inside: dict[int, tuple[float, float, list[int]]] = {}
     if min_size <= 1:
         raise ValueError("a cluster of one position has no stability")
 
@@ -192,8 +197,8 @@ def most_stable(
     return np.array(sorted(found), dtype=np.int64)
 
 
-def label_nodes(children: NDArray[Any], nodes: NDArray[Any], n: int) -> NDArray[Any]:
-    """Number of the node that each leaf lies under, ``(n,)``; -1 where under none."""
+def label_nodes(children: NDArray[Any], nodes: NDArray[Any], n: int) -> NDArray[np.int64]:
+    """Index in `nodes` of the node that each leaf is part of, ``(n,)``; -1 where of none."""
     number = np.full(n + len(children), -1, dtype=np.int64)
     number[nodes] = np.arange(len(nodes))
     for i in range(len(children) - 1, -1, -1):

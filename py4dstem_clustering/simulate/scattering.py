@@ -13,11 +13,17 @@ GOLD_CELL = 4.0782
 """Lattice constant of gold, Angstrom."""
 
 ACCELERATING_VOLTAGE = 300e3
-"""Volt, as in the paper."""
+"""Acceleration voltage of the electrons, volt, as in the paper."""
+
+LIQUID_SHARE = 0.6
+"""Share of the electrons in the pattern of a grain that the liquid above and below it scatters.
+
+A larger value makes Bragg disks weaker.
+"""
 
 
 class Scattering:
-    """What gold and the liquid scatter onto one detector."""
+    """Diffraction of gold, of the liquid and of a supporting film on one detector."""
 
     def __init__(self, shape: tuple[int, int], k_max: float, disk_radius: float):
         self.shape = shape
@@ -29,28 +35,35 @@ class Scattering:
         self.beam = beam / beam.sum()
         self.ring = ring_profile(shape, self.centre, self.pixel_size)
         self.diffuse = self.ring / self.ring.sum()
+        film = ring_profile(shape, self.centre, self.pixel_size, maximum=0.55, width=0.05)
+        self.film_ring = film / film.sum()
         self.liquid = 0.5 * self.beam + 0.5 * self.diffuse
 
     def bragg(self, orientation: NDArray[Any], strain: Any = (0, 0, 0)) -> NDArray[Any]:
-        """Bragg disks of one orientation, the direct beam left out; sums to 1."""
+        """Bragg disks ``(Qx, Qy)`` of one orientation without the direct beam; the sum is 1.
+
+        Strain ``e_xx, e_yy, e_xy`` is positive where the lattice is wider.
+        """
         xx, yy, xy = strain
-        # Where the lattice is wider, its reciprocal lattice is narrower.
-        narrower = np.linalg.inv([[1 + xx, xy], [xy, 1 + yy]])
-        return _bragg_disks(
-            self.crystal,
-            orientation,
-            self.shape,
-            self.centre,
-            narrower / self.pixel_size,
-            self.disk_radius,
-        )
+        # A wider lattice has a narrower reciprocal lattice.
+        to_pixels = np.linalg.inv([[1 + xx, xy], [xy, 1 + yy]]) / self.pixel_size
+        peaks = self.crystal.generate_diffraction_pattern(
+            orientation_matrix=orientation, sigma_excitation_error=0.03
+        ).data
+        pattern = np.zeros(self.shape)
+        for peak in peaks:
+            if np.hypot(peak["qx"], peak["qy"]) > 1e-3:
+                place = self.centre + to_pixels @ [peak["qx"], peak["qy"]]
+                # The square root stands for dynamical scattering, which makes intensities similar.
+                pattern += np.sqrt(peak["intensity"]) * _disk(self.shape, place, self.disk_radius)
+        return pattern / max(pattern.sum(), 1e-12)
 
     def grain(self, disks: NDArray[Any]) -> NDArray[Any]:
-        """What a grain scatters, given its Bragg disks: the liquid is above and below it."""
-        return 0.6 * self.liquid + 0.4 * disks
+        """Pattern of a grain with these Bragg disks, and liquid above and below the grain."""
+        return LIQUID_SHARE * self.liquid + (1 - LIQUID_SHARE) * disks
 
     def patterns(self, disks: NDArray[Any]) -> NDArray[Any]:
-        """Patterns (N + 1, Qx, Qy) of grains, given their disks, and of the liquid; sums are 1."""
+        """Patterns ``(N + 1, Qx, Qy)`` of grains with these disks, and of the liquid; sum 1."""
         patterns = np.empty((len(disks) + 1, *self.shape))
         patterns[:-1] = self.grain(disks)
         patterns[-1] = self.liquid
@@ -58,7 +71,7 @@ class Scattering:
         return patterns
 
     def speckle(self, strength: float, speckle: float, rng: np.random.Generator) -> NDArray[Any]:
-        """What speckle adds to the ring and takes from it, for a ring of `strength`."""
+        """Change of the ring by random speckle, for a ring with a sum of `strength`."""
         grains = gaussian_filter(rng.standard_normal(self.shape), self.disk_radius)
         grains = np.exp(speckle * grains / grains.std())
         return strength * self.diffuse * (grains / np.average(grains, weights=self.ring) - 1)
@@ -77,20 +90,20 @@ class Scattering:
 
 
 def random_orientations(n: int, rng: np.random.Generator) -> NDArray[Any]:
-    """Orientation matrices (n, 3, 3), evenly over all rotations."""
-    # Normal quaternions are uniform rotations; what Rotation.random draws depends on scipy.
+    """Orientation matrices ``(n, 3, 3)``, drawn evenly from all rotations."""
+    # Normal quaternions are uniform rotations. Rotation.random differs between versions of scipy.
     quaternions = rng.standard_normal((n, 4))
     orientations = np.array([Rotation.from_quat(q).as_matrix() for q in quaternions])
     return orientations.reshape(-1, 3, 3)
 
 
 def largest_count(electrons: float, brightest: float) -> float:
-    """What no pixel exceeds, in practice, where the brightest expects so many electrons."""
+    """Number of electrons that, in practice, no pixel exceeds if the brightest expects so many."""
     return max(electrons, brightest + 8 * np.sqrt(brightest) + 20)
 
 
-def count_type(largest: float) -> type[np.unsignedinteger]:
-    """The smaller of two types that holds recorded values up to `largest`."""
+def count_type(largest: float) -> type[np.uint16] | type[np.uint32]:
+    """Smallest type for recorded values up to `largest`: 16 or 32 bits."""
     return np.uint16 if largest <= np.iinfo(np.uint16).max else np.uint32
 
 
@@ -106,7 +119,7 @@ def crystal_of_gold(k_max: float) -> Any:
 
 
 def _disk(shape: tuple[int, int], centre: NDArray[Any], radius: float) -> NDArray[Any]:
-    """A disk with an edge one pixel wide, so that its centre can lie between pixels."""
+    """A disk with an edge one pixel wide, so that the centre can lie between pixels."""
     u, v = np.ogrid[: shape[0], : shape[1]]
     return np.clip(radius + 0.5 - np.hypot(u - centre[0], v - centre[1]), 0, 1)
 
@@ -118,28 +131,10 @@ def ring_profile(
     maximum: float = 0.35,
     width: float = 0.12,
 ) -> NDArray[Any]:
-    """Diffuse scattering of a liquid: a broad maximum, and a tail towards the direct beam."""
+    """Diffuse ring ``(Qx, Qy)``: a broad maximum at `maximum`, and a tail at the direct beam.
+
+    `maximum` and the standard deviation `width` are in 1/Angstrom.
+    """
     u, v = np.ogrid[: shape[0], : shape[1]]
     k = np.hypot(u - centre[0], v - centre[1]) * pixel_size
     return np.exp(-0.5 * ((k - maximum) / width) ** 2) + 0.5 * np.exp(-k / 0.25)
-
-
-def _bragg_disks(
-    crystal: Any,
-    orientation: NDArray[Any],
-    shape: tuple[int, int],
-    centre: NDArray[Any],
-    to_pixels: NDArray[Any],
-    radius: float,
-) -> NDArray[Any]:
-    """Bragg disks of one orientation, the direct beam left out; sums to 1."""
-    peaks = crystal.generate_diffraction_pattern(
-        orientation_matrix=orientation, sigma_excitation_error=0.03
-    ).data
-    pattern = np.zeros(shape)
-    for peak in peaks:
-        if np.hypot(peak["qx"], peak["qy"]) > 1e-3:
-            place = centre + to_pixels @ [peak["qx"], peak["qy"]]
-            # The square root stands in for dynamical scattering, which evens intensities out.
-            pattern += np.sqrt(peak["intensity"]) * _disk(shape, place, radius)
-    return pattern / max(pattern.sum(), 1e-12)

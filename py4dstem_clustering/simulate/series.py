@@ -1,6 +1,6 @@
-"""Simulated series of scans (5D-STEM) with known particles: they appear, grow, turn, join, vanish.
+"""Simulated series of scans (5D-STEM) with known particles that change.
 
-Each frame is a scan as from `simulate_scan`: gold nanoparticles in a disordered liquid.
+Each frame is a scan like that of `simulate_scan`: gold nanoparticles in a disordered liquid.
 """
 
 from __future__ import annotations
@@ -11,100 +11,82 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-from scipy.spatial.transform import Rotation
 
 from ..base.checks import check_integer, check_number
 from ..base.frozen import Frozen
-from .scan import check_shape, largest_share
-from .scattering import Scattering, count_type, largest_count, random_orientations
+from .grains import blur_shares, largest_share
+from .particles import Particles, make_particles
+from .scan import Setup, check_setup
+from .scattering import Scattering, count_type, largest_count
 
 EVENTS = np.dtype([("frame", np.int64), ("event", "U8"), ("track", np.int64), ("other", np.int64)])
 """Fields of the events of a series."""
 
-COVER = 0.25
-"""Share of the scan that all particles would cover, full-grown."""
+POINTS_PER_SIDE = 8
+"""Number of points along each side of the square of a scan position, to measure its shares.
 
-NUCLEUS = 7.0
-"""Area of a particle in the frame in which it appears, scan positions."""
-
-GAP = 2.0
-"""Least distance between full-grown particles that do not coalesce, scan positions."""
-
-APPROACH = 6
-"""Frames during which one of two particles moves to the other before they become one."""
-
-TOUCH = 0.85
-"""Distance of their centres then, of the sum of their radii."""
-
-FINE = 8
-"""Each scan position is a square of so many points along each side, for its shares."""
+A larger value makes shares finer than 1/64, and takes more time and memory.
+"""
 
 
 class _Scene(NamedTuple):
-    """What frames are made of."""
+    """Everything from which a frame is made."""
 
+    setup: Setup
     scattering: Scattering
-    scan_shape: tuple[int, int]
-    centres: NDArray[Any]  # (T, N, 2), of each disc, scan positions, drift included
-    radii: NDArray[Any]  # (T, N); 0 while absent
-    owners: NDArray[Any]  # (T, N): the particle that the disc is part of
-    electrons: float
-    speckle: float
-    scan_step: float
-    probe_blur: float
-    seed: int
+    particles: Particles
 
     def coverage(self, i: int) -> NDArray[Any]:
-        """Share of each particle, and of the liquid as the last, in the square of each position.
+        """Share ``(Rx, Ry, N + 1)`` of each particle, and of the liquid (last), in each square.
 
-        (Rx, Ry, N + 1), with a rim of `pad` more positions on each side, where the probe reaches.
+        Each side of the scan has a rim of `pad` more positions, from which the probe takes a part.
         """
-        n = self.radii.shape[1]
-        shape = tuple(m + 2 * self.pad for m in self.scan_shape)
-        best = np.zeros([FINE * m for m in shape])
+        discs = (self.particles.centres[i], self.particles.radii[i], self.particles.owners[i])
+        n = len(discs[1])
+        shape = tuple(m + 2 * self.pad for m in self.setup.scan_shape)
+        best = np.zeros([POINTS_PER_SIDE * m for m in shape])
         owner = np.full(best.shape, n)
-        for centre, radius, k in zip(self.centres[i], self.radii[i], self.owners[i], strict=True):
+        for centre, radius, k in zip(*discs, strict=True):
             axes, box = [], []
             for c, m in zip(centre, shape, strict=True):
-                place = (np.arange(FINE * m) + 0.5) / FINE - 0.5 - self.pad - c
+                point = np.arange(POINTS_PER_SIDE * m)
+                place = (point + 0.5) / POINTS_PER_SIDE - 0.5 - self.pad - c
                 low, high = np.searchsorted(place, [-radius, radius])
                 axes.append(place[low:high])
                 box.append(slice(low, high))
-            # Less than 0 within the disc; discs that overlap have a straight border.
+            # The power is below 0 inside the disc; it gives overlapping discs a straight border.
             power = axes[0][:, None] ** 2 + axes[1] ** 2 - radius**2
             nearer = power < best[tuple(box)]
             best[tuple(box)][nearer] = power[nearer]
             owner[tuple(box)][nearer] = k
-        position = np.arange(shape[0] * shape[1]).reshape(shape).repeat(FINE, 0).repeat(FINE, 1)
+        position = np.arange(shape[0] * shape[1]).reshape(shape)
+        position = position.repeat(POINTS_PER_SIDE, 0).repeat(POINTS_PER_SIDE, 1)
         points = np.bincount(
             (position * (n + 1) + owner).ravel(), minlength=shape[0] * shape[1] * (n + 1)
         )
-        return points.reshape(*shape, n + 1) / FINE**2
+        return points.reshape(*shape, n + 1) / POINTS_PER_SIDE**2
 
     @property
     def pad(self) -> int:
-        return int(4 * self.probe_blur + 0.5)
+        """Positions that the probe reaches beyond the scan: the reach of `gaussian_filter`."""
+        return int(4 * self.setup.probe_blur + 0.5)
 
     def inner(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Without the rim."""
-        rx, ry = self.scan_shape
+        """Values without the rim."""
+        rx, ry = self.setup.scan_shape
         return values[self.pad : self.pad + rx, self.pad : self.pad + ry]
 
     def shares(self, coverage: NDArray[Any]) -> NDArray[Any]:
-        """Shares in the patterns (Rx, Ry, N + 1), blurred by the probe."""
-        if self.probe_blur > 0:
-            # The rim is as wide as the filter, whose mode therefore does not matter.
-            coverage = gaussian_filter(coverage, (self.probe_blur,) * 2 + (0,), mode="nearest")
-            coverage /= coverage.sum(axis=2, keepdims=True)
-        return self.inner(coverage)
+        """Shares ``(Rx, Ry, N + 1)`` in the patterns, blurred by the probe."""
+        return self.inner(blur_shares(coverage, self.setup.probe_blur))
 
 
 @dataclass(frozen=True, eq=False)
 class SimulatedSeries(Frozen):
-    """A simulated series and the truth about it; iterating over it yields the DataCubes.
+    """A simulated series and the truth about it; from `simulate_series`.
 
-    T frames, N particles; the number of a particle is its track. The arrays are read-only.
+    A loop over the series gives its frames as DataCubes. It has T frames and N particles; the
+    number of a particle is its track. The arrays are read-only.
 
     Attributes
     ----------
@@ -113,40 +95,40 @@ class SimulatedSeries(Frozen):
     times : ndarray, (T,)
         Time of each frame, seconds, from 0.
     drift : ndarray, (T, 2)
-        How far the sample has moved since frame 0, scan positions along Rx and Ry: what lies at
-        ``(x, y)`` in frame 0 lies at ``(x, y) + drift[t]`` in frame t. A particle on its way to
-        another moves by itself as well, during the six frames before they become one.
+        How far the sample has moved since frame 0, scan positions along Rx and Ry: a particle at
+        ``(x, y)`` in frame 0 is at ``(x, y) + drift[t]`` in frame t. A particle that joins another
+        also moves towards it, during the six frames before they become one.
     areas : ndarray, (T, N)
-        Area of each particle within the scan, scan positions, with fractions: what others cover
-        or lies outside of the scan does not count; the blur of the probe is left out. A particle
-        that took over another has the area of both. 0 while absent.
+        Area of each particle, scan positions, with fractions; 0 while absent. Parts that other
+        particles cover, or outside of the scan, do not count; the blur of the probe has no effect.
+        A particle that took over another has the area of both.
     growth_rates : ndarray, (N,)
         Growth of the area of each whole particle, scan positions a second, from the frame in which
-        it appears until it is full-grown, joins another or dissolves; 0 for those that are there
-        from frame 0, full-grown.
+        it appears until it is full-grown, joins another or dissolves; 0 for particles that are
+        full-grown from frame 0 on.
     rotation_rates : ndarray, (N,)
-        How fast each particle turns, degrees a second, always about one axis of its own.
+        How fast each particle turns, degrees a second, about a fixed axis of its own.
     orientations : ndarray, (T, N, 3, 3)
         Orientation matrices as py4DSTEM writes them: the columns are the image x and y axes and
         the beam in crystal coordinates. NaN while absent.
     events : ndarray, (n,), structured
-        What happens to the particles as `labels` show it, by rising frame, then track: ``frame``,
-        ``event``, ``track`` and ``other``. 'birth': the first frame in which a particle has a
-        position, if that is not frame 0. 'death': the first frame after the last one in which it
-        has one. 'merge': the first frame in which it is part of `other`. `other` is -1 but for
-        merging.
+        Events of the particles in `labels`, sorted by frame, then by track, with the fields
+        ``frame``, ``event``, ``track`` and ``other``. 'birth': the first frame in which the
+        particle has a position, if this is not frame 0. 'death': the frame after the last one in
+        which the particle has a position. 'merge': the first frame in which the particle is part
+        of `other`; for the other events, `other` is -1.
     crystal : py4DSTEM.process.diffraction.Crystal
         Gold, with structure factors and voltage.
     """
 
-    labels: NDArray[Any]
-    times: NDArray[Any]
-    drift: NDArray[Any]
-    areas: NDArray[Any]
-    growth_rates: NDArray[Any]
-    rotation_rates: NDArray[Any]
-    orientations: NDArray[Any]
-    events: NDArray[Any]
+    labels: NDArray[np.int32]
+    times: NDArray[np.float64]
+    drift: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    growth_rates: NDArray[np.float64]
+    rotation_rates: NDArray[np.float64]
+    orientations: NDArray[np.float64]
+    events: NDArray[np.void]
     crystal: Any
     _scene: _Scene
 
@@ -167,22 +149,22 @@ class SimulatedSeries(Frozen):
         return (self.frame(i) for i in range(self.n_frames))
 
     def __repr__(self) -> str:
-        detector = self._scene.scattering.shape
-        axes = " x ".join(map(str, (*self._scene.scan_shape, *detector)))
+        setup = self._scene.setup
+        axes = " x ".join(map(str, (*setup.scan_shape, *setup.detector_shape)))
         return f"SimulatedSeries({self.n_frames} frames of {axes}, {self.n_particles} particles)"
 
-    def shares(self, i: int) -> NDArray[Any]:
-        """Share of each particle in the patterns of frame `i`, and of the liquid as the last.
+    def shares(self, i: int) -> NDArray[np.float64]:
+        """Shares ``(Rx, Ry, N + 1)`` of the particles in frame `i`, and of the liquid (last).
 
-        (Rx, Ry, N + 1); they sum to 1.
+        The shares of each position sum to 1.
         """
         i = self._check_frame(i)
         return self._scene.shares(self._scene.coverage(i))
 
-    def patterns(self, i: int) -> NDArray[Any]:
-        """Expected pattern of each particle in frame `i`, and of the liquid as the last.
+    def patterns(self, i: int) -> NDArray[np.float64]:
+        """Expected patterns ``(N + 1, Qx, Qy)`` of the particles in frame `i`, and of the liquid.
 
-        (N + 1, Qx, Qy); each sums to 1. NaN for particles that are absent.
+        Each pattern sums to 1; NaN for particles that are absent.
         """
         i = self._check_frame(i)
         scattering = self._scene.scattering
@@ -192,26 +174,25 @@ class SimulatedSeries(Frozen):
         return scattering.patterns(disks)
 
     def frame(self, i: int) -> Any:
-        """Frame `i` as a calibrated DataCube of counts: the same at each call, in any order."""
+        """Frame `i` as a calibrated DataCube of counts; each call gives the same counts."""
         i = self._check_frame(i)
-        scene = self._scene
-        scattering = scene.scattering
-        rng = np.random.default_rng([scene.seed, 5, i + 1])
+        setup, scattering = self._scene.setup, self._scene.scattering
+        rng = np.random.default_rng([setup.seed, 5, i + 1])
         shares, patterns = self.shares(i), self.patterns(i)
-        electrons = scene.electrons
+        electrons = setup.electrons
         # No pixel expects more than half of the electrons.
         dtype = count_type(largest_count(electrons, electrons / 2))
-        counts = np.empty((*scene.scan_shape, *scattering.shape), dtype=dtype)
-        for position in np.ndindex(*scene.scan_shape):
+        counts = np.empty((*setup.scan_shape, *scattering.shape), dtype=dtype)
+        for position in np.ndindex(*setup.scan_shape):
             share = shares[position]
             expected = np.zeros(scattering.shape)
             for k in np.flatnonzero(share):
                 expected += share[k] * patterns[k]
-            if share[-1] > 0 and scene.speckle > 0:
-                expected += scattering.speckle(0.5 * share[-1], scene.speckle, rng)
-            # Rounding may leave less than nothing where nothing scatters.
+            if share[-1] > 0 and setup.speckle > 0:
+                expected += scattering.speckle(0.5 * share[-1], setup.speckle, rng)
+            # Rounding may leave less than 0 where nothing scatters.
             counts[position] = rng.poisson(electrons * np.maximum(expected, 0))
-        return scattering.datacube(counts, scene.scan_step, f"simulated_frame_{i}")
+        return scattering.datacube(counts, setup.scan_step, f"simulated_frame_{i}")
 
     def _check_frame(self, i: Any) -> int:
         i = check_integer("i", i, 0)
@@ -244,15 +225,15 @@ def simulate_series(
 ) -> SimulatedSeries:
     """Simulate a series of scans over gold particles that change, in a disordered liquid.
 
-    Particles are round. Some nucleate: they appear in a frame of the first half, small, and their
-    area grows steadily until they are full-grown. Some coalesce, in pairs, in a frame of the second
-    half: one moves to the other until they touch, and from one frame on both are one particle with
-    the orientation of the larger; its shape then stays. Some dissolve: their area shrinks steadily
-    to nothing, in a frame of the second half. All of them turn, while the sample drifts. Each scan
-    position averages over a square of its own size, so that borders are mixtures.
+    Particles are round. Some nucleate: they appear in the first half of the series, small, and
+    their area grows steadily until they are full-grown. Some coalesce in pairs in the second half:
+    one particle moves to the other until they touch. From this frame on, both are one particle with
+    the orientation of the larger one, and the shape stays. Some dissolve: their area shrinks
+    steadily and is 0 from a frame of the second half on. All particles turn, while the sample
+    drifts. Each scan position averages over a square of its own size, so borders are mixtures.
 
-    A seed means the same particles with any electrons, speckle, detector, and blur. Particles are
-    placed apart and wholly within frame 0; drift may take them to the border of the scan.
+    A seed means the same particles with any electrons, speckle, detector, and blur. In frame 0,
+    particles lie apart and wholly inside the scan; drift may move them over its border.
 
     Parameters
     ----------
@@ -261,8 +242,8 @@ def simulate_series(
     detector_shape : (Qx, Qy)
         Detector pixels.
     n_frames : int
-        Number of frames; fewer than 3 leave no time to coalesce or to dissolve, and 1 none to
-        nucleate.
+        Number of frames. With fewer than 3, no particle coalesces or dissolves; with 1, none
+        nucleates.
     n_particles : int
         Number of particles, as far as they find room. Together, full-grown, they cover about a
         quarter of the scan.
@@ -271,22 +252,22 @@ def simulate_series(
     time_step : float
         Time from frame to frame, seconds.
     nucleation : float
-        Share of the particles, 0 to 1, that appear during the series; the others are there from
-        frame 0.
+        Share of the particles, 0 to 1, that appear during the series; the others are full-grown
+        in frame 0.
     growth : float
-        Mean growth rate of the area of those, scan positions a second. Each grows at its own rate,
-        from half of this to one and a half.
+        Mean growth rate of the area of nucleated particles, scan positions a second. Each grows at
+        its own rate, from 0.5 to 1.5 times the mean.
     rotation : float
-        Each particle turns at its own rate, from 0 to this, degrees a second. Patterns become
-        dissimilar within a few degrees.
+        Largest rotation rate, degrees a second; each particle turns at its own rate. A turn of a
+        few degrees makes a pattern dissimilar.
     coalescence : float
-        Share of the particles, at most 1 with `dissolution`, that coalesce with another.
+        Share of the particles that coalesce with another; at most 1 together with `dissolution`.
     dissolution : float
-        Share of the particles, 0 to 1, that dissolve, each during 0.2 to 0.4 of the series.
+        Share of the particles, 0 to 1, that dissolve, each within 0.2 to 0.4 of the series.
     drift : float
-        How far the sample drifts from frame to frame, scan positions, steadily in one direction.
+        Steady drift of the sample in one direction, scan positions from frame to frame.
     jitter : float
-        Standard deviation of the place of each frame about that, along Rx and Ry, scan positions.
+        Standard deviation of each frame from the steady drift, along Rx and Ry, scan positions.
     speckle : float
         Relative strength of the speckle of the liquid; 0 for a smooth ring.
     k_max : float
@@ -298,12 +279,12 @@ def simulate_series(
     probe_blur : float
         Standard deviation of the probe, scan positions, beyond the square of a position.
     seed : int
-        The same seed gives the same series, everywhere.
+        The same seed gives the same series on every computer.
 
     Returns
     -------
     SimulatedSeries
-        Its frames are made when asked for, with ``series.frame(i)`` or by iterating.
+        Frames are made on demand, by ``series.frame(i)`` or in a loop over the series.
 
     Raises
     ------
@@ -321,11 +302,11 @@ def simulate_series(
     >>> series.labels.shape, series.areas.shape
     ((6, 24, 20), (6, 3))
     """
-    scan_shape = check_shape("scan_shape", scan_shape)
-    detector_shape = check_shape("detector_shape", detector_shape)
+    scan = (scan_shape, scan_step, probe_blur)
+    detector = (detector_shape, k_max, disk_radius)
+    setup = check_setup(scan, detector, electrons, speckle, seed)
     n_frames = check_integer("n_frames", n_frames, 1)
     n_particles = check_integer("n_particles", n_particles, 0)
-    electrons = check_number("electrons", electrons, 0, 1e9)
     time_step = check_number("time_step", time_step, 1e-12)
     nucleation = check_number("nucleation", nucleation, 0, 1)
     growth = check_number("growth", growth, 0)
@@ -334,204 +315,47 @@ def simulate_series(
     dissolution = check_number("dissolution", dissolution, 0, 1)
     if coalescence + dissolution > 1 + 1e-9:
         raise ValueError(f"{coalescence=} and {dissolution=} must be at most 1 together")
-    drift = check_number("drift", drift, 0, max(scan_shape))
-    jitter = check_number("jitter", jitter, 0, max(scan_shape))
-    speckle = check_number("speckle", speckle, 0)
-    k_max = check_number("k_max", k_max, 1e-3)
-    disk_radius = check_number("disk_radius", disk_radius, 0.5, min(detector_shape) / 8)
-    scan_step = check_number("scan_step", scan_step, 1e-12)
-    probe_blur = check_number("probe_blur", probe_blur, 0, min(scan_shape))
-    seed = check_integer("seed", seed, 0)
+    drift = check_number("drift", drift, 0, max(setup.scan_shape))
+    jitter = check_number("jitter", jitter, 0, max(setup.scan_shape))
 
-    # A generator for each, so that one option leaves alone what the others draw.
-    places, lives, turns, moves = (np.random.default_rng([seed, 4, n]) for n in (1, 2, 3, 4))
-    n_pairs = int(coalescence * n_particles / 2 + 0.5) if n_frames > 2 else 0
-    starts, full, pairs = _place(scan_shape, n_particles, min(n_pairs, n_particles // 2), places)
-    n = len(full)
-    births, deaths, shrinking = _lives(n, 2 * len(pairs), n_frames, nucleation, dissolution, lives)
-    growth_rates = growth * lives.uniform(0.5, 1.5, n) * (births > 0)
     times = time_step * np.arange(n_frames)
-    areas = _free_areas(np.pi * full**2, births, deaths, shrinking, growth_rates, times)
-
-    angle = moves.uniform(0, 2 * np.pi)
-    places_of_frames = drift * np.outer(np.arange(n_frames), [np.cos(angle), np.sin(angle)])
-    places_of_frames += jitter * moves.standard_normal((n_frames, 2))
-    drifts = places_of_frames - places_of_frames[0]
-
-    radii = np.sqrt(areas / np.pi)
-    centres = starts + np.zeros((n_frames, 1, 1))
-    owners = np.tile(np.arange(n), (n_frames, 1))
-    merges = [
-        _coalesce(first, second, frame, centres, radii, owners)
-        for (first, second), frame in zip(pairs, _late(len(pairs), n_frames, lives), strict=True)
-    ]
-    centres += drifts[:, None]
-
-    rotation_rates = rotation * turns.uniform(0, 1, n)
-    orientations = _turning(random_orientations(n, turns), rotation_rates, times, turns)
-    absent = (radii == 0) | (owners != np.arange(n))
-    orientations[absent] = np.nan
-
-    scattering = Scattering(detector_shape, k_max, disk_radius)
-    scene = _Scene(
-        scattering,
-        scan_shape,
-        centres,
-        radii,
-        owners,
-        electrons,
-        speckle,
-        scan_step,
-        probe_blur,
-        seed,
+    particles = make_particles(
+        setup.scan_shape,
+        times,
+        n_particles,
+        nucleation=nucleation,
+        growth=growth,
+        rotation=rotation,
+        coalescence=coalescence,
+        dissolution=dissolution,
+        drift=drift,
+        jitter=jitter,
+        seed=setup.seed,
     )
-    visible = np.empty((n_frames, n))
-    labels = np.empty((n_frames, *scan_shape), dtype=np.int32)
+    scattering = Scattering(setup.detector_shape, setup.k_max, setup.disk_radius)
+    scene = _Scene(setup, scattering, particles)
+    areas = np.empty(particles.radii.shape)
+    labels = np.empty((n_frames, *setup.scan_shape), dtype=np.int32)
     for i in range(n_frames):
         coverage = scene.coverage(i)
-        visible[i] = scene.inner(coverage)[..., :-1].sum(axis=(0, 1))
+        areas[i] = scene.inner(coverage)[..., :-1].sum(axis=(0, 1))
         labels[i] = largest_share(scene.shares(coverage))
     return SimulatedSeries(
-        labels,
-        times,
-        drifts,
-        visible,
-        growth_rates,
-        rotation_rates,
-        orientations,
-        _events(labels, n, merges),
-        scattering.crystal,
-        scene,
+        labels=labels,
+        times=times,
+        drift=particles.drift,
+        areas=areas,
+        growth_rates=particles.growth_rates,
+        rotation_rates=particles.rotation_rates,
+        orientations=particles.orientations,
+        events=_events(labels, particles.radii.shape[1], particles.merges),
+        crystal=scattering.crystal,
+        _scene=scene,
     )
-
-
-def _place(
-    scan_shape: tuple[int, int], n_particles: int, n_pairs: int, rng: np.random.Generator
-) -> tuple[NDArray[Any], NDArray[Any], list[tuple[int, int]]]:
-    """Centres (N, 2) and radii (N,) of full-grown particles apart; pairs, which come first."""
-    scan = np.array(scan_shape)
-    radii = np.sqrt(COVER * scan.prod() / (np.pi * max(n_particles, 1)))
-    radii = radii * rng.uniform(0.7, 1.3, n_particles)
-    groups = [(2 * k, 2 * k + 1) for k in range(n_pairs)]
-    groups += [(k,) for k in range(2 * n_pairs, n_particles)]
-    best: list[tuple[tuple[int, ...], NDArray[Any]]] = []
-    for _ in range(20):  # the first ones may be where they leave no room for others
-        placed = _try_to_place(scan, radii, groups, rng)
-        if sum(len(group) for group, _ in placed) > sum(len(group) for group, _ in best):
-            best = placed
-        if len(best) == len(groups):
-            break
-    found = [k for group, _ in best for k in group]
-    centres = np.concatenate([np.empty((0, 2)), *(centres for _, centres in best)])
-    n_found = sum(len(group) == 2 for group, _ in best)
-    return centres, radii[found], [(2 * k, 2 * k + 1) for k in range(n_found)]
-
-
-def _try_to_place(
-    scan: NDArray[Any], radii: NDArray[Any], groups: list[tuple[int, ...]], rng: np.random.Generator
-) -> list[tuple[tuple[int, ...], NDArray[Any]]]:
-    """Groups of one or two that found room, with centres (1 or 2, 2)."""
-    placed = []
-    centres, taken = np.empty((0, 2)), np.empty(0)
-    for group in groups:
-        own = radii[list(group)]
-        room = np.maximum(scan / 2 - own[:, None], 0)  # none: only the middle of the scan
-        for _ in range(100):
-            new = (scan - 1) / 2 + room * rng.uniform(-1, 1, (len(group), 2))
-            if len(group) == 2:
-                angle = rng.uniform(0, 2 * np.pi)
-                new[1] = new[0] + (own.sum() + GAP) * np.array([np.cos(angle), np.sin(angle)])
-            inside = np.abs(new - (scan - 1) / 2) <= room
-            distance = np.hypot(*(new[:, None] - centres).transpose(2, 0, 1))
-            if inside.all() and (distance >= own[:, None] + taken + GAP).all():
-                centres, taken = np.concatenate([centres, new]), np.concatenate([taken, own])
-                placed.append((group, new))
-                break
-    return placed
-
-
-def _late(n: int, n_frames: int, rng: np.random.Generator) -> NDArray[Any]:
-    """Frames (n,) of the second half of three frames or more, after all births."""
-    return rng.integers(n_frames // 2 + 1, max(n_frames, n_frames // 2 + 2), n)
-
-
-def _lives(
-    n: int,
-    n_paired: int,
-    n_frames: int,
-    nucleation: float,
-    dissolution: float,
-    rng: np.random.Generator,
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """First frame of each particle, first frame without it (or infinity), and frames it shrinks."""
-    order = rng.permutation(n)
-    births = rng.integers(1, max(n_frames // 2, 1) + 1, n)
-    deaths = _late(n, n_frames, rng).astype(float)
-    shrinking = n_frames * rng.uniform(0.2, 0.4, n)
-    nucleate = order[: int(nucleation * n + 0.5)] if n_frames > 1 else order[:0]
-    single = order[order >= n_paired]
-    dissolve = single[: int(dissolution * n + 0.5)] if n_frames > 2 else order[:0]
-    births[np.setdiff1d(order, nucleate)] = 0
-    deaths[np.setdiff1d(order, dissolve)] = np.inf
-    return births, deaths, shrinking
-
-
-def _free_areas(
-    full: NDArray[Any],
-    births: NDArray[Any],
-    deaths: NDArray[Any],
-    shrinking: NDArray[Any],
-    growth_rates: NDArray[Any],
-    times: NDArray[Any],
-) -> NDArray[Any]:
-    """Areas (T, N) of whole particles by themselves, given those of full-grown ones (N,)."""
-    frames = np.arange(len(times))[:, None]
-    nuclei = np.where(births > 0, np.minimum(NUCLEUS, full), full)
-    areas = np.minimum(nuclei + growth_rates * (times[:, None] - times[births]), full)
-    areas = np.minimum(areas, full * (deaths - frames) / shrinking)
-    return np.where(frames >= births, np.maximum(areas, 0), 0)
-
-
-def _coalesce(
-    first: int,
-    second: int,
-    frame: int,
-    centres: NDArray[Any],
-    radii: NDArray[Any],
-    owners: NDArray[Any],
-) -> tuple[int, int, int]:
-    """Move the second particle to the first and make them one from `frame` on.
-
-    Changes what is given for all frames. Returns the frame, the one taken over, the one that stays.
-    """
-    apart = centres[frame, second] - centres[frame, first]
-    distance = np.hypot(*apart)
-    last = TOUCH * (radii[frame, first] + radii[frame, second])
-    begin = max(0, frame - APPROACH)
-    way = np.clip((frame - np.arange(len(radii))) / (frame - begin), 0, 1)
-    centres[:, second] -= np.outer((1 - way) * (distance - last), apart / distance)
-    both = [first, second]
-    radii[frame:, both] = radii[frame, both]
-    small, large = (first, second) if radii[frame, first] < radii[frame, second] else both[::-1]
-    owners[frame:, small] = large
-    return frame, small, large
-
-
-def _turning(
-    orientations: NDArray[Any], rates: NDArray[Any], times: NDArray[Any], rng: np.random.Generator
-) -> NDArray[Any]:
-    """Orientation matrices (T, N, 3, 3) of particles that turn about random axes."""
-    turned = np.empty((len(times), *orientations.shape))
-    for k, axis in enumerate(rng.standard_normal((len(orientations), 3))):
-        angles = np.deg2rad(rates[k] * times)
-        turns = Rotation.from_rotvec(np.outer(angles, axis / np.linalg.norm(axis))).as_matrix()
-        # In the crystal, which turns one way, the image and the beam turn the other way.
-        turned[:, k] = orientations[k] @ turns.transpose(0, 2, 1)
-    return turned
 
 
 def _events(labels: NDArray[Any], n: int, merges: list[tuple[int, int, int]]) -> NDArray[Any]:
-    """Events of `EVENTS`, as the labels (T, Rx, Ry) show them; merges: frame, small, large."""
+    """Events in labels ``(T, Rx, Ry)``, as `EVENTS`; merges are (frame, small, large)."""
     found = []
     for k in range(n):
         seen = np.flatnonzero((labels == k).any(axis=(1, 2)))

@@ -14,8 +14,8 @@ from py4dstem_clustering import misorientation, refine_orientations
 from py4dstem_clustering.diffraction.misorientation import get_symmetry
 from py4dstem_clustering.diffraction.refining import twin_turns
 from py4dstem_clustering.kernels.kinematic import (
-    FAINT,
-    WIDTH,
+    MIN_INTENSITY,
+    PEAK_SIGMA,
     Lattice,
     Peaks,
     Window,
@@ -119,14 +119,14 @@ def score_by_loops(lattice, window, matrix, peaks, power):
         intensity = strength * np.exp(-0.5 * (error / lattice.sigma) ** 2)
         u, v = np.array([x, y]) @ window.to_pixels
         inside = window.low[0] <= u <= window.high[0] and window.low[1] <= v <= window.high[1]
-        if intensity > FAINT and inside:
-            weight = intensity**power - FAINT**power if power > 0 else 1
+        if intensity > MIN_INTENSITY and inside:
+            weight = intensity**power - MIN_INTENSITY**power if power > 0 else 1
             expected.append((np.array([x, y]), weight))
     measured = list(zip(peaks.places, peaks.weights, strict=True))
 
     def product(a, b):
         return sum(
-            v * w * np.exp(-((p - q) @ (p - q)) / (4 * (WIDTH * REACH) ** 2))
+            v * w * np.exp(-((p - q) @ (p - q)) / (4 * (PEAK_SIGMA * REACH) ** 2))
             for p, v in a
             for q, w in b
         )

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from py4dstem_clustering.diffraction.misorientation import get_symmetry
 from py4dstem_clustering.kernels import drift, linking, rotations
 from py4dstem_clustering.kernels.drift import correlate, find_drift_core
-from py4dstem_clustering.kernels.linking import Comparer, Linker, similarities
+from py4dstem_clustering.kernels.linking import Comparer, Linker, Patterns, similarities
 from py4dstem_clustering.kernels.rotations import steady_rotation
 
 SCAN, DETECTOR = (26, 21), (40, 36)
@@ -110,14 +110,14 @@ def test_one_particle_that_moves_alone_is_no_drift():
 def test_errors_do_not_add_up(monkeypatch):
     still = disks([(6, 6, 3), (18, 14, 4), (19, 4, 2)])
     spread = {}
-    for lags in (drift.LAGS, (1,)):
-        monkeypatch.setattr(drift, "LAGS", lags)
+    for distances in (drift.FRAME_DISTANCES, (1,)):
+        monkeypatch.setattr(drift, "FRAME_DISTANCES", distances)
         found = []
         for seed in range(3, 6):
             rng = np.random.default_rng(seed)
             images = [rng.poisson(20 + 10 * still).astype(float) for _ in range(24)]
             found.append(find_drift_core(images, 5.0).std(axis=0))  # that of frame 0 is in all
-        spread[len(lags)] = np.mean(found)
+        spread[len(distances)] = np.mean(found)
     assert spread[4] < 0.85 * spread[1]
     assert spread[4] < 0.2
 
@@ -305,6 +305,82 @@ def test_background_has_no_track():
     assert events == []
     assert run([label_map(A), label_map()])[0] == [[0], []]
     assert run([label_map(), label_map(A)])[1] == [(1, "birth", 0, -1)]
+
+
+def test_a_tenth_of_the_smaller_cluster_must_overlap():
+    for box, tracks in (((4, 2, 4, 3), [0]), ((4, 3, 4, 3), [1])):  # 2 and 1 of 12 positions
+        assert run([label_map(A), label_map(box)])[0][1] == tracks
+
+
+def test_a_track_that_was_missing_yields_to_one_that_was_there():
+    whole = label_map((1, 1, 9, 4))
+    for split, track in ((5, 1), (6, 0)):  # unless the missing one had far more of the place
+        left, right = (1, 1, split, 4), (1 + split, 1, 9 - split, 4)
+        frames = [label_map(left, right), label_map(right), whole]
+        assert run(frames, memory=2)[0] == [[0, 1], [1], [track]]
+
+
+def run_rows(frames, memory=1, noise=0.0, freedom=100.0):
+    """Tracks of clusters with features (N, n) given as rows of length 1."""
+    linker = Linker(memory, 2.0, 0.2)
+    out = []
+    for t, (boxes, rows) in enumerate(frames):
+        patterns = Patterns(np.array(rows, np.float32), np.full(len(rows), noise), freedom)
+        skip = np.zeros(len(boxes), dtype=bool)
+        out.append(linker.add(t, label_map(*boxes), skip, patterns, np.zeros(2)).tolist())
+    return out
+
+
+def like(similarity):
+    """Features with this similarity to [1, 0, 0], and none to [0, 0, 1]."""
+    return [similarity, np.sqrt(1 - similarity**2), 0]
+
+
+@pytest.mark.parametrize(
+    ("n_missed", "similarity", "track"), [(0, 0.25, 0), (0, 0.15, 2), (2, 0.05, 0), (2, -0.05, 2)]
+)
+def test_a_particle_may_have_turned_while_it_was_missing(n_missed, similarity, track):
+    """Less and less similarity is enough for its old track, the longer it was missing."""
+    other = [0, 0, 1]
+    gap = [((B,), [other])] * n_missed
+    frames = [((A, B), [[1, 0, 0], other]), *gap, ((A, B), [like(similarity), other])]
+    assert run_rows(frames, memory=3)[-1] == [track, 1]
+
+
+@pytest.mark.parametrize(("similarity", "track"), [(0.45, 0), (0.35, 1)])
+def test_how_similar_clusters_apart_must_be(similarity, track):
+    frames = [(((1, 1, 2, 2),), [[1, 0, 0]]), (((1, 4, 2, 2),), [like(similarity)])]
+    assert run_rows(frames)[1] == [track]
+
+
+@pytest.mark.parametrize(("similarity", "goes_on"), [(-0.1, True), (-0.6, False)])
+def test_where_all_particles_turn_fast_overlap_is_enough(similarity, goes_on):
+    """Unless the patterns are nearly the opposite of each other."""
+    before, after = np.eye(4)[:2], np.zeros((2, 4))
+    for k in range(2):
+        after[k, [k, k + 2]] = similarity, np.sqrt(1 - similarity**2)
+    tracks = run_rows([((A, B), before), ((A, B), after)])
+    assert tracks[1] == ([0, 1] if goes_on else [2, 3])
+
+
+def test_a_slow_past_is_forgotten_after_some_links():
+    """The similarities of the last 200 sure links count: 10 % of them must be low."""
+    boxes = [(2 * k + 1, 1, 2, 6) for k in range(5)]
+    slow, turned = np.eye(10)[:5], np.eye(10)[5:]
+    fast = [turned, slow] * 3
+    tracks = run_rows([(boxes, rows) for rows in [slow] * 100 + fast], memory=0)
+    assert tracks[99] == [0, 1, 2, 3, 4]
+    assert [row[0] for row in tracks[99:]] == [0, 5, 10, 15, 20, 20, 20]
+
+
+@pytest.mark.parametrize(("error", "survivor"), [(0.3, 0), (0.9, 1)])
+def test_overlap_decides_where_noise_hides_the_similarity(error, survivor):
+    """The first is much more similar to what is left of two, the second has a little more of it."""
+    noise = 0.5  # half of the power: the similarity is twice the product of two rows
+    freedom = (1 - (1 - noise) ** 2) / ((1 - noise) * error) ** 2
+    rows = [[0.5, np.sqrt(0.75), 0], [0.15, 0, np.sqrt(0.9775)]]
+    frames = [(((1, 1, 4, 4), (5, 1, 5, 4)), rows), (((1, 1, 9, 4),), [[1, 0, 0]])]
+    assert run_rows(frames, noise=noise, freedom=freedom)[1] == [survivor]
 
 
 @settings(max_examples=30, deadline=None)

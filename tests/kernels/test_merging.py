@@ -19,8 +19,8 @@ from py4dstem_clustering.kernels.merging import (
     merge_positions,
 )
 from py4dstem_clustering.kernels.regions import (
-    NOISE,
-    VARIATION,
+    GRAIN_VARIATION,
+    NOISE_FACTOR,
     consecutive,
     find_borders,
     grid_pairs,
@@ -118,7 +118,7 @@ def merges_by_loops(values, mask, stop):
             return np.inf
         n, m = len(regions[r]), len(regions[s])
         power = max(max(sum(mean_of(t) ** 2) - rank / len(regions[t]), 0.0) for t in (r, s))
-        spread = 1 + VARIATION**2 * power / rank
+        spread = 1 + GRAIN_VARIATION**2 * power / rank
         squared = sum((mean_of(r) - mean_of(s)) ** 2)
         return n * m / (n + m) * squared / spread / length / merging.max_cost(rank)
 
@@ -275,24 +275,26 @@ def test_numbers_and_means_equal_loops():
 
 
 def stiffness_by_loops(labels, values, region):
-    """Ridge of the gradient of a region, which may be part of its variation over NEAR."""
+    """Ridge of the gradient of a region, from a share of its variation over one window."""
     members = values[labels == region].astype(float)
     rank = values.shape[2]
     power = max(sum(members.mean(0) ** 2) / rank - 1 / len(members), 0)
-    expected = max(borders.GRADIENT * VARIATION**2 * power, 1e-6)
-    return 1e-3 + 1 / (4 * np.pi * borders.NEAR**2) / expected
+    expected = max(borders.GRADIENT_SHARE * GRAIN_VARIATION**2 * power, 1e-6)
+    return 1e-3 + 1 / (4 * np.pi * borders.WINDOW_SIGMA**2) / expected
 
 
 def border_values_by_loops(labels, values, slopes=True):
     """Weighted least squares at each position; without `slopes` plain weighted means."""
-    near, reach = borders.NEAR, int(3 * borders.NEAR + 0.5)
+    near, reach = borders.WINDOW_SIGMA, int(3 * borders.WINDOW_SIGMA + 0.5)
     whole = sum(np.exp(-0.5 * d**2 / near**2) for d in range(-reach, reach + 1)) ** 2
     every = positions(np.ones(labels.shape, bool))
     deep = {
         p
         for p in every
         if all(
-            labels[q] == labels[p] for q in every if np.hypot(*np.subtract(q, p)) <= borders.DEEP
+            labels[q] == labels[p]
+            for q in every
+            if np.hypot(*np.subtract(q, p)) <= borders.INNER_DEPTH
         )
     }
     out = np.zeros(values.shape)
@@ -348,9 +350,9 @@ def test_a_cut_through_a_bent_grain_has_no_contrast(axis):
     labels = strips((20, 20))
     if axis:
         values, labels = np.ascontiguousarray(values.swapaxes(0, 1)), labels.T
-    assert contrasts(labels, values, border_values(labels, values))[1] < borders.LOCAL / 5
+    assert contrasts(labels, values, border_values(labels, values))[1] < borders.MAX_CONTRAST / 5
     plain = border_values_by_loops(labels, values, slopes=False)
-    assert contrasts(labels, values, plain)[1] > borders.LOCAL
+    assert contrasts(labels, values, plain)[1] > borders.MAX_CONTRAST
 
 
 @pytest.mark.parametrize("half_width", [1, 2, 3])
@@ -362,7 +364,7 @@ def test_a_ramp_between_two_grains_keeps_its_contrast(half_width):
     values = ((1 - share) * one + share * two + noise((24, 40), 4)).astype(np.float32)
     labels = strips((20, 20))
     _, contrast = contrasts(labels, values, border_values(labels, values))
-    assert contrast > borders.LOCAL
+    assert contrast > borders.MAX_CONTRAST
 
 
 def contrasts_by_loops(labels, values, local):
@@ -372,14 +374,17 @@ def contrasts_by_loops(labels, values, local):
     for (i, j), across in pairs.items():
         one = sum(local[p].astype(float) for p, _ in across) / len(across)
         two = sum(local[q].astype(float) for _, q in across) / len(across)
-        n, m = (min((labels == region).sum(), borders.NEAR * length[i, j] + 1) for region in (i, j))
+        n, m = (
+            min((labels == region).sum(), borders.WINDOW_SIGMA * length[i, j] + 1)
+            for region in (i, j)
+        )
         weak, strong = sorted((one, two), key=lambda side: side @ side)
         thinner = min(max(one @ two / max(weak @ weak, 1e-9), 0.5), 2)
         squared = ((strong - thinner * weak) ** 2).sum()
-        # The gradient carries noise over 0.8 NEAR, from members with a variance of 0.36 there.
+        # The gradient carries noise over 0.8 sigma, from members with a variance of 0.36 there.
         free = [1 / (1 + stiffness_by_loops(labels, values, r) / 0.18) for r in (i, j)]
         noisy = [1 + 0.8**2 / 0.36 * part**2 for part in free]
-        noise = NOISE * rank * (noisy[0] / n + noisy[1] / m)
+        noise = NOISE_FACTOR * rank * (noisy[0] / n + noisy[1] / m)
         signal = max(strong @ strong - rank / max(n, m), 1e-9)
         found[i, j] = max(squared - noise, 0) / signal
     return found
@@ -426,7 +431,7 @@ def refined_by_loops(labels, values):
         near = [q for q in around(p) if q in inside]
         candidates = {int(labels[q]) for q in [p, *near]}
         power = max(mean[c] @ mean[c] for c in candidates)
-        spread = 1 + VARIATION**2 * max(power, 1) / rank
+        spread = 1 + GRAIN_VARIATION**2 * max(power, 1) / rank
 
         def energy(c, p=p, near=near, spread=spread):
             agree = sum(share(p, q) for q in near if labels[q] == c)

@@ -229,7 +229,7 @@ def test_angles_without_symmetry_are_those_of_scipy():
 
 
 def test_shapes_are_broadcast(monkeypatch):
-    monkeypatch.setattr(rotations, "_CHUNK", 7)
+    monkeypatch.setattr(rotations, "_ROTATIONS_PER_CHUNK", 7)
     a, b = random_rotations(15, 1).reshape(5, 3, 3, 3), random_rotations(3, 2)
     found = misorientation_angle(a, b, CUBE)
     assert found.shape == (5, 3)

@@ -10,9 +10,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import simulate_scan
-from py4dstem_clustering.simulate import scattering
-from py4dstem_clustering.simulate.scan import _bends
-from py4dstem_clustering.simulate.scattering import _bragg_disks
+from py4dstem_clustering.simulate.grains import bend_places
+from py4dstem_clustering.simulate.scattering import Scattering
 
 SMALL = {"scan_shape": (12, 10), "detector_shape": (40, 36), "n_grains": 3}
 
@@ -328,11 +327,13 @@ def test_bending():
 def test_the_ends_of_a_bent_grain(monkeypatch):
     turned = []
 
-    def bragg_disks(crystal, orientation, *args):
-        turned.append(orientation)
-        return _bragg_disks(crystal, orientation, *args)
+    bragg = Scattering.bragg
 
-    monkeypatch.setattr(scattering, "_bragg_disks", bragg_disks)
+    def spy(self, orientation, strain):
+        turned.append(orientation)
+        return bragg(self, orientation, strain)
+
+    monkeypatch.setattr(Scattering, "bragg", spy)
     scan = simulate_scan((6, 5), (16, 16), n_grains=1, bending=4, seed=1)
     turns = [Rotation.from_matrix(turn @ turned[0].T).magnitude() for turn in turned]
     np.testing.assert_allclose(np.rad2deg(turns), np.linspace(0, 4, len(turned)), atol=1e-6)
@@ -345,7 +346,7 @@ def test_a_bend_runs_from_end_to_end(shape):
     shares = np.zeros((*shape, 2))
     shares[shape[0] // 4 :, :-1, 0] = 1
     for seed in range(5):
-        (bend,) = _bends(shares, 1.0, np.random.default_rng(seed))
+        (bend,) = bend_places(shares, np.random.default_rng(seed))
         inside = bend[shares[..., 0] > 0]
         assert np.abs(bend).max() <= 1
         assert -inside.min() == pytest.approx(inside.max())

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import simulate_scan
-from py4dstem_clustering.simulate.series import NUCLEUS, simulate_series
+from py4dstem_clustering.simulate.particles import NUCLEUS_AREA
+from py4dstem_clustering.simulate.series import simulate_series
 
 SMALL = {"scan_shape": (30, 24), "detector_shape": (32, 30), "n_frames": 12, "n_particles": 4}
 TRUTH = (
@@ -156,15 +157,15 @@ def test_shares_point_by_point():
     # 8 x 8 points in each position; where discs overlap, the smaller power with respect to them.
     options = {**SMALL, "scan_shape": (17, 14), "coalescence": 1, "dissolution": 0, "seed": 1}
     series = simulate_series(**options)
-    scene, n = series._scene, series.n_particles
+    discs, n = series._scene.particles, series.n_particles
     assert n >= 2
     for i in (int(series.events["frame"].max()) - 1, 11):
         expected = np.zeros((17, 14, n + 1))
         for x, y, a, b in np.ndindex(17, 14, 8, 8):
             point = np.array([x, y]) + (np.array([a, b]) + 0.5) / 8 - 0.5
-            power = ((point - scene.centres[i]) ** 2).sum(axis=1) - scene.radii[i] ** 2
+            power = ((point - discs.centres[i]) ** 2).sum(axis=1) - discs.radii[i] ** 2
             inside = power.min() < 0
-            expected[x, y, scene.owners[i][power.argmin()] if inside else n] += 1 / 64
+            expected[x, y, discs.owners[i][power.argmin()] if inside else n] += 1 / 64
         np.testing.assert_allclose(series.shares(i), expected, atol=1e-12)
 
 
@@ -202,7 +203,7 @@ def test_the_sample_drifts_by_fractions_of_a_position():
 def test_what_is_outside_does_not_count():
     # The sample leaves the scan: all is visible in frame 0, less and less later.
     series = quiet(drift=2.0, n_frames=20, seed=1)
-    radii = series._scene.radii[0]
+    radii = series._scene.particles.radii[0]
     np.testing.assert_allclose(series.areas[0], np.pi * radii**2, rtol=0.03)
     assert (series.areas[-1] == 0).any()
     gone = series.events[series.events["event"] == "death"]
@@ -215,7 +216,10 @@ def test_the_probe_sees_what_is_just_outside():
     options = {"n_frames": 12, "drift": 1.0, "probe_blur": 1.3, "seed": 2}
     series = quiet(**options)
     scene = series._scene
-    wide = scene._replace(scan_shape=(50, 44), centres=scene.centres + 10)
+    wide = scene._replace(
+        setup=scene.setup._replace(scan_shape=(50, 44)),
+        particles=scene.particles._replace(centres=scene.particles.centres + 10),
+    )
     for i in (0, 11):
         expected = wide.shares(wide.coverage(i))[10:-10, 10:-10]
         np.testing.assert_allclose(series.shares(i), expected, atol=1e-12)
@@ -232,7 +236,7 @@ def test_area_grows_steadily(seed):
     births = series.events[series.events["event"] == "birth"]
     assert len(births) == 2
     assert (births["frame"] <= 6).all()
-    full = np.pi * series._scene.radii[-1] ** 2
+    full = np.pi * series._scene.particles.radii[-1] ** 2
     for k in range(4):
         rate = series.growth_rates[k]
         if k not in births["track"]:
@@ -242,7 +246,7 @@ def test_area_grows_steadily(seed):
         assert 1.5 <= rate <= 4.5
         begin = births["frame"][births["track"] == k][0]
         since = series.times - series.times[begin]
-        expected = np.minimum(NUCLEUS + rate * since, full[k])
+        expected = np.minimum(NUCLEUS_AREA + rate * since, full[k])
         assert (series.areas[:begin, k] == 0).all()
         # The whole particle is in the scan; its area is that of 64 points in each position.
         np.testing.assert_allclose(series.areas[begin:, k], expected[begin:], atol=0.6)
@@ -302,7 +306,7 @@ def test_two_become_one(seed):
         assert (series.areas[frame:, small] == 0).all()
         assert np.isnan(series.orientations[frame:, small]).all()
         assert np.isfinite(series.orientations[frame - 1, small]).all()
-        radii = series._scene.radii[frame]
+        radii = series._scene.particles.radii[frame]
         assert radii[small] <= radii[large]
         # Both, up to what they cover of each other and grow in the last frame.
         whole = np.pi * (radii[small] ** 2 + radii[large] ** 2)
@@ -363,8 +367,8 @@ def test_events_are_what_the_labels_show(seed):
     for frame, event, k, other in series.events:
         assert events[frame, k] == ("birth" if event == "birth" else "gone")
         if event == "merge":
-            assert (series._scene.owners[frame:, k] == other).all()
-            assert series._scene.owners[frame - 1, k] == k
+            assert (series._scene.particles.owners[frame:, k] == other).all()
+            assert series._scene.particles.owners[frame - 1, k] == k
         else:
             assert other == -1
     names = series.events["event"].tolist()
