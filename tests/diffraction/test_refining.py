@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import misorientation, refine_orientations
 from py4dstem_clustering.diffraction.misorientation import get_symmetry
-from py4dstem_clustering.diffraction.refining import twin_turns
+from py4dstem_clustering.diffraction.refining import twin_rotations
 from py4dstem_clustering.kernels.kinematic import (
     FAINT,
     WIDTH,
@@ -178,19 +178,19 @@ def test_strain_is_taken_out_but_no_rotation(gold, lattice):
 
 def test_twins_are_on_the_densest_planes(gold, lattice):
     symmetry = get_symmetry(gold)
-    turns = twin_turns(lattice, symmetry, 4)
+    turns = twin_rotations(lattice, symmetry, 4)
     assert len(turns) == 5
     np.testing.assert_array_equal(turns[0], np.eye(3))
     np.testing.assert_allclose(misorientation(turns[1:], np.eye(3), gold), 60)
     normals = [np.abs(np.linalg.eigh(turn)[1][:, -1]) for turn in turns[1:]]
     np.testing.assert_allclose(normals, 1 / np.sqrt(3), atol=1e-9)
-    assert len(twin_turns(lattice, symmetry, 0)) == 1
+    assert len(twin_rotations(lattice, symmetry, 0)) == 1
 
 
 def test_map_is_refined(gold):
     truth = np.array([random_matrix(seed) for seed in range(8)])
     start = np.array([turned(m, 2.5, seed) for seed, m in enumerate(truth)])
-    twins = twin_turns_of(gold)
+    twins = twins_of(gold)
     start[3] = twins[2] @ start[3]  # the matching took its twin
     deformations = [np.eye(2) + 0.01 * np.array([[k - 4, 1], [1, 3 - k]]) / 4 for k in range(8)]
     bragg = vectors([pattern(gold, m, d) for m, d in zip(truth, deformations, strict=True)])
@@ -217,14 +217,14 @@ def test_map_is_refined(gold):
     assert not found.mirror.any()
 
 
-def twin_turns_of(gold):
-    return twin_turns(lattice_of(gold), get_symmetry(gold), 4)
+def twins_of(gold):
+    return twin_rotations(lattice_of(gold), get_symmetry(gold), 4)
 
 
 def test_without_twins_the_wrong_one_stays(gold):
     truth = random_matrix(3)
     bragg = vectors([pattern(gold, truth)])
-    start = matches([twin_turns_of(gold)[2] @ truth])
+    start = matches([twins_of(gold)[2] @ truth])
     options = {"max_distance": REACH, "sigma_excitation_error": SIGMA, "progress_bar": False}
     alone = refine_orientations(gold, bragg, start, n_twins=0, **options)
     assert misorientation(alone.matrix[0, 0, 0], truth, gold) > 5

@@ -15,12 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import Clusters, CrossValidation, get_symmetry, simulate_scan
 from py4dstem_clustering.diffraction.disks import GainedDisks
-from py4dstem_clustering.diffraction.validation import (
-    METHODS,
-    checkerboard,
-    neighbour_errors,
-    take_half,
-)
+from py4dstem_clustering.diffraction.halves import checkerboard, neighbour_errors, take_half
+from py4dstem_clustering.diffraction.validation import METHODS
 
 DISKS = {
     "corrPower": 1.0,
