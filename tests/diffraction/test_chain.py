@@ -23,7 +23,7 @@ OURS = str(Path(clustering.__file__).parent)
 def chain(tmp_path_factory):
     """Everything that a user calls, and every warning on the way."""
     scan = clustering.simulate_scan(
-        (24, 20), (72, 66), n_grains=3, electrons=3000, probe_blur=0.5, descan=3, strain=0.01,
+        (18, 14), (72, 66), n_grains=3, electrons=3000, probe_blur=0.5, descan=3, strain=0.01,
         seed=5,
     )  # fmt: skip
     cube = scan.datacube
