@@ -233,6 +233,54 @@ def test_without_twins_the_wrong_one_stays(gold):
     assert misorientation(both.matrix[0, 0, 0], truth, gold) < 0.1
 
 
+def test_every_match_is_tried(gold):
+    truth = random_matrix(4)
+    start = OrientationMap(1, 1, 2)
+    start.matrix[0, 0] = random_matrix(5), turned(truth, 2, 4)
+    start.corr[0, 0] = 3, 2
+    start.inds[0, 0] = [[1, 2], [3, 4]]
+    found = refine_orientations(
+        gold, vectors([pattern(gold, truth)]), start, max_distance=REACH,
+        sigma_excitation_error=SIGMA, n_twins=0, progress_bar=False,
+    )  # fmt: skip
+    assert misorientation(found.matrix[0, 0, 0], truth, gold) < 0.1
+    assert found.corr[0, 0, 0] == 2
+    np.testing.assert_array_equal(found.inds[0, 0, 0], [3, 4])
+
+
+def test_intensities_count_to_their_powers(gold):
+    truth = random_matrix(4)
+    places, weights = pattern(gold, truth)
+    start = matches([turned(truth, 2, 4)])
+    options = {
+        "max_distance": REACH, "sigma_excitation_error": SIGMA, "n_twins": 0, "progress_bar": False,
+    }  # fmt: skip
+    # `vectors` squares what it is given.
+    plain = refine_orientations(gold, vectors([(places, weights)]), start, **options)
+    squared = refine_orientations(
+        gold, vectors([(places, weights**2)]), start, power_intensity_experiment=0.25, **options
+    )
+    np.testing.assert_allclose(squared.matrix, plain.matrix, atol=1e-9)
+    np.testing.assert_allclose(squared.corr, plain.corr)
+    alike = refine_orientations(
+        gold, vectors([(places, weights)]), start, power_intensity=0, **options
+    )
+    assert np.abs(alike.corr - plain.corr).max() > 1e-3
+
+
+def test_disks_beyond_the_detector_are_not_expected(gold):
+    """Where a part of the detector is missing, the orientation is as exact."""
+    truth = random_matrix(3)
+    places, weights = pattern(gold, truth)
+    start = matches([turned(truth, 2, 3)])
+    options = {"max_distance": REACH, "sigma_excitation_error": SIGMA, "progress_bar": False}
+    inside = places[:, 0] > -0.35
+    assert 6 < inside.sum() < 0.8 * len(places)
+    bragg = vectors([(places[inside], weights[inside])])
+    found = refine_orientations(gold, bragg, start, n_twins=0, **options)
+    assert misorientation(found.matrix[0, 0, 0], truth, gold) < 0.1
+
+
 def test_family_is_that_of_py4dstem(gold):
     pytest.importorskip("pymatgen")
     crystal = crystal_of_gold(1.4)
