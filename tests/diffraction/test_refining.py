@@ -176,7 +176,7 @@ def test_strain_is_taken_out_but_no_rotation(gold, lattice):
     assert unstrained(lattice, truth, line, REACH) is line
 
 
-def test_twins_are_on_the_densest_planes(gold, lattice):
+def test_twins_are_on_the_planes_of_the_shortest_vectors(gold, lattice):
     symmetry = get_symmetry(gold)
     turns = twin_rotations(lattice, symmetry, 4)
     assert len(turns) == 5
@@ -231,6 +231,17 @@ def test_without_twins_the_wrong_one_stays(gold):
     assert misorientation(alone.matrix[0, 0, 0], truth, gold) > 5
     both = refine_orientations(gold, bragg, start, **options)
     assert misorientation(both.matrix[0, 0, 0], truth, gold) < 0.1
+
+
+def test_a_match_turned_by_180_degrees_about_the_beam_is_turned_back(gold):
+    truth = random_matrix(4)
+    start = turned(truth, 2, 4) @ np.diag([-1.0, -1.0, 1.0])
+    assert misorientation(start, truth, gold) > 5
+    found = refine_orientations(
+        gold, vectors([pattern(gold, truth)]), matches([start]), max_distance=REACH,
+        sigma_excitation_error=SIGMA, n_twins=0, progress_bar=False,
+    )  # fmt: skip
+    assert misorientation(found.matrix[0, 0, 0], truth, gold) < 0.1
 
 
 def test_every_match_is_tried(gold):
