@@ -18,11 +18,11 @@ their grains (5D-STEM).
 from . import metrics
 from ._version import __version__
 from .datacube import register
+from .diffraction.cross_validation import CrossValidation
 from .diffraction.disks import GainedDisks
 from .diffraction.misorientation import get_symmetry, misorientation
 from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.refining import refine_orientations
-from .diffraction.validation import CrossValidation
 from .explore.window import ClusterExplorer
 from .grains.clusters import Clusters
 from .grains.tree import ClusterTree

@@ -1,3 +1,6 @@
-"""Where strain was before version 0.2: `py4dstem_clustering.diffraction.strain`."""
+"""Strain, under the path that it had before version 0.2."""
 
+from .diffraction import strain as _strain
 from .diffraction.strain import *  # noqa: F403
+
+__doc__ = _strain.__doc__

@@ -35,10 +35,26 @@ ROUNDING = float(np.finfo(np.float32).eps)
 
 CASES = int(os.environ.get("NUMBERS_CASES", "200"))
 
+SLOW = pytest.mark.slow
 
-def cases(share):
-    """A share of all cases for one property."""
-    return settings(max_examples=max(1, int(share * CASES)), deadline=None)
+
+def holds(share, **strategies):
+    """A test of a property with this share of all cases, marked slow, and with a tenth of them."""
+
+    def decorate(check):
+        def test(n_cases):
+            settings(max_examples=n_cases, deadline=None)(given(**strategies)(check))()
+
+        n_cases = max(1, int(share * CASES))
+        quick_and_all = [max(1, n_cases // 10), pytest.param(n_cases, marks=SLOW)]
+        return pytest.mark.parametrize("n_cases", quick_and_all)(test)
+
+    return decorate
+
+
+def some_quick(cases, *quick):
+    """Cases of a test: those not named are marked slow."""
+    return [case if case in quick else pytest.param(case, marks=SLOW) for case in cases]
 
 
 # --- what is tried ----------------------------------------------------------------------------
@@ -171,8 +187,9 @@ def assert_says(error, rule):
 # --- against slow loops -----------------------------------------------------------------------
 
 
-@given(data=st.data(), scan=scans(), sigma=st.sampled_from([0, 0.4, 1.3, 30]), mean=st.booleans())
-@cases(0.3)
+@holds(
+    0.3, data=st.data(), scan=scans(), sigma=st.sampled_from([0, 0.4, 1.3, 30]), mean=st.booleans()
+)
 def test_similarity(data, scan, sigma, mean):
     q_mask = data.draw(masks(scan.shape[2:]))
     options = {"q_mask": q_mask, "sigma": sigma, "subtract_mean": mean}
@@ -182,14 +199,14 @@ def test_similarity(data, scan, sigma, mean):
     np.testing.assert_allclose(found.mean, reference.similarity_mean(found.data), atol=1e-6)
 
 
-@given(
+@holds(
+    0.3,
     scan=scans(largest=(6, 5, 12, 10)),
     sigma=st.sampled_from([0, 0.4, 1.3, 3]),
     radius=st.sampled_from([0, 0.5, 1, 2.3, 9]),
     corr_range=st.sampled_from([(0.85, 0.95), (0.3, 0.9), (-1, 1), (-0.2, 0.1)]),
     edge=st.sampled_from([0, 0, 1, 2, 4]),
 )
-@cases(0.3)
 def test_filter(scan, sigma, radius, corr_range, edge):
     options = {"sigma": sigma, "radius": radius, "corr_range": corr_range, "edge": edge}
     inner = np.array(scan.shape[2:]) - 2 * edge
@@ -217,8 +234,7 @@ def test_filter(scan, sigma, radius, corr_range, edge):
     assert_within(found, expected, tolerance)
 
 
-@given(data=st.data(), scan=scans())
-@cases(0.2)
+@holds(0.2, data=st.data(), scan=scans())
 def test_averages(data, scan):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     labels = rng.integers(-1, data.draw(st.sampled_from([1, 2, 5])), scan.shape[:2])
@@ -247,8 +263,7 @@ R_MASKS = st.one_of(
 )
 
 
-@given(data=st.data(), scan=scans(), threshold=st.floats(-1, 1), min_size=st.integers(1, 5))
-@cases(0.3)
+@holds(0.3, data=st.data(), scan=scans(), threshold=st.floats(-1, 1), min_size=st.integers(1, 5))
 def test_growth(data, scan, threshold, min_size):
     cube = DataCube(scan)
     r_mask = data.draw(st.one_of(R_MASKS, masks(scan.shape[:2])))
@@ -268,8 +283,7 @@ def test_growth(data, scan, threshold, min_size):
     np.testing.assert_array_equal(tree.cut(threshold, min_size=min_size).labels, labels)
 
 
-@given(scan=scans(), seed=st.integers(0, 99))
-@cases(0.2)
+@holds(0.2, scan=scans(), seed=st.integers(0, 99))
 def test_virtual_image(scan, seed):
     weight = np.random.default_rng(seed).random(scan.shape[2:]) > 0.5
     found = virtual_image_core(scan, weight, n_jobs=2, report=lambda n: None)
@@ -280,8 +294,7 @@ def test_virtual_image(scan, seed):
     assert_within(found, (finite * weight).sum(axis=(2, 3)), tolerance)
 
 
-@given(data=st.data(), scan=scans())
-@cases(0.3)
+@holds(0.3, data=st.data(), scan=scans())
 def test_merging(data, scan):
     """Labels are labels, whatever the scan, and all that is made of them fits."""
     r_mask = data.draw(st.one_of(R_MASKS, masks(scan.shape[:2])))
@@ -315,14 +328,14 @@ def test_merging(data, scan):
         assert found.data.shape == (n, 1, *scan.shape[2:])
 
 
-@given(
+@holds(
+    0.1,
     scan=scans(largest=(3, 4, 6, 5)),
     sigma=st.sampled_from([0.4, 1.3]),
     gain=st.floats(0.01, 100),
     offset=st.floats(-2, 2),
     seed=st.integers(0, 99),
 )
-@cases(0.1)
 def test_similarity_without_noise(scan, sigma, gain, offset, seed):
     size = np.abs(scan.astype(float))
     size = max(np.max(size, where=np.isfinite(size), initial=0), 1e-35)
@@ -336,8 +349,7 @@ def test_similarity_without_noise(scan, sigma, gain, offset, seed):
     assert_within(found.data, expected, 4 * pair_tolerance(doubts))
 
 
-@given(scan=scans(largest=(6, 5, 12, 10)), edge=st.integers(0, 2))
-@cases(0.1)
+@holds(0.1, scan=scans(largest=(6, 5, 12, 10)), edge=st.integers(0, 2))
 def test_what_is_measured_first(scan, edge):
     """Range and gain of any scan: used as they are reported, or a clear error."""
     cube = DataCube(scan)
@@ -399,9 +411,9 @@ def everything(data, scale=1.0):
     }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", some_quick(LAYOUTS, "Fortran", "HDF5", "masked array"))
 @given(scan=scans(largest=(5, 6, 12, 10)))
-@cases(0.02)
+@settings(max_examples=max(1, int(0.02 * CASES)), deadline=None)
 def test_layouts(layout, scan):
     """The same bits for the same values, wherever they lie."""
     if min(scan.shape[2:]) < 4:
@@ -437,24 +449,31 @@ def assert_same(found, *, tolerance=1e-5, leave_out=()):
         np.testing.assert_allclose(found[key], expected, rtol=0, atol=limit, err_msg=key)
 
 
-@pytest.mark.parametrize("dtype", [d for d in (*INTEGERS, *FLOATS) if d != "?"])
+@pytest.mark.parametrize("dtype", some_quick((*INTEGERS[1:], *FLOATS), "u1", "f8"))
 def test_types(dtype):
     assert_same(everything(grains().astype(dtype)))
 
 
-@pytest.mark.parametrize("dtype", ["f4", "f8"])
-@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e-6, 1e-3, 1e6, 1e9, 1e30])
+@pytest.mark.parametrize("dtype", some_quick(["f4", "f8"], "f4"))
+@pytest.mark.parametrize(
+    "scale", some_quick([1e-30, 1e-9, 1e-6, 1e-3, 1e6, 1e9, 1e30], 1e-30, 1e30)
+)
 def test_scales(scale, dtype):
     """Also where squares leave float32, and where the largest pixels alone would."""
     assert_same(everything((grains() * scale).astype(dtype), scale))
 
 
 @pytest.mark.parametrize(
-    ("dtype", "offset"),
-    [("u2", 60000), ("i2", -30000), ("f4", 1e4), ("f4", -1e5), ("u4", 1e9), ("f8", 1e9)],
+    "level",
+    some_quick(
+        [("u2", 60000), ("i2", -30000), ("f4", 1e4), ("f4", -1e5), ("u4", 1e9), ("f8", 1e9)],
+        ("i2", -30000),
+        ("f8", 1e9),
+    ),
 )
-def test_offsets(dtype, offset):
+def test_offsets(level):
     """A dark level, however far from 0. Rounding of results is that of the level."""
+    dtype, offset = level
     found = everything(grains().astype(dtype) + np.dtype(dtype).type(offset))
     for key in ("filtered", "averages"):
         expected = expected_of_grains()[key]
@@ -462,7 +481,7 @@ def test_offsets(dtype, offset):
     assert_same(found, tolerance=1e-4, leave_out=("filtered", "averages", "image"))
 
 
-@pytest.mark.parametrize("residue", [1e-8, 1e-12, 1e-30])
+@pytest.mark.parametrize("residue", some_quick([1e-8, 1e-12, 1e-30], 1e-12))
 def test_what_rounding_leaves_of_nothing_is_nothing(residue):
     """Positions without signal, as arithmetic leaves them: not as strong as grains are."""
     empty = np.zeros((16, 14), bool)
@@ -475,7 +494,9 @@ def test_what_rounding_leaves_of_nothing_is_nothing(residue):
     assert found.settings["noise"] == pytest.approx(expected.settings["noise"], rel=1e-5)
 
 
-@pytest.mark.parametrize("turn", ["transposed", "rows reversed", "columns reversed"])
+@pytest.mark.parametrize(
+    "turn", some_quick(["transposed", "rows reversed", "columns reversed"], "transposed")
+)
 def test_turned_scans(turn):
     """Turned labels, but for their numbers."""
     turned = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import value_indices
 
 from ..base.checks import check_number
 from ..base.frozen import Frozen
@@ -24,8 +25,11 @@ GAINED = np.dtype(
 )
 """Fields of `GainedDisks.table`."""
 
-BEAM = 0.1
-"""Farthest from the origin that the direct beam is looked for, 1/Angstrom."""
+MAX_BEAM_DISTANCE = 0.1
+"""Largest distance of the direct beam from the origin, 1/Angstrom, without a crystal.
+
+A larger one finds the beam where the origin is less exact, but may take a disk for the beam.
+"""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,25 +54,33 @@ class GainedDisks(Frozen):
         Returns
         -------
         structured ndarray, (N,)
-            ``pandas.DataFrame(gained.table())`` takes it. ``label``; ``n_average``, number of disks
-            in the average; ``n_single``, median over the members; ``q_average``, the largest
-            scattering vector of a disk, 1/Angstrom, NaN without any; ``q_single``, its median over
-            the members, where one without disks counts as 0; NaN if that is the median. All NaN for
-            a cluster without an orientation.
+            ``pandas.DataFrame(gained.table())`` takes it. Fields:
+
+            ``label``;
+            ``n_average``, number of disks in the average of the cluster;
+            ``n_single``, number of disks in single patterns, the median over the members;
+            ``q_average``, the largest scattering vector of a disk in the average, 1/Angstrom, NaN
+            without disks;
+            ``q_single``, the same in single patterns, the median over the members. A member without
+            disks counts as 0, and a median of 0 is given as NaN.
+
+            All but the label are NaN for a cluster without an orientation.
         """
         table = np.zeros(len(self.average), dtype=GAINED)
-        table["label"] = np.arange(len(table))
-        for field in GAINED.names[1:]:
-            table[field] = np.nan
-        for row, average, single in zip(table, self.average, self.single, strict=True):
-            if average is None:
+        rows = zip(self.average, self.single, strict=True)
+        for label, (average, single) in enumerate(rows):
+            if average is None or single is None:
+                table[label] = (label, *[np.nan] * 4)
                 continue
-            row["n_average"] = len(average)
-            row["n_single"] = np.median([len(q) for q in single])
-            row["q_average"] = average.max(initial=0)
-            row["q_single"] = np.median([q.max(initial=0) for q in single])
-            for field in ("q_average", "q_single"):
-                row[field] = row[field] or np.nan
+            farthest = average.max(initial=0)
+            farthest_single = np.median([q.max(initial=0) for q in single])
+            table[label] = (
+                label,
+                len(average),
+                np.median([len(q) for q in single]),
+                farthest or np.nan,
+                farthest_single or np.nan,
+            )
         return table
 
     def __repr__(self) -> str:
@@ -112,37 +124,44 @@ def gained_disks(
         raise ValueError(
             f"{given} without {missing} does not say where reflections are; give both, or neither"
         )
-    lattices: list[NDArray[Any] | None] = [None] * n
     if crystal is None:
-        max_distance = BEAM if max_distance is None else max_distance
+        max_distance = MAX_BEAM_DISTANCE if max_distance is None else max_distance
         max_distance = check_number("max_distance", max_distance, 0)
     else:
         max_distance, sigma = plan_options(crystal, max_distance)
         matrices = cluster_orientations(labels, orientation)
     averages = calibrated_peaks(bragg_averages, (n, 1))
     scan = calibrated_peaks(bragg_scan, labels.shape)
-    if crystal is not None:
-        for label in np.flatnonzero(matrices.any(axis=(1, 2))):
-            lattices[label] = reference_peaks(crystal, matrices[label], sigma)
+    members = value_indices(labels, ignore_value=-1)
     average: list[NDArray[Any] | None] = []
     single: list[tuple[NDArray[Any], ...] | None] = []
-    for label, lattice in enumerate(lattices):
-        if crystal is not None and lattice is None:
-            average.append(None)
-            single.append(None)
-            continue
-        average.append(_lengths(averages[label], lattice, max_distance))
-        members = np.flatnonzero(labels == label)
-        single.append(tuple(_lengths(scan[k], lattice, max_distance) for k in members))
+    for label in range(n):
+        reflections = None
+        if crystal is not None:
+            if not matrices[label].any():
+                average.append(None)
+                single.append(None)
+                continue
+            reflections = reference_peaks(crystal, matrices[label], sigma)
+        average.append(_scattering_vectors(averages[label], reflections, max_distance))
+        single.append(
+            tuple(
+                _scattering_vectors(scan[k], reflections, max_distance)
+                for k in np.ravel_multi_index(members[label], labels.shape)
+            )
+        )
     return GainedDisks(tuple(average), tuple(single))
 
 
-def _lengths(
-    peaks: NDArray[Any], lattice: NDArray[Any] | None, max_distance: float
+def _scattering_vectors(
+    peaks: NDArray[Any], reflections: NDArray[Any] | None, max_distance: float
 ) -> NDArray[Any]:
-    """Scattering vectors of the disks that count: on the lattice, or all but the direct beam."""
-    if lattice is not None:
-        peaks, _ = match_peaks(peaks, lattice, max_distance)
+    """Lengths of the scattering vectors of the disks that count, 1/Angstrom.
+
+    Those near to `reflections`, or without these all but the direct beam.
+    """
+    if reflections is not None:
+        peaks, _ = match_peaks(peaks, reflections, max_distance)
         return np.hypot(peaks["qx"], peaks["qy"])
     length = np.hypot(peaks["qx"], peaks["qy"])
     if len(length) and length.min() <= max_distance:

@@ -9,11 +9,17 @@ from numpy.typing import NDArray
 
 from ..kernels.rotations import misorientation_angle, symmetry_rotations
 
-SIGMA_3 = (60.0, (1, 1, 1))
-"""The twin of cubic crystals: angle, degrees, and axis, a lattice direction."""
+SIGMA_3_TWIN = (60.0, (1, 1, 1))
+"""The common twin of cubic crystals: angle, degrees, about a lattice direction."""
+
+_MAX_ERROR_OF_ROTATION = 1e-3
+"""Largest deviation of ``M @ M.T`` from the identity at which a matrix M is taken for a rotation.
+
+A larger one accepts matrices that are rounded more, and matrices that are none.
+"""
 
 
-def get_symmetry(crystal: Any) -> NDArray[Any]:
+def get_symmetry(crystal: Any) -> NDArray[np.float64]:
     """Rotations that leave the diffraction patterns of a crystal as they are.
 
     Parameters
@@ -24,8 +30,13 @@ def get_symmetry(crystal: Any) -> NDArray[Any]:
     -------
     ndarray, (n, 3, 3)
         Proper rotations of its Laue class in Cartesian coordinates of the crystal: 24 for cubic
-        metals, 12 for hexagonal ones. Found from the cell and its atoms; needs neither pymatgen nor
-        an orientation plan.
+        metals, 12 for hexagonal ones. They are found from the cell and its atoms, without pymatgen
+        or an orientation plan.
+
+    Raises
+    ------
+    TypeError
+        If it is no py4DSTEM Crystal.
 
     Examples
     --------
@@ -43,7 +54,7 @@ def get_symmetry(crystal: Any) -> NDArray[Any]:
     return symmetry_rotations(crystal.lat_real, crystal.positions, crystal.numbers)
 
 
-def misorientation(a: Any, b: Any, crystal: Any) -> NDArray[Any]:
+def misorientation(a: Any, b: Any, crystal: Any) -> NDArray[np.float64]:
     """Angle between orientations, the smallest that the symmetry of the crystal allows.
 
     Parameters
@@ -60,8 +71,10 @@ def misorientation(a: Any, b: Any, crystal: Any) -> NDArray[Any]:
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError
         If a matrix is no rotation.
+    TypeError
+        If `crystal` is no py4DSTEM Crystal.
 
     Examples
     --------
@@ -73,20 +86,22 @@ def misorientation(a: Any, b: Any, crystal: Any) -> NDArray[Any]:
     """
     a, b = (_as_matrices(name, value) for name, value in (("a", a), ("b", b)))
     angle = np.rad2deg(misorientation_angle(a, b, get_symmetry(crystal)))
-    undefined = ~is_defined(a) | ~is_defined(b)
-    return np.where(undefined, np.nan, angle)
+    return np.where(has_orientation(a) & has_orientation(b), angle, np.nan)
 
 
-def _as_matrices(name: str, value: Any) -> NDArray[Any]:
+def _as_matrices(name: str, value: Any) -> NDArray[np.float64]:
+    """Rotations, and zeros where there is no orientation; ValueError for other matrices."""
     value = np.asarray(value, dtype=float)
     if value.shape[-2:] != (3, 3):
         raise ValueError(f"{name} of shape {value.shape} must hold 3 x 3 orientation matrices")
-    defined = is_defined(value)
-    square = value[defined] @ np.swapaxes(value[defined], -1, -2)
-    if (np.abs(square - np.eye(3)) > 1e-3).any() or (np.linalg.det(value[defined]) < 0).any():
+    defined = has_orientation(value)
+    rotations = value[defined]
+    error = np.abs(rotations @ np.swapaxes(rotations, -1, -2) - np.eye(3))
+    if (error > _MAX_ERROR_OF_ROTATION).any() or (np.linalg.det(rotations) < 0).any():
         raise ValueError(f"{name} holds matrices that are no rotations")
     return np.where(defined[..., None, None], value, 0)
 
 
-def is_defined(matrices: NDArray[Any]) -> NDArray[Any]:
+def has_orientation(matrices: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where matrices ``(..., 3, 3)`` are finite and not all zero, as they are without a match."""
     return np.isfinite(matrices).all(axis=(-1, -2)) & matrices.any(axis=(-1, -2))

@@ -1,19 +1,22 @@
-"""Orientations: from clusters to py4DSTEM's maps of the scan, and from grain to grain."""
+"""Orientations of clusters: as maps of the scan, in files, and across boundaries of clusters."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import emdfile
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import value_indices
+from scipy.spatial.transform import Rotation
 
 from ..base.checks import check_name, check_number
 from ..emd import nodes
 from ..kernels.regions import find_borders
 from ..kernels.rotations import misorientation_angle, misorientation_axis
 from ..scan.calibration import copy_calibration
-from .misorientation import SIGMA_3, get_symmetry, is_defined
+from .misorientation import SIGMA_3_TWIN, get_symmetry, has_orientation
 
 BOUNDARIES = np.dtype(
     [
@@ -30,9 +33,12 @@ BOUNDARIES = np.dtype(
 )
 """Fields of `Clusters.get_boundaries`."""
 
+_N_CUBIC = 24
+"""Number of rotations in the symmetry of a cubic metal; no other crystal has as many."""
 
-def check_orientation(orientation: Any, shapes: dict[str, tuple[int, int]]) -> str:
-    """Which of some shapes an OrientationMap has, by name; ValueError if none of them."""
+
+def check_orientation(orientation: Any, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Name of the shape that an OrientationMap has; ValueError if it has none of `shapes`."""
     for attribute in ("matrix", "corr", "num_matches"):
         if not hasattr(orientation, attribute):
             raise TypeError(
@@ -48,7 +54,10 @@ def check_orientation(orientation: Any, shapes: dict[str, tuple[int, int]]) -> s
 
 
 def check_calibrated(calibration: Any, what: str) -> None:
-    """Origin and pixel size of the detector are set; ValueError where `what` is not calibrated."""
+    """Check that origin and pixel size of the detector are set.
+
+    `what` begins the error message, such as "the datacube is".
+    """
     missing = []
     if calibration is None or calibration.get_origin() is None:
         missing.append("the origin (calibration.set_origin())")
@@ -58,10 +67,11 @@ def check_calibrated(calibration: Any, what: str) -> None:
         raise ValueError(f"{what} not calibrated; set {' and '.join(missing)} first")
 
 
-def calibrated_peaks(bragg: Any, shape: tuple[int, int]) -> list[NDArray[Any]]:
-    """Calibrated Bragg peaks of each position in reading order, without changing `bragg`.
+def calibrated_peaks(bragg: Any, shape: tuple[int, ...]) -> list[NDArray[Any]]:
+    """Calibrated Bragg peaks of each position, row by row; `bragg` does not change.
 
-    With every calibration that is there; or those of ``bragg.setcal(...)``, where the user chose.
+    Calibrations that the user chose with ``bragg.setcal(...)`` are applied; without a choice, all
+    that are known.
     """
     for attribute in ("get_vectors", "calstate", "calibration"):
         if not hasattr(bragg, attribute):
@@ -74,7 +84,7 @@ def calibrated_peaks(bragg: Any, shape: tuple[int, int]) -> list[NDArray[Any]]:
     calibration = bragg.calibration
     check_calibrated(calibration, "Bragg vectors are")
     chosen = dict(bragg.calstate)
-    if not any(chosen.values()):  # find_Bragg_disks leaves it so
+    if not any(chosen.values()):  # as find_Bragg_disks returns them
         chosen["ellipse"] = calibration.get_ellipse() is not None
         chosen["rotate"] = calibration.get_QR_rotation() is not None
     chosen["center"] = chosen["pixel"] = True
@@ -92,17 +102,17 @@ def expand_orientation_map(labels: NDArray[Any], per_cluster: Any) -> Any:
             target = np.zeros(labels.shape + value.shape[2:], dtype=value.dtype)
             target[inside] = value[labels[inside], 0]
             setattr(out, key, target)
-    # A matrix of zeros, which also py4DSTEM leaves where peaks are too few, is no rotation: saving
-    # to .ang and orix would fail (0.14.18). The correlation of 0 tells them apart. `family` does
-    # not: without pymatgen, it is zero everywhere.
-    unmatched = ~is_defined(out.matrix) | ~(out.corr > 0)
+    # Without a match the matrix is the identity and the correlation 0. A matrix of zeros, as
+    # py4DSTEM leaves it where peaks are too few, would make its export to .ang and orix fail
+    # (0.14.18). `family` does not tell: without pymatgen it is zero everywhere.
+    unmatched = ~has_orientation(out.matrix) | ~(out.corr > 0)
     out.matrix[unmatched] = out.family[unmatched] = np.eye(3)
     out.corr[unmatched] = 0
     return out
 
 
 def orientation_to_node(orientation: Any, name: str = "orientation_map") -> emdfile.Array:
-    """An OrientationMap as something that a file can hold; py4DSTEM cannot save one (0.14.18).
+    """An OrientationMap as a node that can be saved; py4DSTEM itself cannot save one (0.14.18).
 
     Parameters
     ----------
@@ -114,7 +124,22 @@ def orientation_to_node(orientation: Any, name: str = "orientation_map") -> emdf
     Returns
     -------
     emdfile.Array, (Rx, Ry, matches, 3, 3)
-        The matrices; all other fields are in its metadata. Opens where this package is missing.
+        The matrices; all other fields are in its metadata. A file with it can be opened without
+        this package.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no OrientationMap, or the name is no name.
+
+    Examples
+    --------
+    >>> from py4DSTEM.process.diffraction.utils import OrientationMap
+    >>> node = orientation_to_node(OrientationMap(6, 5, 1))
+    >>> node.shape
+    (6, 5, 1, 3, 3)
+    >>> orientation_from_node(node).matrix.shape
+    (6, 5, 1, 3, 3)
     """
     check_orientation(orientation, {"": tuple(np.shape(getattr(orientation, "matrix", 0))[:2])})
     node = emdfile.Array(np.array(orientation.matrix), name=check_name(name))
@@ -143,7 +168,11 @@ def orientation_from_node(node: emdfile.Array) -> Any:
     Raises
     ------
     ValueError
-        If it is none, was made by a newer version, or is damaged.
+        If the node is no orientation map, was made by a newer version, or is damaged.
+
+    Examples
+    --------
+    See `orientation_to_node`.
     """
     from py4DSTEM.process.diffraction.utils import OrientationMap
 
@@ -154,7 +183,7 @@ def orientation_from_node(node: emdfile.Array) -> Any:
     known = {"matrix"} | {key for key in vars(out) if isinstance(getattr(out, key), np.ndarray)}
     out.matrix = np.array(matrix)
     for key, value in nodes.read_arrays(node).items():
-        # A name from a file becomes no attribute that is something else.
+        # A file that is not trusted must not overwrite a method or another attribute.
         if key not in known or key == "matrix":
             if not key.isidentifier() or key.startswith("_") or hasattr(out, key):
                 raise nodes.damaged(node, f"it holds an array of the name {nodes.short(key)}")
@@ -186,7 +215,7 @@ def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
     inside = labels >= 0
     for key, value in calibration._params.items():
         if isinstance(value, np.ndarray) and value.shape == (n, 1):
-            # Outside clusters nobody asks, but a calibration knows no gaps.
+            # Outside clusters there are no peaks to calibrate, but the map must have a number.
             spread = np.full(labels.shape, np.nanmean(value) if n else np.nan)
             spread[inside] = value[labels[inside], 0]
             calibration._params[key] = spread
@@ -199,26 +228,26 @@ def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
     return out
 
 
-def cluster_orientations(labels: NDArray[Any], orientation: Any) -> NDArray[Any]:
+def cluster_orientations(labels: NDArray[Any], orientation: Any) -> NDArray[np.float64]:
     """Best matrix of each cluster, (N, 3, 3), zeros where there is none.
 
-    From a map of clusters; or of a map of the scan, the position with the highest correlation.
+    `orientation` is a map of the clusters, (N, 1), or of the scan: then each cluster has the matrix
+    of its position with the highest correlation.
     """
     n = int(labels.max(initial=-1)) + 1
     shapes = {"each scan position": labels.shape, "each cluster": (n, 1)}
     which = check_orientation(orientation, shapes)
     matrix, corr = orientation.matrix[:, :, 0], orientation.corr[:, :, 0]
-    corr = np.where(is_defined(matrix), np.nan_to_num(corr), 0)
+    corr = np.where(has_orientation(matrix), np.nan_to_num(corr), 0)
     out = np.zeros((n, 3, 3))
     if which == "each cluster":
         found = corr[:, 0] > 0
         out[found] = matrix[found, 0]
         return out
-    for label in range(n):
-        member = np.flatnonzero(labels == label)
-        best = member[corr.ravel()[member].argmax()]
-        if corr.flat[best] > 0:
-            out[label] = matrix.reshape(-1, 3, 3)[best]
+    for label, members in value_indices(labels, ignore_value=-1).items():
+        best = corr[members].argmax()
+        if corr[members][best] > 0:
+            out[label] = matrix[members][best]
     return out
 
 
@@ -235,17 +264,11 @@ def find_boundaries(
     if isinstance(twin, str):
         if twin != "auto":
             raise ValueError(f"twin={twin!r} must be 'auto', None, or (degrees, direction)")
-        twin = SIGMA_3 if len(symmetry) == 24 else None
-    turn = None if twin is None else _twin_rotation(twin, crystal)
+        twin = SIGMA_3_TWIN if len(symmetry) == _N_CUBIC else None
+    twin_rotation = None if twin is None else _twin_rotation(twin, crystal)
     matrices = cluster_orientations(labels, orientation)
 
-    borders, which, *sides = find_borders(labels)
-    rows, columns = (np.subtract(*axis) for axis in np.unravel_index(sides, labels.shape))
-    # Cauchy and Crofton: crossings in four directions, those along diagonals of spacing 1 / sqrt 2.
-    weight = np.pi / 8 * np.where((rows == 0) | (columns == 0), 1, np.sqrt(0.5))
-    table = np.zeros(len(borders.first), dtype=BOUNDARIES)
-    table["label_a"], table["label_b"] = borders.first, borders.second
-    table["length"] = np.bincount(which, weight, len(table)) * pixel_size
+    table = _boundary_lengths(labels, pixel_size)
     for field in ("angle", "axis_x", "axis_y", "axis_z", "twin_deviation"):
         table[field] = np.nan
     for row in table:
@@ -255,19 +278,36 @@ def find_boundaries(
         angle, axis = misorientation_axis(first, second, symmetry)
         row["angle"] = np.rad2deg(angle)
         row["axis_x"], row["axis_y"], row["axis_z"] = axis
-        if turn is not None:
+        if twin_rotation is not None:
             between = first @ second.T @ symmetry
+            # Either cluster may be the twin of the other.
             deviation = min(
-                misorientation_angle(between, other, symmetry).min() for other in (turn, turn.T)
+                misorientation_angle(between, rotation, symmetry).min()
+                for rotation in (twin_rotation, twin_rotation.T)
             )
             row["twin_deviation"] = np.rad2deg(deviation)
             row["twin"] = row["twin_deviation"] <= tolerance
     return table
 
 
-def _twin_rotation(twin: Any, crystal: Any) -> NDArray[Any]:
-    from scipy.spatial.transform import Rotation
+def _boundary_lengths(labels: NDArray[Any], pixel_size: float) -> NDArray[Any]:
+    """A table of `BOUNDARIES` with labels and lengths, all else 0.
 
+    By the formula of Cauchy and Crofton: the number of crossings between positions of two clusters
+    in four directions, each times the distance of parallel lines in this direction.
+    """
+    borders, which, *sides = find_borders(labels)
+    rows, columns = (np.subtract(*axis) for axis in np.unravel_index(sides, labels.shape))
+    is_diagonal = (rows != 0) & (columns != 0)
+    weight = np.pi / 8 * np.where(is_diagonal, np.sqrt(0.5), 1)
+    table = np.zeros(len(borders.first), dtype=BOUNDARIES)
+    table["label_a"], table["label_b"] = borders.first, borders.second
+    table["length"] = np.bincount(which, weight, len(table)) * pixel_size
+    return table
+
+
+def _twin_rotation(twin: Any, crystal: Any) -> NDArray[np.float64]:
+    """The rotation ``(3, 3)`` of a twin, from its angle, degrees, and its lattice direction."""
     try:
         angle, direction = twin
         direction = np.array(direction, dtype=float).reshape(3)
@@ -278,15 +318,16 @@ def _twin_rotation(twin: Any, crystal: Any) -> NDArray[Any]:
         ) from None
     angle = check_number("the angle of twin", angle, 0, 180)
     axis = direction @ np.asarray(crystal.lat_real)
-    if not np.linalg.norm(axis) > 0:
+    length = np.linalg.norm(axis)
+    if not length > 0:
         raise ValueError(f"the axis of twin={twin!r} must be a direction, not 0")
-    return Rotation.from_rotvec(np.deg2rad(angle) * axis / np.linalg.norm(axis)).as_matrix()
+    return Rotation.from_rotvec(np.deg2rad(angle) * axis / length).as_matrix()
 
 
 def plan_options(
     crystal: Any, max_distance: float | None, sigma_excitation_error: float | None = None
 ) -> tuple[float, float]:
-    """Both options, from the orientation plan of the crystal where they are not given."""
+    """Both options, 1/Angstrom; those that are None from the orientation plan of the crystal."""
     if not hasattr(crystal, "generate_diffraction_pattern"):
         raise TypeError(f"crystal must be a py4DSTEM Crystal, not {type(crystal).__name__}")
     found = []

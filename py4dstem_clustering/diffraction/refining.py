@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from ..base.checks import check_flag, check_integer, check_number
 from ..base.progress import progress
 from ..kernels.kinematic import Lattice, Peaks, Window, refine
 from ..kernels.rotations import misorientation_angle
-from .misorientation import get_symmetry, is_defined
+from .misorientation import get_symmetry, has_orientation
 from .orientation import calibrated_peaks, check_orientation, plan_options
 
-# First and last step of a climb, radian.
-_STEPS = np.deg2rad(2), np.deg2rad(0.05)
+_FIRST_STEP_RAD = np.deg2rad(2)
+"""First step of a climb, radian. A larger one comes from farther away, and may reach a twin."""
 
-# Angle from which orientations are not the same, but for errors, radian.
-_APART = np.deg2rad(5)
+_LAST_STEP_RAD = np.deg2rad(0.05)
+"""Last step of a climb, radian. A larger one is quicker and less exact."""
+
+_SAME_ORIENTATION_RAD = np.deg2rad(5)
+"""Misorientation up to which two orientations are the same but for errors, radian.
+
+A larger one takes real neighbours for the same, and leaves them out as second match and as twin.
+"""
 
 
 def refine_orientations(
@@ -36,10 +43,11 @@ def refine_orientations(
 ) -> Any:
     """Refine orientations that ``crystal.match_orientations`` found, and rule out their twins.
 
-    Matching compares patterns with a library in steps of degrees, and takes a lattice that has many
-    of the same disks in about one case of ten. Here each match climbs to where measured and
-    kinematical disks agree best, strain taken out; so do its twins, and all of them turned by 180
-    degrees about the beam; the best stays. About 0.4 s a pattern: for clusters, not for scans.
+    Matching compares patterns with a library in steps of degrees. In about one case of ten it finds
+    not the grain but a twin of the grain, which has many of the same disks. Here each match climbs
+    to where measured and kinematical disks agree best, with strain taken into account. So do the
+    twins of the match, and all of them turned by 180 degrees about the beam. The best of all
+    remains. A pattern takes about 0.4 s: meant for averages of clusters, not for whole scans.
 
     Parameters
     ----------
@@ -48,19 +56,20 @@ def refine_orientations(
     bragg : BraggVectors, (N, 1) or any other shape
         Calibrated, see `Clusters.calculate_strain`.
     orientation : OrientationMap of the same shape
-        All of its matches are tried, the twins of the first.
+        All of its matches are tried, and the twins of the first one.
     max_distance : float, optional
-        How far apart measured and expected disk may lie, 1/Angstrom. Default: ``corr_kernel_size``
-        of the orientation plan.
+        Largest distance of a measured and an expected disk that are the same, 1/Angstrom. Default:
+        ``corr_kernel_size`` of the orientation plan.
     sigma_excitation_error : float, optional
         Excitation error at which a disk has lost 40 % of its intensity, 1/Angstrom: about the
         inverse of the thickness. Default: that of the orientation plan.
     power_intensity, power_intensity_experiment : float
-        Expected and measured intensities count to these powers: below 1, since dynamical scattering
-        evens measured ones out and kinematical ones are rough.
+        Powers of expected and measured intensities, by default 0.25 and 0.5. Powers below 1 give
+        strong disks less weight: dynamical scattering evens out the measured intensities, and
+        kinematical ones are rough. 0 weighs all disks alike.
     n_twins : int
-        Twins on this many lattice planes, those of the shortest reciprocal vectors: {111} in cubic
-        metals. 0 to refine only.
+        Number of lattice planes whose twins are tried, by default 4: those of the shortest
+        reciprocal vectors, in cubic metals {111}. 0 to refine only.
     progress_bar : bool
         Show progress.
 
@@ -68,9 +77,10 @@ def refine_orientations(
     -------
     OrientationMap of the same shape, two matches
         The best one, and the best of those that differ from it by more than 5 degrees. The first
-        correlation is that of the match it came from, the second is smaller by the ratio of how
-        well the two agree with the pattern: above about 0.995 the pattern does not tell which is
-        right, as happens where both lattices have the same disks. 0 where there is none.
+        correlation is that of the match from which the climb began. The second is smaller by the
+        ratio of how well the two agree with the pattern. Above a ratio of about 0.995 the pattern
+        does not tell which of the two is right, for example where both lattices have the same
+        disks. The correlation is 0 where there is no orientation.
 
     Raises
     ------
@@ -92,69 +102,112 @@ def refine_orientations(
     lengths = [np.hypot(found["qx"], found["qy"]) for found in peaks]
     longest = max((length.max(initial=0) for length in lengths), default=0.0)
     lattice = _lattice(crystal, longest + reach, sigma)
-    window = _window(bragg, peaks)
     symmetry = get_symmetry(crystal)
-    twins = twin_turns(lattice, symmetry, n_twins)
-    # The direct beam is nearer to the centre than any reflection.
+    twins = twin_rotations(lattice, symmetry, n_twins)
+    climb = _Climb(lattice, _detector_window(bragg, peaks), twins, reach, power)
+    # Nearer to the centre than any reflection there is only the direct beam.
     beam = 0.5 * np.linalg.norm(lattice.vectors, axis=0).min(initial=np.inf)
     out = type(orientation)(*shape, 2)
     out.matrix[:] = out.family[:] = np.eye(3)
-    places = list(np.ndindex(*shape))
-    with progress(len(places), "Refining orientations", progress_bar, "pattern") as report:
-        for place, found, length in zip(places, peaks, lengths, strict=True):
+    positions = list(np.ndindex(*shape))
+    with progress(len(positions), "Refining orientations", progress_bar, "pattern") as report:
+        for position, found, length in zip(positions, peaks, lengths, strict=True):
             found = found[length > beam]
             weights = np.maximum(found["intensity"], 0) ** measured_power
             norm = np.linalg.norm(weights)
-            corr = np.nan_to_num(orientation.corr[place])
-            valid = (corr > 0) & is_defined(orientation.matrix[place])
+            corr = np.nan_to_num(orientation.corr[position])
+            valid = (corr > 0) & has_orientation(orientation.matrix[position])
             report(1)
             if norm == 0 or not valid.any():
                 continue
             measured = Peaks(np.stack([found["qx"], found["qy"]], axis=1), weights / norm)
-            starts = []
-            for match in np.flatnonzero(valid):
-                turns = twins if not starts else twins[:1]
-                starts += [(match, turn @ orientation.matrix[place][match]) for turn in turns]
-            climbed = []
-            for match, start in starts:
-                for turn in (np.eye(3), np.diag([-1.0, -1.0, 1.0])):
-                    value, matrix = refine(
-                        lattice, window, start @ turn, measured, reach, power, *_STEPS
-                    )
-                    climbed.append((value, matrix, match))
-            climbed.sort(key=lambda one: -one[0])  # stable, so that of equal ones the first stays
+            climbed = climb.from_all(orientation.matrix[position], valid, measured)
             best = climbed[0]
-            chosen = [best]
-            for one in climbed[1:]:
-                if misorientation_angle(one[1], best[1], symmetry) > _APART:
-                    chosen.append(one)
-                    break
-            for k, (value, matrix, match) in enumerate(chosen):
-                out.matrix[place][k], out.inds[place][k] = matrix, orientation.inds[place][match]
-                out.corr[place][k] = corr[best[2]] * (value / max(best[0], 1e-12))
-                _complete(crystal, out, place, k)
+            for k, one in enumerate(_best_two(climbed, symmetry)):
+                out.matrix[position][k] = one.matrix
+                out.inds[position][k] = orientation.inds[position][one.match]
+                out.corr[position][k] = corr[best.match] * (one.score / max(best.score, 1e-12))
+                _fill_angles_and_family(crystal, out, position, k)
     return out
 
 
-def twin_turns(lattice: Lattice, symmetry: NDArray[Any], number: int) -> NDArray[Any]:
-    """The identity, and the half turns of twins on the planes of the shortest vectors.
+class _Climbed(NamedTuple):
+    """Where a climb ended."""
 
-    ``(n, 3, 3)`` in Cartesian coordinates of the crystal.
-    Those that leave the lattice as it is are no twins.
+    score: float  # how well the orientation agrees with the pattern, 0 to 1
+    matrix: NDArray[np.float64]
+    match: int  # from which match the climb began
+
+
+class _Climb(NamedTuple):
+    """What climbs of all patterns share."""
+
+    lattice: Lattice
+    window: Window
+    twins: NDArray[np.float64]
+    """The identity and the rotations of twins."""
+    reach: float
+    """Largest distance of a measured and an expected disk that are the same, 1/Angstrom."""
+    power: float
+    """Of expected intensities."""
+
+    def from_all(
+        self, matrices: NDArray[Any], valid: NDArray[np.bool_], measured: Peaks
+    ) -> list[_Climbed]:
+        """Climbs from the valid matches and from twins of the first of these, the best first."""
+        climbed = []
+        twins = self.twins
+        for match in np.flatnonzero(valid).tolist():
+            for twin in twins:
+                for about_beam in (np.eye(3), np.diag([-1.0, -1.0, 1.0])):
+                    score, matrix = refine(
+                        self.lattice,
+                        self.window,
+                        twin @ matrices[match] @ about_beam,
+                        measured,
+                        self.reach,
+                        self.power,
+                        _FIRST_STEP_RAD,
+                        _LAST_STEP_RAD,
+                    )
+                    climbed.append(_Climbed(score, matrix, match))
+            twins = self.twins[:1]
+        # A stable sort: of equal scores, the first climb is the best.
+        return sorted(climbed, key=lambda one: -one.score)
+
+
+def _best_two(climbed: list[_Climbed], symmetry: NDArray[Any]) -> list[_Climbed]:
+    """The best, and the best of those with another orientation, if there is one."""
+    best = climbed[0]
+    for one in climbed[1:]:
+        if misorientation_angle(one.matrix, best.matrix, symmetry) > _SAME_ORIENTATION_RAD:
+            return [best, one]
+    return [best]
+
+
+def twin_rotations(lattice: Lattice, symmetry: NDArray[Any], n_planes: int) -> NDArray[np.float64]:
+    """The identity, and the rotations of twins on the planes of the shortest reciprocal vectors.
+
+    ``(n, 3, 3)`` with n up to ``n_planes + 1``, in Cartesian coordinates of the crystal: half turns
+    about the normals of the planes. Those that map the lattice onto itself are no twins and are
+    left out.
     """
     length = np.linalg.norm(lattice.vectors, axis=0)
-    found = [np.eye(3)]
+    rotations = [np.eye(3)]
+    # Rounded, so that equal lengths keep their order.
     for k in np.argsort(length.round(6), kind="stable"):
-        if len(found) > number:
+        if len(rotations) > n_planes:
             break
         normal = lattice.vectors[:, k] / length[k]
-        turn = 2 * np.outer(normal, normal) - np.eye(3)
-        if misorientation_angle(np.array(found), turn, symmetry).min() > _APART:
-            found.append(turn)
-    return np.array(found)
+        half_turn = 2 * np.outer(normal, normal) - np.eye(3)
+        angles = misorientation_angle(np.array(rotations), half_turn, symmetry)
+        if angles.min() > _SAME_ORIENTATION_RAD:
+            rotations.append(half_turn)
+    return np.array(rotations)
 
 
 def _lattice(crystal: Any, k_max: float, sigma: float) -> Lattice:
+    """Reflections of the crystal up to the length `k_max`, 1/Angstrom, without the direct beam."""
     if not hasattr(crystal, "g_vec_all"):
         raise ValueError(
             "the crystal has no structure factors; call crystal.calculate_structure_factors()"
@@ -174,17 +227,19 @@ def _lattice(crystal: Any, k_max: float, sigma: float) -> Lattice:
     )
 
 
-def _window(bragg: Any, peaks: list[NDArray[Any]]) -> Window:
-    """Where on the detector peaks were found at all, whatever its edges and calibrations."""
-    places = np.concatenate([np.stack([found["qx"], found["qy"]], axis=1) for found in peaks])
-    pixels = np.concatenate(
-        [
-            np.stack([found["qx"], found["qy"]], axis=1)
-            for found in (
-                bragg.get_vectors(x, y, center=True, ellipse=False, pixel=False, rotate=False).data
-                for x, y in np.ndindex(*bragg.shape)
-            )
-        ]
+def _detector_window(bragg: Any, peaks: list[NDArray[Any]]) -> Window:
+    """The part of the detector in which peaks were found.
+
+    Found from calibrated and uncalibrated places of the same peaks, so that it holds for every
+    calibration. No limits if there are fewer than 3 peaks.
+    """
+    uncalibrated = [
+        bragg.get_vectors(x, y, center=True, ellipse=False, pixel=False, rotate=False).data
+        for x, y in np.ndindex(*bragg.shape)
+    ]
+    places, pixels = (
+        np.concatenate([np.stack([found["qx"], found["qy"]], axis=1) for found in each])
+        for each in (peaks, uncalibrated)
     )
     if len(places) < 3:
         return Window(np.eye(2), np.full(2, -np.inf), np.full(2, np.inf))
@@ -192,16 +247,16 @@ def _window(bragg: Any, peaks: list[NDArray[Any]]) -> Window:
     return Window(to_pixels, pixels.min(axis=0) - 0.5, pixels.max(axis=0) + 0.5)
 
 
-def _complete(crystal: Any, orientation: Any, place: tuple[int, ...], match: int) -> None:
-    """Euler angles and the symmetry-reduced axes of a matrix, as py4DSTEM has them."""
-    from scipy.spatial.transform import Rotation
-
-    matrix = orientation.matrix[place][match]
+def _fill_angles_and_family(
+    crystal: Any, orientation: Any, position: tuple[int, ...], match: int
+) -> None:
+    """Set Euler angles and symmetry-reduced axes from the matrix, as py4DSTEM does."""
+    matrix = orientation.matrix[position][match]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # gimbal lock: the third angle is 0
-        orientation.angles[place][match] = Rotation.from_matrix(matrix.T).as_euler("zxz")
-    orientation.family[place][match] = matrix
+        warnings.simplefilter("ignore", UserWarning)  # at gimbal lock the third angle is 0
+        orientation.angles[position][match] = Rotation.from_matrix(matrix.T).as_euler("zxz")
+    orientation.family[position][match] = matrix
     if hasattr(crystal, "symmetry_reduction"):
-        one = orientation.get_orientation(*place)
+        one = orientation.get_orientation(*position)
         crystal.symmetry_reduce_directions(one, match_ind=match)
-        orientation.family[place] = one.family
+        orientation.family[position] = one.family

@@ -1,11 +1,15 @@
 """Strain: Bragg peaks of each pattern against the lattice that its cluster has without strain.
 
-Conventions, for every strain of this package. Axes are those of the scan: x along Rx, y along Ry;
-`rotate` in the calibration turns the detector's into them. The reference is the crystal as it was
-given, in the orientation of the cluster. ``e_xx``, ``e_yy`` and ``e_xy`` (half of the shear angle)
-are positive where the lattice is wider than that, in real space. ``theta`` is in radian, the
-rotation of the lattice against the orientation of the cluster, from y to x positive, which is the
-sign of py4DSTEM. Deformations are finite: the left stretch and the rotation of ``F = (I + e) R``.
+Conventions for every strain of this package:
+
+- Axes are those of the scan: x along Rx, y along Ry. The rotation in the calibration turns the axes
+  of the detector into those of the scan.
+- The reference is the crystal as it was given, in the orientation of the cluster.
+- ``e_xx``, ``e_yy`` and ``e_xy`` (half of the shear angle) belong to real space. They are positive
+  where the lattice is wider than the reference.
+- ``theta`` is the rotation of the lattice against the orientation of the cluster, in radian. It is
+  positive from y to x, as in py4DSTEM.
+- Deformations are finite: the left stretch ``I + e`` and the rotation R of ``F = (I + e) R``.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from typing import Any
 import emdfile
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.distance import cdist
 
 from ..base.checks import check_flag, check_integer, check_number
 from ..emd.settings import add_settings
@@ -22,25 +28,31 @@ from ..patterns.mixture import Mixture
 from .orientation import calibrated_peaks, check_orientation, cluster_orientations, plan_options
 
 REASONS = ("defined", "unclustered", "too few peaks", "mixed", "low correlation")
-"""What the numbers in the slice ``reason`` of a strain map mean."""
+"""Meaning of the numbers 0 to 4 in the slice ``reason`` of a strain map."""
 
 SLICES = ("e_xx", "e_yy", "e_xy", "theta", "mask", "reason", "n_peaks")
 """Slices of a strain map; the first five are those of py4DSTEM."""
 
-_FLAT = 0.1
-"""Least spread of matched peaks across the direction of their largest one, relative to that."""
+_DEFINED, _UNCLUSTERED, _TOO_FEW_PEAKS, _MIXED, _LOW_CORRELATION = range(len(REASONS))
 
+_MIN_SPREAD_RATIO = 0.1
+"""Smallest spread of matched peaks across a line, relative to their spread along the line.
 
-class _Peaks:
-    """Calibrated peaks as crystal.calculate_strain asks for them, (n, 1)."""
+A larger ratio refuses more patterns whose peaks lie nearly on one line; a smaller one accepts
+strains that are uncertain across this line.
+"""
 
-    def __init__(self, peaks: list[NDArray[Any]]):
-        self.peaks = peaks
-        self.shape = (len(peaks), 1)
-        self.calstate = {"ellipse": True, "rotate": True}  # done; False would only warn
+_N_REWEIGHTED_FITS = 5
+"""Number of robust fits, each with weights from the one before. More change next to nothing."""
 
-    def get_vectors(self, scan_x: int, scan_y: int, **_: bool) -> emdfile.PointList:
-        return emdfile.PointList(self.peaks[scan_x])
+_OUTLIER_DISTANCE = 3
+"""Distance from the fit at which a peak has a weight of 61 %, in units of the median distance.
+
+A larger one lets outliers count more.
+"""
+
+_MIN_WEIGHT = 1e-6
+"""Smallest weight of a peak in a robust fit, since an outlier may be all that lies off a line."""
 
 
 def calculate_strain(
@@ -74,61 +86,38 @@ def calculate_strain(
         raise TypeError(
             f"mixture must be a Mixture from clusters.get_mixture(), not {type(mixture).__name__}"
         )
-    shape, scan = tuple(getattr(bragg, "shape", labels.shape)), labels
-    if shape == (n, 1) != labels.shape:  # averages
+    scan = labels
+    if tuple(getattr(bragg, "shape", scan.shape)) == (n, 1) != scan.shape:  # averages
         labels = np.arange(n)[:, None]
         if mixture is not None:
             raise ValueError("mixture belongs to scan positions, not to averages; leave it out")
     peaks = calibrated_peaks(bragg, labels.shape)
-    which = check_orientation(
-        orientation, {"each cluster": (n, 1), "each scan position": scan.shape}
-    )
-    matrices, corr = orientation.matrix[:, :, 0], np.nan_to_num(orientation.corr[:, :, 0])
-    if which == "each cluster" and labels.shape != (n, 1):
-        matrices, corr = matrices[labels, 0], corr[labels, 0]  # of label -1 nobody asks
-    elif which == "each scan position" and labels is not scan:
-        matrices, best = cluster_orientations(scan, orientation)[:, None], np.zeros(n)
-        np.maximum.at(best, scan[scan >= 0], corr[scan >= 0])
-        corr = best[:, None] * matrices.any(axis=(2, 3))
+    matrices, corr = _orientations_at(labels, scan, orientation)
 
-    reason = np.full(labels.shape, REASONS.index("defined"))
-    reason[(corr <= 0) | (corr < min_correlation)] = REASONS.index("low correlation")
+    reason = np.full(labels.shape, _DEFINED)
+    reason[(corr <= 0) | (corr < min_correlation)] = _LOW_CORRELATION
     if mixture is not None:
         if mixture.labels.shape[:2] != labels.shape:
             raise ValueError(
                 f"mixture of a scan of {mixture.labels.shape[:2]} must have the shape of the "
                 f"clusters, {labels.shape}"
             )
-        reason[mixture.shares_at(labels) < min_purity] = REASONS.index("mixed")
-    reason[labels < 0] = REASONS.index("unclustered")
+        reason[mixture.shares_at(labels) < min_purity] = _MIXED
+    reason[labels < 0] = _UNCLUSTERED
 
-    n_peaks = np.zeros(labels.shape, dtype=int)
-    matched: list[tuple[NDArray[Any], NDArray[Any]]] = []
-    places = []
-    known: dict[bytes, NDArray[Any]] = {}
-    for place in map(tuple, np.argwhere(reason == REASONS.index("defined"))):
-        matrix = matrices[place]
-        key = matrix.tobytes()  # a cluster has one
-        if key not in known:
-            known[key] = reference_peaks(crystal, matrix, sigma)
-        found = peaks[np.ravel_multi_index(place, labels.shape)]
-        found, reference = match_peaks(found, known[key], max_distance)
-        n_peaks[place] = len(found)
-        spread = np.linalg.svd(reference, compute_uv=False) if len(found) else np.zeros(2)
-        if len(found) < min_num_peaks or spread[-1] < _FLAT * spread[0]:
-            reason[place] = REASONS.index("too few peaks")
-        else:
-            matched.append((found, reference))
-            places.append(place)
-
+    matched, n_peaks = _match_all(crystal, peaks, matrices, reason, max_distance, sigma)
+    for position, (_, reference) in list(matched.items()):
+        if len(reference) < min_num_peaks or _on_a_line(reference):
+            reason[position] = _TOO_FEW_PEAKS
+            del matched[position]
     data = np.full((len(SLICES), *labels.shape), np.nan)
-    if places:
-        index = tuple(np.transpose(places))
-        data[(slice(0, 4), *index)] = _fit(
-            crystal, matched, matrices[index], max_distance, sigma, robust, progress_bar
-        )
-    data[4] = reason == REASONS.index("defined")
-    data[5], data[6] = reason, n_peaks
+    if matched:
+        x, y = np.transpose(list(matched))
+        data[:4, x, y] = _fit(
+            crystal, list(matched.values()), matrices[x, y], max_distance, sigma, robust,
+            progress_bar,
+        )  # fmt: skip
+    data[4], data[5], data[6] = reason == _DEFINED, reason, n_peaks
     strain = RealSlice(data=data, slicelabels=list(SLICES), name="strain")
     settings = {
         "min_num_peaks": min_num_peaks,
@@ -143,6 +132,61 @@ def calculate_strain(
     return strain
 
 
+def _orientations_at(
+    labels: NDArray[Any], scan: NDArray[Any], orientation: Any
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Best matrix and correlation at each of `labels`, from a map of the clusters or of the scan.
+
+    `scan` are the labels of the scan; `labels` are the same, or those of the averages, (N, 1).
+    Where a label is -1, the values mean nothing.
+    """
+    n = int(scan.max()) + 1
+    which = check_orientation(
+        orientation, {"each cluster": (n, 1), "each scan position": scan.shape}
+    )
+    matrices, corr = orientation.matrix[:, :, 0], np.nan_to_num(orientation.corr[:, :, 0])
+    if which == "each cluster" and labels.shape != (n, 1):
+        return matrices[labels, 0], corr[labels, 0]
+    if which == "each scan position" and labels is not scan:
+        matrices = cluster_orientations(scan, orientation)[:, None]
+        highest = ndimage.maximum(corr, scan, np.arange(n))[:, None]
+        return matrices, np.where(matrices.any(axis=(2, 3)), highest, 0)
+    return matrices, corr
+
+
+_Matched = tuple[NDArray[Any], NDArray[Any]]
+"""Peaks of a pattern, and the reflections ``(n, 2)`` that they are; see `match_peaks`."""
+
+
+def _match_all(
+    crystal: Any,
+    peaks: list[NDArray[Any]],
+    matrices: NDArray[Any],
+    reason: NDArray[np.int64],
+    max_distance: float,
+    sigma: float,
+) -> tuple[dict[tuple[int, ...], _Matched], NDArray[np.int64]]:
+    """Matched peaks of each position that is defined so far, and their number ``(Rx, Ry)``."""
+    matched = {}
+    n_peaks = np.zeros(reason.shape, dtype=int)
+    references: dict[bytes, NDArray[Any]] = {}  # one for each matrix, which a cluster shares
+    for position in map(tuple, np.argwhere(reason == _DEFINED)):
+        matrix = matrices[position]
+        key = matrix.tobytes()
+        if key not in references:
+            references[key] = reference_peaks(crystal, matrix, sigma)
+        found = peaks[np.ravel_multi_index(position, reason.shape)]
+        matched[position] = match_peaks(found, references[key], max_distance)
+        n_peaks[position] = len(matched[position][0])
+    return matched, n_peaks
+
+
+def _on_a_line(places: NDArray[Any]) -> bool:
+    """Whether places ``(n, 2)``, two or more, lie nearly on one line through the origin."""
+    along, across = np.linalg.svd(places, compute_uv=False)
+    return bool(across < _MIN_SPREAD_RATIO * along)
+
+
 def reference_peaks(crystal: Any, matrix: NDArray[Any], sigma: float) -> NDArray[Any]:
     """Bragg peaks (n, 2) of the lattice without strain, the direct beam left out."""
     peaks = crystal.generate_diffraction_pattern(
@@ -155,12 +199,15 @@ def reference_peaks(crystal: Any, matrix: NDArray[Any], sigma: float) -> NDArray
 def match_peaks(
     peaks: NDArray[Any], reference: NDArray[Any], max_distance: float
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Peaks near to one of the reference, the nearest to each; and those of the reference."""
+    """Pairs of a peak and a reference peak ``(n, 2)``, each the nearest to the other.
+
+    `peaks` have fields "qx" and "qy", `reference` is ``(m, 2)``, all in 1/Angstrom. Peaks that are
+    nearer to the direct beam than to a reference peak are taken for the direct beam.
+    """
     places = np.stack([peaks["qx"], peaks["qy"]], axis=1)
     if len(places) == 0 or len(reference) == 0:
         return peaks[:0], reference[:0]
-    distance = np.hypot(*np.moveaxis(places[:, None] - reference, 2, 0))
-    # What lies nearer to the direct beam than to any reflection is the direct beam.
+    distance = cdist(places, reference)
     nearest = distance.argmin(axis=1)
     shortest = distance[np.arange(len(places)), nearest]
     mutual = distance.argmin(axis=0)[nearest] == np.arange(len(places))
@@ -168,29 +215,41 @@ def match_peaks(
     return peaks[take], reference[nearest[take]]
 
 
+class _CalibratedPeaks:
+    """Calibrated peaks in the form that crystal.calculate_strain takes, (n, 1)."""
+
+    def __init__(self, peaks: list[NDArray[Any]]):
+        self.peaks = peaks
+        self.shape = (len(peaks), 1)
+        self.calstate = {"ellipse": True, "rotate": True}  # already applied; False would warn
+
+    def get_vectors(self, scan_x: int, scan_y: int, **_: bool) -> emdfile.PointList:
+        return emdfile.PointList(self.peaks[scan_x])
+
+
 def _fit(
     crystal: Any,
-    matched: list[tuple[NDArray[Any], NDArray[Any]]],
+    matched: list[_Matched],
     matrices: NDArray[Any],
     max_distance: float,
     sigma: float,
     robust: bool,
     progress_bar: bool,
-) -> NDArray[Any]:
+) -> NDArray[np.float64]:
     """``e_xx, e_yy, e_xy, theta`` (4, n) by crystal.calculate_strain.
 
-    Works around what that does in py4DSTEM 0.14.18: it changes the correlation of the map it is
-    given; counts peaks instead of matched ones, and returns 0 or 1 where they are too few; adds
-    Euler angles to theta; is of first order, 0.04 % short at a strain of 2 %; and takes its robust
-    weights from the transposed fit, so that they do nothing where the lattice is turned by a
-    degree, and fail where a fit is exact.
+    Works around faults of calculate_strain in py4DSTEM 0.14.18. It changes the correlation of the
+    map that it is given. It counts peaks instead of matched ones, and returns 0 or 1 where they are
+    too few. It adds Euler angles to theta. Its strain is of first order, 0.04 % short at a strain
+    of 2 %. Its robust weights come from the transposed fit: they do nothing where the lattice is
+    turned by a degree, and fail where a fit is exact.
     """
     from py4DSTEM.process.diffraction.utils import OrientationMap
 
     own = OrientationMap(len(matched), 1, 1)
-    own.matrix[:, 0, 0] = matrices  # all angles are 0
+    own.matrix[:, 0, 0] = matrices  # its Euler angles are 0, so nothing is added to theta
     first_order = crystal.calculate_strain(
-        _Peaks([found for found, _ in matched]),
+        _CalibratedPeaks([found for found, _ in matched]),
         own,
         corr_kernel_size=max_distance,
         sigma_excitation_error=sigma,
@@ -200,7 +259,7 @@ def _fit(
         progress_bar=progress_bar,
     ).data[:4, :, 0]
     xx, yy, xy, theta = first_order
-    # What was fitted, q = m q_ref, and the deformation F = m^-T that it means.
+    # The fit was q = m q_ref in reciprocal space; the deformation of real space is F = m^-T.
     m = np.moveaxis(np.array([[1 - xx, theta - xy], [-theta - xy, 1 - yy]]), 2, 0)
     if robust:
         m = np.array([_robust(*pair) for pair in zip(m, matched, strict=True)])
@@ -218,16 +277,19 @@ def _fit(
     )
 
 
-def _robust(m: NDArray[Any], matched: tuple[NDArray[Any], NDArray[Any]]) -> NDArray[Any]:
-    """A fit ``q = m q_ref`` once more, with the weights that py4DSTEM means."""
+def _robust(m: NDArray[Any], matched: _Matched) -> NDArray[np.float64]:
+    """The fit ``q = m q_ref``, ``(2, 2)``, repeated with less weight for outliers.
+
+    With the weights that py4DSTEM intends, see `_fit`.
+    """
     found, reference = matched
     found = np.stack([found["qx"], found["qy"]], axis=1)
-    for _ in range(5):
+    for _ in range(_N_REWEIGHTED_FITS):
         squared = ((found - reference @ m.T) ** 2).sum(axis=1)
-        usual = np.median(squared)
-        if usual == 0:  # exact
+        median = np.median(squared)
+        if median == 0:  # the fit is exact
             break
-        # Never nothing: an outlier may be all that lies off a line.
-        weight = np.maximum(np.exp(-squared / (2 * 3**2 * usual)), 1e-6)[:, None]
+        weight = np.exp(-squared / (2 * _OUTLIER_DISTANCE**2 * median))
+        weight = np.maximum(weight, _MIN_WEIGHT)[:, None]
         m = np.linalg.lstsq(reference * weight, found * weight, rcond=None)[0].T
     return m

@@ -23,7 +23,7 @@ OURS = str(Path(clustering.__file__).parent)
 def chain(tmp_path_factory):
     """Everything that a user calls, and every warning on the way."""
     scan = clustering.simulate_scan(
-        (24, 20), (72, 66), n_grains=3, electrons=3000, probe_blur=0.5, descan=3, strain=0.01,
+        (18, 14), (72, 66), n_grains=3, electrons=3000, probe_blur=0.5, descan=3, strain=0.01,
         seed=5,
     )  # fmt: skip
     cube = scan.datacube
@@ -33,11 +33,11 @@ def chain(tmp_path_factory):
     cube.calibration.set_QR_rotation(0.0)
     cube.calibration.set_QR_flip(False)
     out = {"scan": scan, "path": tmp_path_factory.mktemp("chain") / "chain.h5"}
-    said = io.StringIO()
+    output = io.StringIO()
     with (
-        redirect_stdout(said),
-        redirect_stderr(said),
-        warnings.catch_warnings(record=True) as heard,
+        redirect_stdout(output),
+        redirect_stderr(output),
+        warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
         crystal = out["crystal"] = crystal_of_gold(1.5)
@@ -71,12 +71,12 @@ def chain(tmp_path_factory):
         cube.attach(clustering.orientation_to_node(orientation))
         py4DSTEM.save(str(out["path"]), cube)
         out["back"] = py4DSTEM.read(str(out["path"]))
-    out["heard"] = heard
+    out["caught"] = caught
     return out
 
 
 def test_no_warnings_of_ours(chain):
-    ours = [str(one.message) for one in chain["heard"] if one.filename.startswith(OURS)]
+    ours = [str(one.message) for one in chain["caught"] if one.filename.startswith(OURS)]
     assert ours == []
 
 

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import misorientation, refine_orientations
 from py4dstem_clustering.diffraction.misorientation import get_symmetry
-from py4dstem_clustering.diffraction.refining import twin_turns
+from py4dstem_clustering.diffraction.refining import twin_rotations
 from py4dstem_clustering.kernels.kinematic import (
     MIN_INTENSITY,
     PEAK_SIGMA,
@@ -176,23 +176,24 @@ def test_strain_is_taken_out_but_no_rotation(gold, lattice):
     assert unstrained(lattice, truth, line, REACH) is line
 
 
-def test_twins_are_on_the_densest_planes(gold, lattice):
+def test_twins_are_on_the_planes_of_the_shortest_vectors(gold, lattice):
     symmetry = get_symmetry(gold)
-    turns = twin_turns(lattice, symmetry, 4)
+    turns = twin_rotations(lattice, symmetry, 4)
     assert len(turns) == 5
     np.testing.assert_array_equal(turns[0], np.eye(3))
     np.testing.assert_allclose(misorientation(turns[1:], np.eye(3), gold), 60)
     normals = [np.abs(np.linalg.eigh(turn)[1][:, -1]) for turn in turns[1:]]
     np.testing.assert_allclose(normals, 1 / np.sqrt(3), atol=1e-9)
-    assert len(twin_turns(lattice, symmetry, 0)) == 1
+    assert len(twin_rotations(lattice, symmetry, 0)) == 1
 
 
-def test_map_is_refined(gold):
-    truth = np.array([random_matrix(seed) for seed in range(8)])
+@pytest.mark.parametrize("n", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_map_is_refined(gold, n):
+    truth = np.array([random_matrix(seed) for seed in range(n)])
     start = np.array([turned(m, 2.5, seed) for seed, m in enumerate(truth)])
-    twins = twin_turns_of(gold)
+    twins = twins_of(gold)
     start[3] = twins[2] @ start[3]  # the matching took its twin
-    deformations = [np.eye(2) + 0.01 * np.array([[k - 4, 1], [1, 3 - k]]) / 4 for k in range(8)]
+    deformations = [np.eye(2) + 0.01 * np.array([[k - 4, 1], [1, 3 - k]]) / 4 for k in range(n)]
     bragg = vectors([pattern(gold, m, d) for m, d in zip(truth, deformations, strict=True)])
     before = matches(start, corr=3.0)
     kept = before.matrix.copy(), before.corr.copy()
@@ -211,25 +212,84 @@ def test_map_is_refined(gold):
     np.testing.assert_array_equal(before.matrix, kept[0])
     np.testing.assert_array_equal(before.corr, kept[1])
     # Angles mean the matrix, as those of py4DSTEM do.
-    for k in range(8):
+    for k in range(n):
         again = Rotation.from_euler("zxz", found.angles[k, 0, 0]).as_matrix().T
         np.testing.assert_allclose(again, found.matrix[k, 0, 0], atol=1e-9)
     assert not found.mirror.any()
 
 
-def twin_turns_of(gold):
-    return twin_turns(lattice_of(gold), get_symmetry(gold), 4)
+def twins_of(gold):
+    return twin_rotations(lattice_of(gold), get_symmetry(gold), 4)
 
 
 def test_without_twins_the_wrong_one_stays(gold):
     truth = random_matrix(3)
     bragg = vectors([pattern(gold, truth)])
-    start = matches([twin_turns_of(gold)[2] @ truth])
+    start = matches([twins_of(gold)[2] @ truth])
     options = {"max_distance": REACH, "sigma_excitation_error": SIGMA, "progress_bar": False}
     alone = refine_orientations(gold, bragg, start, n_twins=0, **options)
     assert misorientation(alone.matrix[0, 0, 0], truth, gold) > 5
     both = refine_orientations(gold, bragg, start, **options)
     assert misorientation(both.matrix[0, 0, 0], truth, gold) < 0.1
+
+
+def test_a_match_turned_by_180_degrees_about_the_beam_is_turned_back(gold):
+    truth = random_matrix(4)
+    start = turned(truth, 2, 4) @ np.diag([-1.0, -1.0, 1.0])
+    assert misorientation(start, truth, gold) > 5
+    found = refine_orientations(
+        gold, vectors([pattern(gold, truth)]), matches([start]), max_distance=REACH,
+        sigma_excitation_error=SIGMA, n_twins=0, progress_bar=False,
+    )  # fmt: skip
+    assert misorientation(found.matrix[0, 0, 0], truth, gold) < 0.1
+
+
+def test_every_match_is_tried(gold):
+    truth = random_matrix(4)
+    start = OrientationMap(1, 1, 2)
+    start.matrix[0, 0] = random_matrix(5), turned(truth, 2, 4)
+    start.corr[0, 0] = 3, 2
+    start.inds[0, 0] = [[1, 2], [3, 4]]
+    found = refine_orientations(
+        gold, vectors([pattern(gold, truth)]), start, max_distance=REACH,
+        sigma_excitation_error=SIGMA, n_twins=0, progress_bar=False,
+    )  # fmt: skip
+    assert misorientation(found.matrix[0, 0, 0], truth, gold) < 0.1
+    assert found.corr[0, 0, 0] == 2
+    np.testing.assert_array_equal(found.inds[0, 0, 0], [3, 4])
+
+
+def test_intensities_count_to_their_powers(gold):
+    truth = random_matrix(4)
+    places, weights = pattern(gold, truth)
+    start = matches([turned(truth, 2, 4)])
+    options = {
+        "max_distance": REACH, "sigma_excitation_error": SIGMA, "n_twins": 0, "progress_bar": False,
+    }  # fmt: skip
+    # `vectors` squares what it is given.
+    plain = refine_orientations(gold, vectors([(places, weights)]), start, **options)
+    squared = refine_orientations(
+        gold, vectors([(places, weights**2)]), start, power_intensity_experiment=0.25, **options
+    )
+    np.testing.assert_allclose(squared.matrix, plain.matrix, atol=1e-9)
+    np.testing.assert_allclose(squared.corr, plain.corr)
+    alike = refine_orientations(
+        gold, vectors([(places, weights)]), start, power_intensity=0, **options
+    )
+    assert np.abs(alike.corr - plain.corr).max() > 1e-3
+
+
+def test_disks_beyond_the_detector_are_not_expected(gold):
+    """Where a part of the detector is missing, the orientation is as exact."""
+    truth = random_matrix(3)
+    places, weights = pattern(gold, truth)
+    start = matches([turned(truth, 2, 3)])
+    options = {"max_distance": REACH, "sigma_excitation_error": SIGMA, "progress_bar": False}
+    inside = places[:, 0] > -0.35
+    assert 6 < inside.sum() < 0.8 * len(places)
+    bragg = vectors([(places[inside], weights[inside])])
+    found = refine_orientations(gold, bragg, start, n_twins=0, **options)
+    assert misorientation(found.matrix[0, 0, 0], truth, gold) < 0.1
 
 
 def test_family_is_that_of_py4dstem(gold):
