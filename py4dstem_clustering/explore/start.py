@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import (
+    check_choice,
     check_data,
     check_flag,
     check_memory,
     check_n_jobs,
     check_name,
     check_number,
-    check_q_mask,
     check_same_scan,
     values_of,
 )
@@ -26,13 +26,13 @@ from ..emd import nodes
 from ..grains.averages import keep_clusters
 from ..grains.clustering import measure_tree
 from ..grains.clusters import CLUSTERS_KIND, Clusters
-from ..grains.options import METHODS, check_cut, check_made_earlier, check_tree_options
+from ..grains.options import METHODS, check_options
 from ..grains.tree import ClusterTree
 from ..kernels.features import features_need
 from ..kernels.noise import noise_need
 from ..kernels.similarity import similarity_need
 from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
-from ..patterns.similarity import Similarity, as_similarity
+from ..patterns.similarity import Similarity
 from ..scan.calibration import detector_step, known_centre, known_origins, scan_step, varies
 from .window import ClusterExplorer
 
@@ -129,16 +129,31 @@ def explore_clusters(
         check_same_scan("tree", tree.shape, self.Rshape)
     if method is None:
         method = "merge" if tree is None else tree.method
-    # What belongs to either method, so that nothing is wrong with it when the window is open.
-    of_merging, of_growth = (rank, None, None, None), ("auto", sigma, subtract_mean, similarity)
-    check_tree_options(method, "auto", r_mask, None, None, None, self.Rshape)
-    for name, (rank_of, *others) in zip(METHODS, (of_merging, of_growth), strict=True):
-        check_tree_options(name, rank_of, r_mask, *others, self.Rshape)
-    check_cut("merge", None, None, min_size, drop_background)
-    q_mask = check_q_mask(q_mask, self.Qshape)
-    if similarity is not None:
-        check_made_earlier({"sigma": sigma, "subtract_mean": subtract_mean})
-        similarity = as_similarity(similarity, self.Rshape)
+    check_choice("method", method, METHODS)
+    # The options of both methods, so that none is wrong when the window asks for the other one.
+    options = {
+        "merge": check_options(
+            self.Rshape,
+            self.Qshape,
+            method="merge",
+            min_size=min_size,
+            drop_background=drop_background,
+            rank=rank,
+            r_mask=r_mask,
+            q_mask=q_mask,
+        ),
+        "grow": check_options(
+            self.Rshape,
+            self.Qshape,
+            method="grow",
+            min_size=min_size,
+            r_mask=r_mask,
+            q_mask=q_mask if similarity is None else None,
+            sigma=sigma,
+            subtract_mean=subtract_mean,
+            similarity=similarity,
+        ),
+    }
     power = check_number("power", power, 1e-3)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
@@ -155,14 +170,13 @@ def explore_clusters(
         partial(virtual_image_need, self.data, n_jobs),
         partial(features_need, self.data, n_jobs),
         partial(noise_need, self.data, n_jobs),
-        partial(similarity_need, self.data, q_mask, False, n_jobs),
+        partial(similarity_need, self.data, options["merge"].q_mask, False, n_jobs),
     )
 
     def measure(which: str) -> ClusterTree:
-        mask = None if which == "grow" and similarity is not None else q_mask
-        own = {"merge": (rank, r_mask, mask, None, None, None)}
-        own["grow"] = ("auto", r_mask, mask, sigma, subtract_mean, similarity)
-        return measure_tree(self, which, *own[which], n_jobs, max_memory, progress_bar)
+        return measure_tree(
+            self, options[which], n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
+        )
 
     def put(clusters: Clusters, name: str) -> Clusters:
         name = check_name(name)
@@ -190,8 +204,7 @@ def explore_clusters(
         image=image,
         measure=measure,
         put=put,
-        min_size=int(min_size),
-        drop_background=drop_background,
+        options=options,
         power=power,
         steps=(scan_step(self), detector_step(self)),
         origin=origin if origin is not None and varies(origin) else None,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..base.checks import check_choice, check_integer
 from ..base.progress import progress
 from ..grains.clusters import Clusters
-from ..grains.options import METHODS, check_cut
+from ..grains.options import METHODS, ClusterOptions, Method, check_cut
 from ..grains.tree import ClusterTree, level_for
 from ..kernels.blocks import read_window
 from ..plotting.style import OUTLINE, PALETTE, add_scale_bar, grey_limits, nth_color
@@ -72,8 +72,7 @@ class ClusterExplorer:
         image: NDArray[Any],
         measure: Callable[[str], ClusterTree],
         put: Callable[[Clusters, str], Clusters],
-        min_size: int = 1,
-        drop_background: bool | None = None,
+        options: Mapping[Method, ClusterOptions],
         power: float = 0.25,
         steps: tuple[tuple[float, str], tuple[float, str]] = ((1, "pixels"), (1, "pixels")),
         origin: NDArray[Any] | None = None,
@@ -84,8 +83,8 @@ class ClusterExplorer:
         self._measure, self._put = measure, put
         self.trees = dict(trees)
         self.method = method
-        self.min_size = min_size
-        self._drop_background = drop_background
+        self._options = options
+        self.min_size = options[method].min_size
         self._power = power
         self._origin = origin
         self._progress_bar = progress_bar
@@ -114,21 +113,24 @@ class ClusterExplorer:
         """The tree that is cut now."""
         return self.trees[self.method]
 
-    @property
-    def _counted(self) -> dict[str, Any]:
-        """Which clusters count, for the tree that is cut now."""
-        drop = self._drop_background if self.method == "merge" else None
-        return {"min_size": self.min_size, "drop_background": drop}
-
     def _cut(self, cut: Mapping[str, Any]) -> Clusters:
         """Clusters of ``ClusterTree.cut(**cut)`` with what the window adds."""
         self._last = dict(cut)
-        options = {**self._counted, "name": "explored"}
-        n = cut.get("n_clusters")
+        level, n = cut.get("threshold"), cut.get("n_clusters")
+        if n is not None:
+            # As `cut` does, but the clusters at all levels are counted once and not each time.
+            level = level_for(self.tree, self._count(), n)
+        found = self.tree.cut_with(
+            replace(
+                self._options[self.method],
+                threshold=level,
+                n_clusters=None,
+                min_size=self.min_size,
+            ),
+            "explored",
+        )
         if n is None:
-            return self.tree.cut(**cut, **options)
-        # As `cut` does, but the clusters at all levels are counted once and not each time.
-        found = self.tree.cut(level_for(self.tree, self._count(), n), **options)
+            return found
         asked = {"threshold": None, "n_clusters": n}
         return replace(found, settings={**found.settings.everything, **asked})
 
@@ -136,7 +138,9 @@ class ClusterExplorer:
         """Number of clusters at each level of the tree."""
         key = self.method, self.min_size
         if key not in self._counts:
-            self._counts[key] = self.tree.n_clusters(**self._counted)
+            self._counts[key] = self.tree.n_clusters(
+                min_size=self.min_size, drop_background=self._options[self.method].drop_background
+            )
         return self._counts[key]
 
     def _steps(self) -> NDArray[Any]:
@@ -184,13 +188,13 @@ class ClusterExplorer:
         """
         method = self.method if method is None else method
         check_choice("method", method, METHODS)
-        size = self.min_size if min_size is None else check_integer("min_size", min_size, 1)
-        check_cut(method, threshold, n_clusters, size, None)
-        cut = {}
+        size = self.min_size if min_size is None else min_size
+        asked = check_cut(method, threshold, n_clusters, size, None)
+        cut: dict[str, Any] = {}
         if n_clusters is not None:
-            cut = {"n_clusters": int(n_clusters)}
+            cut = {"n_clusters": asked["n_clusters"]}
         elif threshold is not None:
-            cut = {} if threshold == "auto" else {"threshold": float(threshold)}
+            cut = {} if threshold == "auto" else {"threshold": asked["threshold"]}
         elif method == self.method and "n_clusters" in self._last:
             cut = {"threshold": self.clusters.settings["level"]}
         elif method == self.method:
@@ -198,7 +202,7 @@ class ClusterExplorer:
         if method not in self.trees:
             self.trees[method] = self._measure(method)
         before = self.method, self.min_size, self._last
-        self.method, self.min_size = method, size
+        self.method, self.min_size = method, asked["min_size"]
         try:
             self.clusters = self._cut(cut)
         except ValueError:

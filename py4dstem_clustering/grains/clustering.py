@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from py4DSTEM import DataCube
 
 from ..base.checks import (
+    check_choice,
     check_data,
     check_flag,
     check_memory,
     check_n_jobs,
     check_name,
-    check_q_mask,
     resolve_r_mask,
 )
 from ..base.progress import progress
@@ -29,12 +29,12 @@ from ..kernels.noise import Noise, noise_need
 from ..kernels.similarity import feature_similarity, similarity_mean
 from ..kernels.tree import spanning_forest
 from ..patterns.features import measure_features, measure_noise
-from ..patterns.similarity import Similarity, as_similarity, measure_similarity
+from ..patterns.similarity import Similarity, measure_similarity
 from ..scan.calibration import scan_step
 from ..scan.datacubes import get_provenance
 from .averages import keep_clusters
 from .clusters import CLUSTERS_KIND, Clusters
-from .options import check_cut_options, check_made_earlier, check_tree_options
+from .options import METHODS, ClusterOptions, check_options
 from .tree import TREE_KIND, ClusterTree
 
 
@@ -97,68 +97,79 @@ def get_cluster_tree(
     name = check_name(name)
     returncalc = check_flag("returncalc", returncalc)
     nodes.check_free(self, name, TREE_KIND)
+    check_data(self.data)
+    check_choice("method", method, METHODS)
+    options = check_options(
+        self.Rshape,
+        self.Qshape,
+        method=method,
+        rank=rank,
+        r_mask=r_mask,
+        q_mask=q_mask,
+        sigma=sigma,
+        subtract_mean=subtract_mean,
+        similarity=similarity,
+    )
     tree = measure_tree(
-        self, method, rank, r_mask, q_mask, sigma, subtract_mean, similarity, n_jobs, max_memory,
-        progress_bar,
-    )  # fmt: skip
+        self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
+    )
     nodes.put(self, tree.to_node(name))
     return tree if returncalc else None
 
 
 def measure_tree(
     datacube: DataCube,
-    method: str,
-    rank: Any,
-    r_mask: Any,
-    q_mask: Any,
-    sigma: Any,
-    subtract_mean: Any,
-    similarity: Any,
+    options: ClusterOptions,
+    *,
     n_jobs: Any,
     max_memory: Any,
     progress_bar: Any,
 ) -> ClusterTree:
+    """The tree of a scan, with options from `check_options`."""
     start = perf_counter()
-    check_data(datacube.data)
-    rank, r_mask = check_tree_options(
-        method, rank, r_mask, sigma, subtract_mean, similarity, datacube.Rshape
-    )
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
-    if method == "merge":
-        q_mask = check_q_mask(q_mask, datacube.Qshape)
-        return _merge_tree(datacube, rank, r_mask, q_mask, n_jobs, max_memory, progress_bar, start)
+    measure = _merge_tree if options.method == "merge" else _growth_tree
+    return measure(datacube, options, n_jobs, max_memory, progress_bar, start)
 
-    measured = {"q_mask": q_mask, "sigma": sigma, "subtract_mean": subtract_mean}
+
+def _growth_tree(
+    datacube: DataCube,
+    options: ClusterOptions,
+    n_jobs: int | None,
+    max_memory: int | str | None,
+    progress_bar: bool,
+    start: float,
+) -> ClusterTree:
     known = None
-    if similarity is None:
+    if options.similarity is None:
         similarity = measure_similarity(
             datacube,
-            q_mask,
-            0 if sigma is None else sigma,
-            True if subtract_mean is None else subtract_mean,
+            options.q_mask,
+            0 if options.sigma is None else options.sigma,
+            True if options.subtract_mean is None else options.subtract_mean,
             n_jobs,
             max_memory,
             progress_bar,
         )
         known = similarity.settings["fingerprint"]
     else:
-        check_made_earlier(measured)
         check_memory(max_memory)
-        similarity = as_similarity(similarity, datacube.Rshape)
-    forest = spanning_forest(similarity.data, resolve_r_mask(r_mask, similarity.mean))
+        similarity = options.similarity
+    forest = spanning_forest(similarity.data, resolve_r_mask(options.r_mask, similarity.mean))
     provenance = get_provenance(datacube, start, known)
     # Options that would measure the same again; those of another one are in its own settings.
     own = similarity.settings.get("fingerprint") == provenance["fingerprint"]
     own &= not similarity.settings.get("noise_correct")
+    measured = ("q_mask", "sigma", "subtract_mean")
     settings = {
-        "method": method,
-        "r_mask": r_mask,
+        "method": "grow",
+        "r_mask": options.r_mask,
         **{key: similarity.settings.get(key) if own else None for key in measured},
         **provenance,
     }
     return ClusterTree(
-        method,
+        "grow",
         forest.first,
         forest.second,
         forest.level,
@@ -172,9 +183,7 @@ def measure_tree(
 
 def _merge_tree(
     datacube: DataCube,
-    rank: int | str,
-    r_mask: Any,
-    q_mask: NDArray[Any] | None,
+    options: ClusterOptions,
     n_jobs: int | None,
     max_memory: int | str | None,
     progress_bar: bool,
@@ -186,9 +195,13 @@ def _merge_tree(
         partial(noise_need, datacube.data, n_jobs),
     )
     features = measure_features(
-        datacube, q_mask, None if rank == "auto" else rank, n_jobs=n_jobs, n_rows=n_rows,
+        datacube,
+        options.q_mask,
+        options.rank if isinstance(options.rank, int) else None,
+        n_jobs=n_jobs,
+        n_rows=n_rows,
         progress_bar=progress_bar,
-    )  # fmt: skip
+    )
     try:
         noise = measure_noise(datacube, n_jobs, progress_bar)
     except ValueError:  # a scan that does not tell; nothing but the settings needs it
@@ -196,7 +209,7 @@ def _merge_tree(
 
     def regions(values: NDArray[Any], report: Any) -> tuple:
         near = feature_similarity(values)
-        mask = resolve_r_mask(r_mask, similarity_mean(near))
+        mask = resolve_r_mask(options.r_mask, similarity_mean(near))
         merges = merge_positions(values, mask)
         report(1)
         labels = find_regions(values, merges)
@@ -221,8 +234,8 @@ def _merge_tree(
     member[labels.ravel()[inside]] = inside
     settings = {
         "method": "merge",
-        "r_mask": r_mask,
-        "q_mask": q_mask,
+        "r_mask": options.r_mask,
+        "q_mask": options.q_mask,
         "rank": values.shape[2],
         "gain": noise.gain,
         "offset": noise.offset,
@@ -369,13 +382,25 @@ def cluster(
     name = check_name(name)
     returncalc = check_flag("returncalc", returncalc)
     nodes.check_free(self, name, CLUSTERS_KIND)
-    method, cut = check_cut_options(
-        method, threshold, n_clusters, min_size, drop_background, sigma, subtract_mean, similarity
+    check_data(self.data)
+    options = check_options(
+        self.Rshape,
+        self.Qshape,
+        method=method,
+        threshold=threshold,
+        n_clusters=n_clusters,
+        min_size=min_size,
+        drop_background=drop_background,
+        rank=rank,
+        r_mask=r_mask,
+        q_mask=q_mask,
+        sigma=sigma,
+        subtract_mean=subtract_mean,
+        similarity=similarity,
     )
     tree = measure_tree(
-        self, method, rank, r_mask, q_mask, sigma, subtract_mean, similarity, n_jobs, max_memory,
-        progress_bar,
-    )  # fmt: skip
-    result = tree.cut(**cut, name=name)
+        self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
+    )
+    result = tree.cut_with(options, name)
     keep_clusters(self, result)
     return result if returncalc else None

@@ -25,7 +25,7 @@ from ..patterns.similarity import Similarity
 from ..scan.calibration import scan_step
 from .background import is_background, powers, sum_nodes
 from .clusters import NOTED, Clusters
-from .options import METHODS, check_cut
+from .options import METHODS, ClusterOptions, Method, check_cut
 
 TREE_KIND = "cluster_tree"
 
@@ -75,7 +75,7 @@ class ClusterTree(Frozen):
     [1, 2]
     """
 
-    method: str
+    method: Method
     first: NDArray[Any]
     second: NDArray[Any]
     level: NDArray[Any]
@@ -135,6 +135,9 @@ class ClusterTree(Frozen):
     def n_clusters(self, *, min_size: int = 1, drop_background: bool | None = None) -> NDArray[Any]:
         """Number of clusters that `cut` finds at each of `levels`."""
         check_cut(self.method, None, None, min_size, drop_background)
+        return self._counts(min_size, drop_background is None or bool(drop_background))
+
+    def _counts(self, min_size: int, drop: bool) -> NDArray[Any]:
         children, sizes = self._links
         counted = sizes >= min_size
         counted[: self.mask.size] &= self.mask.ravel()
@@ -142,7 +145,6 @@ class ClusterTree(Frozen):
         if self.method == "grow":
             counts = _count(children, counted)[1:]
         else:
-            drop = drop_background is None or drop_background
             # Above the automatic cut there are its regions.
             joins, coarse, _ = self.branches()
             dull, dull_regions, region_sizes = self._judged
@@ -245,32 +247,36 @@ class ClusterTree(Frozen):
         ValueError, TypeError
             If an argument breaks its rule.
         """
-        check_cut(self.method, threshold, n_clusters, min_size, drop_background)
-        min_size = int(min_size)
-        if threshold is None:
+        if threshold is None and n_clusters is None:
             threshold = "auto"
-        elif threshold != "auto":
-            threshold = float(threshold)
+        cut = check_cut(self.method, threshold, n_clusters, min_size, drop_background)
+        return self.cut_with(ClusterOptions(self.method, **cut), name)
+
+    def cut_with(self, options: ClusterOptions, name: str) -> Clusters:
+        """As `cut`, with options that are checked."""
+        level = options.threshold
+        if options.n_clusters is not None:
+            counts = self._counts(options.min_size, options.drop_background is not False)
+            level = level_for(self, counts, options.n_clusters)
+        elif level is None:
+            level = "auto"
         settings = {
             **Settings(self.settings).everything,
-            "threshold": threshold if n_clusters is None else None,
-            "n_clusters": n_clusters,
-            "min_size": min_size,
+            "threshold": level if options.n_clusters is None else None,
+            "n_clusters": options.n_clusters,
+            "min_size": options.min_size,
             "name": name,
         }
-        if n_clusters is not None:
-            counts = self.n_clusters(min_size=min_size, drop_background=drop_background)
-            threshold = level_for(self, counts, n_clusters)
         if self.method == "grow":
-            settings["level"] = None if threshold == "auto" else threshold
-            labels, seeds = self._grown(threshold, min_size)
+            settings["level"] = None if level == "auto" else level
+            labels, seeds = self._grown(level, options.min_size)
             background: tuple[int, ...] = ()
         else:
-            settings["level"] = 1.0 if threshold == "auto" else threshold
-            drop = True if drop_background is None else bool(drop_background)
-            settings["drop_background"] = drop
-            labels, seeds, background, dropped = self._merged(settings["level"], min_size, drop)
-            settings["n_background"] = dropped
+            settings["level"] = 1.0 if level == "auto" else level
+            settings["drop_background"] = drop = options.drop_background is not False
+            labels, seeds, background, settings["n_background"] = self._merged(
+                settings["level"], options.min_size, drop
+            )
         return Clusters(
             labels,
             seeds,

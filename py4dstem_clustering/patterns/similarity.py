@@ -344,6 +344,7 @@ def measure_similarity(
 
 
 def as_similarity(similarity: Any, scan: tuple[int, int]) -> Similarity:
+    """The similarity in what `cluster` takes as one; it must be of a scan of this shape."""
     if isinstance(similarity, emdfile.Array):
         similarity = Similarity.from_node(similarity)
     elif not isinstance(similarity, Similarity):
