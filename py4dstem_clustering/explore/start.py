@@ -9,6 +9,7 @@ from typing import Any
 import emdfile
 import numpy as np
 from numpy.typing import NDArray
+from py4DSTEM import DataCube
 
 from ..base.checks import (
     check_choice,
@@ -25,7 +26,8 @@ from ..base.progress import progress
 from ..emd import nodes
 from ..grains.averages import keep_clusters
 from ..grains.clustering import measure_tree
-from ..grains.clusters import CLUSTERS_KIND, Clusters
+from ..grains.clusters import Clusters
+from ..grains.node import CLUSTERS_KIND
 from ..grains.options import METHODS, check_options
 from ..grains.tree import ClusterTree
 from ..kernels.features import features_need
@@ -38,7 +40,7 @@ from .window import ClusterExplorer
 
 
 def explore_clusters(
-    self,
+    self: DataCube,
     *,
     method: str | None = None,
     image: Any = None,
@@ -85,8 +87,7 @@ def explore_clusters(
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
-        worked on in blocks of rows; the same result for any. See `filter_correlative`.
+        Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
         Show progress.
 

@@ -140,7 +140,7 @@ class Similarity(Frozen):
 
     # --- EMD ---------------------------------------------------------------------------------
 
-    def to_node(self, name: str = "similarity") -> emdfile.Array:
+    def to_node(self: DataCube, name: str = "similarity") -> emdfile.Array:
         """The similarity as a stock emdfile Array."""
         node = emdfile.Array(
             self.data,
@@ -191,7 +191,7 @@ def _step(node: emdfile.Array) -> tuple[float, str]:
 
 
 def get_similarity(
-    self,
+    self: DataCube,
     *,
     q_mask: NDArray[Any] | None = None,
     sigma: float = 0,
@@ -240,8 +240,7 @@ def get_similarity(
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
-        worked on in blocks of rows; the same result for any. See `filter_correlative`.
+        Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
         Show progress.
 
