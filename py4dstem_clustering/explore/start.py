@@ -1,4 +1,4 @@
-"""Measure what the window of `explore_clusters` shows, and open it."""
+"""``datacube.explore_clusters()``: measure what the window shows, and open it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from ..base.checks import (
 )
 from ..base.progress import progress
 from ..emd import nodes
+from ..emd.settings import Settings
 from ..grains.averages import keep_clusters
 from ..grains.clustering import measure_tree
 from ..grains.clusters import Clusters
 from ..grains.node import CLUSTERS_KIND
-from ..grains.options import METHODS, check_options
+from ..grains.options import METHODS, ClusterOptions, check_options
 from ..grains.tree import ClusterTree
 from ..kernels.features import features_need
 from ..kernels.noise import noise_need
@@ -60,30 +61,30 @@ def explore_clusters(
 ) -> ClusterExplorer:
     """Open a window in which sliders cut the cluster tree, and clicks show patterns.
 
-    A virtual image, the label map, and, where one clicks, the pattern and the average of its
-    cluster. The upper slider moves through the levels at which clusters change, or through numbers
-    of clusters; the keys left and right move it by one step, "a" goes back to the automatic cut. In
-    a notebook say ``%matplotlib widget`` first (package ipympl), in a script
-    ``matplotlib.pyplot.show()`` afterwards.
+    The window shows a virtual image, the label map, and, after a click on a scan position, its
+    pattern and the average of its cluster. The upper slider moves through the levels at which
+    clusters change, or through numbers of clusters; the keys left and right move it by one step,
+    the key "a" goes back to the automatic cut. In a notebook, run ``%matplotlib widget`` first
+    (package ipympl); in a script, call ``matplotlib.pyplot.show()`` afterwards.
 
     Parameters
     ----------
     method : "merge" or "grow", optional
-        With which the window opens, see `cluster`; by default that of `tree`, or merging. The tree
-        of the other one is measured when it is first asked for.
+        Method with which the window opens, see `cluster`; by default that of `tree`, or merging.
+        The tree of the other method is measured when it is first selected.
     image : array-like (Rx, Ry), optional
-        Grey picture of the scan; by default the sum of what is scattered beyond the direct beam.
+        Grey picture of the scan; by default the sum of each pattern without the direct beam.
     min_size : int
         Clusters of fewer positions are dropped: label -1.
     drop_background : bool, optional
-        Merging: see `cluster`.
+        For merging, see `cluster`.
     tree : ClusterTree, optional
-        A tree measured earlier, from `get_cluster_tree`; the scan is read for the image only then.
+        A tree from `get_cluster_tree`, so that it is not measured again.
     rank, r_mask, q_mask, sigma, subtract_mean, similarity
-        Of trees that are measured, each for the methods it belongs to, see `cluster`. With a
-        `similarity`, `q_mask` counts for merging only.
+        For trees that are measured, see `cluster`; each counts for the method to which it belongs.
+        With a `similarity`, `q_mask` counts for merging only.
     power : float
-        Intensities of patterns are drawn to this power, see `plot_averages`.
+        Exponent of the intensities that are drawn, see `plot_averages`.
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
@@ -94,9 +95,10 @@ def explore_clusters(
     Returns
     -------
     ClusterExplorer
-        ``.clusters`` are what is on the screen, ``.keep(name)`` puts them into the tree of this
-        datacube, ``.set(threshold=...)`` and ``.pick((rx, ry))`` do what sliders and clicks do,
-        ``.figure`` is the matplotlib figure, ``.disconnect()`` lets go of it.
+        ``.clusters`` are the clusters on the screen; ``.keep(name)`` puts them into the tree of
+        this datacube; ``.set(threshold=...)`` does what a slider does, ``.pick((rx, ry))`` what a
+        click does; ``.figure`` is the matplotlib figure; ``.disconnect()`` ends all reactions to
+        the mouse and keys.
 
     Raises
     ------
@@ -105,9 +107,9 @@ def explore_clusters(
 
     Notes
     -----
-    An average is read when its cluster is clicked, its members only. As in
-    `get_clustered_datacube`, patterns are moved to the mean origin of the cluster where the
-    calibration holds an origin that differs over the scan.
+    The average of a cluster is read when the cluster is clicked. As in `get_clustered_datacube`,
+    patterns are moved to the mean origin of the cluster where the calibration holds an origin that
+    differs over the scan.
 
     Examples
     --------
@@ -132,40 +134,20 @@ def explore_clusters(
         method = "merge" if tree is None else tree.method
     check_choice("method", method, METHODS)
     # The options of both methods, so that none is wrong when the window asks for the other one.
-    options = {
-        "merge": check_options(
-            self.Rshape,
-            self.Qshape,
-            method="merge",
-            min_size=min_size,
-            drop_background=drop_background,
-            rank=rank,
-            r_mask=r_mask,
-            q_mask=q_mask,
-        ),
-        "grow": check_options(
-            self.Rshape,
-            self.Qshape,
-            method="grow",
-            min_size=min_size,
-            r_mask=r_mask,
-            q_mask=q_mask if similarity is None else None,
-            sigma=sigma,
-            subtract_mean=subtract_mean,
-            similarity=similarity,
-        ),
+    common = {"min_size": min_size, "r_mask": r_mask}
+    merging = {"drop_background": drop_background, "rank": rank, "q_mask": q_mask}
+    growing = {"sigma": sigma, "subtract_mean": subtract_mean, "similarity": similarity}
+    if similarity is None:
+        growing["q_mask"] = q_mask
+    options: dict[str, ClusterOptions] = {
+        name: check_options(self.Rshape, self.Qshape, method=name, **common, **own)
+        for name, own in (("merge", merging), ("grow", growing))
     }
     power = check_number("power", power, 1e-3)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
     if image is not None:
-        image = np.asarray(values_of(image))
-        if image.shape != self.Rshape or image.dtype.kind not in "buif":
-            raise ValueError(
-                f"image of type {image.dtype} and shape {image.shape} must hold real numbers and "
-                f"have the shape of the scan, {self.Rshape}"
-            )
-        image = image.astype(np.float64)
+        image = _check_image(image, self.Rshape)
     n_rows = check_memory(
         max_memory,
         partial(virtual_image_need, self.data, n_jobs),
@@ -179,16 +161,7 @@ def explore_clusters(
             self, options[which], n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
         )
 
-    def put(clusters: Clusters, name: str) -> Clusters:
-        name = check_name(name)
-        nodes.check_free(self, name, CLUSTERS_KIND)
-        clusters = replace(
-            clusters, name=name, settings={**clusters.settings.everything, "name": name}
-        )
-        keep_clusters(self, clusters)
-        return clusters
-
-    trees = {} if tree is None else {tree.method: tree}
+    trees: dict[str, ClusterTree] = {} if tree is None else {tree.method: tree}
     if method not in trees:
         trees[method] = measure(method)
     if image is None:
@@ -197,17 +170,43 @@ def explore_clusters(
             image = virtual_image_core(
                 self.data, weight, n_jobs=n_jobs, report=report, n_rows=n_rows
             )
-    origin = known_origins(self)
     return ClusterExplorer(
         self,
         trees,
         method=method,
         image=image,
         measure=measure,
-        put=put,
+        put=partial(_keep_as, self),
         options=options,
         power=power,
         steps=(scan_step(self), detector_step(self)),
-        origin=origin if origin is not None and varies(origin) else None,
+        origin=_varying_origin(self),
         progress_bar=progress_bar,
     )
+
+
+def _check_image(image: Any, scan: tuple[int, int]) -> NDArray[np.float64]:
+    """A picture of the scan."""
+    image = np.asarray(values_of(image))
+    if image.shape != scan or image.dtype.kind not in "buif":
+        raise ValueError(
+            f"image of type {image.dtype} and shape {image.shape} must hold real numbers and "
+            f"have the shape of the scan, {scan}"
+        )
+    return image.astype(np.float64)
+
+
+def _varying_origin(datacube: DataCube) -> NDArray[Any] | None:
+    """Origin of each pattern; None where all have the same, or it is not known."""
+    origin = known_origins(datacube)
+    return origin if origin is not None and varies(origin) else None
+
+
+def _keep_as(datacube: DataCube, clusters: Clusters, name: str) -> Clusters:
+    """Put clusters into the tree of a datacube under another name."""
+    name = check_name(name)
+    nodes.check_free(datacube, name, CLUSTERS_KIND)
+    settings = {**Settings(clusters.settings).everything, "name": name}
+    clusters = replace(clusters, name=name, settings=settings)
+    keep_clusters(datacube, clusters)
+    return clusters

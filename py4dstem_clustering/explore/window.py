@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..base.checks import check_choice, check_integer
 from ..base.progress import progress
 from ..grains.clusters import Clusters
-from ..grains.options import METHODS, ClusterOptions, Method, check_cut
+from ..grains.options import METHODS, ClusterOptions, check_cut
 from ..grains.tree import ClusterTree, level_for
 from ..kernels.blocks import read_window
 from ..plotting.style import OUTLINE, PALETTE, add_scale_bar, grey_limits, nth_color
@@ -72,7 +72,7 @@ class ClusterExplorer:
         image: NDArray[Any],
         measure: Callable[[str], ClusterTree],
         put: Callable[[Clusters, str], Clusters],
-        options: Mapping[Method, ClusterOptions],
+        options: Mapping[str, ClusterOptions],
         power: float = 0.25,
         steps: tuple[tuple[float, str], tuple[float, str]] = ((1, "pixels"), (1, "pixels")),
         origin: NDArray[Any] | None = None,

@@ -147,12 +147,12 @@ def _growth_tree(
     if options.similarity is None:
         similarity = measure_similarity(
             datacube,
-            options.q_mask,
-            0 if options.sigma is None else options.sigma,
-            True if options.subtract_mean is None else options.subtract_mean,
-            n_jobs,
-            max_memory,
-            progress_bar,
+            q_mask=options.q_mask,
+            sigma=0 if options.sigma is None else options.sigma,
+            subtract_mean=options.subtract_mean is not False,
+            n_jobs=n_jobs,
+            max_memory=max_memory,
+            progress_bar=progress_bar,
         )
         known = similarity.settings["fingerprint"]
     else:

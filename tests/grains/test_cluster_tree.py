@@ -635,6 +635,20 @@ def test_a_grain_is_never_background(electrons, seed):
     assert (scan.labels[background] >= 0).mean() < 0.02
 
 
+@pytest.mark.parametrize(("power", "background"), [(0.2, (0,)), (0.35, ())])
+def test_one_region_is_background_up_to_a_quarter_of_the_noise(power, background):
+    shape, rank = (6, 6), 4
+    features = np.full((*shape, rank), power**0.5)  # `power` in powers of noise; nothing scatters
+    n = shape[0] * shape[1]
+    tree = ClusterTree(
+        "merge", np.arange(n - 1), np.arange(1, n), np.zeros(n - 1), np.ones(shape, bool), {},
+        np.full((*shape, 8), np.nan), np.zeros(shape, int), features, np.zeros(shape),
+    )  # fmt: skip
+    assert tree.cut(drop_background=False).background == background
+    assert tree.cut().n_clusters == 1 - len(background)
+    assert tree.n_clusters().tolist()[-1] == 1 - len(background)
+
+
 def test_new_clusters_know_their_background(merged):
     kept = merged.cut(drop_background=False)
     (label,) = kept.background
