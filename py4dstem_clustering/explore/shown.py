@@ -1,4 +1,4 @@
-"""What the window shows: averages, outlines, colours and steps of the sliders."""
+"""Averages, outlines, colours and steps of sliders, for the window."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from ..kernels.averaging import move_pattern
 from ..kernels.blocks import read_window
 from ..plotting.style import PALETTE, neighbour_pairs
 
-# A member block is read in pieces of about so many bytes.
-_BLOCK_BYTES = 32 * 2**20
+AVERAGING_BLOCK_BYTES = 32 * 2**20
+"""Bytes of a block in which members of a cluster are read. When it grows, averaging takes more
+memory."""
 
-# So many of the coarsest cuts are all steps of the slider; finer ones lie 3 % apart.
-_WHOLE = 100
+N_WHOLE_STEPS = 100
+"""The coarsest cuts, of which each is a step of the slider. When it grows, the slider has more
+steps."""
 
-_RATIO = 1.03
+STEP_RATIO = 1.03
+"""Ratio of the numbers of neighbouring steps beyond these. When it grows, the slider has fewer
+steps."""
 
-# Clusters that surely differ in colour from their neighbours: the largest.
-_N_COLORED = 2000
+N_DISTINCT_COLORS = 2000
+"""Largest clusters, which differ in colour from all that touch them. When it grows, drawing takes
+longer."""
 
 
-# --- what is shown ---------------------------------------------------------------------------
+# --- averages, outlines, colours -------------------------------------------------------------
 
 
 def member_mean(
@@ -34,26 +39,29 @@ def member_mean(
     shifts: NDArray[Any] | None = None,
     report: Callable[[int], Any] = lambda n: None,
 ) -> NDArray[Any]:
-    """Mean pattern (Qx, Qy) of scan positions ``(n, 2)``, sorted by row, and of these alone.
+    """Mean pattern (Qx, Qy) of scan positions; only their patterns are read.
 
     Parameters
     ----------
     data : array-like (Rx, Ry, Qx, Qy)
+        The scan.
     members : ndarray, (n, 2), int
+        Scan positions (rx, ry), row by row.
     shifts : ndarray, (n, 2), optional
-        Pixels by which each pattern moves first.
+        Detector pixels by which each pattern is moved before averaging.
     report : callable
-        Told the number of positions just read.
+        Called with the number of positions that were just read.
 
     Returns
     -------
     ndarray, (Qx, Qy), float32
-        Accumulated in float64. A missing pixel has no weight; NaN where all miss it.
+        Accumulated in float64. A missing pixel (NaN or infinite) has no weight; it is NaN where it
+        is missing in all patterns.
     """
     rows, columns = members.T
     low, high = int(columns.min()), int(columns.max()) + 1
     row_bytes = np.dtype(data.dtype).itemsize * (high - low) * int(np.prod(data.shape[2:]))
-    step = max(1, _BLOCK_BYTES // row_bytes)
+    step = max(1, AVERAGING_BLOCK_BYTES // row_bytes)
     total = np.zeros(data.shape[2:])
     count = np.zeros(data.shape[2:])
     at = 0
@@ -80,19 +88,19 @@ def member_mean(
 
 
 def outline(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """All borders between labels as one line (x, y) with gaps, along the edges of positions."""
+    """All borders between labels as one line (x, y) along edges of positions, NaN at its gaps."""
     padded = np.pad(labels, 1, constant_values=-1)
     upright = (padded[1:-1, 1:] != padded[1:-1, :-1]).T  # (Ry + 1, Rx)
     level = padded[1:, 1:-1] != padded[:-1, 1:-1]  # (Rx + 1, Ry)
-    (x, y0, y1), (y, x0, x1) = _runs(upright), _runs(level)
+    (x, y0, y1), (y, x0, x1) = _edge_lines(upright), _edge_lines(level)
     gap, gaps = np.full(len(x), np.nan), np.full(len(y), np.nan)
     across = np.concatenate([np.stack([x, x, gap], 1), np.stack([x0, x1, gaps], 1)]).ravel()
     down = np.concatenate([np.stack([y0, y1, gap], 1), np.stack([y, y, gaps], 1)]).ravel()
     return across, down
 
 
-def _runs(edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Line, start and end of each run of True along the rows, edges of positions."""
+def _edge_lines(edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Row, start and end of each series of True in a row, as coordinates of edges of positions."""
     step = np.diff(np.pad(edges.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     line, start = np.nonzero(step == 1)
     stop = np.nonzero(step == -1)[1]
@@ -100,15 +108,19 @@ def _runs(edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]
 
 
 def lasting_colors(labels: NDArray[Any], n_clusters: int, before: NDArray[Any]) -> NDArray[Any]:
-    """Number of the colour of each cluster; of the largest 2000, none that touch share one.
+    """Number of the colour of each cluster; clusters that touch differ in colour.
+
+    A cluster keeps the colour that most of its members had, unless a larger neighbour has it. Only
+    the `N_DISTINCT_COLORS` largest clusters surely differ from their neighbours.
 
     Parameters
     ----------
     labels : ndarray, (Rx, Ry), int
+        Label map, -1 for no cluster.
     n_clusters : int
+        Number of clusters.
     before : ndarray, (Rx, Ry), int
-        Number of the colour that each position had, -1 for none. Clusters keep what most of their
-        members had, the largest first, as far as neighbours allow.
+        Number of the colour that each position had, -1 for none.
     """
     if n_clusters == 0:
         return np.empty(0, dtype=int)
@@ -120,8 +132,8 @@ def lasting_colors(labels: NDArray[Any], n_clusters: int, before: NDArray[Any]) 
     sizes = votes.sum(axis=1)
     votes[:, 0] = 0
     wish = np.where(votes.any(axis=1), votes.argmax(axis=1) - 1, -1)
-    order = np.argsort(-sizes, kind="stable")[:_N_COLORED]
-    # Smaller ones, where there are so many, take what comes.
+    order = np.argsort(-sizes, kind="stable")[:N_DISTINCT_COLORS]
+    # The smaller clusters may have the colour of a neighbour.
     color = np.where(wish >= 0, wish, np.arange(n_clusters) % len(PALETTE))
     color[order] = -1
     chosen = np.append(color < 0, False)[labels]
@@ -152,20 +164,20 @@ def lasting_colors(labels: NDArray[Any], n_clusters: int, before: NDArray[Any]) 
 # --- steps of the sliders --------------------------------------------------------------------
 
 
-def thinned(n: int, whole: int = _WHOLE) -> NDArray[Any]:
-    """Indices below `n`: all of the first `whole`, then ever fewer."""
+def thinned(n: int, whole: int = N_WHOLE_STEPS) -> NDArray[Any]:
+    """Indices below `n`: all of the first `whole`, then in steps that grow by `STEP_RATIO`."""
     if n <= whole:
         return np.arange(n)
-    n_more = int(np.ceil(np.log(n / whole) / np.log(_RATIO))) + 1
+    n_more = int(np.ceil(np.log(n / whole) / np.log(STEP_RATIO))) + 1
     more = np.round(np.geomspace(whole, n - 1, n_more)).astype(int)
     return np.unique(np.append(np.arange(whole), more))
 
 
 def level_steps(tree: ClusterTree) -> NDArray[Any]:
-    """Levels of a tree, rising, through which a slider moves: all where they are few.
+    """Levels of a tree, rising, through which a slider moves; all levels where they are few.
 
-    Merging: all from the automatic cut on, and below it ever fewer towards single positions.
-    Growth: the coarsest, and what lies next to even steps of level and of rank.
+    Merging: all levels from the automatic cut on; below it, the finer the level the fewer. Growth:
+    the 50 coarsest levels, and levels at even distances in similarity and in rank.
     """
     levels = tree.levels
     n = len(levels)
@@ -173,7 +185,7 @@ def level_steps(tree: ClusterTree) -> NDArray[Any]:
         return np.ones(1)
     if tree.method == "merge":
         coarse = int((levels >= 1).sum())
-        return np.sort(levels[::-1][thinned(n, max(_WHOLE, coarse))])
+        return np.sort(levels[::-1][thinned(n, max(N_WHOLE_STEPS, coarse))])
     near = np.searchsorted(-levels, -np.linspace(levels[0], levels[-1], 200))
     ranks = np.linspace(0, n - 1, 200).round()
     which = np.concatenate([near, ranks, np.arange(max(0, n - 50), n)]).astype(int)
@@ -188,4 +200,5 @@ def size_steps(n_positions: int) -> NDArray[Any]:
 
 
 def nearest(steps: NDArray[Any], value: float) -> int:
+    """Index of the step that is nearest to a value."""
     return int(np.abs(steps - value).argmin())

@@ -123,16 +123,7 @@ def explore_clusters(
     Clusters('by_hand', 2 clusters, 80 of 80 scan positions of 8 x 10, sizes 14 to 66)
     """
     check_data(self.data)
-    if tree is not None:
-        if not isinstance(tree, ClusterTree):
-            raise TypeError(
-                f"tree must be a ClusterTree, not {type(tree).__name__}; use what "
-                "datacube.get_cluster_tree() returned, or ClusterTree.from_node()"
-            )
-        check_same_scan("tree", tree.shape, self.Rshape)
-    if method is None:
-        method = "merge" if tree is None else tree.method
-    check_choice("method", method, METHODS)
+    method = _first_method(method, tree, self.Rshape)
     # The options of both methods, so that none is wrong when the window asks for the other one.
     common = {"min_size": min_size, "r_mask": r_mask}
     merging = {"drop_background": drop_background, "rank": rank, "q_mask": q_mask}
@@ -146,15 +137,8 @@ def explore_clusters(
     power = check_number("power", power, 1e-3)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
-    if image is not None:
-        image = _check_image(image, self.Rshape)
-    n_rows = check_memory(
-        max_memory,
-        partial(virtual_image_need, self.data, n_jobs),
-        partial(features_need, self.data, n_jobs),
-        partial(noise_need, self.data, n_jobs),
-        partial(similarity_need, self.data, options["merge"].q_mask, False, n_jobs),
-    )
+    image = _check_image(image, self.Rshape)
+    n_rows = _check_memory(self.data, options["merge"].q_mask, max_memory, n_jobs)
 
     def measure(which: str) -> ClusterTree:
         return measure_tree(
@@ -165,11 +149,7 @@ def explore_clusters(
     if method not in trees:
         trees[method] = measure(method)
     if image is None:
-        weight = scattered(sample_mean(self.data), known_centre(self))
-        with progress(self.R_Nx, "Virtual image", progress_bar) as report:
-            image = virtual_image_core(
-                self.data, weight, n_jobs=n_jobs, report=report, n_rows=n_rows
-            )
+        image = _virtual_image(self, n_jobs, n_rows, progress_bar)
     return ClusterExplorer(
         self,
         trees,
@@ -185,8 +165,46 @@ def explore_clusters(
     )
 
 
-def _check_image(image: Any, scan: tuple[int, int]) -> NDArray[np.float64]:
-    """A picture of the scan."""
+def _first_method(method: Any, tree: Any, scan: tuple[int, int]) -> str:
+    """Method with which the window opens, and a check of the tree that was given."""
+    if tree is not None:
+        if not isinstance(tree, ClusterTree):
+            raise TypeError(
+                f"tree must be a ClusterTree, not {type(tree).__name__}; use what "
+                "datacube.get_cluster_tree() returned, or ClusterTree.from_node()"
+            )
+        check_same_scan("tree", tree.shape, scan)
+    if method is None:
+        return "merge" if tree is None else tree.method
+    return check_choice("method", method, METHODS)
+
+
+def _check_memory(data: Any, q_mask: Any, max_memory: Any, n_jobs: int | None) -> int | None:
+    """Rows in a block, for the image and for the trees of both methods."""
+    return check_memory(
+        max_memory,
+        partial(virtual_image_need, data, n_jobs),
+        partial(features_need, data, n_jobs),
+        partial(noise_need, data, n_jobs),
+        partial(similarity_need, data, q_mask, False, n_jobs),
+    )
+
+
+def _virtual_image(
+    datacube: DataCube, n_jobs: int | None, n_rows: int | None, progress_bar: bool
+) -> NDArray[Any]:
+    """Sum of each pattern without the direct beam."""
+    weight = scattered(sample_mean(datacube.data), known_centre(datacube))
+    with progress(datacube.R_Nx, "Virtual image", progress_bar) as report:
+        return virtual_image_core(
+            datacube.data, weight, n_jobs=n_jobs, report=report, n_rows=n_rows
+        )
+
+
+def _check_image(image: Any, scan: tuple[int, int]) -> NDArray[np.float64] | None:
+    """A picture of the scan, or None."""
+    if image is None:
+        return None
     image = np.asarray(values_of(image))
     if image.shape != scan or image.dtype.kind not in "buif":
         raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from functools import lru_cache
-from types import SimpleNamespace
 
 import dask.array as da
 import h5py
@@ -16,6 +15,7 @@ from matplotlib.backend_bases import CloseEvent, KeyEvent, MouseEvent
 from py4DSTEM import DataCube
 
 from py4dstem_clustering import ClusterExplorer, simulate_scan
+from py4dstem_clustering.explore.pictures import Pictures
 from py4dstem_clustering.explore.shown import (
     lasting_colors,
     level_steps,
@@ -118,15 +118,14 @@ def test_the_slider_moves_through_the_levels_of_the_tree(explorer):
             np.testing.assert_array_equal(drawn, np.nan_to_num(wanted))
 
 
-def test_outlines_are_thin_where_there_are_many(merging, cube):
-    width = merging.figure.axes[1].lines[0].get_linewidth
+def test_outlines_are_thin_where_there_are_many():
+    shape = 200, 200
+    steps = (1.0, "pixels"), (1.0, "pixels")
+    pictures = Pictures(plt.figure(), np.ones(shape), (8, 8), steps, 0.25)
+    width = pictures.label_ax.lines[0].get_linewidth
+    pictures.draw_labels(np.zeros(shape, int), 1, "one")
     assert width() == 0.8
-    large = np.random.default_rng(0).random((200, 200)) > 0.5
-    merging.clusters = SimpleNamespace(
-        labels=large.astype(int), n_clusters=2, settings={"level": 1.0}
-    )
-    merging._grey, merging._colors = np.ones((200, 200, 1), np.float32), -np.ones_like(large, int)
-    merging._show()
+    pictures.draw_labels((np.random.default_rng(0).random(shape) > 0.5).astype(int), 2, "many")
     assert width() < 0.2
 
 
@@ -266,11 +265,11 @@ def test_a_similarity_and_a_mask_of_the_detector_go_together(cube):
         cube.explore_clusters(similarity=similarity, sigma=1, **QUIET)
 
 
-def test_a_tree_that_cannot_be_measured_leaves_the_window(merging):
-    def fail(method):
+def test_a_tree_that_cannot_be_measured_leaves_the_window(merging, monkeypatch):
+    def fail(*args, **options):
         raise OSError("disk gone")
 
-    merging._measure = fail
+    monkeypatch.setattr("py4dstem_clustering.explore.start.measure_tree", fail)
     before = merging.clusters
     with pytest.raises(OSError, match="disk gone"):
         merging.method_radio.set_active(1)
@@ -352,7 +351,7 @@ def test_outside_clusters_there_is_no_average(merging):
 @pytest.mark.parametrize("kind", ["numpy", "memmap", "h5py", "dask"])
 @pytest.mark.parametrize("block", [1, 2000, 10**9])
 def test_the_mean_of_members_reads_no_others(kind, block, tmp_path, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.explore.shown._BLOCK_BYTES", block)
+    monkeypatch.setattr("py4dstem_clustering.explore.shown.AVERAGING_BLOCK_BYTES", block)
     rng = np.random.default_rng(0)
     scan = rng.poisson(5, (9, 8, 6, 5)).astype(np.uint16)
     members = np.array([[2, 3], [2, 5], [3, 4], [7, 3], [8, 6]])
@@ -437,8 +436,9 @@ def test_pyplot_stays_as_it_was(cube):
 
 
 def registered(explorer):
-    """Objects that hear of events of the figure: the window, its widgets."""
-    ours = {id(explorer), *(id(widget) for widget in explorer._widgets)}
+    """Callbacks of the figure that belong to the window or its widgets."""
+    names = ("method_radio", "scale_radio", "slider", "size_slider", "auto_button", "keep_button")
+    ours = {id(explorer), *(id(getattr(explorer, name)) for name in names)}
     found = []
     for functions in explorer.figure.canvas.callbacks.callbacks.values():
         for reference in functions.values():
@@ -591,7 +591,7 @@ def test_colors_last_and_neighbours_differ():
 
 def test_steps_of_large_trees_are_few(monkeypatch):
     tree = tree_of("merge")
-    monkeypatch.setattr("py4dstem_clustering.explore.shown._WHOLE", 1)
+    monkeypatch.setattr("py4dstem_clustering.explore.shown.N_WHOLE_STEPS", 1)
     steps = level_steps(tree)
     assert 1.0 in steps
     assert np.isin(tree.levels[tree.levels > 1], steps).all()
