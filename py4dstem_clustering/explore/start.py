@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import emdfile
 import numpy as np
@@ -29,7 +29,7 @@ from ..grains.averages import keep_clusters
 from ..grains.clustering import measure_tree
 from ..grains.clusters import Clusters
 from ..grains.node import CLUSTERS_KIND
-from ..grains.options import METHODS, ClusterOptions, check_options
+from ..grains.options import METHODS, ClusterOptions, Method, check_options
 from ..grains.tree import ClusterTree
 from ..kernels.features import features_need
 from ..kernels.noise import noise_need
@@ -43,14 +43,14 @@ from .window import ClusterExplorer
 def explore_clusters(
     self: DataCube,
     *,
-    method: str | None = None,
+    method: Method | None = None,
     image: Any = None,
     min_size: int = 1,
     drop_background: bool | None = None,
     tree: ClusterTree | None = None,
-    rank: int | str = "auto",
-    r_mask: NDArray[Any] | float | str | None = None,
-    q_mask: NDArray[Any] | None = None,
+    rank: int | Literal["auto"] = "auto",
+    r_mask: NDArray[np.bool_] | float | str | None = None,
+    q_mask: NDArray[np.bool_] | None = None,
     sigma: float | None = None,
     subtract_mean: bool | None = None,
     similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
@@ -123,7 +123,7 @@ def explore_clusters(
     Clusters('by_hand', 2 clusters, 80 of 80 scan positions of 8 x 10, sizes 14 to 66)
     """
     check_data(self.data)
-    method = _first_method(method, tree, self.Rshape)
+    first = _first_method(method, tree, self.Rshape)
     # The options of both methods, so that none is wrong when the window asks for the other one.
     common = {"min_size": min_size, "r_mask": r_mask}
     merging = {"drop_background": drop_background, "rank": rank, "q_mask": q_mask}
@@ -146,14 +146,14 @@ def explore_clusters(
         )
 
     trees: dict[str, ClusterTree] = {} if tree is None else {tree.method: tree}
-    if method not in trees:
-        trees[method] = measure(method)
+    if first not in trees:
+        trees[first] = measure(first)
     if image is None:
         image = _virtual_image(self, n_jobs, n_rows, progress_bar)
     return ClusterExplorer(
         self,
         trees,
-        method=method,
+        method=first,
         image=image,
         measure=measure,
         put=partial(_keep_as, self),
@@ -165,7 +165,7 @@ def explore_clusters(
     )
 
 
-def _first_method(method: Any, tree: Any, scan: tuple[int, int]) -> str:
+def _first_method(method: Method | None, tree: Any, scan: tuple[int, int]) -> Method:
     """Method with which the window opens, and a check of the tree that was given."""
     if tree is not None:
         if not isinstance(tree, ClusterTree):
@@ -176,7 +176,8 @@ def _first_method(method: Any, tree: Any, scan: tuple[int, int]) -> str:
         check_same_scan("tree", tree.shape, scan)
     if method is None:
         return "merge" if tree is None else tree.method
-    return check_choice("method", method, METHODS)
+    check_choice("method", method, METHODS)
+    return method
 
 
 def _check_memory(data: Any, q_mask: Any, max_memory: Any, n_jobs: int | None) -> int | None:

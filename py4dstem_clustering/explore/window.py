@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,7 +19,7 @@ from ..base.checks import check_choice, check_integer
 from ..base.progress import progress
 from ..emd.settings import Settings
 from ..grains.clusters import Clusters
-from ..grains.options import METHODS, ClusterOptions, check_cut
+from ..grains.options import METHODS, ClusterOptions, Method, check_cut
 from ..grains.tree import ClusterTree, level_for
 from ..kernels.blocks import read_window
 from ..plotting.style import PALETTE
@@ -65,7 +65,7 @@ class ClusterExplorer:
         datacube: Any,
         trees: Mapping[str, ClusterTree],
         *,
-        method: str,
+        method: Method,
         image: NDArray[Any],
         measure: Callable[[str], ClusterTree],
         put: Callable[[Clusters, str], Clusters],
@@ -79,7 +79,7 @@ class ClusterExplorer:
         self._name = datacube.name
         self._measure, self._put = measure, put
         self.trees = dict(trees)
-        self.method = method
+        self.method: Method = method
         self._options = options
         self.min_size = options[method].min_size
         self._origin = origin
@@ -154,8 +154,8 @@ class ClusterExplorer:
     def set(
         self,
         *,
-        method: str | None = None,
-        threshold: float | str | None = None,
+        method: Method | None = None,
+        threshold: float | Literal["auto"] | None = None,
         n_clusters: int | None = None,
         min_size: int | None = None,
     ) -> Clusters:
@@ -183,23 +183,23 @@ class ClusterExplorer:
         ValueError, TypeError
             If an argument breaks its rule; before any work.
         """
-        method = self.method if method is None else method
-        check_choice("method", method, METHODS)
+        chosen: Method = self.method if method is None else method
+        check_choice("method", chosen, METHODS)
         size = self.min_size if min_size is None else min_size
-        asked = check_cut(method, threshold, n_clusters, size, None)
+        asked = check_cut(chosen, threshold, n_clusters, size, None)
         cut: dict[str, Any] = {}
         if n_clusters is not None:
             cut = {"n_clusters": asked["n_clusters"]}
         elif threshold is not None:
             cut = {} if threshold == "auto" else {"threshold": asked["threshold"]}
-        elif method == self.method and "n_clusters" in self._last:
+        elif chosen == self.method and "n_clusters" in self._last:
             cut = {"threshold": self.clusters.settings["level"]}
-        elif method == self.method:
+        elif chosen == self.method:
             cut = self._last
-        if method not in self.trees:
-            self.trees[method] = self._measure(method)
+        if chosen not in self.trees:
+            self.trees[chosen] = self._measure(chosen)
         before = self.method, self.min_size, self._last
-        self.method, self.min_size = method, asked["min_size"]
+        self.method, self.min_size = chosen, asked["min_size"]
         try:
             self.clusters = self._cut(cut)
         except ValueError:
@@ -335,7 +335,7 @@ class ClusterExplorer:
 
     def _on_method(self, method: str | None) -> None:
         try:
-            self.set(method=method)
+            self.set(method=next(name for name in METHODS if name == method))
         finally:
             self._match_widgets()  # also after an error
             self.figure.canvas.draw_idle()

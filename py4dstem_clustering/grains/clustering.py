@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import emdfile
 import numpy as np
@@ -36,17 +36,17 @@ from ..scan.datacubes import get_provenance
 from .averages import keep_clusters
 from .clusters import Clusters
 from .node import CLUSTERS_KIND, TREE_KIND
-from .options import METHODS, ClusterOptions, check_options
+from .options import METHODS, ClusterOptions, Method, check_options
 from .tree import ClusterTree
 
 
 def get_cluster_tree(
     self: DataCube,
     *,
-    method: str = "merge",
-    rank: int | str = "auto",
-    r_mask: NDArray[Any] | float | str | None = None,
-    q_mask: NDArray[Any] | None = None,
+    method: Method = "merge",
+    rank: int | Literal["auto"] = "auto",
+    r_mask: NDArray[np.bool_] | float | str | None = None,
+    q_mask: NDArray[np.bool_] | None = None,
     sigma: float | None = None,
     subtract_mean: bool | None = None,
     similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
@@ -289,14 +289,14 @@ def _merge_tree(
 def cluster(
     self: DataCube,
     *,
-    method: str | None = None,
-    threshold: float | str | None = None,
+    method: Method | None = None,
+    threshold: float | Literal["auto"] | None = None,
     n_clusters: int | None = None,
     min_size: int = 1,
-    rank: int | str = "auto",
+    rank: int | Literal["auto"] = "auto",
     drop_background: bool | None = None,
-    r_mask: NDArray[Any] | float | str | None = None,
-    q_mask: NDArray[Any] | None = None,
+    r_mask: NDArray[np.bool_] | float | str | None = None,
+    q_mask: NDArray[np.bool_] | None = None,
     sigma: float | None = None,
     subtract_mean: bool | None = None,
     similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,

@@ -76,9 +76,9 @@ class Clusters(HandOver, Frozen):
     [66, 10]
     """
 
-    labels: NDArray[Any]
-    seeds: NDArray[Any]
-    similarity_mean: NDArray[Any]
+    labels: NDArray[np.int32]
+    seeds: NDArray[np.int64]
+    similarity_mean: NDArray[np.float32]
     settings: Mapping[str, Any] = field(default_factory=dict)
     similarity: Similarity | None = None
     name: str = "clusters"
@@ -134,7 +134,7 @@ class Clusters(HandOver, Frozen):
         return len(self.seeds)
 
     @property
-    def sizes(self) -> NDArray[Any]:
+    def sizes(self) -> NDArray[np.int64]:
         """Number of scan positions in each cluster, (N,)."""
         return np.bincount(self.labels[self.labels >= 0], minlength=self.n_clusters)
 
@@ -160,11 +160,11 @@ class Clusters(HandOver, Frozen):
         labels = list(labels) if isinstance(labels, Iterable) else [labels]
         return sorted({self._check_label(label) for label in labels})
 
-    def members(self, label: int) -> NDArray[Any]:
+    def members(self, label: int) -> NDArray[np.int64]:
         """Scan positions (rx, ry) of one cluster, (n, 2), row by row."""
         return np.argwhere(self.labels == self._check_label(label))
 
-    def contours(self, label: int) -> list[NDArray[Any]]:
+    def contours(self, label: int) -> list[NDArray[np.float64]]:
         """Closed contours of one cluster.
 
         Parameters
@@ -181,7 +181,7 @@ class Clusters(HandOver, Frozen):
         """
         return find_outlines(self.labels == self._check_label(label))
 
-    def properties(self) -> NDArray[Any]:
+    def properties(self) -> NDArray[np.void]:
         """Size, shape and place of every cluster.
 
         Returns
@@ -236,7 +236,7 @@ class Clusters(HandOver, Frozen):
         out[inside] = values[self.labels[inside]]
         return out
 
-    def growth_steps(self, label: int) -> NDArray[Any]:
+    def growth_steps(self, label: int) -> NDArray[np.int64]:
         """Step at which each position joined a cluster that was grown.
 
         Parameters
@@ -265,7 +265,7 @@ class Clusters(HandOver, Frozen):
             )
         return growth_steps(self.similarity.data, members, tuple(self.seeds[label]), threshold)
 
-    def growth_order(self, label: int) -> NDArray[Any]:
+    def growth_order(self, label: int) -> NDArray[np.int64]:
         """Scan positions (rx, ry) of a cluster in the order in which they joined, (n, 2).
 
         The seed comes first; positions of one step are in reading order. See `growth_steps`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import (
@@ -36,13 +37,13 @@ class ClusterOptions:
     """
 
     method: Method
-    threshold: float | str | None = None
+    threshold: float | Literal["auto"] | None = None
     n_clusters: int | None = None
     min_size: int = 1
     drop_background: bool | None = None
-    rank: int | str = "auto"
-    r_mask: float | str | NDArray[Any] | None = None
-    q_mask: NDArray[Any] | None = None
+    rank: int | Literal["auto"] = "auto"
+    r_mask: float | str | NDArray[np.bool_] | None = None
+    q_mask: NDArray[np.bool_] | None = None
     sigma: float | None = None
     subtract_mean: bool | None = None
     similarity: Similarity | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import emdfile
 import numpy as np
@@ -75,7 +75,7 @@ class ClusterTree(Frozen):
     first: NDArray[Any]
     second: NDArray[Any]
     level: NDArray[Any]
-    mask: NDArray[Any]
+    mask: NDArray[np.bool_]
     settings: Mapping[str, Any]
     similarity: Any
     automatic: NDArray[Any] | None = None
@@ -219,7 +219,7 @@ class ClusterTree(Frozen):
 
     def cut(
         self,
-        threshold: float | str | None = None,
+        threshold: float | Literal["auto"] | None = None,
         *,
         n_clusters: int | None = None,
         min_size: int = 1,
@@ -260,8 +260,6 @@ class ClusterTree(Frozen):
         ValueError, TypeError
             If an argument breaks its rule.
         """
-        if threshold is None and n_clusters is None:
-            threshold = "auto"
         cut = check_cut(self.method, threshold, n_clusters, min_size, drop_background)
         return self.cut_with(ClusterOptions(self.method, **cut), name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import emdfile
 import numpy as np
@@ -35,11 +35,11 @@ def filter_correlative(
     *,
     sigma: float = 3,
     radius: float = 4,
-    corr_range: tuple[float, float] | str = (0.85, 0.95),
+    corr_range: tuple[float, float] | Literal["auto"] = (0.85, 0.95),
     edge: int = 12,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
-    compression: str | None = None,
+    compression: Literal["gzip", "lzf", "bitshuffle"] | None = None,
     name: str | None = None,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,
@@ -128,7 +128,7 @@ def filter_correlative(
     check_data(self.data)
     sigma = check_number("sigma", sigma, 0)
     radius = check_number("radius", radius, 0)
-    corr_range = check_corr_range(corr_range)
+    limits = check_corr_range(corr_range)
     edge = check_edge(edge, self.Qshape)
     name = self.name if name is None else check_name(name)
     if out is not None:
@@ -138,17 +138,17 @@ def filter_correlative(
     progress_bar = check_flag("progress_bar", progress_bar)
     path, packing = _check_file(self.data, out, overwrite, compression)
     needs = [partial(correlative_need, self.data, sigma, radius, edge, n_jobs)]
-    if corr_range == "auto":
+    if limits == "auto":
         needs.append(partial(auto_range_need, self.data, sigma, edge, n_jobs))
     n_rows = check_memory(max_memory, *needs)
-    if corr_range == "auto":
+    if limits == "auto":
         with progress(self.R_Nx, "Choosing range", progress_bar) as report:
-            corr_range = auto_range(self.data, sigma=sigma, edge=edge, n_jobs=n_jobs, report=report)
+            limits = auto_range(self.data, sigma=sigma, edge=edge, n_jobs=n_jobs, report=report)
 
     options: dict[str, Any] = {
         "sigma": sigma,
         "radius": radius,
-        "corr_range": corr_range,
+        "corr_range": limits,
         "edge": edge,
     }
     metadata = _note(self, options)

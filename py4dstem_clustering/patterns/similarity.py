@@ -80,7 +80,7 @@ class Similarity(Frozen):
     True
     """
 
-    data: NDArray[Any]
+    data: NDArray[np.float32]
     settings: Mapping[str, Any] = field(default_factory=dict)
     pixel_size: float = 1.0
     pixel_units: str = "pixels"
@@ -114,7 +114,7 @@ class Similarity(Frozen):
         return DIRECTIONS
 
     @cached_property
-    def mean(self) -> NDArray[Any]:
+    def mean(self) -> NDArray[np.float32]:
         """Mean over the neighbours that exist, (Rx, Ry); NaN for a position without neighbours."""
         mean = similarity_mean(self.data)
         mean.flags.writeable = False
@@ -197,7 +197,7 @@ def _step_of_axes(node: emdfile.Array) -> tuple[float, str]:
 def get_similarity(
     self: DataCube,
     *,
-    q_mask: NDArray[Any] | None = None,
+    q_mask: NDArray[np.bool_] | None = None,
     sigma: float = 0,
     subtract_mean: bool = True,
     noise_correct: bool = False,
