@@ -392,7 +392,7 @@ class ClusterExplorer:
         self.position = rx, ry
         label = int(self.clusters.labels[rx, ry])
         if label >= 0:
-            self._average(label)
+            self._read_average(label)
         self._show_patterns()
         self.figure.canvas.draw_idle()
 
@@ -447,7 +447,7 @@ class ClusterExplorer:
             radio.set_active(METHODS.index(self.method))
             radio.eventson = True
 
-    def _average(self, label: int) -> None:
+    def _read_average(self, label: int) -> None:
         """Read the average of a cluster, unless it is known."""
         member = self.clusters.labels == label
         key = _key(member)

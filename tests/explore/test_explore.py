@@ -1,4 +1,4 @@
-"""The window that cuts trees, driven by the events that matplotlib gets from mouse and keys."""
+"""The window of `explore_clusters`, driven by matplotlib events of mouse and keys."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def same_clusters(a, b):
 
 
 def on_screen(explorer):
-    """Where the picture of the labels says that there are borders, as positions to the left."""
+    """The line of borders that is drawn on the label map."""
     x, y = explorer.figure.axes[1].lines[0].get_data()
     return np.nan_to_num(x), np.nan_to_num(y)
 
@@ -281,7 +281,7 @@ def test_a_tree_that_cannot_be_measured_leaves_the_window(merging, monkeypatch):
 def test_background_stays_when_asked_for(cube):
     explorer = cube.explore_clusters(tree=tree_of("merge"), drop_background=False, **QUIET)
     same_clusters(explorer.clusters, explorer.tree.cut(drop_background=False, name="explored"))
-    explorer.set(method="grow")  # which knows none
+    explorer.set(method="grow")  # growth has no background
 
 
 # --- patterns --------------------------------------------------------------------------------
@@ -317,11 +317,11 @@ def test_averages_are_read_on_demand(merging, monkeypatch):
     click(merging, rx, ry)
     click(merging, *merging.clusters.members(0)[1])
     assert reads == [merging.clusters.sizes[0]]
-    merging.set(threshold=0.01)  # other members: not read while the slider moves
+    merging.set(threshold=0.01)  # averages of other members are not read while the slider moves
     assert merging.average is None
     assert "click" in merging.figure.axes[3].texts[0].get_text()
     assert len(reads) == 1
-    merging.set(n_clusters=4)  # known
+    merging.set(n_clusters=4)  # this average is known
     assert merging.average is not None
     assert len(reads) == 1
 
@@ -329,7 +329,7 @@ def test_averages_are_read_on_demand(merging, monkeypatch):
 def test_clicks_elsewhere_do_nothing(merging):
     click(merging, 3, 4, ax=2)
     click(merging, 3, 4, button=3)
-    merging.figure.canvas.widgetlock(merging)  # as zoom and pan do
+    merging.figure.canvas.widgetlock(merging)  # as zoom and pan of the toolbar do
     click(merging, 3, 4)
     assert merging.position is None
     merging.figure.canvas.widgetlock.release(merging)
@@ -458,7 +458,7 @@ def numbers(figure):
 def test_nothing_listens_after_the_end(merging, how):
     figure = merging.figure
     assert len(registered(merging)) > 10
-    # Keys come to the window, which hands on what it has no use for.
+    # Keys come to the window, which passes other keys on to matplotlib.
     assert figure.canvas.manager.key_press_handler_id not in numbers(figure)
     if how == "close":
         CloseEvent("close_event", figure.canvas)._process()

@@ -24,7 +24,7 @@ def simulation(seed=1, **options):
 
 @lru_cache
 def blurred(seed):
-    """A scan with mixed borders, its clusters by the truth, and their mixture."""
+    """A scan with mixed borders, clusters from the true labels, and their mixture."""
     scan = simulation(seed, probe_blur=0.8)
     clusters = clusters_of(scan.labels)
     return scan, clusters, clusters.get_mixture(scan.datacube, **QUIET)
@@ -42,7 +42,7 @@ def share_map(mixture, n):
 
 
 def slow(values, labels, reach, most):
-    """Position by position, from the docstring."""
+    """Shares position by position, slowly and from the definition."""
     rx, ry = labels.shape
 
     def window(array, x, y, size):
@@ -51,7 +51,7 @@ def slow(values, labels, reach, most):
     means = {}
     for k in np.unique(labels):
         means[k] = values[labels == k].mean(axis=0)
-        for distance in range(1, reach + 1):  # as far from others as eight members are
+        for distance in range(1, reach + 1):  # as far inside as eight members lie
             inner = [
                 values[x, y]
                 for x, y in np.argwhere(labels == k)
@@ -273,7 +273,7 @@ def test_averages_are_over_pure_positions():
 def test_each_cluster_keeps_a_position(min_purity):
     scan, *_ = blurred(1)
     labels = scan.labels.copy()
-    labels[9:11, 7:9] = labels.max() + 1  # nothing of its own
+    labels[9:11, 7:9] = labels.max() + 1  # a small cluster without pure positions
     clusters = clusters_of(labels)
     mixture = clusters.get_mixture(scan.datacube, **QUIET)
     averages = scan.datacube.get_clustered_datacube(clusters, min_purity=min_purity, **QUIET)
