@@ -324,7 +324,9 @@ class ClusterTree(Frozen):
     def _merged(
         self, level: float, min_size: int, drop: bool
     ) -> tuple[NDArray[Any], NDArray[Any], tuple[int, ...], int]:
-        """Labels and seeds of merging at one level, labels of background, and its regions."""
+        """Labels and seeds at one level of merging, and of the background: the labels of clusters
+        that stay, and the number of regions.
+        """
         if level >= 1:
             labels = self._coarse(level)
         else:

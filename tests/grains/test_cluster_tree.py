@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from functools import lru_cache
 from itertools import pairwise
+from types import SimpleNamespace
 
 import h5py
 import matplotlib.pyplot as plt
@@ -16,7 +17,7 @@ from conftest import SCAN
 from py4DSTEM import DataCube, RealSlice
 
 from py4dstem_clustering import Clusters, simulate_scan
-from py4dstem_clustering.grains.tree import ClusterTree
+from py4dstem_clustering.grains.tree import ClusterTree, level_for
 from py4dstem_clustering.kernels import blocks
 from py4dstem_clustering.kernels.tree import label_nodes, link, most_stable
 from py4dstem_clustering.metrics import adjusted_rand_index
@@ -251,6 +252,12 @@ def test_a_number_of_merged_clusters_is_met_next_to_the_automatic_level(merged):
     found = merged.cut(n_clusters=3)
     assert found.settings["level"] == 1
     np.testing.assert_array_equal(found.labels, automatic.labels)
+
+
+def test_a_number_of_merged_clusters_is_not_taken_where_clusters_are_still_small():
+    tree = SimpleNamespace(method="merge", levels=np.array([0.9, 1.0, 100.0]))
+    assert level_for(tree, np.array([2, 5, 2]), 2) == 100
+    assert level_for(tree, np.array([5, 2, 2]), 2) == 1
 
 
 def test_parts_of_the_mask_that_do_not_touch_cannot_be_one(scan):

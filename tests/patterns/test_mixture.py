@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -211,6 +212,19 @@ def test_grown_clusters_have_mixtures():
     inside = found.labels >= 0
     assert found.n_clusters >= 3
     assert (mixture.labels[..., 0] == found.labels)[inside].mean() > 0.9
+
+
+def test_mixtures_use_the_detector_mask_of_a_similarity_made_earlier():
+    scan = simulation(1, n_grains=3, electrons=10_000)
+    q_mask = np.indices((48, 44))[0] > 20
+    similarity = scan.datacube.get_similarity(q_mask=q_mask, noise_correct=True, gain=1, **QUIET)
+    found = scan.datacube.cluster(threshold="auto", similarity=similarity, **QUIET)
+    assert found.settings["q_mask"] is None
+    shares = found.get_mixture(scan.datacube, **QUIET).shares
+    masked = replace(found, settings={"q_mask": q_mask}, similarity=None)
+    np.testing.assert_array_equal(shares, masked.get_mixture(scan.datacube, **QUIET).shares)
+    plain = replace(found, similarity=None)
+    assert not np.array_equal(shares, plain.get_mixture(scan.datacube, **QUIET).shares)
 
 
 def test_repr_and_share_of():
