@@ -1,4 +1,4 @@
-"""The methods on py4DSTEM's DataCube: check arguments, call a kernel, wrap and keep the result."""
+"""Add the methods of this package to py4DSTEM's DataCube."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def register(cls: type = DataCube) -> None:
     Raises
     ------
     AttributeError
-        If the class has an attribute of one of the names that is not ours; nothing is changed then.
+        If the class has an attribute of one of these names from elsewhere; nothing is added then.
     """
     package = __name__.partition(".")[0]
     for name in _ATTRIBUTES:

@@ -1,4 +1,4 @@
-"""The methods on DataCube: registration, results, and what is refused before any work."""
+"""The methods on DataCube: registration, results, and errors before any work."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_attribute_of_somebody_else_is_never_overwritten(held):
     with pytest.raises(AttributeError, match=rf"Cube.cluster exists already.*{holder}"):
         register(Cube)
     assert Cube.__dict__["cluster"] is held
-    assert not hasattr(Cube, "filter_correlative")  # all or nothing
+    assert not hasattr(Cube, "filter_correlative")  # all methods are added, or none
 
 
 def test_help_shows_the_docstring():
@@ -192,7 +192,7 @@ def test_filter_to_a_file(cube, tmp_path):
         np.testing.assert_allclose(read.dim(n), cube.dim(n))
         assert read.get_dim_units(n) == cube.get_dim_units(n)
 
-    clusters = result.cluster(threshold=0.5, **QUIET)  # and goes on from the disk
+    clusters = result.cluster(threshold=0.5, **QUIET)  # reads from the disk
     assert clusters.n_clusters > 0
 
 
@@ -279,7 +279,7 @@ def test_cluster_takes_a_similarity_made_earlier(cube, monkeypatch):
     q_mask = np.indices(DETECTOR)[0] > 2
     similarity = cube.get_similarity(q_mask=q_mask, sigma=1, **QUIET)
     expected = cube.cluster(threshold=0.8, q_mask=q_mask, sigma=1, **QUIET)
-    forbid(monkeypatch, "similarity_core")  # not again
+    forbid(monkeypatch, "similarity_core")  # the similarity is not measured again
     for given in (similarity, cube.tree("similarity"), np.array(similarity)):
         clusters = cube.cluster(threshold=0.8, similarity=given)
         np.testing.assert_array_equal(clusters.labels, expected.labels)
@@ -731,7 +731,7 @@ def test_similarity_object_is_what_it_says(cube):
 
 
 def least_memory(run):
-    """The least that an operation takes, as its refusal says."""
+    """The smallest number of bytes for an operation, from its error message."""
     with pytest.raises(ValueError, match=r"max_memory=1 must be at least \d+ bytes") as refused:
         run(1)
     return int(re.search(r"at least (\d+) bytes", str(refused.value))[1])

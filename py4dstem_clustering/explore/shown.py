@@ -1,4 +1,4 @@
-"""What the window shows: averages, outlines, colours and steps of the sliders."""
+"""Averages, outlines, colours and steps of sliders, for the window."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ from numpy.typing import NDArray
 from ..grains.tree import ClusterTree
 from ..plotting.style import PALETTE, neighbour_pairs
 
-# So many of the coarsest cuts are all steps of the slider; finer ones lie 3 % apart.
-_WHOLE = 100
+N_WHOLE_STEPS = 100
+"""The coarsest cuts, of which each is a step of the slider. When it grows, the slider has more
+steps."""
 
-_RATIO = 1.03
+STEP_RATIO = 1.03
+"""Ratio of the numbers of neighbouring steps beyond these. When it grows, the slider has fewer
+steps."""
 
-# Clusters that surely differ in colour from their neighbours: the largest.
-_N_COLORED = 2000
+N_DISTINCT_COLORS = 2000
+"""Largest clusters, which differ in colour from all that touch them. When it grows, drawing takes
+longer."""
 
 
-# --- what is shown ---------------------------------------------------------------------------
+# --- averages, outlines, colours -------------------------------------------------------------
 
 
 def outline(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """All borders between labels as one line (x, y) with gaps, along the edges of positions."""
+    """All borders between labels as one line (x, y) along edges of positions, NaN at its gaps."""
     padded = np.pad(labels, 1, constant_values=-1)
     upright = (padded[1:-1, 1:] != padded[1:-1, :-1]).T  # (Ry + 1, Rx)
     level = padded[1:, 1:-1] != padded[:-1, 1:-1]  # (Rx + 1, Ry)
-    (x, y0, y1), (y, x0, x1) = _runs(upright), _runs(level)
+    (x, y0, y1), (y, x0, x1) = _edge_lines(upright), _edge_lines(level)
     gap, gaps = np.full(len(x), np.nan), np.full(len(y), np.nan)
     across = np.concatenate([np.stack([x, x, gap], 1), np.stack([x0, x1, gaps], 1)]).ravel()
     down = np.concatenate([np.stack([y0, y1, gap], 1), np.stack([y, y, gaps], 1)]).ravel()
     return across, down
 
 
-def _runs(edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Line, start and end of each run of True along the rows, edges of positions."""
+def _edge_lines(edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Row, start and end of each series of True in a row, as coordinates of edges of positions."""
     step = np.diff(np.pad(edges.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     line, start = np.nonzero(step == 1)
     stop = np.nonzero(step == -1)[1]
@@ -43,15 +47,19 @@ def _runs(edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]
 
 
 def lasting_colors(labels: NDArray[Any], n_clusters: int, before: NDArray[Any]) -> NDArray[Any]:
-    """Number of the colour of each cluster; of the largest 2000, none that touch share one.
+    """Number of the colour of each cluster; clusters that touch differ in colour.
+
+    A cluster keeps the colour that most of its members had, unless a larger neighbour has it. Only
+    the `N_DISTINCT_COLORS` largest clusters surely differ from their neighbours.
 
     Parameters
     ----------
     labels : ndarray, (Rx, Ry), int
+        Label map, -1 for no cluster.
     n_clusters : int
+        Number of clusters.
     before : ndarray, (Rx, Ry), int
-        Number of the colour that each position had, -1 for none. Clusters keep what most of their
-        members had, the largest first, as far as neighbours allow.
+        Number of the colour that each position had, -1 for none.
     """
     if n_clusters == 0:
         return np.empty(0, dtype=int)
@@ -63,8 +71,8 @@ def lasting_colors(labels: NDArray[Any], n_clusters: int, before: NDArray[Any]) 
     sizes = votes.sum(axis=1)
     votes[:, 0] = 0
     wish = np.where(votes.any(axis=1), votes.argmax(axis=1) - 1, -1)
-    order = np.argsort(-sizes, kind="stable")[:_N_COLORED]
-    # Smaller ones, where there are so many, take what comes.
+    order = np.argsort(-sizes, kind="stable")[:N_DISTINCT_COLORS]
+    # The smaller clusters may have the colour of a neighbour.
     color = np.where(wish >= 0, wish, np.arange(n_clusters) % len(PALETTE))
     color[order] = -1
     chosen = np.append(color < 0, False)[labels]
@@ -95,20 +103,20 @@ def lasting_colors(labels: NDArray[Any], n_clusters: int, before: NDArray[Any]) 
 # --- steps of the sliders --------------------------------------------------------------------
 
 
-def thinned(n: int, whole: int = _WHOLE) -> NDArray[Any]:
-    """Indices below `n`: all of the first `whole`, then ever fewer."""
+def thinned(n: int, whole: int = N_WHOLE_STEPS) -> NDArray[Any]:
+    """Indices below `n`: all of the first `whole`, then in steps that grow by `STEP_RATIO`."""
     if n <= whole:
         return np.arange(n)
-    n_more = int(np.ceil(np.log(n / whole) / np.log(_RATIO))) + 1
+    n_more = int(np.ceil(np.log(n / whole) / np.log(STEP_RATIO))) + 1
     more = np.round(np.geomspace(whole, n - 1, n_more)).astype(int)
     return np.unique(np.append(np.arange(whole), more))
 
 
 def level_steps(tree: ClusterTree) -> NDArray[Any]:
-    """Levels of a tree, rising, through which a slider moves: all where they are few.
+    """Levels of a tree, rising, through which a slider moves; all levels where they are few.
 
-    Merging: all from the automatic cut on, and below it ever fewer towards single positions.
-    Growth: the coarsest, and what lies next to even steps of level and of rank.
+    Merging: all levels from the automatic cut on; below it, the finer the level the fewer. Growth:
+    the 50 coarsest levels, and levels at even distances in similarity and in rank.
     """
     levels = tree.levels
     n = len(levels)
@@ -116,7 +124,7 @@ def level_steps(tree: ClusterTree) -> NDArray[Any]:
         return np.ones(1)
     if tree.method == "merge":
         coarse = int((levels >= 1).sum())
-        return np.sort(levels[::-1][thinned(n, max(_WHOLE, coarse))])
+        return np.sort(levels[::-1][thinned(n, max(N_WHOLE_STEPS, coarse))])
     near = np.searchsorted(-levels, -np.linspace(levels[0], levels[-1], 200))
     ranks = np.linspace(0, n - 1, 200).round()
     which = np.concatenate([near, ranks, np.arange(max(0, n - 50), n)]).astype(int)
@@ -131,4 +139,5 @@ def size_steps(n_positions: int) -> NDArray[Any]:
 
 
 def nearest(steps: NDArray[Any], value: float) -> int:
+    """Index of the step that is nearest to a value."""
     return int(np.abs(steps - value).argmin())

@@ -1,53 +1,56 @@
-"""Measure what the window of `explore_clusters` shows, and open it."""
+"""``datacube.explore_clusters()``: measure what the window shows, and open it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import emdfile
 import numpy as np
 from numpy.typing import NDArray
+from py4DSTEM import DataCube
 
 from ..base.checks import (
+    check_choice,
     check_data,
     check_flag,
     check_memory,
     check_n_jobs,
     check_name,
     check_number,
-    check_q_mask,
     check_same_scan,
     values_of,
 )
 from ..base.progress import progress
 from ..emd import nodes
+from ..emd.settings import Settings
 from ..grains.averages import keep_clusters
 from ..grains.clustering import measure_tree
-from ..grains.clusters import CLUSTERS_KIND, Clusters
-from ..grains.options import METHODS, check_cut, check_made_earlier, check_tree_options
+from ..grains.clusters import Clusters
+from ..grains.node import CLUSTERS_KIND
+from ..grains.options import METHODS, ClusterOptions, Method, check_options
 from ..grains.tree import ClusterTree
 from ..kernels.features import features_need
 from ..kernels.noise import noise_need
 from ..kernels.similarity import similarity_need
 from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
-from ..patterns.similarity import Similarity, as_similarity
+from ..patterns.similarity import Similarity
 from ..scan.calibration import detector_step, known_centre, known_origins, scan_step, varies
 from .window import ClusterExplorer
 
 
 def explore_clusters(
-    self,
+    self: DataCube,
     *,
-    method: str | None = None,
+    method: Method | None = None,
     image: Any = None,
     min_size: int = 1,
     drop_background: bool | None = None,
     tree: ClusterTree | None = None,
-    rank: int | str = "auto",
-    r_mask: NDArray[Any] | float | str | None = None,
-    q_mask: NDArray[Any] | None = None,
+    rank: int | Literal["auto"] = "auto",
+    r_mask: NDArray[np.bool_] | float | str | None = None,
+    q_mask: NDArray[np.bool_] | None = None,
     sigma: float | None = None,
     subtract_mean: bool | None = None,
     similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
@@ -58,44 +61,44 @@ def explore_clusters(
 ) -> ClusterExplorer:
     """Open a window in which sliders cut the cluster tree, and clicks show patterns.
 
-    A virtual image, the label map, and, where one clicks, the pattern and the average of its
-    cluster. The upper slider moves through the levels at which clusters change, or through numbers
-    of clusters; the keys left and right move it by one step, "a" goes back to the automatic cut. In
-    a notebook say ``%matplotlib widget`` first (package ipympl), in a script
-    ``matplotlib.pyplot.show()`` afterwards.
+    The window shows a virtual image, the label map, and, after a click on a scan position, its
+    pattern and the average of its cluster. The upper slider moves through the levels at which
+    clusters change, or through numbers of clusters; the keys left and right move it by one step,
+    the key "a" goes back to the automatic cut. In a notebook, run ``%matplotlib widget`` first
+    (package ipympl); in a script, call ``matplotlib.pyplot.show()`` afterwards.
 
     Parameters
     ----------
     method : "merge" or "grow", optional
-        With which the window opens, see `cluster`; by default that of `tree`, or merging. The tree
-        of the other one is measured when it is first asked for.
+        Method with which the window opens, see `cluster`; by default that of `tree`, or merging.
+        The tree of the other method is measured when it is first selected.
     image : array-like (Rx, Ry), optional
-        Grey picture of the scan; by default the sum of what is scattered beyond the direct beam.
+        Grey picture of the scan; by default the sum of each pattern without the direct beam.
     min_size : int
         Clusters of fewer positions are dropped: label -1.
     drop_background : bool, optional
-        Merging: see `cluster`.
+        For merging, see `cluster`.
     tree : ClusterTree, optional
-        A tree measured earlier, from `get_cluster_tree`; the scan is read for the image only then.
+        A tree from `get_cluster_tree`, so that it is not measured again.
     rank, r_mask, q_mask, sigma, subtract_mean, similarity
-        Of trees that are measured, each for the methods it belongs to, see `cluster`. With a
-        `similarity`, `q_mask` counts for merging only.
+        For trees that are measured, see `cluster`; each counts for the method to which it belongs.
+        With a `similarity`, `q_mask` counts for merging only.
     power : float
-        Intensities of patterns are drawn to this power, see `plot_averages`.
+        Exponent of the intensities that are drawn, see `plot_averages`.
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
-        worked on in blocks of rows; the same result for any. See `filter_correlative`.
+        Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
         Show progress.
 
     Returns
     -------
     ClusterExplorer
-        ``.clusters`` are what is on the screen, ``.keep(name)`` puts them into the tree of this
-        datacube, ``.set(threshold=...)`` and ``.pick((rx, ry))`` do what sliders and clicks do,
-        ``.figure`` is the matplotlib figure, ``.disconnect()`` lets go of it.
+        ``.clusters`` are the clusters on the screen; ``.keep(name)`` puts them into the tree of
+        this datacube; ``.set(threshold=...)`` does what a slider does, ``.pick((rx, ry))`` what a
+        click does; ``.figure`` is the matplotlib figure; ``.disconnect()`` ends all reactions to
+        the mouse and keys.
 
     Raises
     ------
@@ -104,9 +107,9 @@ def explore_clusters(
 
     Notes
     -----
-    An average is read when its cluster is clicked, its members only. As in
-    `get_clustered_datacube`, patterns are moved to the mean origin of the cluster where the
-    calibration holds an origin that differs over the scan.
+    The average of a cluster is read when the cluster is clicked. As in `get_clustered_datacube`,
+    patterns are moved to the mean origin of the cluster where the calibration holds an origin that
+    differs over the scan.
 
     Examples
     --------
@@ -120,80 +123,109 @@ def explore_clusters(
     Clusters('by_hand', 2 clusters, 80 of 80 scan positions of 8 x 10, sizes 14 to 66)
     """
     check_data(self.data)
+    first = _first_method(method, tree, self.Rshape)
+    # The options of both methods, so that none is wrong when the window asks for the other one.
+    common = {"min_size": min_size, "r_mask": r_mask}
+    merging = {"drop_background": drop_background, "rank": rank, "q_mask": q_mask}
+    growing = {"sigma": sigma, "subtract_mean": subtract_mean, "similarity": similarity}
+    if similarity is None:
+        growing["q_mask"] = q_mask
+    options: dict[str, ClusterOptions] = {
+        name: check_options(self.Rshape, self.Qshape, method=name, **common, **own)
+        for name, own in (("merge", merging), ("grow", growing))
+    }
+    power = check_number("power", power, 1e-3)
+    n_jobs = check_n_jobs(n_jobs)
+    progress_bar = check_flag("progress_bar", progress_bar)
+    image = _check_image(image, self.Rshape)
+    n_rows = _check_memory(self.data, options["merge"].q_mask, max_memory, n_jobs)
+
+    def measure(which: str) -> ClusterTree:
+        return measure_tree(
+            self, options[which], n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
+        )
+
+    trees: dict[str, ClusterTree] = {} if tree is None else {tree.method: tree}
+    if first not in trees:
+        trees[first] = measure(first)
+    if image is None:
+        image = _virtual_image(self, n_jobs, n_rows, progress_bar)
+    return ClusterExplorer(
+        self,
+        trees,
+        method=first,
+        image=image,
+        measure=measure,
+        put=partial(_keep_as, self),
+        options=options,
+        power=power,
+        steps=(scan_step(self), detector_step(self)),
+        origin=_varying_origin(self),
+        progress_bar=progress_bar,
+    )
+
+
+def _first_method(method: Method | None, tree: Any, scan: tuple[int, int]) -> Method:
+    """Method with which the window opens, and a check of the tree that was given."""
     if tree is not None:
         if not isinstance(tree, ClusterTree):
             raise TypeError(
                 f"tree must be a ClusterTree, not {type(tree).__name__}; use what "
                 "datacube.get_cluster_tree() returned, or ClusterTree.from_node()"
             )
-        check_same_scan("tree", tree.shape, self.Rshape)
+        check_same_scan("tree", tree.shape, scan)
     if method is None:
-        method = "merge" if tree is None else tree.method
-    # What belongs to either method, so that nothing is wrong with it when the window is open.
-    of_merging, of_growth = (rank, None, None, None), ("auto", sigma, subtract_mean, similarity)
-    check_tree_options(method, "auto", r_mask, None, None, None, self.Rshape)
-    for name, (rank_of, *others) in zip(METHODS, (of_merging, of_growth), strict=True):
-        check_tree_options(name, rank_of, r_mask, *others, self.Rshape)
-    check_cut("merge", None, None, min_size, drop_background)
-    q_mask = check_q_mask(q_mask, self.Qshape)
-    if similarity is not None:
-        check_made_earlier({"sigma": sigma, "subtract_mean": subtract_mean})
-        similarity = as_similarity(similarity, self.Rshape)
-    power = check_number("power", power, 1e-3)
-    n_jobs = check_n_jobs(n_jobs)
-    progress_bar = check_flag("progress_bar", progress_bar)
-    if image is not None:
-        image = np.asarray(values_of(image))
-        if image.shape != self.Rshape or image.dtype.kind not in "buif":
-            raise ValueError(
-                f"image of type {image.dtype} and shape {image.shape} must hold real numbers and "
-                f"have the shape of the scan, {self.Rshape}"
-            )
-        image = image.astype(np.float64)
-    n_rows = check_memory(
+        return "merge" if tree is None else tree.method
+    check_choice("method", method, METHODS)
+    return method
+
+
+def _check_memory(data: Any, q_mask: Any, max_memory: Any, n_jobs: int | None) -> int | None:
+    """Rows in a block, for the image and for the trees of both methods."""
+    return check_memory(
         max_memory,
-        partial(virtual_image_need, self.data, n_jobs),
-        partial(features_need, self.data, n_jobs),
-        partial(noise_need, self.data, n_jobs),
-        partial(similarity_need, self.data, q_mask, False, n_jobs),
+        partial(virtual_image_need, data, n_jobs),
+        partial(features_need, data, n_jobs),
+        partial(noise_need, data, n_jobs),
+        partial(similarity_need, data, q_mask, False, n_jobs),
     )
 
-    def measure(which: str) -> ClusterTree:
-        mask = None if which == "grow" and similarity is not None else q_mask
-        own = {"merge": (rank, r_mask, mask, None, None, None)}
-        own["grow"] = ("auto", r_mask, mask, sigma, subtract_mean, similarity)
-        return measure_tree(self, which, *own[which], n_jobs, max_memory, progress_bar)
 
-    def put(clusters: Clusters, name: str) -> Clusters:
-        name = check_name(name)
-        nodes.check_free(self, name, CLUSTERS_KIND)
-        clusters = replace(
-            clusters, name=name, settings={**clusters.settings.everything, "name": name}
+def _virtual_image(
+    datacube: DataCube, n_jobs: int | None, n_rows: int | None, progress_bar: bool
+) -> NDArray[Any]:
+    """Sum of each pattern without the direct beam."""
+    weight = scattered(sample_mean(datacube.data), known_centre(datacube))
+    with progress(datacube.R_Nx, "Virtual image", progress_bar) as report:
+        return virtual_image_core(
+            datacube.data, weight, n_jobs=n_jobs, report=report, n_rows=n_rows
         )
-        keep_clusters(self, clusters)
-        return clusters
 
-    trees = {} if tree is None else {tree.method: tree}
-    if method not in trees:
-        trees[method] = measure(method)
+
+def _check_image(image: Any, scan: tuple[int, int]) -> NDArray[np.float64] | None:
+    """A picture of the scan, or None."""
     if image is None:
-        weight = scattered(sample_mean(self.data), known_centre(self))
-        with progress(self.R_Nx, "Virtual image", progress_bar) as report:
-            image = virtual_image_core(
-                self.data, weight, n_jobs=n_jobs, report=report, n_rows=n_rows
-            )
-    origin = known_origins(self)
-    return ClusterExplorer(
-        self,
-        trees,
-        method=method,
-        image=image,
-        measure=measure,
-        put=put,
-        min_size=int(min_size),
-        drop_background=drop_background,
-        power=power,
-        steps=(scan_step(self), detector_step(self)),
-        origin=origin if origin is not None and varies(origin) else None,
-        progress_bar=progress_bar,
-    )
+        return None
+    image = np.asarray(values_of(image))
+    if image.shape != scan or image.dtype.kind not in "buif":
+        raise ValueError(
+            f"image of type {image.dtype} and shape {image.shape} must hold real numbers and "
+            f"have the shape of the scan, {scan}"
+        )
+    return image.astype(np.float64)
+
+
+def _varying_origin(datacube: DataCube) -> NDArray[Any] | None:
+    """Origin of each pattern; None where all have the same, or it is not known."""
+    origin = known_origins(datacube)
+    return origin if origin is not None and varies(origin) else None
+
+
+def _keep_as(datacube: DataCube, clusters: Clusters, name: str) -> Clusters:
+    """Put clusters into the tree of a datacube under another name."""
+    name = check_name(name)
+    nodes.check_free(datacube, name, CLUSTERS_KIND)
+    settings = {**Settings(clusters.settings).everything, "name": name}
+    clusters = replace(clusters, name=name, settings=settings)
+    keep_clusters(datacube, clusters)
+    return clusters

@@ -1,13 +1,13 @@
-"""A window in which a cluster tree is cut by sliders, and patterns are shown where one clicks.
+"""A window in which sliders cut a cluster tree, and clicks show patterns.
 
-Nothing but matplotlib: it works in a script as in a notebook (``%matplotlib widget``).
+It needs only matplotlib, and works in a script and in a notebook (``%matplotlib widget``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,47 +17,44 @@ from numpy.typing import NDArray
 
 from ..base.checks import check_choice, check_integer
 from ..base.progress import progress
+from ..emd.settings import Settings
 from ..grains.clusters import Clusters
-from ..grains.options import METHODS, check_cut
+from ..grains.options import METHODS, ClusterOptions, Method, check_cut
 from ..grains.tree import ClusterTree, level_for
 from ..kernels.averaging import member_mean
 from ..kernels.blocks import read_window
-from ..plotting.style import OUTLINE, PALETTE, add_scale_bar, grey_limits, nth_color
-from .shown import lasting_colors, level_steps, nearest, outline, size_steps, thinned
+from ..plotting.style import PALETTE
+from .pictures import FIGURE_SIZE, Pictures
+from .shown import level_steps, nearest, size_steps, thinned
 
-SIZE = (10.0, 4.0)
-"""Of the window, inches."""
+SCALES = ("level", "number of clusters")
+"""What the upper slider moves through."""
 
-SCALES = ("level", "number")
+MAX_AVERAGES = 64
+"""Averages of clusters that are kept in memory. When it grows, fewer are read again after a click,
+and more memory is taken."""
 
-# Averages that are kept.
-_N_AVERAGES = 64
-
-_ALPHA = 0.6
-
-_COVERED = 0.15
-
-_KEYS = ("left", "right", "a")
-
-
-# --- the window ------------------------------------------------------------------------------
+KEYS = ("left", "right", "a")
+"""Keys of the window; all others are those of matplotlib."""
 
 
 class ClusterExplorer:
     """A window in which a cluster tree is cut by sliders.
 
-    Made by ``datacube.explore_clusters()``, which says what is in it. Keep it, or its figure, as
-    long as the window shall live.
+    Made by ``datacube.explore_clusters()``, which explains the window. The window reacts as long
+    as this object, or its figure, exists.
 
     Attributes
     ----------
     clusters : Clusters
-        What is on the screen, called "explored"; `keep` puts it into the tree of the datacube.
+        Clusters on the screen, called "explored"; `keep` puts them into the tree of the datacube.
     figure : matplotlib Figure
     trees : dict
-        The `ClusterTree` of each method that was asked for.
+        The `ClusterTree` of each method that was used.
     method : "merge" or "grow"
+        Method on the screen.
     min_size : int
+        Clusters of fewer positions are not on the screen.
     position : (int, int) or None
         Scan position that was clicked.
     pattern, average : ndarray (Qx, Qy) or None
@@ -69,12 +66,11 @@ class ClusterExplorer:
         datacube: Any,
         trees: Mapping[str, ClusterTree],
         *,
-        method: str,
+        method: Method,
         image: NDArray[Any],
         measure: Callable[[str], ClusterTree],
         put: Callable[[Clusters, str], Clusters],
-        min_size: int = 1,
-        drop_background: bool | None = None,
+        options: Mapping[str, ClusterOptions],
         power: float = 0.25,
         steps: tuple[tuple[float, str], tuple[float, str]] = ((1, "pixels"), (1, "pixels")),
         origin: NDArray[Any] | None = None,
@@ -84,10 +80,9 @@ class ClusterExplorer:
         self._name = datacube.name
         self._measure, self._put = measure, put
         self.trees = dict(trees)
-        self.method = method
-        self.min_size = min_size
-        self._drop_background = drop_background
-        self._power = power
+        self.method: Method = method
+        self._options = options
+        self.min_size = options[method].min_size
         self._origin = origin
         self._progress_bar = progress_bar
         self.position: tuple[int, int] | None = None
@@ -97,10 +92,10 @@ class ClusterExplorer:
         self._counts: dict[tuple[str, int], NDArray[Any]] = {}
         self._level_steps: dict[str, NDArray[Any]] = {}
         self._scale = "level"
-        self._colors = np.full(image.shape, -1)
         self.clusters = self._cut({})
 
-        self._make_figure(image, *steps)
+        self._open()
+        self._pictures = Pictures(self.figure, image, self._data.shape[2:], steps, power)
         self._make_widgets(image.size)
         self._connect()
         self._show()
@@ -112,42 +107,47 @@ class ClusterExplorer:
 
     @property
     def tree(self) -> ClusterTree:
-        """The tree that is cut now."""
+        """The tree of the method on the screen."""
         return self.trees[self.method]
 
-    @property
-    def _counted(self) -> dict[str, Any]:
-        """Which clusters count, for the tree that is cut now."""
-        drop = self._drop_background if self.method == "merge" else None
-        return {"min_size": self.min_size, "drop_background": drop}
-
     def _cut(self, cut: Mapping[str, Any]) -> Clusters:
-        """Clusters of ``ClusterTree.cut(**cut)`` with what the window adds."""
+        """Clusters of ``ClusterTree.cut(**cut)``; an empty `cut` is the automatic one."""
         self._last = dict(cut)
-        options = {**self._counted, "name": "explored"}
-        n = cut.get("n_clusters")
+        level, n = cut.get("threshold"), cut.get("n_clusters")
+        if n is not None:
+            # As in `cut`, but clusters at all levels are counted only once.
+            level = level_for(self.tree, self._count(), n)
+        found = self.tree.cut_with(
+            replace(
+                self._options[self.method],
+                threshold=level,
+                n_clusters=None,
+                min_size=self.min_size,
+            ),
+            "explored",
+        )
         if n is None:
-            return self.tree.cut(**cut, **options)
-        # As `cut` does, but the clusters at all levels are counted once and not each time.
-        found = self.tree.cut(level_for(self.tree, self._count(), n), **options)
+            return found
         asked = {"threshold": None, "n_clusters": n}
-        return replace(found, settings={**found.settings.everything, **asked})
+        return replace(found, settings={**Settings(found.settings).everything, **asked})
 
     def _count(self) -> NDArray[Any]:
         """Number of clusters at each level of the tree."""
         key = self.method, self.min_size
         if key not in self._counts:
-            self._counts[key] = self.tree.n_clusters(**self._counted)
+            self._counts[key] = self.tree.n_clusters(
+                min_size=self.min_size, drop_background=self._options[self.method].drop_background
+            )
         return self._counts[key]
 
     def _steps(self) -> NDArray[Any]:
-        """What the steps of the upper slider stand for."""
+        """Levels, or numbers of clusters, at the steps of the upper slider."""
         if self._scale == "level":
             if self.method not in self._level_steps:
                 self._level_steps[self.method] = level_steps(self.tree)
             return self._level_steps[self.method]
         counts = self._count()
-        if self.method == "merge":  # of what lies above the level with the most clusters
+        if self.method == "merge":  # from the level with the most clusters on
             counts = counts[len(counts) - 1 - counts[::-1].argmax() :]
         counts = np.unique(counts[counts > 0])
         return counts[thinned(len(counts))] if len(counts) else np.ones(1, dtype=int)
@@ -155,51 +155,52 @@ class ClusterExplorer:
     def set(
         self,
         *,
-        method: str | None = None,
-        threshold: float | str | None = None,
+        method: Method | None = None,
+        threshold: float | Literal["auto"] | None = None,
         n_clusters: int | None = None,
         min_size: int | None = None,
     ) -> Clusters:
-        """Show another cut, as the sliders do, at any value.
+        """Show another cut; any value, not only the steps of the sliders.
 
         Parameters
         ----------
         method : "merge" or "grow", optional
-            By default that on the screen. The tree of the other is measured when it is first asked
-            for.
+            By default as on the screen. The tree of the other method is measured when it is first
+            needed.
         threshold : float or "auto", optional
+            See `ClusterTree.cut`; by default as on the screen.
         n_clusters : int, optional
-            See `ClusterTree.cut`; by default what is on the screen.
+            See `ClusterTree.cut`.
         min_size : int, optional
-            By default that on the screen.
+            By default as on the screen.
 
         Returns
         -------
         Clusters
-            What is on the screen then.
+            The clusters that are then on the screen.
 
         Raises
         ------
         ValueError, TypeError
             If an argument breaks its rule; before any work.
         """
-        method = self.method if method is None else method
-        check_choice("method", method, METHODS)
-        size = self.min_size if min_size is None else check_integer("min_size", min_size, 1)
-        check_cut(method, threshold, n_clusters, size, None)
-        cut = {}
+        chosen: Method = self.method if method is None else method
+        check_choice("method", chosen, METHODS)
+        size = self.min_size if min_size is None else min_size
+        asked = check_cut(chosen, threshold, n_clusters, size, None)
+        cut: dict[str, Any] = {}
         if n_clusters is not None:
-            cut = {"n_clusters": int(n_clusters)}
+            cut = {"n_clusters": asked["n_clusters"]}
         elif threshold is not None:
-            cut = {} if threshold == "auto" else {"threshold": float(threshold)}
-        elif method == self.method and "n_clusters" in self._last:
+            cut = {} if threshold == "auto" else {"threshold": asked["threshold"]}
+        elif chosen == self.method and "n_clusters" in self._last:
             cut = {"threshold": self.clusters.settings["level"]}
-        elif method == self.method:
+        elif chosen == self.method:
             cut = self._last
-        if method not in self.trees:
-            self.trees[method] = self._measure(method)
+        if chosen not in self.trees:
+            self.trees[chosen] = self._measure(chosen)
         before = self.method, self.min_size, self._last
-        self.method, self.min_size = method, size
+        self.method, self.min_size = chosen, asked["min_size"]
         try:
             self.clusters = self._cut(cut)
         except ValueError:
@@ -209,76 +210,37 @@ class ClusterExplorer:
         return self.clusters
 
     def keep(self, name: str = "clusters") -> Clusters:
-        """Keep what is on the screen in the tree of the datacube, as ``datacube.cluster()`` does.
+        """Put the clusters on the screen into the tree of the datacube, as ``datacube.cluster()``.
 
         Parameters
         ----------
         name : str
-            Name in the tree; another clustering of this name is replaced.
+            Name in the tree; other clusters of this name are replaced.
 
         Returns
         -------
         Clusters
-            The same, under its new name.
+            The same clusters with this name.
 
         Raises
         ------
         ValueError, TypeError
-            If the name cannot be stored, or belongs to something else in the tree.
+            If the name cannot be stored, or is taken by something else in the tree.
         """
         return self._put(self.clusters, name)
 
-    # --- what the window is made of ----------------------------------------------------------
+    # --- figure and widgets ------------------------------------------------------------------
 
-    def _make_figure(
-        self, image: NDArray[Any], scan_step: tuple[float, str], detector_step: tuple[float, str]
-    ) -> None:
+    def _open(self) -> None:
+        """Open the figure; the current figure of the user stays the current one."""
         current = plt.gcf().number if plt.get_fignums() else None
-        self.figure = plt.figure(figsize=SIZE, layout="none")
-        # What holds the figure holds the window: matplotlib's callbacks alone would let it go.
-        self.figure.explorer = self
+        self.figure = plt.figure(figsize=FIGURE_SIZE, layout="none")
+        # The figure must hold the window, because callbacks of matplotlib hold it weakly.
+        vars(self.figure)["explorer"] = self
         if current is not None:
-            plt.figure(current)  # that the user goes on drawing into
+            plt.figure(current)
         if self.figure.canvas.manager is not None:
             self.figure.canvas.manager.set_window_title(f"Clusters of {self._name}")
-
-        low, high = grey_limits(image)
-        low, high = (0, 1) if low is None else (low, high)
-        grey = np.nan_to_num((image - low) / (high - low if high > low else 1))
-        self._grey = np.clip(grey, 0, 1).astype(np.float32)[..., None]
-        blank = np.zeros(self._data.shape[2:])
-        axes = [self.figure.add_axes((0.012 + 0.248 * k, 0.325, 0.232, 0.58)) for k in range(4)]
-        self._image_ax, self._label_ax, self._pattern_ax, self._average_ax = axes
-        options = {"interpolation": "nearest", "origin": "upper", "aspect": "equal"}
-        self._image_ax.imshow(self._grey[..., 0], cmap="gray", vmin=0, vmax=1, **options)
-        self._label_image = self._label_ax.imshow(np.repeat(self._grey, 3, axis=2), **options)
-        colors = plt.get_cmap("inferno").with_extremes(bad="0.5")
-        self._pattern_image, self._average_image = (
-            ax.imshow(blank, cmap=colors, vmin=0, vmax=1, visible=False, **options)
-            for ax in axes[2:]
-        )
-        for ax in axes:
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.grid(False)
-            ax.set_anchor("N")
-            ax.set_autoscale_on(False)
-            ax.set_title("", fontsize=9)
-        self._image_ax.set_title("virtual image", fontsize=9)
-        (self._borders,) = self._label_ax.plot([], [], color="white", linewidth=0.7)
-        self._chosen = [
-            ax.plot([], [], color="white", linewidth=1.2, path_effects=OUTLINE)[0]
-            for ax in axes[:2]
-        ]
-        style = {"color": "white", "markersize": 8, "path_effects": OUTLINE}
-        self._marks = [ax.plot([], [], "+", **style)[0] for ax in axes[:2]]
-        hint = {"ha": "center", "va": "center", "fontsize": 8, "color": "0.35"}
-        self._hints = [ax.text(0.5, 0.5, "", transform=ax.transAxes, **hint) for ax in axes[2:]]
-        # One on each pair of pictures: every text takes a millisecond of each redraw.
-        add_scale_bar(self._image_ax, *scan_step, image.shape[1])
-        add_scale_bar(self._pattern_ax, *detector_step, blank.shape[1])
-        for ax in axes[2:]:
-            ax.set_facecolor("0.94")
 
     def _make_widgets(self, n_positions: int) -> None:
         def radio(left: float, width: float, title: str, names: Any, active: int) -> RadioButtons:
@@ -307,7 +269,7 @@ class ClusterExplorer:
             return made
 
         self.method_radio = radio(0.012, 0.09, "method", METHODS, METHODS.index(self.method))
-        self.scale_radio = radio(0.13, 0.14, "slider moves", ("level", "number of clusters"), 0)
+        self.scale_radio = radio(0.13, 0.14, "slider moves", SCALES, 0)
         self._sizes = size_steps(n_positions)
         self.slider = slider(0.15, "level", max(1, len(self._steps()) - 1))
         self.size_slider = slider(0.05, "min_size", len(self._sizes) - 1)
@@ -331,14 +293,14 @@ class ClusterExplorer:
             canvas.mpl_connect("key_press_event", self._on_key),
             canvas.mpl_connect("close_event", self._on_close),
         ]
-        # Its keys come to `_on_key` first: there "left" would go back to an earlier zoom.
+        # `_on_key` passes other keys on: to matplotlib, the key "left" means an earlier zoom.
         manager = canvas.manager
         self._default_keys = None if manager is None else manager.key_press_handler_id
         if self._default_keys is not None:
             canvas.mpl_disconnect(self._default_keys)
 
     def disconnect(self) -> None:
-        """Let go of the figure: it stays as it is, and reacts to nothing. Clusters remain."""
+        """End all reactions to mouse and keys; the figure and the clusters stay as they are."""
         if not self._connected:
             return
         for widget in self._widgets:
@@ -369,18 +331,18 @@ class ClusterExplorer:
 
     def _on_keep(self, event: Any = None) -> None:
         self.keep()
-        self._label_ax.set_title(f"kept {self.clusters.n_clusters} clusters", fontsize=9)
+        self._pictures.label_ax.set_title(f"kept {self.clusters.n_clusters} clusters", fontsize=9)
         self.figure.canvas.draw_idle()
 
-    def _on_method(self, method: str) -> None:
+    def _on_method(self, method: str | None) -> None:
         try:
-            self.set(method=method)
+            self.set(method=next(name for name in METHODS if name == method))
         finally:
-            self._match_widgets()  # also when it failed
+            self._match_widgets()  # also after an error
             self.figure.canvas.draw_idle()
 
-    def _on_scale(self, label: str) -> None:
-        self._scale = SCALES[0] if label == SCALES[0] else SCALES[1]
+    def _on_scale(self, scale: str | None) -> None:
+        self._scale = scale or SCALES[0]
         self._match_widgets()
         self.figure.canvas.draw_idle()
 
@@ -388,7 +350,7 @@ class ClusterExplorer:
         self.disconnect()
 
     def _on_key(self, event: Any) -> None:
-        if event.key not in _KEYS:
+        if event.key not in KEYS:
             key_press_handler(event)
         elif event.key == "a":
             self._on_auto()
@@ -398,9 +360,12 @@ class ClusterExplorer:
                 self.slider.set_val(value)
 
     def _on_click(self, event: Any) -> None:
-        if event.inaxes not in (self._image_ax, self._label_ax) or event.button != 1:
+        if (
+            event.inaxes not in (self._pictures.image_ax, self._pictures.label_ax)
+            or event.button != 1
+        ):
             return
-        if self.figure.canvas.widgetlock.locked():  # zoom or pan of the toolbar
+        if self.figure.canvas.widgetlock.locked():  # the toolbar zooms or pans
             return
         position = round(event.ydata), round(event.xdata)
         if all(0 <= k < n for k, n in zip(position, self._data.shape, strict=False)):
@@ -412,7 +377,7 @@ class ClusterExplorer:
         Parameters
         ----------
         position : (int, int)
-            As a click on it does.
+            The position to show, as after a click on it.
 
         Raises
         ------
@@ -428,7 +393,7 @@ class ClusterExplorer:
         self.position = rx, ry
         label = int(self.clusters.labels[rx, ry])
         if label >= 0:
-            self._average_of(label)
+            self._read_average(label)
         self._show_patterns()
         self.figure.canvas.draw_idle()
 
@@ -436,35 +401,35 @@ class ClusterExplorer:
 
     def _show(self) -> None:
         """Draw the clusters."""
-        labels, n = self.clusters.labels, self.clusters.n_clusters
-        number = lasting_colors(labels, n, self._colors)
-        self._colors = np.where(labels >= 0, np.append(number, -1)[labels], -1)
-        table = np.array([nth_color(c) for c in range(int(number.max(initial=0)) + 1)], np.float32)
-        picture = np.repeat(self._grey, 3, axis=2)
-        inside = labels >= 0
-        picture[inside] *= 1 - _ALPHA
-        picture[inside] += _ALPHA * table[self._colors[inside]]
-        self._label_image.set_data(picture)
-        x, y = outline(labels)
-        self._borders.set_data(x, y)
-        # Thin where there is much of it, so that no more than a part of the picture is covered.
-        length = np.nansum(np.abs(x[1::3] - x[::3]) + np.abs(y[1::3] - y[::3]))
-        points = 72 * SIZE[0] * 0.232 / max(labels.shape)  # of a position
-        width = _COVERED * points * labels.size / max(length, 1)
-        self._borders.set_linewidth(np.clip(width, 0.12, 0.8))
-        what = f"{n} cluster{'s' * (n != 1)}"
+        n = self.clusters.n_clusters
+        title = f"{n} cluster{'s' * (n != 1)}"
         if not self._last:
-            what += ", automatic cut"
-        self._label_ax.set_title(what, fontsize=9)
+            title += ", automatic cut"
+        self._pictures.draw_labels(self.clusters.labels, n, title)
         self._show_patterns()
         self._match_widgets()
         self.figure.canvas.draw_idle()
 
+    def _show_patterns(self) -> None:
+        """Draw the pattern of the position that was clicked, and the average if it is known."""
+        if self.position is None:
+            self._pictures.draw_no_position()
+            return
+        label = int(self.clusters.labels[self.position])
+        titles = f"position {self.position[0]}, {self.position[1]}", ""
+        member = None
+        self.average = None
+        if label >= 0:
+            member = self.clusters.labels == label
+            self.average = self._averages.get(_key(member))
+            titles = titles[0], f"cluster {label}: mean of {int(member.sum())}"
+        self._pictures.draw_position(self.position, self.pattern, member, self.average, titles)
+
     def _match_widgets(self) -> None:
-        """Sliders and buttons where they belong for what is on the screen, without events."""
+        """Move sliders and buttons to what is on the screen, without events."""
         steps = self._steps()
         level = self.clusters.settings["level"]
-        if self._scale == "number":
+        if self._scale != "level":
             value, text = self.clusters.n_clusters, f"{self.clusters.n_clusters}"
         elif level is None:  # each branch at its own level
             value, text = None, "auto"
@@ -483,72 +448,35 @@ class ClusterExplorer:
             radio.set_active(METHODS.index(self.method))
             radio.eventson = True
 
-    def _average_of(self, label: int) -> NDArray[Any]:
-        """Average of a cluster, read unless it is known."""
+    def _read_average(self, label: int) -> None:
+        """Read the average of a cluster, unless it is known."""
         member = self.clusters.labels == label
-        key = np.packbits(member).tobytes()
-        if key not in self._averages:
-            members = np.argwhere(member)
-            shifts = None
-            if self._origin is not None:
-                # To the mean origin of the cluster, as get_clustered_datacube does.
-                origin = self._origin[member]
-                known = np.isfinite(origin).all(axis=1)
-                shifts = np.zeros(origin.shape)
-                if known.any():
-                    shifts[known] = origin[known].mean(axis=0) - origin[known]
-            shown = self._progress_bar
-            with progress(len(members), "Averaging", shown, "patterns") as report:
-                average = member_mean(self._data, members, shifts, report)
-            if len(self._averages) >= _N_AVERAGES:
-                del self._averages[next(iter(self._averages))]
-            self._averages[key] = average
-        return self._averages[key]
-
-    def _show_patterns(self) -> None:
-        """Draw the pattern of the position that was clicked, and the average if it is known."""
-        if self.position is None:
-            self._hints[0].set_text("click a scan position")
-            for bar in self._pattern_ax.artists:
-                bar.set_visible(False)
+        key = _key(member)
+        if key in self._averages:
             return
-        rx, ry = self.position
-        label = int(self.clusters.labels[rx, ry])
-        for mark in self._marks:
-            mark.set_data([ry], [rx])
-        member = self.clusters.labels == label if label >= 0 else None
-        line = ([], []) if member is None else outline(np.where(member, 0, -1))
-        for chosen in self._chosen:
-            chosen.set_data(*line)
-        self._draw_pattern(self._pattern_image, self.pattern)
-        self._pattern_ax.set_title(f"position {rx}, {ry}", fontsize=9)
-        self._hints[0].set_text("")
+        members = np.argwhere(member)
+        shifts = None
+        if self._origin is not None:
+            # To the mean origin of the cluster, as in get_clustered_datacube.
+            origin = self._origin[member]
+            known = np.isfinite(origin).all(axis=1)
+            shifts = np.zeros(origin.shape)
+            if known.any():
+                shifts[known] = origin[known].mean(axis=0) - origin[known]
+        with progress(len(members), "Averaging", self._progress_bar, "patterns") as report:
+            average = member_mean(self._data, members, shifts, report)
+        if len(self._averages) >= MAX_AVERAGES:
+            del self._averages[next(iter(self._averages))]
+        self._averages[key] = average
 
-        if member is None:
-            self.average, title, hint = None, "", "in no cluster"
-        else:
-            size = int(member.sum())
-            self.average = self._averages.get(np.packbits(member).tobytes())
-            title = f"cluster {label}: mean of {size}"
-            hint = "" if self.average is not None else "click again to average"
-        self._average_ax.set_title(title, fontsize=9)
-        self._hints[1].set_text(hint)
-        self._draw_pattern(self._average_image, self.average)
-        for bar in self._pattern_ax.artists:
-            bar.set_visible(True)
 
-    def _draw_pattern(self, picture: Any, pattern: NDArray[Any] | None) -> None:
-        picture.set_visible(pattern is not None)
-        if pattern is None:
-            return
-        values = np.clip(np.asarray(pattern, dtype=np.float64), 0, None) ** self._power
-        finite = values[np.isfinite(values)]
-        low, high = np.percentile(finite, (1, 99.9)) if finite.size else (0, 1)
-        picture.set_data(values)
-        picture.set_clim(low, high if high > low else low + 1)
+def _key(member: NDArray[np.bool_]) -> bytes:
+    """Key of a set of scan positions."""
+    return np.packbits(member).tobytes()
 
 
 def _set_quietly(slider: Slider, value: float, text: str) -> None:
+    """Move a slider without an event, and write a text beside it."""
     slider.eventson = False
     slider.set_val(value)
     slider.eventson = True

@@ -1,4 +1,4 @@
-"""The average pattern of each cluster, and the clusters in the tree of a datacube."""
+"""Average pattern of each cluster; clusters in the tree of a datacube."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from ..kernels.features import features_need
 from ..patterns.mixture import Mixture
 from ..scan.calibration import carry_calibration, known_origins, varies
 from ..scan.datacubes import new_datacube
-from .clusters import CLUSTERS_KIND, Clusters
+from .clusters import Clusters
+from .node import CLUSTERS_KIND
 
 
 def keep_clusters(
     datacube: DataCube, clusters: Clusters, averages: NDArray[Any] | None = None
 ) -> None:
-    """Keep clusters, and their averages, in the tree of a datacube as the newest."""
+    """Put clusters, with their averages, into the tree of a datacube, as the newest ones."""
     nodes.put(datacube, clusters.to_node(averages))
 
 
 def get_clustered_datacube(
-    self,
+    self: DataCube,
     clusters: Clusters | str | None = None,
     *,
     min_purity: float | None = None,
@@ -51,26 +52,24 @@ def get_clustered_datacube(
     Parameters
     ----------
     clusters : Clusters or str, optional
-        A clustering of a scan of this shape, for example of the filtered scan, or the name of one
-        in the tree; by default the newest one in the tree. That it belongs to this scan is yours to
-        know: only the shape is checked.
+        Clusters of this scan, for example found in the filtered scan, or the name of clusters in
+        the tree; by default the newest ones in the tree. Only the shape of the scan is checked.
     min_purity : float, optional
-        Average only positions where the cluster has at least this share of the pattern, 0 to 1,
-        such as 0.9: no borders, no stacked grains. A cluster without any is averaged from its
-        purest position. See ``clusters.get_mixture``; the scan is read twice more.
+        Average only positions where the cluster has at least this share of the pattern, 0 to 1;
+        0.9 leaves out borders and stacked grains. A cluster without such positions is averaged from
+        its purest position. See ``clusters.get_mixture``; the scan is read two more times.
     align : bool, optional
-        Move each pattern to the mean origin of its cluster before averaging, so that descan does
-        not smear Bragg disks; linear between pixels. By default when the calibration holds an
-        origin that differs over the scan: measure it with
-        ``py4DSTEM.process.calibration.get_origin`` and ``fit_origin``, keep it with
+        Move each pattern to the mean origin of its cluster before averaging, with linear
+        interpolation, so that descan does not smear Bragg disks. By default True when the
+        calibration holds an origin that differs over the scan: measure it with
+        ``py4DSTEM.process.calibration.get_origin`` and ``fit_origin``, and keep it with
         ``datacube.calibration.set_origin``.
     name : str
         Name of the result.
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
-        worked on in blocks of rows; the same result for any. See `filter_correlative`.
+        Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
         Show progress.
 
@@ -78,13 +77,12 @@ def get_clustered_datacube(
     -------
     DataCube
         ``(N, 1, Qx, Qy)``, float32, accumulated in float64: pattern `k` is the mean over cluster
-        `k`. It has a tree of its own, with a copy of the calibration, in which maps of the scan
-        (such as the origin) became means over each cluster, and with the clusters:
-        ``averages.clusters``. So ``py4DSTEM.save("averages.h5", averages)`` makes a small file that
-        holds all results but the scan.
+        `k`. Its tree holds the clusters, ``averages.clusters``, and a copy of the calibration in
+        which maps of the scan (such as the origin) are means over each cluster. So
+        ``py4DSTEM.save("averages.h5", averages)`` makes a small file with all results but the scan.
 
-        The clusters are also kept in the tree of this datacube, with the averages in it, and travel
-        with it; they replace a clustering of the same name.
+        The tree of this datacube keeps the clusters and averages too; they replace clusters of the
+        same name.
 
     Raises
     ------
@@ -93,8 +91,9 @@ def get_clustered_datacube(
 
     Notes
     -----
-    A missing pixel (NaN or infinite) has no weight; it is NaN where all members miss it. All
-    averages are in memory at once, as float64: thousands of clusters need a `min_size`.
+    A missing pixel (NaN or infinite) has no weight; it is NaN where it is missing in all patterns
+    of a cluster. All averages are in memory at once, as float64: for thousands of clusters, drop
+    small ones with the `min_size` of `cluster`.
 
     Examples
     --------
@@ -104,19 +103,7 @@ def get_clustered_datacube(
     (2, 1, 32, 30)
     """
     check_data(self.data)
-    if clusters is None or isinstance(clusters, str):
-        clusters = get_clusters(self, clusters)
-    elif not isinstance(clusters, Clusters):
-        raise TypeError(
-            f"clusters must be Clusters or the name of some, not {type(clusters).__name__}; "
-            "use what datacube.cluster() returned"
-        )
-    check_same_scan("clusters", clusters.shape, self.Rshape)
-    if clusters.n_clusters == 0:
-        raise ValueError(
-            f"{clusters.name!r} holds no clusters, so there is nothing to average; lower the "
-            "threshold or min_size, widen r_mask, or keep the background (drop_background=False)"
-        )
+    clusters = _clusters_of(self, clusters)
     name = check_name(name)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
@@ -146,11 +133,7 @@ def get_clustered_datacube(
     calibration = carry_calibration(self, labels)
     shifts = None
     if align is not False and origin is not None and varies(origin):
-        # A part of the origin may be one number for all.
-        means = [np.broadcast_to(q, (clusters.n_clusters, 1)) for q in calibration.get_origin()]
-        place = np.concatenate(means, axis=1)
-        shifts = place[labels] - origin  # of label -1 nobody asks
-        shifts[~np.isfinite(shifts).all(axis=2)] = 0
+        shifts = _shifts_to_mean(origin, calibration.get_origin(), labels)
     with progress(self.R_Nx, "Averaging", progress_bar) as report:
         averages = averaging_core(
             self.data, labels, n_jobs=n_jobs, report=report, shifts=shifts, n_rows=n_rows
@@ -161,8 +144,41 @@ def get_clustered_datacube(
     return cube
 
 
+def _clusters_of(datacube: DataCube, clusters: Any) -> Clusters:
+    """The clusters that were given, or those of this name; there is at least one of this scan."""
+    if clusters is None or isinstance(clusters, str):
+        clusters = get_clusters(datacube, clusters)
+    elif not isinstance(clusters, Clusters):
+        raise TypeError(
+            f"clusters must be Clusters or the name of some, not {type(clusters).__name__}; "
+            "use what datacube.cluster() returned"
+        )
+    check_same_scan("clusters", clusters.shape, datacube.Rshape)
+    if clusters.n_clusters == 0:
+        raise ValueError(
+            f"{clusters.name!r} holds no clusters, so there is nothing to average; lower the "
+            "threshold or min_size, widen r_mask, or keep the background (drop_background=False)"
+        )
+    return clusters
+
+
+def _shifts_to_mean(
+    origin: NDArray[Any], means: tuple[Any, Any], labels: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Pixels ``(Rx, Ry, 2)`` by which each pattern moves to the mean origin of its cluster.
+
+    0 where an origin is not known. Outside clusters the shift is without meaning.
+    """
+    n_clusters = int(labels.max()) + 1
+    # One number may stand for all clusters.
+    columns = [np.broadcast_to(mean, (n_clusters, 1)) for mean in means]
+    shifts = np.concatenate(columns, axis=1)[labels] - origin
+    shifts[~np.isfinite(shifts).all(axis=2)] = 0
+    return shifts
+
+
 def _pure_labels(labels: NDArray[Any], mixture: Mixture, min_purity: float) -> NDArray[Any]:
-    """Labels of the positions that are pure enough; at least one for each cluster."""
+    """The labels without positions that are not pure; each cluster keeps at least its purest."""
     own = mixture.shares_at(labels)
     pure = np.where(own >= min_purity, labels, -1)
     for label in np.setdiff1d(labels[labels >= 0], pure):
@@ -170,13 +186,13 @@ def _pure_labels(labels: NDArray[Any], mixture: Mixture, min_purity: float) -> N
     return pure
 
 
-def get_clusters(self, name: str | None = None) -> Clusters:
-    """A clustering in the tree of this datacube.
+def get_clusters(self: DataCube, name: str | None = None) -> Clusters:
+    """Get clusters from the tree of this datacube.
 
     Parameters
     ----------
     name : str, optional
-        Its name; by default the newest one.
+        Their name; by default the newest ones.
 
     Returns
     -------
@@ -186,7 +202,7 @@ def get_clusters(self, name: str | None = None) -> Clusters:
     Raises
     ------
     ValueError
-        If there is none of this name.
+        If there are none of this name.
     """
     kept = nodes.children(self, CLUSTERS_KIND)
     if not kept:
@@ -202,9 +218,9 @@ def _no_clusters(datacube: DataCube) -> str:
     return f"{datacube.name!r} has no clusters; make some with datacube.cluster()"
 
 
-def clusters(self) -> Clusters:
-    """The newest clustering in the tree, also after reading a file; see `get_clusters`."""
+def clusters(self: DataCube) -> Clusters:
+    """The newest clusters in the tree of this datacube, also of one read from a file."""
     if nodes.children(self, CLUSTERS_KIND):
         return get_clusters(self)
-    # AttributeError, so that hasattr(datacube, "clusters") tells whether there are any.
+    # AttributeError makes hasattr(datacube, "clusters") False.
     raise AttributeError(_no_clusters(self))

@@ -1,10 +1,11 @@
-"""From a scan to a tree, and from a tree to clusters."""
+"""From a scan to a cluster tree, and from there to clusters."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import emdfile
 import numpy as np
@@ -12,39 +13,40 @@ from numpy.typing import NDArray
 from py4DSTEM import DataCube
 
 from ..base.checks import (
+    check_choice,
     check_data,
     check_flag,
     check_memory,
     check_n_jobs,
     check_name,
-    check_q_mask,
     resolve_r_mask,
 )
 from ..base.progress import progress
 from ..emd import nodes
 from ..kernels.features import features_need
 from ..kernels.lag import find_lag, undo_lag
-from ..kernels.merging import coarse_joins, find_regions, joins_of, merge_positions
+from ..kernels.merging import Merges, coarse_joins, find_regions, joins_of, merge_positions
 from ..kernels.noise import Noise, noise_need
 from ..kernels.similarity import feature_similarity, similarity_mean
 from ..kernels.tree import spanning_forest
 from ..patterns.features import measure_features, measure_noise
-from ..patterns.similarity import Similarity, as_similarity, measure_similarity
+from ..patterns.similarity import Similarity, measure_similarity
 from ..scan.calibration import scan_step
 from ..scan.datacubes import get_provenance
 from .averages import keep_clusters
-from .clusters import CLUSTERS_KIND, Clusters
-from .options import check_cut_options, check_made_earlier, check_tree_options
-from .tree import TREE_KIND, ClusterTree
+from .clusters import Clusters
+from .node import CLUSTERS_KIND, TREE_KIND
+from .options import METHODS, ClusterOptions, Method, check_options
+from .tree import ClusterTree
 
 
 def get_cluster_tree(
-    self,
+    self: DataCube,
     *,
-    method: str = "merge",
-    rank: int | str = "auto",
-    r_mask: NDArray[Any] | float | str | None = None,
-    q_mask: NDArray[Any] | None = None,
+    method: Method = "merge",
+    rank: int | Literal["auto"] = "auto",
+    r_mask: NDArray[np.bool_] | float | str | None = None,
+    q_mask: NDArray[np.bool_] | None = None,
     sigma: float | None = None,
     subtract_mean: bool | None = None,
     similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
@@ -54,15 +56,15 @@ def get_cluster_tree(
     max_memory: int | str | None = None,
     progress_bar: bool = True,
 ) -> ClusterTree | None:
-    """In which order scan positions join to clusters, to be cut at any level.
+    """Measure in which order scan positions join to clusters; the tree can be cut at any level.
 
-    Reads the scan once (growth) or twice (merging); after that, a cut takes milliseconds.
+    The scan is read once (growth) or twice (merging). A cut then takes milliseconds.
 
     Parameters
     ----------
     method : "merge" or "grow"
         Merging of regions that differ by no more than noise and the variation inside a grain, or
-        the paper's growth over alike neighbours. See `cluster`.
+        growth over similar neighbours as in the paper. See `cluster`.
     rank : int or "auto"
         Merging: number of features, 1 to 60. "auto" takes those that stand out of the noise.
     r_mask, q_mask, sigma, subtract_mean, similarity
@@ -74,14 +76,14 @@ def get_cluster_tree(
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
-        worked on in blocks of rows; the same result for any. See `filter_correlative`.
+        Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
         Show progress.
 
     Returns
     -------
     ClusterTree
+        Its ``cut`` makes clusters.
 
     Raises
     ------
@@ -97,68 +99,79 @@ def get_cluster_tree(
     name = check_name(name)
     returncalc = check_flag("returncalc", returncalc)
     nodes.check_free(self, name, TREE_KIND)
+    check_data(self.data)
+    check_choice("method", method, METHODS)
+    options = check_options(
+        self.Rshape,
+        self.Qshape,
+        method=method,
+        rank=rank,
+        r_mask=r_mask,
+        q_mask=q_mask,
+        sigma=sigma,
+        subtract_mean=subtract_mean,
+        similarity=similarity,
+    )
     tree = measure_tree(
-        self, method, rank, r_mask, q_mask, sigma, subtract_mean, similarity, n_jobs, max_memory,
-        progress_bar,
-    )  # fmt: skip
+        self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
+    )
     nodes.put(self, tree.to_node(name))
     return tree if returncalc else None
 
 
 def measure_tree(
     datacube: DataCube,
-    method: str,
-    rank: Any,
-    r_mask: Any,
-    q_mask: Any,
-    sigma: Any,
-    subtract_mean: Any,
-    similarity: Any,
+    options: ClusterOptions,
+    *,
     n_jobs: Any,
     max_memory: Any,
     progress_bar: Any,
 ) -> ClusterTree:
+    """The tree of a scan, with options from `check_options`."""
     start = perf_counter()
-    check_data(datacube.data)
-    rank, r_mask = check_tree_options(
-        method, rank, r_mask, sigma, subtract_mean, similarity, datacube.Rshape
-    )
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
-    if method == "merge":
-        q_mask = check_q_mask(q_mask, datacube.Qshape)
-        return _merge_tree(datacube, rank, r_mask, q_mask, n_jobs, max_memory, progress_bar, start)
+    measure = _merge_tree if options.method == "merge" else _growth_tree
+    return measure(datacube, options, n_jobs, max_memory, progress_bar, start)
 
-    measured = {"q_mask": q_mask, "sigma": sigma, "subtract_mean": subtract_mean}
+
+def _growth_tree(
+    datacube: DataCube,
+    options: ClusterOptions,
+    n_jobs: int | None,
+    max_memory: int | str | None,
+    progress_bar: bool,
+    start: float,
+) -> ClusterTree:
     known = None
-    if similarity is None:
+    if options.similarity is None:
         similarity = measure_similarity(
             datacube,
-            q_mask,
-            0 if sigma is None else sigma,
-            True if subtract_mean is None else subtract_mean,
-            n_jobs,
-            max_memory,
-            progress_bar,
+            q_mask=options.q_mask,
+            sigma=0 if options.sigma is None else options.sigma,
+            subtract_mean=options.subtract_mean is not False,
+            n_jobs=n_jobs,
+            max_memory=max_memory,
+            progress_bar=progress_bar,
         )
         known = similarity.settings["fingerprint"]
     else:
-        check_made_earlier(measured)
         check_memory(max_memory)
-        similarity = as_similarity(similarity, datacube.Rshape)
-    forest = spanning_forest(similarity.data, resolve_r_mask(r_mask, similarity.mean))
+        similarity = options.similarity
+    forest = spanning_forest(similarity.data, resolve_r_mask(options.r_mask, similarity.mean))
     provenance = get_provenance(datacube, start, known)
-    # Options that would measure the same again; those of another one are in its own settings.
+    # Only where `cluster` with these options would measure this similarity again.
     own = similarity.settings.get("fingerprint") == provenance["fingerprint"]
     own &= not similarity.settings.get("noise_correct")
+    measured = ("q_mask", "sigma", "subtract_mean")
     settings = {
-        "method": method,
-        "r_mask": r_mask,
+        "method": "grow",
+        "r_mask": options.r_mask,
         **{key: similarity.settings.get(key) if own else None for key in measured},
         **provenance,
     }
     return ClusterTree(
-        method,
+        "grow",
         forest.first,
         forest.second,
         forest.level,
@@ -170,11 +183,52 @@ def measure_tree(
     )
 
 
+class _Merged(NamedTuple):
+    """What merging found in the features of a scan."""
+
+    similarity: NDArray[Any]
+    """Of the features of neighbours, ``(Rx, Ry, 8)``."""
+    mask: NDArray[np.bool_]
+    merges: Merges
+    labels: NDArray[Any]
+
+
+def _merge(values: NDArray[Any], r_mask: Any, report: Callable[[int], Any]) -> _Merged:
+    """Merge positions with features ``(Rx, Ry, rank)``; two steps are reported."""
+    similarity = feature_similarity(values)
+    mask = resolve_r_mask(r_mask, similarity_mean(similarity))
+    merges = merge_positions(values, mask)
+    report(1)
+    labels = find_regions(values, merges)
+    report(1)
+    return _Merged(similarity, mask, merges, labels)
+
+
+def _all_joins(merged: _Merged, values: NDArray[Any]) -> list[NDArray[Any]]:
+    """First and second position and level of the joins of positions, and then of regions.
+
+    A join of regions is stored as a join of one position in each.
+    """
+    fine = joins_of(merged.merges)
+    pairs, level = coarse_joins(merged.labels, values)
+    inside = np.flatnonzero(merged.labels >= 0)
+    member = np.zeros(int(merged.labels.max(initial=-1)) + 1, dtype=np.int64)
+    member[merged.labels.ravel()[inside]] = inside
+    coarse = member[pairs[:, 0]], member[pairs[:, 1]], level
+    return [np.concatenate(both) for both in zip(fine, coarse, strict=True)]
+
+
+def _noise_if_any(datacube: DataCube, n_jobs: int | None, progress_bar: bool) -> Noise:
+    """Gain and offset for the settings; NaN where the scan is too small or has no noise."""
+    try:
+        return measure_noise(datacube, n_jobs, progress_bar)
+    except ValueError:
+        return Noise(np.nan, np.nan)
+
+
 def _merge_tree(
     datacube: DataCube,
-    rank: int | str,
-    r_mask: Any,
-    q_mask: NDArray[Any] | None,
+    options: ClusterOptions,
     n_jobs: int | None,
     max_memory: int | str | None,
     progress_bar: bool,
@@ -186,44 +240,30 @@ def _merge_tree(
         partial(noise_need, datacube.data, n_jobs),
     )
     features = measure_features(
-        datacube, q_mask, None if rank == "auto" else rank, n_jobs=n_jobs, n_rows=n_rows,
+        datacube,
+        options.q_mask,
+        options.rank if isinstance(options.rank, int) else None,
+        n_jobs=n_jobs,
+        n_rows=n_rows,
         progress_bar=progress_bar,
-    )  # fmt: skip
-    try:
-        noise = measure_noise(datacube, n_jobs, progress_bar)
-    except ValueError:  # a scan that does not tell; nothing but the settings needs it
-        noise = Noise(np.nan, np.nan)
-
-    def regions(values: NDArray[Any], report: Any) -> tuple:
-        near = feature_similarity(values)
-        mask = resolve_r_mask(r_mask, similarity_mean(near))
-        merges = merge_positions(values, mask)
-        report(1)
-        labels = find_regions(values, merges)
-        report(1)
-        return near, mask, merges, labels
-
+    )
+    noise = _noise_if_any(datacube, n_jobs, progress_bar)
     with progress(4, "Merging", progress_bar, "steps") as report:
-        near, mask, merges, labels = regions(features.values, report)
-        # Lag displaces borders, but it shows at borders only: they are found twice.
-        lag = find_lag(features.values, labels)
+        merged = _merge(features.values, options.r_mask, report)
+        # A lag of the camera shows at borders only, and displaces them: they are found twice.
+        lag = find_lag(features.values, merged.labels)
         report(1)
         if lag is not None:
-            report(-2)  # these steps come once more
+            report(-2)  # the steps of `_merge` come again
             features = undo_lag(features, lag)
-            near, mask, merges, labels = regions(features.values, report)
-        values = features.values
-        first, second, level = joins_of(merges)
-        pairs, coarse = coarse_joins(labels, values)
+            merged = _merge(features.values, options.r_mask, report)
+        first, second, level = _all_joins(merged, features.values)
         report(1)
-    inside = np.flatnonzero(labels >= 0)
-    member = np.zeros(int(labels.max(initial=-1)) + 1, dtype=np.int64)
-    member[labels.ravel()[inside]] = inside
     settings = {
         "method": "merge",
-        "r_mask": r_mask,
-        "q_mask": q_mask,
-        "rank": values.shape[2],
+        "r_mask": options.r_mask,
+        "q_mask": options.q_mask,
+        "rank": features.values.shape[2],
         "gain": noise.gain,
         "offset": noise.offset,
         "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
@@ -233,30 +273,30 @@ def _merge_tree(
     }
     return ClusterTree(
         "merge",
-        np.concatenate([first, member[pairs[:, 0]]]),
-        np.concatenate([second, member[pairs[:, 1]]]),
-        np.concatenate([level, coarse]),
-        mask,
+        first,
+        second,
+        level,
+        merged.mask,
         settings,
-        near,
-        labels,
-        values,
+        merged.similarity,
+        merged.labels,
+        features.values,
         features.brightness,
         *scan_step(datacube),
     )
 
 
 def cluster(
-    self,
+    self: DataCube,
     *,
-    method: str | None = None,
-    threshold: float | str | None = None,
+    method: Method | None = None,
+    threshold: float | Literal["auto"] | None = None,
     n_clusters: int | None = None,
     min_size: int = 1,
-    rank: int | str = "auto",
+    rank: int | Literal["auto"] = "auto",
     drop_background: bool | None = None,
-    r_mask: NDArray[Any] | float | str | None = None,
-    q_mask: NDArray[Any] | None = None,
+    r_mask: NDArray[np.bool_] | float | str | None = None,
+    q_mask: NDArray[np.bool_] | None = None,
     sigma: float | None = None,
     subtract_mean: bool | None = None,
     similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
@@ -269,55 +309,53 @@ def cluster(
     """Find the grains: regions of the scan in which diffraction patterns are alike.
 
     Without arguments, regions are merged as long as they differ by no more than noise and the
-    variation inside a grain: nothing to tune, for raw scans of any dose. With a `threshold`,
-    clusters grow over alike neighbours, as in the paper.
+    variation inside a grain; this needs no tuning and works for raw scans of any dose. With a
+    `threshold`, clusters grow over similar neighbours, as in the paper.
 
     Parameters
     ----------
     method : "merge" or "grow", optional
-        By default growth when `threshold` or anything else that belongs to growth is given, or else
-        merging.
+        By default merging, or growth when `threshold`, `sigma`, `subtract_mean` or `similarity` is
+        given.
     threshold : float or "auto", optional
         Growth: neighbours join when their similarity is at least this, -1 to 1 (the paper: 0.9).
-        Lower it when grains come in pieces, raise it when grains run together. "auto" takes the
-        clusters that last over most levels, each at its own level. Merging: 1 is the automatic
-        level; above it grains join that differ little, see `ClusterTree.cut`.
+        Lower it when grains come in pieces, raise it when grains join. "auto" takes the clusters
+        that last over most levels, each at its own level. Merging: 1, the default, is the automatic
+        level; above 1 grains that differ little join, see `ClusterTree.cut`.
     n_clusters : int, optional
-        Instead of a threshold: so many clusters.
+        Instead of a threshold: number of clusters, see `ClusterTree.cut`.
     min_size : int
         Clusters of fewer positions are dropped: label -1.
     rank : int or "auto"
         Merging: number of features that are compared, 1 to 60. "auto" takes those that stand out of
-        the noise; a smaller number is for scans in which something else than grains varies.
+        the noise. Give a smaller number when not only grains but also thickness or tilt vary.
     drop_background : bool, optional
-        Merging: clusters without Bragg peaks (liquid, vacuum, amorphous film: no power beyond the
-        radial mean) become -1. True by default, since what comes next, averages, orientation and
-        strain, is about grains; with False they stay clusters, listed in ``clusters.background``.
+        Merging: True, the default, gives clusters without Bragg peaks (liquid, vacuum, amorphous
+        film: no power beyond the radial mean) label -1, so that averages, orientations and strain
+        are of grains only. With False they stay clusters, listed in ``clusters.background``.
     r_mask : ndarray of bool (Rx, Ry), number, name, or None
         Positions that can be in a cluster: a map; those with a mean similarity above a number; or
         above a global threshold of scikit-image, such as "triangle" (the paper's) or "otsu". By
         default all.
     q_mask : ndarray of bool, (Qx, Qy), optional
-        Detector pixels that count, see `get_similarity`. Merging needs none: what is the same in
-        all patterns tells it nothing.
+        Detector pixels that count, see `get_similarity`; by default all. Merging seldom needs a
+        mask, because it leaves out what is the same in all patterns.
     sigma : float, optional
         Growth: blur before comparing, detector pixels, see `get_similarity`. Default 0.
     subtract_mean : bool, optional
         Growth: see `get_similarity`. Default True.
     similarity : Similarity or array-like (Rx, Ry, 8), optional
-        Growth: a similarity made earlier, so that a second threshold costs milliseconds; `q_mask`,
-        `sigma` and `subtract_mean` belong to `get_similarity` then. By default it is made now.
-        Either way the clusters keep it: ``clusters.similarity``.
+        Growth: a similarity made earlier by `get_similarity`, with which another threshold takes
+        milliseconds; give `q_mask`, `sigma` and `subtract_mean` to `get_similarity` then. By
+        default it is measured. The clusters keep it: ``clusters.similarity``.
     name : str
-        Name in the tree. Clusterings of different names live side by side; one replaces another of
-        the same name.
+        Name in the tree of this datacube. Clusters replace others of the same name.
     returncalc : bool
         Return the result; it is kept in the tree either way.
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
-        worked on in blocks of rows; the same result for any. See `filter_correlative`.
+        Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
         Show progress.
 
@@ -325,9 +363,9 @@ def cluster(
     -------
     Clusters
         Merging: numbered by size, the largest first; ``clusters.settings`` holds what was
-        estimated: gain, offset, noise (a detector pixel), rank, level, and the lag of the camera
-        in scan positions (0 where none is sure) with its axis, such as "+Ry". Growth: numbered in
-        the order in which they grew, by the mean similarity of their seeds.
+        estimated: gain, offset, noise (standard deviation in a detector pixel), rank, level, and
+        the lag of the camera in scan positions (0 where none was found) with its axis, such as
+        "+Ry". Growth: numbered by the mean similarity of their seeds, in which order they grew.
 
     Raises
     ------
@@ -336,21 +374,23 @@ def cluster(
 
     Notes
     -----
-    Merging. What grains differ in lies in few directions, which are found from the covariance of
-    each pattern with its diagonal neighbours, where noise has mean zero; radial profiles, and what
-    descan moves of them, are taken out first. Regions then merge as long as the growth of the sum
-    of squares is small for the border that goes (Mumford and Shah's energy, after Koepfler et al.,
-    1994), with noise and the variation inside a grain as the measure. Thin regions that are
-    mixtures of their neighbours dissolve; regions without contrast at their common border join,
-    though the lattice bends by a few degrees from end to end. Stacked grains belong to the larger
-    share; grains of one orientation that touch are told apart only where their patterns differ.
-    Where patterns follow behind every border along one axis of the scan in one sense, the camera
-    lags: that is undone, and regions are merged again.
+    Merging. Each pattern is reduced to a few features in which grains differ. They are found from
+    the covariance of each pattern with its diagonal neighbours, to which noise adds nothing on
+    average; radial profiles, and the part of them that descan moves, are subtracted first. Two
+    regions merge as long as this increases the sum of squared deviations little for the length of
+    the border that disappears (the energy of Mumford and Shah, as in Koepfler et al., 1994),
+    measured against noise and the variation inside a grain. Thin regions that are mixtures of their
+    neighbours go to these neighbours. Regions without contrast at their common border join, also
+    where the lattice bends by a few degrees from end to end. A position in stacked grains gets the
+    label of the grain with the larger share. Grains of one orientation that touch are separated
+    only where their patterns differ. A camera lag, in which part of each pattern is recorded at the
+    next position along one axis, is found at the borders and corrected; then regions are merged
+    again.
 
     Growth. A cluster starts at the free position with the highest mean similarity, and takes in
-    free neighbours whose similarity with a member is at least `threshold`, until none is left; then
-    the next one starts (Lee et al., 2026, section 2.5). The result is cut from a maximum spanning
-    forest, which gives the same labels. Diagonal neighbours count.
+    free neighbours whose similarity with a member is at least `threshold`, until there are none;
+    then the next cluster starts (Lee et al., 2026, section 2.5). Diagonal neighbours count. The
+    labels are cut from a maximum spanning forest, which gives the same result.
 
     Examples
     --------
@@ -369,13 +409,25 @@ def cluster(
     name = check_name(name)
     returncalc = check_flag("returncalc", returncalc)
     nodes.check_free(self, name, CLUSTERS_KIND)
-    method, cut = check_cut_options(
-        method, threshold, n_clusters, min_size, drop_background, sigma, subtract_mean, similarity
+    check_data(self.data)
+    options = check_options(
+        self.Rshape,
+        self.Qshape,
+        method=method,
+        threshold=threshold,
+        n_clusters=n_clusters,
+        min_size=min_size,
+        drop_background=drop_background,
+        rank=rank,
+        r_mask=r_mask,
+        q_mask=q_mask,
+        sigma=sigma,
+        subtract_mean=subtract_mean,
+        similarity=similarity,
     )
     tree = measure_tree(
-        self, method, rank, r_mask, q_mask, sigma, subtract_mean, similarity, n_jobs, max_memory,
-        progress_bar,
-    )  # fmt: skip
-    result = tree.cut(**cut, name=name)
+        self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
+    )
+    result = tree.cut_with(options, name)
     keep_clusters(self, result)
     return result if returncalc else None

@@ -1,4 +1,4 @@
-"""Clusters: which scan positions belong together, and what is known of each cluster."""
+"""Clusters: the label map of a scan, and what is known of each cluster."""
 
 from __future__ import annotations
 
@@ -9,72 +9,48 @@ from typing import Any
 import emdfile
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import find_contours, regionprops
 
 from ..base.checks import check_integer, check_name, check_number
 from ..base.frozen import Frozen
-from ..diffraction.disks import GainedDisks, gained_disks
-from ..diffraction.orientation import expand_bragg, expand_orientation_map, find_boundaries
-from ..diffraction.strain import calculate_strain
 from ..emd import nodes
-from ..emd.settings import PROVENANCE, Settings, add_settings, read_settings
+from ..emd.settings import PROVENANCE, Settings
 from ..kernels.tree import growth_steps
-from ..patterns.mixture import Mixture, measure_mixture
 from ..patterns.similarity import Similarity
-from ..scan.calibration import scan_step
 from .describe import describe_clusters
-
-CLUSTERS_KIND = "clusters"
+from .editing import join_pairs, renumber
+from .handover import HandOver
+from .measuring import find_outlines, measure_properties
+from .node import read_clusters, write_clusters
 
 NOTED = (
     "gain", "offset", "noise", "level", "lag", "lag_axis", "n_background", "edits",
     *PROVENANCE,
 )  # fmt: skip
-"""Settings of clusters that are no options of `cluster`: what was found, and where it is from."""
-
-PROPERTIES = np.dtype(
-    [
-        ("label", np.int32),
-        ("size", np.int64),
-        ("area", np.float64),
-        ("centroid_rx", np.float64),
-        ("centroid_ry", np.float64),
-        ("seed_rx", np.int64),
-        ("seed_ry", np.int64),
-        ("equivalent_diameter", np.float64),
-        ("major_axis", np.float64),
-        ("minor_axis", np.float64),
-        ("orientation", np.float64),
-        ("eccentricity", np.float64),
-        ("solidity", np.float64),
-        ("perimeter", np.float64),
-        ("similarity", np.float64),
-        ("touches_border", bool),
-    ]
-)
-"""Fields of `Clusters.properties`."""
+"""Settings of clusters that are no options of `cluster`: what was measured, how the clusters were
+edited, and from which data they are."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Clusters(Frozen):
+class Clusters(HandOver, Frozen):
     """A label map of the scan with what is known of each cluster.
 
-    Made by ``datacube.cluster()``. Never changes: `relabel`, `remove` and `join` return new ones.
+    Made by ``datacube.cluster()``. Clusters never change: `relabel`, `remove` and `join` return new
+    ones.
 
     Parameters
     ----------
     labels : ndarray, (Rx, Ry), int
-        Number of the cluster of each scan position, from 0; -1 where it is in no cluster.
+        Label of the cluster of each scan position, from 0; -1 where it is in no cluster.
     seeds : ndarray, (N, 2), int
         Scan position (rx, ry) from which each cluster grew: the member with the highest mean
         similarity.
     similarity_mean : ndarray, (Rx, Ry)
         Mean similarity of each position with its neighbours, -1 to 1; NaN where there are none.
     settings : mapping, optional
-        Every argument that made the clusters, and the versions of both packages.
+        Options that made the clusters, and the versions of both packages.
     similarity : Similarity, optional
-        What the clusters were grown on. It travels with them, so that another threshold never needs
-        the scan again: ``datacube.cluster(threshold=0.8, similarity=clusters.similarity)``.
+        Similarity on which the clusters were grown. With it, another threshold does not need the
+        scan again: ``datacube.cluster(threshold=0.8, similarity=clusters.similarity)``.
     name : str
         Name in the tree of the datacube.
     pixel_size : float
@@ -100,9 +76,9 @@ class Clusters(Frozen):
     [66, 10]
     """
 
-    labels: NDArray[Any]
-    seeds: NDArray[Any]
-    similarity_mean: NDArray[Any]
+    labels: NDArray[np.int32]
+    seeds: NDArray[np.int64]
+    similarity_mean: NDArray[np.float32]
     settings: Mapping[str, Any] = field(default_factory=dict)
     similarity: Similarity | None = None
     name: str = "clusters"
@@ -149,7 +125,8 @@ class Clusters(Frozen):
     @property
     def shape(self) -> tuple[int, int]:
         """(Rx, Ry)"""
-        return self.labels.shape
+        rx, ry = self.labels.shape
+        return rx, ry
 
     @property
     def n_clusters(self) -> int:
@@ -157,7 +134,7 @@ class Clusters(Frozen):
         return len(self.seeds)
 
     @property
-    def sizes(self) -> NDArray[Any]:
+    def sizes(self) -> NDArray[np.int64]:
         """Number of scan positions in each cluster, (N,)."""
         return np.bincount(self.labels[self.labels >= 0], minlength=self.n_clusters)
 
@@ -183,40 +160,35 @@ class Clusters(Frozen):
         labels = list(labels) if isinstance(labels, Iterable) else [labels]
         return sorted({self._check_label(label) for label in labels})
 
-    def members(self, label: int) -> NDArray[Any]:
+    def members(self, label: int) -> NDArray[np.int64]:
         """Scan positions (rx, ry) of one cluster, (n, 2), row by row."""
         return np.argwhere(self.labels == self._check_label(label))
 
-    def contours(self, label: int) -> list[NDArray[Any]]:
+    def contours(self, label: int) -> list[NDArray[np.float64]]:
         """Closed contours of one cluster.
 
         Parameters
         ----------
         label : int
-            Number of the cluster.
+            Label of the cluster.
 
         Returns
         -------
         list of ndarray, (n, 2)
             Points (rx, ry) in scan positions, half-way between members and others; the last point
-            is the first. The outline comes with one contour more for each hole, and one for each
-            piece where clusters were joined. Diagonal neighbours are connected, as in growth.
+            is the first. One contour for each connected piece (joined clusters may have several),
+            and one for each hole. Diagonal neighbours are connected, as in growth.
         """
-        member = self.labels == self._check_label(label)
-        rows, columns = (np.flatnonzero(member.any(axis=axis)) for axis in (1, 0))
-        box = member[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        found = find_contours(np.pad(box, 1).astype(np.float32), 0.5, fully_connected="high")
-        corner = np.array([rows[0] - 1, columns[0] - 1])
-        return [points + corner for points in found]
+        return find_outlines(self.labels == self._check_label(label))
 
-    def properties(self) -> NDArray[Any]:
+    def properties(self) -> NDArray[np.void]:
         """Size, shape and place of every cluster.
 
         Returns
         -------
         structured ndarray, (N,)
-            ``pandas.DataFrame(clusters.properties())`` takes it. Lengths are in `pixel_units`,
-            areas in its square, places in scan positions. Fields:
+            For ``pandas.DataFrame(clusters.properties())``. Lengths are in `pixel_units`, areas in
+            their square, places in scan positions. Fields:
 
             ``label``; ``size``, number of positions; ``area``; ``centroid_rx``, ``centroid_ry``;
             ``seed_rx``, ``seed_ry``; ``equivalent_diameter``, of the circle of the same area;
@@ -224,39 +196,15 @@ class Clusters(Frozen):
             ``orientation``, angle from the Rx axis to the major axis, counter-clockwise towards Ry,
             -pi/2 to pi/2, radian; ``eccentricity`` of the ellipse, 0 to 1; ``solidity``, share of
             the convex hull that is filled; ``perimeter``; ``similarity``, mean over the members of
-            the mean similarity with neighbours; ``touches_border`` of the scan, so that it may go
-            on outside.
+            the mean similarity with neighbours; ``touches_border``, whether the cluster reaches
+            the border of the scan and may continue outside.
 
             Shapes are those of `skimage.measure.regionprops`.
         """
-        table = np.zeros(self.n_clusters, dtype=PROPERTIES)
-        rx, ry = self.shape
-        step = self.pixel_size
-        for region in regionprops(self.labels + 1):
-            k = region.label - 1
-            top, left, bottom, right = region.bbox
-            similarity = self.similarity_mean[tuple(region.coords.T)]
-            similarity = similarity[np.isfinite(similarity)]
-            table[k] = (
-                k,
-                region.area,
-                region.area * step**2,
-                *region.centroid,
-                *self.seeds[k],
-                region.equivalent_diameter_area * step,
-                region.axis_major_length * step,
-                region.axis_minor_length * step,
-                region.orientation,
-                region.eccentricity,
-                region.solidity,
-                region.perimeter * step,
-                similarity.mean(dtype=np.float64) if similarity.size else np.nan,
-                top == 0 or left == 0 or bottom == rx or right == ry,
-            )
-        return table
+        return measure_properties(self.labels, self.seeds, self.similarity_mean, self.pixel_size)
 
     def expand(self, values: Any) -> NDArray[Any]:
-        """Put one value a cluster on the scan grid.
+        """Map of the scan from one value for each cluster.
 
         Parameters
         ----------
@@ -267,7 +215,12 @@ class Clusters(Frozen):
         -------
         ndarray, (Rx, Ry, ...)
             Each position has the value of its cluster; NaN outside clusters. Whole numbers become
-            floating point, since they know no NaN.
+            floating point, because whole numbers have no NaN.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If there is not one number for each cluster.
         """
         values = np.asarray(values)
         if values.dtype.kind not in "buifc":
@@ -283,22 +236,28 @@ class Clusters(Frozen):
         out[inside] = values[self.labels[inside]]
         return out
 
-    def growth_steps(self, label: int) -> NDArray[Any]:
+    def growth_steps(self, label: int) -> NDArray[np.int64]:
         """Step at which each position joined a cluster that was grown.
 
         Parameters
         ----------
         label : int
-            Number of the cluster.
+            Label of the cluster.
 
         Returns
         -------
         ndarray, (Rx, Ry), int
-            0 at the seed; a position joins one step after the first neighbour that takes it in. -1
-            outside the cluster, and where `join` added pieces that growth does not reach.
+            0 at the seed; a position joins one step after the first neighbour that is similar
+            enough. -1 outside the cluster, and in pieces that `join` added and growth does not
+            reach.
+
+        Raises
+        ------
+        ValueError
+            If the clusters were not grown at one threshold, or hold no similarity.
         """
         members = self.labels == self._check_label(label)
-        # Files of 0.1.0 have no level, but always a threshold.
+        # Files of version 0.1.0 have a threshold but no level.
         threshold = self.settings.get("level", self.settings.get("threshold"))
         if threshold is None or isinstance(threshold, str) or self.similarity is None:
             raise ValueError(
@@ -306,7 +265,7 @@ class Clusters(Frozen):
             )
         return growth_steps(self.similarity.data, members, tuple(self.seeds[label]), threshold)
 
-    def growth_order(self, label: int) -> NDArray[Any]:
+    def growth_order(self, label: int) -> NDArray[np.int64]:
         """Scan positions (rx, ry) of a cluster in the order in which they joined, (n, 2).
 
         The seed comes first; positions of one step are in reading order. See `growth_steps`.
@@ -315,215 +274,16 @@ class Clusters(Frozen):
         members = np.argwhere(steps >= 0)
         return members[np.argsort(steps[steps >= 0], kind="stable")]
 
-    def get_mixture(
-        self,
-        datacube: Any,
-        *,
-        reach: int = 4,
-        n_jobs: int | None = None,
-        max_memory: int | str | None = None,
-        progress_bar: bool = True,
-    ) -> Mixture:
-        """Share of each cluster in the pattern of each scan position.
+    # --- edits ------------------------------------------------------------------------
 
-        Parameters
-        ----------
-        datacube : DataCube
-            The scan that was clustered, unfiltered.
-        reach : int
-            A position is compared with the clusters within this many positions: as far as probe
-            and stacked grains reach. Farther inside a cluster it counts as pure.
-        n_jobs : int, optional
-            Number of threads; by default all cores that the process may use.
-        max_memory : int or str, optional
-            Bytes, or a text such as "1 GB", within which the scan is read in blocks of rows; see
-            ``datacube.filter_correlative``.
-        progress_bar : bool
-            Show progress.
-
-        Returns
-        -------
-        Mixture
-            Shares, and ``purity``, the largest share of each position.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If an argument breaks its rule, or the scan has another shape.
-        """
-        settings = self.settings.everything
-        if self.similarity is not None and settings.get("q_mask") is None:
-            settings["q_mask"] = self.similarity.settings.get("q_mask")
-        return measure_mixture(
-            datacube, self.labels, settings, reach, n_jobs=n_jobs, max_memory=max_memory,
-            progress_bar=progress_bar,
-        )  # fmt: skip
-
-    # --- orientations ------------------------------------------------------------------------
-
-    def expand_orientation_map(self, per_cluster: Any) -> Any:
-        """Orientations of clusters as a map of the scan.
-
-        Parameters
-        ----------
-        per_cluster : py4DSTEM.process.diffraction.OrientationMap, (N, 1)
-            From ``crystal.match_orientations`` of the Bragg peaks of the averages.
-
-        Returns
-        -------
-        OrientationMap, (Rx, Ry)
-            Every field and every match, one orientation for all positions of a cluster; it takes
-            what maps of py4DSTEM take (``crystal.plot_orientation_maps``, ``save_ang_file``).
-            Outside clusters, and where a cluster found no match, correlation 0 and the identity.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If it is no OrientationMap with one entry for each cluster.
-        """
-        return expand_orientation_map(self.labels, per_cluster)
-
-    def expand_bragg(self, per_cluster: Any) -> Any:
-        """Bragg vectors of clusters as those of the scan.
-
-        Parameters
-        ----------
-        per_cluster : BraggVectors, (N, 1)
-            From ``averages.find_Bragg_disks``.
-
-        Returns
-        -------
-        BraggVectors, (Rx, Ry)
-            Each position has the peaks of its cluster, and none outside clusters, with a copy of
-            the calibration in which each position has the origin of its cluster.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If there is not one entry for each cluster.
-        """
-        return expand_bragg(self.labels, per_cluster)
-
-    def calculate_strain(
-        self,
-        crystal: Any,
-        bragg: Any,
-        orientation: Any,
-        *,
-        min_num_peaks: int = 6,
-        max_distance: float | None = None,
-        sigma_excitation_error: float | None = None,
-        min_correlation: float = 0.0,
-        mixture: Mixture | None = None,
-        min_purity: float = 0.8,
-        robust: bool = True,
-        progress_bar: bool = True,
-    ) -> Any:
-        """Strain of each scan position against the lattice of its cluster.
-
-        The paper's way: the orientation of the cluster, which is the better known, is that of the
-        lattice without strain, and the Bragg peaks of each single pattern tell how far the lattice
-        is from it. Fitted by ``crystal.calculate_strain``.
-
-        Parameters
-        ----------
-        crystal : py4DSTEM.process.diffraction.Crystal
-            The lattice without strain; strain is relative to its cell, so that a wrong pixel size
-            of the detector or camera length shows as equal ``e_xx`` and ``e_yy`` everywhere.
-        bragg : BraggVectors, (Rx, Ry), or (N, 1)
-            Of the scan, ``datacube.find_Bragg_disks(...)``; or of the averages, for one strain a
-            cluster, less noisy, and for clusters without gradients just as good. Calibrated: origin
-            and pixel size in 1/Angstrom, ellipse and rotation where there are any.
-        orientation : OrientationMap, (N, 1) or (Rx, Ry)
-            From ``crystal.match_orientations`` of the averages, as it is or expanded.
-        min_num_peaks : int
-            Fewest Bragg peaks, direct beam not counted, that must be matched; at least 3.
-        max_distance : float, optional
-            Farthest that a peak may lie from where the lattice without strain has it, 1/Angstrom:
-            more than ``strain * q`` at the outermost peaks, less than half the distance of
-            neighbouring ones. Default: ``corr_kernel_size`` of the orientation plan.
-        sigma_excitation_error : float, optional
-            Of the reference, 1/Angstrom. Default: that of the orientation plan.
-        min_correlation : float
-            Positions whose orientation has a lower correlation are left out.
-        mixture : Mixture, optional
-            From ``clusters.get_mixture(datacube)``: positions where the cluster holds less than
-            `min_purity` of the pattern are left out, at borders and under stacked grains.
-        min_purity : float
-            See `mixture`, 0 to 1.
-        robust : bool
-            Peaks far from the fit lose weight.
-        progress_bar : bool
-            Show progress.
-
-        Returns
-        -------
-        RealSlice, the shape of `bragg`
-            Slices ``e_xx``, ``e_yy``, ``e_xy``, ``theta`` (radian), ``mask`` (1 where defined), for
-            ``py4DSTEM.visualize.show_strain``; ``reason``, a number for each position: 0 defined, 1
-            unclustered, 2 too few peaks, 3 mixed, 4 low correlation or no orientation; and
-            ``n_peaks``, how many were matched. NaN where undefined. Keep it with
-            ``datacube.attach(strain)``. Axes, signs and reference: ``py4dstem_clustering.strain``.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If an argument breaks its rule, or the Bragg vectors are not calibrated.
-        """
-        return calculate_strain(
-            self.labels,
-            crystal,
-            bragg,
-            orientation,
-            min_num_peaks=min_num_peaks,
-            max_distance=max_distance,
-            sigma_excitation_error=sigma_excitation_error,
-            min_correlation=min_correlation,
-            mixture=mixture,
-            min_purity=min_purity,
-            robust=robust,
-            progress_bar=progress_bar,
+    def _renumbered(self, number: NDArray[Any], edit: str) -> Clusters:
+        """Clusters in which cluster ``k`` is ``number[k]``, noted as an edit; see `renumber`."""
+        labels, seeds, background = renumber(
+            self.labels, self.seeds, self.similarity_mean, self.background, number
         )
-
-    def get_boundaries(
-        self,
-        orientation: Any,
-        crystal: Any,
-        *,
-        twin: tuple[float, tuple[float, float, float]] | str | None = "auto",
-        tolerance: float = 15 / 3**0.5,
-    ) -> NDArray[Any]:
-        """Boundaries between clusters that touch: length, misorientation, twins.
-
-        Parameters
-        ----------
-        orientation : OrientationMap, (N, 1) or (Rx, Ry)
-            Of clusters, or of the scan: then each cluster has that of its position with the highest
-            correlation.
-        crystal : py4DSTEM.process.diffraction.Crystal
-        twin : (degrees, (u, v, w)), "auto" or None
-            Misorientation of a twin: an angle about a lattice direction. "auto" is sigma 3, 60
-            degrees about <111>, for cubic crystals and none for others; in magnesium, for example,
-            {10-12} twins are 86.3 degrees about <11-20>, which is (1, 0, 0) or an equivalent.
-        tolerance : float
-            Deviation from the twin, degrees. Default: Brandon's 15 / sqrt(3) for sigma 3.
-
-        Returns
-        -------
-        structured ndarray, a row for each pair of clusters that touch
-            ``label_a``, ``label_b``, the lower first; ``length`` of the boundary in `pixel_units`
-            (counted in four directions, within 6 %); ``angle``, the misorientation, degrees;
-            ``axis_x``, ``axis_y``, ``axis_z``, its axis in Cartesian coordinates of the crystal,
-            one of all equivalent ones; ``twin_deviation``, degrees, and whether it is a ``twin``.
-            NaN where a cluster has no orientation.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If an argument breaks its rule.
-        """
-        tolerance = check_number("tolerance", tolerance, 0, 180)
-        return find_boundaries(self.labels, orientation, crystal, twin, tolerance, self.pixel_size)
+        settings = Settings(self.settings).everything
+        settings["edits"] = (*settings.get("edits", ()), edit)
+        return replace(self, labels=labels, seeds=seeds, settings=settings, background=background)
 
     def join_by_misorientation(
         self, orientation: Any, crystal: Any, *, max_angle: float = 5.0
@@ -535,105 +295,30 @@ class Clusters(Frozen):
         orientation, crystal
             See `get_boundaries`.
         max_angle : float
-            Misorientation up to which neighbours join, degrees. Chains join: also clusters that
-            differ more from end to end. Above the error of the orientations, below the smallest
-            angle between grains.
+            Misorientation up to which neighbours join, degrees: above the error of the
+            orientations, below the smallest angle between grains. In a chain of neighbours that
+            join, the first and the last may differ by more.
 
         Returns
         -------
         Clusters
-            Numbered like those here, without gaps. Average anew, with `get_clustered_datacube`.
+            In the order of those here, without gaps. Their averages must be made anew, with
+            `get_clustered_datacube`.
         """
         max_angle = check_number("max_angle", max_angle, 0, 180)
         table = self.get_boundaries(orientation, crystal, twin=None)
-        target = np.arange(self.n_clusters)
-        for row in table[table["angle"] <= max_angle]:
-            low, high = np.sort(target[[row["label_a"], row["label_b"]]])
-            target[target == high] = low
-        number = np.unique(target, return_inverse=True)[1].astype(np.int32)
+        near = table[table["angle"] <= max_angle]
+        number = join_pairs(near["label_a"], near["label_b"], self.n_clusters)
         return self._renumbered(number, f"join_by_misorientation({max_angle})")
 
-    def gained_disks(
-        self,
-        bragg_averages: Any,
-        bragg_scan: Any,
-        *,
-        crystal: Any = None,
-        orientation: Any = None,
-        max_distance: float | None = None,
-    ) -> GainedDisks:
-        """How many Bragg disks averages show, and how far out, against single patterns.
-
-        Parameters
-        ----------
-        bragg_averages : BraggVectors, (N, 1)
-            From ``averages.find_Bragg_disks``; calibrated: origin and pixel size in 1/Angstrom.
-        bragg_scan : BraggVectors, (Rx, Ry)
-            From ``datacube.find_Bragg_disks``, with the same options.
-        crystal : py4DSTEM.process.diffraction.Crystal, optional
-            With an orientation plan. With it and `orientation`, only disks near to a reflection of
-            the cluster count, each reflection once. Without, every peak counts, in single patterns
-            of few electrons mostly noise.
-        orientation : OrientationMap, (N, 1) or (Rx, Ry), optional
-            From ``crystal.match_orientations`` of the averages, as it is or expanded.
-        max_distance : float, optional
-            Farthest from a reflection, 1/Angstrom; noise hits less when it is small. Default:
-            ``corr_kernel_size`` of the orientation plan. Without a crystal: the disk nearest to the
-            origin is the direct beam when it is within this, by default 0.1.
-
-        Returns
-        -------
-        GainedDisks
-            ``table()`` has a row for each cluster; ``plot()`` draws disks over scattering vector.
-            The direct beam is not counted.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If an argument breaks its rule, the Bragg vectors are not calibrated, or there are no
-            clusters.
-        """
-        return gained_disks(
-            self.labels,
-            bragg_averages,
-            bragg_scan,
-            crystal=crystal,
-            orientation=orientation,
-            max_distance=max_distance,
-        )
-
-    # --- new from old ------------------------------------------------------------------------
-
-    def _renumbered(self, number: NDArray[Any], edit: str) -> Clusters:
-        """New clusters: cluster `k` becomes ``number[k]``, several one, or -1."""
-        labels = np.append(number, -1)[self.labels]
-        count = number.max(initial=-1) + 1
-        height = np.nan_to_num(self.similarity_mean[tuple(self.seeds.T)], nan=-np.inf)
-        seeds = np.zeros((count, 2), dtype=np.int64)
-        for k in np.argsort(height, kind="stable"):  # the best seed is written last
-            if number[k] >= 0:
-                seeds[number[k]] = self.seeds[k]
-        edits = (*self.settings.get("edits", ()), edit)
-        # Background joined with a grain is no background.
-        crystalline = np.setdiff1d(np.arange(self.n_clusters), self.background)
-        background = set(number[list(self.background)].tolist()) - {-1}
-        background -= set(number[crystalline].tolist())
-        return replace(
-            self,
-            labels=labels,
-            seeds=seeds,
-            settings={**self.settings.everything, "edits": edits},
-            background=tuple(background),
-        )
-
     def relabel(self, order: str | Iterable[int] = "size") -> Clusters:
-        """Number the clusters anew.
+        """Number the clusters in another order.
 
         Parameters
         ----------
         order : "size" or sequence of int
-            "size" puts the largest first. A sequence holds every present label once: its first
-            entry becomes 0.
+            "size" puts the largest first. A sequence holds each label once: the cluster that it
+            names first becomes cluster 0.
 
         Returns
         -------
@@ -654,15 +339,17 @@ class Clusters(Frozen):
         return self._renumbered(number, text)
 
     def remove(self, labels: int | Iterable[int]) -> Clusters:
-        """Drop clusters: their positions become -1, and the others close the gaps.
+        """Remove clusters: their positions get label -1.
 
         Parameters
         ----------
         labels : int or sequence of int
+            Clusters to remove.
 
         Returns
         -------
         Clusters
+            The others, in the same order, numbered without gaps.
         """
         gone = self._check_labels(labels)
         keep = np.ones(self.n_clusters, dtype=bool)
@@ -671,7 +358,7 @@ class Clusters(Frozen):
         return self._renumbered(number, f"remove({gone})")
 
     def join(self, labels: Iterable[int]) -> Clusters:
-        """Make one cluster of several.
+        """Join several clusters to one.
 
         Parameters
         ----------
@@ -681,25 +368,23 @@ class Clusters(Frozen):
         Returns
         -------
         Clusters
-            The joined cluster has the lowest of the numbers and the best of the seeds; the others
-            close the gaps.
+            The joined cluster has the lowest of the labels, and the seed with the highest mean
+            similarity; the others keep their order and are numbered without gaps.
         """
         together = self._check_labels(labels)
         if len(together) < 2:
             raise ValueError(f"join needs at least two different labels, not {together}")
-        target = np.arange(self.n_clusters)
-        target[together] = together[0]
-        _, number = np.unique(target, return_inverse=True)
-        return self._renumbered(number.astype(np.int32), f"join({together})")
+        first = np.full(len(together), together[0])
+        number = join_pairs(first, np.array(together), self.n_clusters)
+        return self._renumbered(number, f"join({together})")
 
     def describe(self) -> str:
-        """A paragraph for the methods of a paper: how the clusters were made, and from what.
+        """Describe how the clusters were made, for the methods section of a paper.
 
         Returns
         -------
         str
-            Sentences with the numbers of these clusters, and the references. ``print`` it, and
-            shorten it.
+            Sentences with the numbers of these clusters, and references. ``print`` the text.
 
         Examples
         --------
@@ -719,29 +404,8 @@ class Clusters(Frozen):
     # --- EMD ---------------------------------------------------------------------------------
 
     def to_node(self, averages: NDArray[Any] | None = None) -> emdfile.Node:
-        """The clusters as one stock RealSlice of the labels; all else is in its metadata.
-
-        One node, since a clustering must be stored or replaced as a whole: appending to a file,
-        emdfile puts the children of a new node beside it instead of below it (0.0.16).
-        """
-        from py4DSTEM import RealSlice
-
-        node = RealSlice(self.labels, name=self.name)
-        nodes.tag(node, CLUSTERS_KIND)
-        add_settings(node, self.settings)
-        background = np.isin(np.arange(self.n_clusters), self.background)
-        arrays = {
-            "seeds": self.seeds,
-            "similarity_mean": self.similarity_mean,
-            "background": background,
-        }
-        if averages is not None:
-            arrays["averages"] = averages.copy()
-        if self.similarity is not None:
-            arrays["similarity"] = self.similarity.data
-            add_settings(node, self.similarity.settings, "similarity_settings")
-        node.metadata = emdfile.Metadata("arrays", arrays)
-        return node
+        """The clusters, with the averages of their patterns if given, as one RealSlice."""
+        return write_clusters(self, averages)
 
     @classmethod
     def from_node(cls, node: emdfile.Node, step: tuple[float, str] | None = None) -> Clusters:
@@ -749,42 +413,8 @@ class Clusters(Frozen):
 
         `step` is the pixel size of the scan and its unit, by default as the tree is calibrated.
         """
-        nodes.check_kind(node, CLUSTERS_KIND, "clusters", "some with datacube.cluster()")
-        arrays = nodes.read_arrays(node)
-        step = scan_step(node) if step is None else step
-        # Labels and seeds of other types would be cut to these.
-        labels = nodes.check_array(
-            node, "labels", getattr(node, "data", None), (None, None), "iu", -1, 2**31 - 1
-        )
-        n = len(arrays["seeds"]) if np.ndim(arrays.get("seeds")) == 2 else 0
-        found = {
-            "seeds": ((None, 2), "iu", 0, max(labels.shape, default=0)),
-            "similarity_mean": (labels.shape, "f", -1.001, 1.001),
-            "background": ((n,), "b"),
-            "similarity": ((*labels.shape, 8), "f", -1.001, 1.001),
-        }
-        for name, rule in found.items():
-            # Files of 0.1.0 have no background, merging no similarity.
-            if name in arrays or name in ("seeds", "similarity_mean"):
-                nodes.check_array(node, name, arrays.get(name), *rule, nan=rule[1] == "f")
-        settings = read_settings(node)
-        edits = settings.get("edits", ())
-        if not isinstance(edits, tuple) or not all(isinstance(edit, str) for edit in edits):
-            raise nodes.damaged(node, "its settings hold edits that are no texts")
-        similarity = None
+        values = read_clusters(node, step)
         try:
-            if "similarity" in arrays:
-                made = read_settings(node, "similarity_settings")
-                similarity = Similarity(arrays["similarity"], made, *step)
-            return cls(
-                labels,
-                arrays["seeds"],
-                arrays["similarity_mean"],
-                settings,
-                similarity,
-                node.name,
-                *step,
-                np.flatnonzero(arrays.get("background", ())),
-            )
+            return cls(**values)
         except (ValueError, TypeError) as error:
             raise nodes.damaged(node, str(error)) from error

@@ -1,4 +1,4 @@
-"""The methods paragraph of a paper, from what a result noted of itself."""
+"""The methods paragraph of a paper, written from the settings of clusters."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ REFERENCES = {
 
 
 class _Text:
-    """Sentences, with references numbered in the order in which they come."""
+    """Sentences, and references that are numbered in the order of their citation."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
         self._cited: list[str] = []
 
     def cite(self, *keys: str) -> str:
+        """Numbers of references in brackets."""
         for key in keys:
             if key not in self._cited:
                 self._cited.append(key)
         return f"[{', '.join(str(self._cited.index(key) + 1) for key in keys)}]"
 
     def add(self, sentence: str) -> None:
+        """Add a sentence."""
         self.sentences.append(sentence)
 
     def __str__(self) -> str:
@@ -41,7 +43,7 @@ class _Text:
 
 
 def describe_clusters(clusters: Any) -> str:
-    """See ``Clusters.describe``."""
+    """Text of `Clusters.describe`."""
     settings = clusters.settings
     text = _Text()
     rx, ry = clusters.shape
@@ -58,7 +60,7 @@ def describe_clusters(clusters: Any) -> str:
         low, middle, high = np.percentile(clusters.sizes, (0, 50, 100))
         sizes = f" of {low:.0f} to {high:.0f} positions (median {middle:.0f})"
     method = settings.get("method")
-    # Files of 0.1.0, which knew growth only, have no method.
+    # Files of version 0.1.0 name no method; it was growth.
     grown = method == "grow" or (method is None and "threshold" in settings)
     how = "by merging regions, with" if method == "merge" else "with"
     if grown:
@@ -74,12 +76,12 @@ def describe_clusters(clusters: Any) -> str:
         _describe_growth(clusters, text)
     r_mask = settings.get("r_mask")
     if r_mask is not None:
-        rule = f"{int(r_mask.sum())} chosen positions" if np.ndim(r_mask) else "positions with a "
-        if not np.ndim(r_mask):
-            rule += (
-                f"mean similarity above the {r_mask} threshold" if isinstance(r_mask, str)
-                else f"mean similarity above {r_mask:g}"
-            )  # fmt: skip
+        if isinstance(r_mask, str):
+            rule = f"positions with a mean similarity above the {r_mask} threshold"
+        elif np.ndim(r_mask):
+            rule = f"{int(r_mask.sum())} chosen positions"
+        else:
+            rule = f"positions with a mean similarity above {r_mask:g}"
         text.add(f"Only {rule} were considered.")
     if (settings.get("min_size") or 1) > 1:
         text.add(f"Clusters of fewer than {settings['min_size']} positions were dropped.")
@@ -95,6 +97,7 @@ def describe_clusters(clusters: Any) -> str:
 
 
 def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
+    """Add what is known of clusters that were merged."""
     mask = settings.get("q_mask")
     where = "" if mask is None else f", from the {int(mask.sum())} detector pixels of a mask"
     text.add(
@@ -126,6 +129,7 @@ def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
 
 
 def _describe_growth(clusters: Any, text: _Text) -> None:
+    """Add what is known of clusters that were grown."""
     settings = clusters.settings
     made = {} if clusters.similarity is None else clusters.similarity.settings
     blurred = made.get("sigma")
@@ -138,10 +142,10 @@ def _describe_growth(clusters: Any, text: _Text) -> None:
     if made.get("noise_correct"):
         parts.append("corrected for counting noise")
     level = settings.get("level", settings.get("threshold"))
-    rule = (
-        "at the most stable levels of similarity" if level is None or isinstance(level, str)
-        else f"where their similarity was at least {level:.4g}"
-    )  # fmt: skip
+    if level is None or isinstance(level, str):
+        rule = "at the most stable levels of similarity"
+    else:
+        rule = f"where their similarity was at least {level:.4g}"
     text.add(
         f"Neighbouring positions were joined {rule}, the cosine of their patterns"
         + (f", {', '.join(parts)}." if parts else ".")

@@ -1,68 +1,64 @@
-"""ClusterTree: in which order positions and regions join, to be cut at any level."""
+"""ClusterTree: the order in which positions and regions join; clusters at any level of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, cast
 
 import emdfile
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..base.checks import check_choice, check_integer
 from ..base.frozen import Frozen
-from ..emd import nodes
-from ..emd.settings import Settings, add_settings, read_settings
+from ..emd.settings import Settings
 from ..kernels.merging import Merges, cut_merges
 from ..kernels.regions import consecutive
 from ..kernels.similarity import similarity_mean
 from ..kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
 from ..patterns.similarity import Similarity
-from ..scan.calibration import scan_step
 from .background import is_background, powers, sum_nodes
 from .clusters import NOTED, Clusters
-from .options import METHODS, check_cut
-
-TREE_KIND = "cluster_tree"
+from .editing import join_pairs
+from .node import TREE_ARRAYS, read_tree, write_tree
+from .options import METHODS, ClusterOptions, Method, check_cut
 
 STABLE_SIZE = 40
-"""Positions of the smallest cluster whose stability ``threshold="auto"`` of growth measures, in
-scans of 20 times as many positions or more. Smaller branches of noise last long by chance."""
-
-_ARRAYS = ("first", "second", "level", "mask", "automatic", "features", "brightness", "similarity")
+"""Scan positions of the smallest cluster whose stability ``threshold="auto"`` of growth measures;
+in a small scan a twentieth of its positions. Smaller branches of noise last over many levels by
+chance; with a larger size, small grains are not found."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClusterTree(Frozen):
     """The order in which scan positions join to clusters.
 
-    Made by ``datacube.get_cluster_tree()``. `cut` makes `Clusters` of it without touching the scan.
+    Made by ``datacube.get_cluster_tree()``. `cut` makes `Clusters` of it without reading the scan.
 
     Parameters
     ----------
     method : "grow" or "merge"
         How it was made.
     first, second : ndarray, (n,), int
-        The joins from the finest to the coarsest: flat indices of a position in either part.
+        Joins from the finest to the coarsest: flat index of one position in each of the two parts.
     level : ndarray, (n,)
         Level of each join. Growth: the similarity of the two positions, falling. Merging: the cost
-        of the join, rising; 1 is where noise and the variation inside a grain end.
+        of the join, rising; up to 1 it is explained by noise and the variation inside a grain.
     mask : ndarray of bool, (Rx, Ry)
         Positions in the tree.
     settings : mapping
-        How it was made, and what was estimated.
+        Options that made the tree, and what was estimated.
     similarity : Similarity or ndarray (Rx, Ry, 8)
-        Similarity of neighbours; for merging, of their features.
+        Growth: similarity of neighbours. Merging: similarity of the features of neighbours.
     automatic : ndarray, (Rx, Ry), int, optional
-        Merging: labels at level 1 with their borders refined; joins above 1 are of these.
+        Merging: labels of the automatic cut, at level 1, with refined borders. Joins above level 1
+        join these regions.
     features : ndarray, (Rx, Ry, rank), optional
-        Merging: what was compared, with noise of standard deviation 1.
+        Merging: the features that were compared, in units of the standard deviation of their noise.
     brightness : ndarray, (Rx, Ry), optional
-        Merging: the mean radial profile in each pattern, in the same unit.
+        Merging: amount of the mean radial profile in each pattern, in the same unit.
     pixel_size : float
         Distance of neighbouring scan positions.
     pixel_units : str
@@ -75,11 +71,11 @@ class ClusterTree(Frozen):
     [1, 2]
     """
 
-    method: str
+    method: Method
     first: NDArray[Any]
     second: NDArray[Any]
     level: NDArray[Any]
-    mask: NDArray[Any]
+    mask: NDArray[np.bool_]
     settings: Mapping[str, Any]
     similarity: Any
     automatic: NDArray[Any] | None = None
@@ -90,24 +86,25 @@ class ClusterTree(Frozen):
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
-        arrays = {key: getattr(self, key) for key in _ARRAYS}
-        # Features may be large, so nothing is copied.
+        arrays = {key: getattr(self, key) for key in TREE_ARRAYS}
+        # Views, because features may be large.
         self._set(**{key: a.view() for key, a in arrays.items() if isinstance(a, np.ndarray)})
         self._set(settings=Settings(self.settings, NOTED))
 
-    # --- what there is -----------------------------------------------------------------------
+    # --- levels and branches -----------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, int]:
         """(Rx, Ry)"""
-        return self.mask.shape
+        rx, ry = self.mask.shape
+        return rx, ry
 
     @property
     def levels(self) -> NDArray[Any]:
-        """Levels at which anything changes, from the finest to the coarsest."""
+        """Levels at which clusters change, from the finest to the coarsest."""
         if self.method == "grow":
             return np.unique(self.level)[::-1]
-        return np.unique(np.append(self.level, 1.0))  # where the automatic cut lies
+        return np.unique(np.append(self.level, 1.0))  # 1 is the automatic cut
 
     @cached_property
     def similarity_mean(self) -> NDArray[Any]:
@@ -116,15 +113,21 @@ class ClusterTree(Frozen):
             return self.similarity.mean
         return similarity_mean(self.similarity)
 
+    @property
+    def _regions(self) -> NDArray[Any]:
+        """Labels of the automatic cut of merging."""
+        return cast(NDArray[Any], self.automatic)
+
     @cached_property
     def _fine(self) -> NDArray[Any]:
-        """Joins of positions; those that are left join regions of the automatic cut."""
+        """Which joins are of positions; the others join regions of the automatic cut."""
         if self.method == "grow":
             return np.ones(len(self.level), dtype=bool)
         return self.level <= 1
 
     @cached_property
     def _links(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Joins of positions as a binary tree: children of each node, and sizes of all nodes."""
         fine = self._fine
         return link(self.first[fine], self.second[fine], self.mask.size)
 
@@ -135,6 +138,10 @@ class ClusterTree(Frozen):
     def n_clusters(self, *, min_size: int = 1, drop_background: bool | None = None) -> NDArray[Any]:
         """Number of clusters that `cut` finds at each of `levels`."""
         check_cut(self.method, None, None, min_size, drop_background)
+        return self._counts(min_size, drop_background is None or bool(drop_background))
+
+    def _counts(self, min_size: int, drop: bool) -> NDArray[Any]:
+        """As `n_clusters`, with options that are checked."""
         children, sizes = self._links
         counted = sizes >= min_size
         counted[: self.mask.size] &= self.mask.ravel()
@@ -142,17 +149,16 @@ class ClusterTree(Frozen):
         if self.method == "grow":
             counts = _count(children, counted)[1:]
         else:
-            drop = drop_background is None or drop_background
-            # Above the automatic cut there are its regions.
+            # From the automatic cut on, its regions count.
             joins, coarse, _ = self.branches()
-            dull, dull_regions, region_sizes = self._judged
+            background, region_background, region_sizes = self._node_background
             large = region_sizes >= min_size
             if drop:
-                counted &= ~dull
-                large &= ~dull_regions
+                counted &= ~background
+                large &= ~region_background
             level = np.concatenate([level, [1.0], coarse])
             counts = np.concatenate([_count(children, counted)[1:], _count(joins, large)])
-        # What the last join at each level leaves.
+        # Of several joins at one level, the last one counts.
         order = level if self.method == "merge" else -level
         last = np.append(order[1:] != order[:-1], True) if len(order) else np.empty(0, bool)
         return counts[last]
@@ -163,75 +169,84 @@ class ClusterTree(Frozen):
         Parameters
         ----------
         min_size : int
-            Growth: clusters of fewer positions do not count. Merging starts from the grains of the
-            automatic cut, whatever their size.
+            Growth: clusters of fewer positions are no branches. Merging: without effect, the
+            leaves are the grains of the automatic cut.
 
         Returns
         -------
         joins : ndarray, (n, 2)
-            Join `i` makes branch ``n_leaves + i`` of two older ones.
+            The two branches of each join; join `i` makes branch ``n_leaves + i``.
         level : ndarray, (n,)
+            Level of each join.
         n_leaves : int
+            Number of branches that no join made.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `min_size` is no whole number of at least 1.
         """
         min_size = check_integer("min_size", min_size, 1)
         if self.method == "merge":
             coarse = ~self._fine
-            flat = self.automatic.ravel()
+            flat = self._regions.ravel()
             n = int(flat.max(initial=-1)) + 1
             joins, _ = link(flat[self.first[coarse]], flat[self.second[coarse]], n)
             return joins, self.level[coarse], n
         children, sizes = self._links
         n = self.mask.size
-        # The branch that each large node continues; where two large ones meet, a new one.
-        branch = np.where(sizes >= min_size, -2, -1)
-        leaves = 0
-        joins, levels = [], []
+        large = sizes >= min_size
+        branch: dict[int, int] = {}  # of each large node: k for leaf k, -1 - k for join k
+        n_leaves = 0
+        pairs: list[tuple[int, int]] = []
+        levels: list[float] = []
         for i, (a, b) in enumerate(children.tolist()):
-            parts = [branch[k] for k in (a, b) if branch[k] != -1]
-            for k in (a, b):
-                if branch[k] == -2:
-                    branch[k] = leaves
-                    leaves += 1
+            parts = [k for k in (a, b) if large[k]]
+            for k in parts:
+                if k not in branch:
+                    branch[k] = n_leaves
+                    n_leaves += 1
             if len(parts) == 2:
-                joins.append((branch[a], branch[b]))
+                branch[n + i] = -1 - len(pairs)
+                pairs.append((branch[a], branch[b]))
                 levels.append(self.level[i])
-                branch[n + i] = -3 - (len(joins) - 1)
-            elif len(parts) == 1:
-                branch[n + i] = branch[a] if branch[a] != -1 else branch[b]
-        pairs = np.array(joins, dtype=np.int64).reshape(-1, 2)
-        pairs = np.where(pairs <= -3, leaves - 3 - pairs, pairs)
-        return pairs, np.array(levels), max(leaves, 1)
+            elif parts:
+                branch[n + i] = branch[parts[0]]
+        joins = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        return np.where(joins < 0, n_leaves - 1 - joins, joins), np.array(levels), max(n_leaves, 1)
 
     # --- cuts --------------------------------------------------------------------------------
 
     def cut(
         self,
-        threshold: float | str | None = None,
+        threshold: float | Literal["auto"] | None = None,
         *,
         n_clusters: int | None = None,
         min_size: int = 1,
         drop_background: bool | None = None,
         name: str = "clusters",
     ) -> Clusters:
-        """Clusters at one level, or at the most stable ones.
+        """Make clusters of the tree, at one level or where they are most stable.
 
         Parameters
         ----------
         threshold : float or "auto", optional
             Growth: the similarity from which neighbours join, -1 to 1. Merging: 1 is the automatic
-            cut, with refined borders; above it grains join that differ less than the others, below
-            it lie the pieces that grains were made of. "auto", the default: merging at 1; growth
-            where clusters are most stable, each branch at its own level.
+            cut, with refined borders; above 1 the grains join that differ least, below 1 grains
+            come in pieces. "auto", the default: merging at 1; growth where clusters are most
+            stable, each branch at its own level.
         n_clusters : int, optional
-            Instead: the level at which there are this many clusters of at least `min_size`
-            positions, or as many as possible below it. Of several levels, the coarsest for growth,
-            and the nearest to the automatic one for merging.
+            Instead of a threshold: the number of clusters of at least `min_size` positions. Where
+            no level has this number, the largest number below it that a level has. Of several such
+            levels, growth takes the coarsest, merging the nearest to the automatic one.
         min_size : int
-            Clusters of fewer positions are dropped: label -1. For "auto" of growth also the size
-            from which stability counts, which is at least 40 (a twentieth of a small scan).
+            Clusters of fewer positions are dropped: label -1. With "auto", growth measures the
+            stability of clusters from this size on, and at least from 40 positions (in a small scan
+            a twentieth of its positions).
         drop_background : bool, optional
-            Merging: regions without Bragg peaks become -1 (default), or stay clusters, listed in
-            ``clusters.background``. Growth knows no background; an `r_mask` leaves it out.
+            Merging: True, the default, gives regions without Bragg peaks label -1; with False
+            they are clusters, listed in ``clusters.background``. Growth finds no background; leave
+            it out with an `r_mask`.
         name : str
             Name of the clusters.
 
@@ -245,32 +260,34 @@ class ClusterTree(Frozen):
         ValueError, TypeError
             If an argument breaks its rule.
         """
-        check_cut(self.method, threshold, n_clusters, min_size, drop_background)
-        min_size = int(min_size)
-        if threshold is None:
-            threshold = "auto"
-        elif threshold != "auto":
-            threshold = float(threshold)
+        cut = check_cut(self.method, threshold, n_clusters, min_size, drop_background)
+        return self.cut_with(ClusterOptions(self.method, **cut), name)
+
+    def cut_with(self, options: ClusterOptions, name: str) -> Clusters:
+        """As `cut`, with options that are checked."""
+        level = options.threshold
+        if options.n_clusters is not None:
+            counts = self._counts(options.min_size, options.drop_background is not False)
+            level = level_for(self, counts, options.n_clusters)
+        elif level is None:
+            level = "auto"
         settings = {
             **Settings(self.settings).everything,
-            "threshold": threshold if n_clusters is None else None,
-            "n_clusters": n_clusters,
-            "min_size": min_size,
+            "threshold": level if options.n_clusters is None else None,
+            "n_clusters": options.n_clusters,
+            "min_size": options.min_size,
             "name": name,
         }
-        if n_clusters is not None:
-            counts = self.n_clusters(min_size=min_size, drop_background=drop_background)
-            threshold = level_for(self, counts, n_clusters)
         if self.method == "grow":
-            settings["level"] = None if threshold == "auto" else threshold
-            labels, seeds = self._grown(threshold, min_size)
+            settings["level"] = None if level == "auto" else level
+            labels, seeds = self._grown(level, options.min_size)
             background: tuple[int, ...] = ()
         else:
-            settings["level"] = 1.0 if threshold == "auto" else threshold
-            drop = True if drop_background is None else bool(drop_background)
-            settings["drop_background"] = drop
-            labels, seeds, background, dropped = self._merged(settings["level"], min_size, drop)
-            settings["n_background"] = dropped
+            settings["level"] = 1.0 if level == "auto" else level
+            settings["drop_background"] = drop = options.drop_background is not False
+            labels, seeds, background, settings["n_background"] = self._merged(
+                settings["level"], options.min_size, drop
+            )
         return Clusters(
             labels,
             seeds,
@@ -283,33 +300,33 @@ class ClusterTree(Frozen):
             background,
         )
 
-    def _grown(self, threshold: float | str, min_size: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        forest = Forest(self.first, self.second, self.level, self.mask)
-        if threshold != "auto":
-            return cut_at(forest, threshold, self.similarity_mean, min_size)
+    def _grown(self, level: float | str, min_size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Labels and seeds of growth at one level, or with "auto" of the most stable clusters."""
+        if not isinstance(level, str):
+            forest = Forest(self.first, self.second, self.level, self.mask)
+            return cut_at(forest, level, self.similarity_mean, min_size)
         children, sizes = self._links
-        # Levels as ranks: the share of joins still to come. Noise crowds similarities together at
-        # a value of its own, and ranks spread them again.
+        # Not similarities but their ranks, from 1 to 0: similarities of noise lie close together.
         rank = np.linspace(1, 0, len(children))
-        least = max(2, min(STABLE_SIZE, int(self.mask.sum()) // 20), min_size)
-        nodes = most_stable(children, sizes, rank, least)
-        labels = label_nodes(children, nodes, self.mask.size).reshape(self.shape)
+        smallest = max(2, min(STABLE_SIZE, int(self.mask.sum()) // 20), min_size)
+        stable = most_stable(children, sizes, rank, smallest)
+        labels = label_nodes(children, stable, self.mask.size).reshape(self.shape)
         return numbered(labels, self.similarity_mean, by_size=False)
 
     def _coarse(self, level: float) -> NDArray[Any]:
         """The regions of the automatic cut, joined up to a level above 1."""
-        labels = self.automatic
+        flat = self._regions.ravel()
         join = ~self._fine & (self.level <= level)
-        n = int(labels.max(initial=-1)) + 1
-        target = np.arange(n)
-        flat = labels.ravel()
-        for a, b in zip(flat[self.first[join]], flat[self.second[join]], strict=True):
-            target[target == target[b]] = target[a]
-        return consecutive(np.append(target, -1)[labels])  # -1 stays -1, also without regions
+        n = int(flat.max(initial=-1)) + 1
+        group = join_pairs(flat[self.first[join]], flat[self.second[join]], n)
+        return np.append(group, -1)[self._regions]  # -1 stays -1, also without regions
 
     def _merged(
         self, level: float, min_size: int, drop: bool
     ) -> tuple[NDArray[Any], NDArray[Any], tuple[int, ...], int]:
+        """Labels and seeds at one level of merging, and of the background: the labels of clusters
+        that stay, and the number of regions.
+        """
         if level >= 1:
             labels = self._coarse(level)
         else:
@@ -325,37 +342,41 @@ class ClusterTree(Frozen):
         return labels, seeds, left, dropped
 
     def _background(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Which regions have no power beyond the radial mean."""
+        """Which regions show no Bragg disks."""
         return is_background(self._totals(labels), self._strongest)
 
     @cached_property
     def _strongest(self) -> float:
-        """Power of the strongest region of the automatic cut; infinite where there is only one.
+        """Power of the strongest region of the automatic cut; infinite where there is one region.
 
-        One alone is judged by its radial profile: at any dose, as much of that as the rings miss
-        is left in the mean of liquid (up to 0.025 where the centre of the beam is not calibrated).
+        One region has no other to be compared with. Its power is then compared with that of its
+        radial profile alone: the mean pattern of liquid keeps up to 0.025 of that power where the
+        centre of the beam is not calibrated.
         """
-        power = powers(self._totals(self.automatic))[0]
+        power = powers(self._totals(self._regions))[0]
         return float(power.max()) if len(power) > 1 else np.inf
 
     @cached_property
-    def _judged(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Which nodes below the automatic cut and above it are background; sizes of the latter."""
+    def _node_background(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Which nodes below the automatic cut are background, which above it, and their sizes."""
         below = sum_nodes(self._links[0], self._columns.T)
-        above = sum_nodes(self.branches()[0], self._totals(self.automatic))
+        above = sum_nodes(self.branches()[0], self._totals(self._regions))
         strongest = self._strongest
         return is_background(below, strongest), is_background(above, strongest), above[:, -1]
 
     @cached_property
     def _columns(self) -> NDArray[Any]:
-        """Of each position: features, their sum of squares, brightness, and 1; one a row."""
-        flat = self.features.reshape(self.mask.size, -1).T.astype(np.float64, order="C")
-        last = ((flat**2).sum(axis=0), self.brightness.ravel(), np.ones(flat.shape[1]))
+        """Features, their sum of squares, brightness, and 1, a row each; a column a position."""
+        # Merging has both.
+        features = cast(NDArray[Any], self.features)
+        brightness = cast(NDArray[Any], self.brightness)
+        flat = features.reshape(self.mask.size, -1).T.astype(np.float64, order="C")
+        last = ((flat**2).sum(axis=0), brightness.ravel(), np.ones(flat.shape[1]))
         return np.vstack([flat, *last])
 
     def _totals(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Sums of `_columns` over each region."""
-        number = labels.ravel() + 1  # the first is what lies in none, and goes
+        """Sums of `_columns` over the positions of each region, a row for each region."""
+        number = labels.ravel() + 1  # 0 for positions in no region
         n = int(labels.max(initial=-1)) + 2
         return np.stack([np.bincount(number, row, n) for row in self._columns], axis=1)[1:]
 
@@ -370,52 +391,22 @@ class ClusterTree(Frozen):
     # --- EMD ---------------------------------------------------------------------------------
 
     def to_node(self, name: str = "cluster_tree") -> emdfile.Node:
-        """The tree as one stock RealSlice of the mean similarity; all else is in its metadata."""
-        from py4DSTEM import RealSlice
-
-        node = RealSlice(self.similarity_mean, name=name)
-        nodes.tag(node, TREE_KIND)
-        add_settings(node, self.settings)
-        arrays = {key: getattr(self, key) for key in _ARRAYS}
-        if isinstance(self.similarity, Similarity):
-            arrays["similarity"] = self.similarity.data
-            add_settings(node, self.similarity.settings, "similarity_settings")
-        arrays = {key: value.copy() for key, value in arrays.items() if value is not None}
-        node.metadata = emdfile.Metadata("arrays", arrays)
-        return node
+        """The tree as one RealSlice of the mean similarity; the rest is in its metadata."""
+        return write_tree(self, name)
 
     @classmethod
     def from_node(cls, node: emdfile.Node) -> ClusterTree:
         """The tree in a node of a datacube, also one read from a file."""
-        nodes.check_kind(node, TREE_KIND, "cluster tree", "one with datacube.get_cluster_tree()")
-        arrays = nodes.read_arrays(node)
-        settings = read_settings(node)
-        step = scan_step(node)
-        method = settings.get("method")
-        if not isinstance(method, str) or method not in METHODS:
-            names = " or ".join(map(repr, METHODS))
-            raise nodes.damaged(node, f"its method {nodes.short(method)} must be {names}")
-        _check_arrays(node, method, arrays)
-        made = read_settings(node, "similarity_settings")
-        try:
-            similarity = Similarity(arrays["similarity"], made, *step)
-        except (ValueError, TypeError) as error:
-            raise nodes.damaged(node, str(error)) from error
-        if method == "grow":
-            arrays["similarity"] = similarity
-        values = {key: arrays.get(key) for key in _ARRAYS}
-        return cls(
-            method=method, settings=settings, pixel_size=step[0], pixel_units=step[1], **values
-        )
+        return cls(**read_tree(node))
 
 
 def level_for(tree: ClusterTree, counts: NDArray[Any], n_clusters: int) -> float:
-    """The level with `n_clusters`, or the most below it, given the number at each level."""
+    """Level at which `ClusterTree.cut` finds `n_clusters`; `counts` are those at each level."""
     if not len(counts):
         return 1.0
     enough = counts <= n_clusters
     if tree.method == "merge":
-        # Before most clusters have grown to their least size, few have by chance.
+        # Not the fine levels, where few clusters have grown to the smallest size.
         enough &= np.arange(len(counts)) >= len(counts) - 1 - counts[::-1].argmax()
     if not enough.any():
         raise ValueError(
@@ -423,51 +414,9 @@ def level_for(tree: ClusterTree, counts: NDArray[Any], n_clusters: int) -> float
             "at every level; parts of the mask that do not touch never join"
         )
     best = tree.levels[enough & (counts == counts[enough].max())]
-    if tree.method == "merge":  # the nearest to the automatic one, as a ratio
+    if tree.method == "merge":  # the ratio to the automatic level, 1, counts
         return float(best[np.abs(np.log(np.maximum(best, 1e-300))).argmin()])
-    return float(best[-1])  # the coarsest, with the most positions in clusters
-
-
-def _check_arrays(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) -> None:
-    """The arrays of a tree in a file: what there must be, of which shape, and joins that are."""
-
-    def check(name: str, *rule: Any, **options: Any) -> NDArray[Any]:
-        return nodes.check_array(node, name, arrays.get(name), *rule, **options)
-
-    mask = check("mask", (None, None), "b")
-    check("similarity", (*mask.shape, 8), "f", -1.001, 1.001, nan=True)
-    low, high = (-1.001, 1.001) if method == "grow" else (0, np.inf)
-    level = check("level", (None,), "f", low, high)
-    first, second = (
-        check(name, level.shape, "iu", 0, mask.size - 1) for name in ("first", "second")
-    )
-    order = np.diff(level) if method == "merge" else -np.diff(level)
-    if (order < 0).any():
-        raise nodes.damaged(node, "its levels are not in order")
-    fine, coarse = np.ones(len(level), dtype=bool), np.zeros(len(level), dtype=bool)
-    if method == "merge":
-        automatic = check("automatic", mask.shape, "iu", -1, mask.size - 1)
-        check("features", (*mask.shape, None), "f")
-        check("brightness", mask.shape, "f")
-        found = np.unique(automatic)
-        if not np.array_equal(found[found >= 0], np.arange(found.max(initial=-1) + 1)):
-            raise nodes.damaged(node, "its automatic labels are not numbered without gaps")
-        coarse = level > 1
-        fine = ~coarse
-        regions = automatic.ravel()
-        joined = regions[first[coarse]], regions[second[coarse]]
-        if not (np.min(joined, initial=0) >= 0 and _is_forest(*joined, int(found.max(initial=-1)))):
-            raise nodes.damaged(node, "its joins of regions go round in a circle")
-    flat = mask.ravel()
-    inside = flat[first[fine]].all() and flat[second[fine]].all()
-    if not (inside and _is_forest(first[fine], second[fine], mask.size - 1)):
-        raise nodes.damaged(node, "its joins go round in a circle, or out of its mask")
-
-
-def _is_forest(first: NDArray[Any], second: NDArray[Any], last: int) -> bool:
-    """Whether each join of things numbered from 0 to `last` is of two that were apart."""
-    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(last + 1, last + 1))
-    return connected_components(graph, directed=False)[0] == last + 1 - len(first)
+    return float(best[-1])  # the coarsest level has the most positions in clusters
 
 
 def _count(children: NDArray[Any], counted: NDArray[Any]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Low-rank features and noise of the patterns of a scan."""
+"""Features in which the patterns of a scan differ, and their noise."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from ..scan.calibration import known_centre, whole_shifts
 def measure_noise(
     datacube: DataCube, n_jobs: int | None, progress_bar: bool, offset: float | None = None
 ) -> Noise:
+    """Gain and offset of the camera, measured from the noise of a scan."""
     total = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
     with progress(total, "Measuring noise", progress_bar) as report:
         return noise_core(datacube.data, n_jobs=n_jobs, report=report, offset=offset)
 
 
 def measure_features(
-    datacube: Any,
+    datacube: DataCube,
     q_mask: NDArray[Any] | None,
     rank: int | None,
     *,
@@ -30,7 +31,7 @@ def measure_features(
     progress_bar: bool,
     n_rows: int | None = None,
 ) -> Features:
-    """Features of a scan, with py4DSTEM's progress bar."""
+    """Features of each pattern, at most `rank`; None takes those that stand out of the noise."""
     with progress(2 * datacube.R_Nx, "Comparing", progress_bar) as report:
         return features_core(
             datacube.data,

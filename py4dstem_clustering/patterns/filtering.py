@@ -1,10 +1,11 @@
-"""The correlative filter: average each pattern with the neighbours that look like it."""
+"""The correlative filter: average each pattern with similar patterns of its neighbours."""
 
 from __future__ import annotations
 
 from functools import partial
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import emdfile
 import numpy as np
@@ -31,72 +32,74 @@ from ..scan.datacubes import files_of, get_provenance, is_one_of, new_datacube
 
 
 def filter_correlative(
-    self,
+    self: DataCube,
     *,
     sigma: float = 3,
     radius: float = 4,
-    corr_range: tuple[float, float] | str = (0.85, 0.95),
+    corr_range: tuple[float, float] | Literal["auto"] = (0.85, 0.95),
     edge: int = 12,
-    out: str | PathLike | None = None,
+    out: str | PathLike[str] | None = None,
     overwrite: bool = False,
-    compression: str | None = None,
+    compression: Literal["gzip", "lzf", "bitshuffle"] | None = None,
     name: str | None = None,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,
     progress_bar: bool = True,
 ) -> DataCube:
-    """Average each diffraction pattern with those neighbours that look like it.
+    """Average each diffraction pattern with similar patterns of its neighbours.
 
-    Less noise without blurring borders: neighbours are compared by the correlation of their
-    blurred patterns, weighted by the squared distance from the centre of the detector, and a
-    neighbour counts the more the higher the correlation. The first step of the published workflow.
+    Reduces noise without blurring borders of grains. Neighbours are compared by the correlation of
+    their blurred patterns, weighted by the squared distance from the centre of the detector; the
+    higher the correlation, the more a neighbour counts. The first step of the published workflow.
 
     Parameters
     ----------
     sigma : float
-        Gaussian blur before patterns are compared, detector pixels; 0 for none. About the radius of
-        a Bragg disk: noise must go, disks must stay apart. The result itself is not blurred.
+        Gaussian blur of the patterns that are compared, detector pixels; 0 for none. About the
+        radius of a Bragg disk: a larger blur removes more noise, but disks must stay separate. The
+        result is not blurred.
     radius : float
-        Neighbours out to ``radius + 1/2`` scan positions; 4 means 69 positions. Well below the size
-        of a grain.
+        Neighbours up to a distance of ``radius + 1/2`` scan positions count; with 4 these are 69
+        positions, with the own one. Choose it well below the size of a grain.
     corr_range : (low, high), or "auto"
         A correlation of `low` or less gives a neighbour the weight 0, `high` or more the weight 1,
-        linear in between. Both from -1 to 1. Below about 1,000 electrons a pattern noise keeps
-        correlations under 0.85, and the default does nothing: choose "auto" then, which
-        places the range by the correlations of a sample of positions, near and far; or lower both
-        until a picture of the result is smooth inside grains and sharp between them. The range used
-        is kept in the metadata of the result.
+        linear in between. Both from -1 to 1. With fewer than about 1,000 electrons in a pattern,
+        noise keeps correlations below 0.85, and the default does nothing. Then choose "auto", which
+        finds the range from the correlations of positions near to each other and far apart; or
+        lower both until a picture of the result is smooth inside grains and sharp between them. The
+        range that was used is in the metadata of the result.
     edge : int
-        Border of the detector that is left out of the comparison, detector pixels.
+        Width of the border of the detector that is left out of the comparison, detector pixels.
     out : path, optional
-        Stream the result to this new EMD file, and leave it on disk. By default it is kept in
-        memory, as float32. The file stays open as long as the result lives, so save clusters to
-        another one, with the averages.
+        New EMD file into which the result is written block by block. By default the result is in
+        memory, as float32. The file stays open as long as the result exists, so save clusters and
+        averages to another file.
     overwrite : bool
         Replace `out` if it exists.
     compression : "gzip", "lzf" or "bitshuffle", optional
-        Compress `out`. Averages of counts, which are fractions, compress to about two thirds at
-        best; where the filter changed nothing, to a tenth. "bitshuffle", with LZ4, is the fastest,
-        but a file so compressed opens only where hdf5plugin is imported; "gzip" opens everywhere.
+        Compress `out`. Averages of counts compress to about two thirds at best, because they are
+        fractions; patterns that the filter did not change compress to a tenth. "bitshuffle", with
+        LZ4, is the fastest, but such a file opens only where hdf5plugin is imported; "gzip" opens
+        everywhere.
     name : str, optional
-        Name of the result; by default that of this datacube.
+        Name of the result; by default the name of this datacube.
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
-        worked on in blocks of rows; the same result for any. By default about half a GB, or what
-        one row of the scan takes if that is more: 1.1 GB here for rows of 512 patterns of
-        192 x 192, half of it or less elsewhere. What comes on top: Python with py4DSTEM (0.3 GB),
-        the result itself (here without `out`), what dask holds, and in merging 0.6 kB a position
-        (24 features, 160 MB for 512 x 512).
+        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", that the work may take: the scan is
+        read in blocks of as many rows as fit. The result does not depend on it. By default about
+        half a GB, or what one row of the scan takes if that is more; for a row of 512 patterns of
+        192 x 192 the filter takes 1.1 GB, and other methods half of this or less. Not counted are
+        Python with py4DSTEM (0.3 GB), a result in memory, what dask holds, and in merging 0.6 kB
+        for each position (24 features; 160 MB for 512 x 512 positions).
     progress_bar : bool
         Show progress.
 
     Returns
     -------
     DataCube
-        float32, the same shape and calibration, in a tree of its own. With `out`, its data are an
-        h5py dataset in that file, which ``py4DSTEM.read`` opens too.
+        float32, of the same shape, with a copy of the calibration. With `out`, its data are an
+        h5py dataset in that file, which ``py4DSTEM.read`` can open.
 
     Raises
     ------
@@ -112,8 +115,8 @@ def filter_correlative(
     ``(I(r) + sum_d a(d) I(r + d)) / (1 + sum_d a(d))``. The sum includes ``d = 0``, so a pattern
     counts twice at its own position, as in the published workflow (Lee et al., 2026, section 2.1).
 
-    A missing pixel (NaN or infinite) counts as the mean of its pattern in the comparison and has no
-    weight in the average: neighbours fill it.
+    A missing pixel (NaN or infinite) counts as the mean of its pattern in the comparison. It has no
+    weight in the average, so that the pixel gets the average of the neighbours.
 
     Examples
     --------
@@ -126,35 +129,30 @@ def filter_correlative(
     check_data(self.data)
     sigma = check_number("sigma", sigma, 0)
     radius = check_number("radius", radius, 0)
-    corr_range = check_corr_range(corr_range)
+    limits = check_corr_range(corr_range)
     edge = check_edge(edge, self.Qshape)
     name = self.name if name is None else check_name(name)
     if out is not None:
-        check_name(name)  # that of the datacube may not fit into a file
+        check_name(name)  # the name of the datacube may be no name for a file
     n_jobs = check_n_jobs(n_jobs)
     overwrite = check_flag("overwrite", overwrite)
     progress_bar = check_flag("progress_bar", progress_bar)
-    path = None if out is None else check_out(out, overwrite)
-    if path is not None and is_one_of(path, files_of(self.data)):
-        raise ValueError(f"out={str(path)!r} is the file of the scan itself; give another name")
-    packing = check_compression(compression)
-    if packing and path is None:
-        raise ValueError(
-            f"compression={compression!r} does nothing without out; add out, or leave it out"
-        )
+    path, packing = _check_file(self.data, out, overwrite, compression)
     needs = [partial(correlative_need, self.data, sigma, radius, edge, n_jobs)]
-    if corr_range == "auto":
+    if limits == "auto":
         needs.append(partial(auto_range_need, self.data, sigma, edge, n_jobs))
     n_rows = check_memory(max_memory, *needs)
-    if corr_range == "auto":
+    if limits == "auto":
         with progress(self.R_Nx, "Choosing range", progress_bar) as report:
-            corr_range = auto_range(self.data, sigma=sigma, edge=edge, n_jobs=n_jobs, report=report)
+            limits = auto_range(self.data, sigma=sigma, edge=edge, n_jobs=n_jobs, report=report)
 
-    options = {"sigma": sigma, "radius": radius, "corr_range": corr_range, "edge": edge}
-    metadata = dict(self.metadata)
-    again = sum(key.startswith("filter_correlative") for key in metadata)
-    key = f"filter_correlative_{again + 1}" if again else "filter_correlative"
-    metadata[key] = emdfile.Metadata(key, {**options, **get_provenance(self)})
+    options: dict[str, Any] = {
+        "sigma": sigma,
+        "radius": radius,
+        "corr_range": limits,
+        "edge": edge,
+    }
+    metadata = _note(self, options)
 
     def run(target: Any) -> None:
         with progress(self.R_Nx, "Filtering", progress_bar) as report:
@@ -173,3 +171,27 @@ def filter_correlative(
         run(target)
     data = writing.open_dataset(path, skeleton.root.name, name)
     return new_datacube(data, name, carry_calibration(self), metadata)
+
+
+def _note(datacube: DataCube, options: dict[str, Any]) -> dict[str, emdfile.Metadata]:
+    """Metadata of a datacube, with those of a filter, which may not be the first one."""
+    metadata = dict(datacube.metadata)
+    earlier = sum(key.startswith("filter_correlative") for key in metadata)
+    key = f"filter_correlative_{earlier + 1}" if earlier else "filter_correlative"
+    metadata[key] = emdfile.Metadata(key, {**options, **get_provenance(datacube)})
+    return metadata
+
+
+def _check_file(
+    data: Any, out: Any, overwrite: bool, compression: Any
+) -> tuple[Path | None, dict[str, Any]]:
+    """Path of the file that is written, None for none, and options of h5py that compress it."""
+    path = None if out is None else check_out(out, overwrite)
+    if path is not None and is_one_of(path, files_of(data)):
+        raise ValueError(f"out={str(path)!r} is the file of the scan itself; give another name")
+    packing = check_compression(compression)
+    if packing and path is None:
+        raise ValueError(
+            f"compression={compression!r} does nothing without out; add out, or leave it out"
+        )
+    return path, packing

@@ -1,4 +1,4 @@
-"""Mixture: which clusters a diffraction pattern is a sum of, and with what shares."""
+"""Mixture: the share of each cluster in the pattern of each scan position."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from ..kernels.lag import Lag, undo_lag
 from ..kernels.mixture import mixture_core
 from .features import measure_features
 
-MOST = 4
-"""Clusters kept for each position: more do not meet at one."""
+MAX_CLUSTERS_PER_POSITION = 4
+"""Clusters whose shares are kept for each position; more do not meet at one position. When it
+grows, results take more memory."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,9 +38,9 @@ class Mixture(Frozen):
     Attributes
     ----------
     labels : ndarray, (Rx, Ry, 4), int
-        Clusters by falling share; -1 is what belongs to no cluster, -2 no further cluster.
+        Labels by falling share; -1 stands for positions in no cluster, -2 for no further cluster.
     shares : ndarray, (Rx, Ry, 4)
-        Their shares, 0 to 1. They sum to 1 unless more than four clusters meet.
+        Their shares, 0 to 1. They add up to 1 unless more than four clusters meet.
     """
 
     labels: NDArray[Any]
@@ -75,7 +76,7 @@ def measure_mixture(
     max_memory: int | str | None,
     progress_bar: bool,
 ) -> Mixture:
-    """Shares of clusters made with `settings`, which say what of the patterns was compared."""
+    """Shares of clusters that were made with `settings`: q_mask, rank and lag."""
     check_data(getattr(datacube, "data", None))
     reach = check_integer("reach", reach, 1)
     n_jobs = check_n_jobs(n_jobs)
@@ -83,10 +84,16 @@ def measure_mixture(
     check_same_scan("clusters", labels.shape, datacube.Rshape)
     n_rows = check_memory(max_memory, partial(features_need, datacube.data, n_jobs))
     features = measure_features(
-        datacube, check_q_mask(settings.get("q_mask"), datacube.Qshape), settings.get("rank"),
-        n_jobs=n_jobs, progress_bar=progress_bar, n_rows=n_rows,
-    )  # fmt: skip
+        datacube,
+        check_q_mask(settings.get("q_mask"), datacube.Qshape),
+        settings.get("rank"),
+        n_jobs=n_jobs,
+        progress_bar=progress_bar,
+        n_rows=n_rows,
+    )
     if settings.get("lag_axis") is not None:
         features = undo_lag(features, Lag.from_name(settings["lag_axis"], settings["lag"]))
     with progress(len(labels), "Finding shares", progress_bar) as report:
-        return Mixture(*mixture_core(features.values, labels, reach, MOST, report))
+        return Mixture(
+            *mixture_core(features.values, labels, reach, MAX_CLUSTERS_PER_POSITION, report)
+        )

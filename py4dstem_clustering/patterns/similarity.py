@@ -1,4 +1,4 @@
-"""Similarity: how alike each diffraction pattern is to its eight neighbours."""
+"""Similarity of each diffraction pattern to those of its eight neighbours."""
 
 from __future__ import annotations
 
@@ -48,16 +48,17 @@ SIMILARITY_KIND = "similarity"
 class Similarity(Frozen):
     """Cosine similarity of each diffraction pattern with its eight neighbours.
 
-    Made by ``datacube.get_similarity()`` and taken by ``datacube.cluster(similarity=...)``. Behaves
+    Made by ``datacube.get_similarity()``, for ``datacube.cluster(similarity=...)``. Can be used
     like an array: ``np.asarray(similarity)``, ``similarity[rx, ry]``.
 
     Parameters
     ----------
     data : ndarray, (Rx, Ry, 8)
         Similarity from -1 to 1; NaN where the neighbour lies outside the scan. The last axis is in
-        the order of `directions`. The two values of a pair must be equal within 1e-5.
+        the order of `directions`. Each pair of positions has two values, one at either position,
+        which must be equal within 1e-5.
     settings : mapping, optional
-        How it was made.
+        Options with which it was measured, and the versions of both packages.
     pixel_size : float
         Distance of neighbouring scan positions.
     pixel_units : str
@@ -75,11 +76,11 @@ class Similarity(Frozen):
     Similarity(8 x 10 scan positions, 8 directions, mean 1.00)
     >>> similarity.directions[7]
     (0, 1)
-    >>> bool(similarity[2, 3, 7] == similarity[2, 4, 3])  # seen from either side
+    >>> bool(similarity[2, 3, 7] == similarity[2, 4, 3])  # of the same pair
     True
     """
 
-    data: NDArray[Any]
+    data: NDArray[np.float32]
     settings: Mapping[str, Any] = field(default_factory=dict)
     pixel_size: float = 1.0
     pixel_units: str = "pixels"
@@ -104,7 +105,8 @@ class Similarity(Frozen):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(Rx, Ry, 8)"""
-        return self.data.shape
+        rx, ry, n = self.data.shape
+        return rx, ry, n
 
     @property
     def directions(self) -> tuple[tuple[int, int], ...]:
@@ -112,7 +114,7 @@ class Similarity(Frozen):
         return DIRECTIONS
 
     @cached_property
-    def mean(self) -> NDArray[Any]:
+    def mean(self) -> NDArray[np.float32]:
         """Mean over the neighbours that exist, (Rx, Ry); NaN for a position without neighbours."""
         mean = similarity_mean(self.data)
         mean.flags.writeable = False
@@ -140,8 +142,8 @@ class Similarity(Frozen):
 
     # --- EMD ---------------------------------------------------------------------------------
 
-    def to_node(self, name: str = "similarity") -> emdfile.Array:
-        """The similarity as a stock emdfile Array."""
+    def to_node(self: DataCube, name: str = "similarity") -> emdfile.Array:
+        """The similarity as an Array of emdfile."""
         node = emdfile.Array(
             self.data,
             name=name,
@@ -155,7 +157,7 @@ class Similarity(Frozen):
             dim_names=["Rx", "Ry", "direction"],
         )
         nodes.tag(node, SIMILARITY_KIND)
-        # emdfile 0.0.16 cannot write an axis of strings, so the labels go into metadata.
+        # In metadata, because emdfile 0.0.16 cannot write an axis of strings.
         node.metadata = emdfile.Metadata(
             "directions", {str(k): f"({dx}, {dy})" for k, (dx, dy) in enumerate(DIRECTIONS)}
         )
@@ -166,19 +168,21 @@ class Similarity(Frozen):
     def from_node(cls, node: emdfile.Array) -> Similarity:
         """The similarity in a node that `to_node` made, also one read from a file."""
         nodes.check_kind(node, SIMILARITY_KIND, "similarity", "one with datacube.get_similarity()")
-        data = getattr(node, "data", None)
-        nodes.check_array(node, "data", data, (None, None, 8), "f", -1.001, 1.001, nan=True)
+        data = nodes.check_array(
+            node, "data", getattr(node, "data", None), (None, None, 8), "f", -1.001, 1.001, nan=True
+        )
         settings = read_settings(node)
-        step = _step(node)
+        step = _step_of_axes(node)
         try:
             return cls(data, settings, *step)
         except (ValueError, TypeError) as error:
             raise nodes.damaged(node, str(error)) from error
 
 
-def _step(node: emdfile.Array) -> tuple[float, str]:
-    """Distance of positions and its unit, from the axes of a node."""
-    axes, units = getattr(node, "dims", ()), getattr(node, "dim_units", ())
+def _step_of_axes(node: emdfile.Array) -> tuple[float, str]:
+    """Distance of scan positions and its unit, from the axes of a node."""
+    axes: Any = getattr(node, "dims", ())
+    units: Any = getattr(node, "dim_units", ())
     if len(axes) < 2 or not len(units) or not isinstance(units[0], str):
         raise nodes.damaged(node, "its axes have no unit")
     axis = np.asarray(max(axes[:2], key=len))
@@ -191,9 +195,9 @@ def _step(node: emdfile.Array) -> tuple[float, str]:
 
 
 def get_similarity(
-    self,
+    self: DataCube,
     *,
-    q_mask: NDArray[Any] | None = None,
+    q_mask: NDArray[np.bool_] | None = None,
     sigma: float = 0,
     subtract_mean: bool = True,
     noise_correct: bool = False,
@@ -205,43 +209,42 @@ def get_similarity(
     max_memory: int | str | None = None,
     progress_bar: bool = True,
 ) -> Similarity | None:
-    """Measure how alike each diffraction pattern is to its eight neighbours.
+    """Measure the similarity of each diffraction pattern to those of its eight neighbours.
 
     Parameters
     ----------
     q_mask : ndarray of bool, (Qx, Qy), optional
         Detector pixels that count; by default all. Leave out the direct beam, which is the same in
-        every grain and drowns the rest, and whatever lies beyond the last Bragg disks:
+        every grain and much stronger than the rest, and the area outside the last Bragg disks:
         ``datacube.make_detector(datacube.Qshape, "annulus", ((qx0, qy0), (inner, outer)))``.
     sigma : float
-        Gaussian blur of each pattern, detector pixels; 0 for none. Helps noisy patterns that were
-        not filtered; about the radius of a Bragg disk at most.
+        Gaussian blur of each pattern, detector pixels; 0 for none. A blur of up to the radius of a
+        Bragg disk helps with noisy patterns that were not filtered.
     subtract_mean : bool
-        Subtract from each pattern its mean over the whole detector. Without it any two patterns
-        with a common background are alike.
+        Subtract from each pattern its mean over the whole detector. With False, any two patterns
+        that share a background are similar.
     noise_correct : bool
         Correct for counting noise, so that patterns of one grain have a similarity near 1 at any
-        dose, and one threshold serves many scans. For raw counts: filtered or averaged patterns
-        have less noise than this takes off. Where noise is more than 70 % of the power of a
-        pattern, only 70 % are taken off, and the similarity stays too low: blur more (`sigma`), or
+        dose, and one threshold works for many scans. For raw counts only: filtered or averaged
+        patterns have less noise than is subtracted. At most 70 % of the power of a pattern is
+        subtracted. Where noise has more, the similarity stays too low: blur more (`sigma`), or
         leave out empty parts of the detector (`q_mask`).
     gain : float, optional
-        Recorded value of one electron, for `noise_correct`: 1 for counts. By default measured where
-        the scan is quietest, which takes three positions in a row or column, and grains that fill
-        about a fifth of the scan. Give it where the camera lags, saturates, or cuts off low values:
-        its noise then says little about the gain.
+        Recorded value of one electron, for `noise_correct`; 1 for counts. By default it is measured
+        from the noise where neighbouring patterns differ least. This needs at least three positions
+        in a row or column, and grains in at least about a fifth of the scan. Give the gain of a
+        camera that lags, saturates or cuts off low values: its noise does not show the gain.
     offset : float, optional
-        Recorded value without electrons, for `noise_correct`. By default measured with the gain, or
-        0 with a `gain`.
+        Recorded value without electrons, for `noise_correct`. By default it is measured with the
+        gain; 0 where `gain` is given.
     returncalc : bool
         Return the result; it is kept in the tree either way.
     name : str
-        Name in the tree of this datacube. One similarity replaces another of the same name.
+        Name in the tree of this datacube. A similarity replaces another of the same name.
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", within which the scan is read and
-        worked on in blocks of rows; the same result for any. See `filter_correlative`.
+        Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
         Show progress.
 
@@ -262,12 +265,13 @@ def get_similarity(
     -----
     With ``J`` the pattern minus its mean, blurred, inside `q_mask`:
     ``S(r, d) = <J(r), J(r + d)> / (|J(r)| |J(r + d)|)``, the cosine of the paper (Lee et al., 2026,
-    section 2.3). 0 where a pattern is empty or constant. A missing pixel (NaN or infinite) counts
-    as the mean of its pattern.
+    section 2.3). It is 0 where a pattern is empty or constant. A missing pixel (NaN or infinite)
+    counts as the mean of its pattern.
 
-    With `noise_correct`, ``S`` is divided by the root of ``(1 - V(r) / |J(r)|^2)`` times the same
-    of the neighbour, and clipped to -1 and 1. ``V(r)`` is the noise power, gain times the sum over
-    `q_mask` of ``I(r) - offset`` blurred by the square of the blur kernel; at most 0.7 |J|^2.
+    With `noise_correct`, ``S`` is divided by the square roots of ``1 - V(r) / |J(r)|^2`` and of the
+    same for the neighbour, and clipped to -1 and 1. ``V(r)`` is the noise power: the gain times the
+    sum over `q_mask` of ``I(r) - offset``, blurred by the square of the blur kernel; at most
+    ``0.7 |J(r)|^2``.
 
     Examples
     --------
@@ -282,15 +286,15 @@ def get_similarity(
     nodes.check_free(self, name, SIMILARITY_KIND)
     similarity = measure_similarity(
         self,
-        q_mask,
-        sigma,
-        subtract_mean,
-        n_jobs,
-        max_memory,
-        progress_bar,
+        q_mask=q_mask,
+        sigma=sigma,
+        subtract_mean=subtract_mean,
         noise_correct=noise_correct,
         gain=gain,
         offset=offset,
+        n_jobs=n_jobs,
+        max_memory=max_memory,
+        progress_bar=progress_bar,
     )
     nodes.put(self, similarity.to_node(name))
     return similarity if returncalc else None
@@ -298,20 +302,21 @@ def get_similarity(
 
 def measure_similarity(
     datacube: DataCube,
+    *,
     q_mask: NDArray[Any] | None,
     sigma: float,
     subtract_mean: bool,
-    n_jobs: int | None,
-    max_memory: int | str | None,
-    progress_bar: bool,
-    *,
     noise_correct: bool = False,
     gain: float | None = None,
     offset: float | None = None,
+    n_jobs: int | None,
+    max_memory: int | str | None,
+    progress_bar: bool,
 ) -> Similarity:
+    """Check the options of `get_similarity`, and measure."""
     start = perf_counter()
     check_data(datacube.data)
-    options = {
+    options: dict[str, Any] = {
         "q_mask": check_q_mask(q_mask, datacube.Qshape),
         "sigma": check_number("sigma", sigma, 0),
         "subtract_mean": check_flag("subtract_mean", subtract_mean),
@@ -324,14 +329,14 @@ def measure_similarity(
         own = similarity_need(datacube.data, options["q_mask"], noise_correct, n_jobs)
         if not noise_correct or gain is not None:
             return own
-        # Most of what is freed after the noise was measured stays with the process.
+        # The process keeps most of the memory with which the noise was measured.
         return MemoryNeed(own.fixed + noise_need(datacube.data, n_jobs).fixed, own.row)
 
     n_rows = check_memory(max_memory, need)
     noise = None
     if noise_correct and gain is None:
         noise = measure_noise(datacube, n_jobs, progress_bar, offset)
-    elif noise_correct:
+    elif gain is not None:
         noise = Noise(gain, 0.0 if offset is None else offset)
     with progress(datacube.R_Nx, "Comparing", progress_bar) as report:
         data = similarity_core(
@@ -344,6 +349,7 @@ def measure_similarity(
 
 
 def as_similarity(similarity: Any, scan: tuple[int, int]) -> Similarity:
+    """The similarity in what `cluster` takes as one; it must be of a scan of this shape."""
     if isinstance(similarity, emdfile.Array):
         similarity = Similarity.from_node(similarity)
     elif not isinstance(similarity, Similarity):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.checks import check_corr_range, check_integer, check_number, check_q_mask, values_of
+from ..base.checks import check_corr_range, check_integer, check_number, values_of
 from ..grains.clustering import cluster
-from ..grains.options import check_cut_options, check_tree_options
+from ..grains.options import check_options
 from ..patterns.filtering import filter_correlative
 from .files import frame_files, read_options
 
@@ -75,15 +75,9 @@ def check_cluster_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("q_mask", "r_mask"):
         if np.ndim(values_of(options[key])):
             options[key] = np.array(values_of(options[key]))
-    cut = ("method", "threshold", "n_clusters", "min_size", "drop_background")
-    grown = ("sigma", "subtract_mean")
-    options["method"], _ = check_cut_options(*(options[key] for key in (*cut, *grown)))
-    check_tree_options(
-        *(options[key] for key in ("method", "rank", "r_mask", *grown)),
-        None,
-        np.shape(options["r_mask"]),
-    )
-    check_q_mask(options["q_mask"], np.shape(options["q_mask"]))
+    # No frame is open yet: `cluster` compares the shapes of masks with those of each frame.
+    shapes: Any = np.shape(options["r_mask"]), np.shape(options["q_mask"])
+    options["method"] = check_options(*shapes, **options).method
     return options
 
 

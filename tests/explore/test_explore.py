@@ -1,11 +1,10 @@
-"""The window that cuts trees, driven by the events that matplotlib gets from mouse and keys."""
+"""The window of `explore_clusters`, driven by matplotlib events of mouse and keys."""
 
 from __future__ import annotations
 
 import gc
 import weakref
 from functools import lru_cache
-from types import SimpleNamespace
 
 import dask.array as da
 import h5py
@@ -16,6 +15,7 @@ from matplotlib.backend_bases import CloseEvent, KeyEvent, MouseEvent
 from py4DSTEM import DataCube
 
 from py4dstem_clustering import ClusterExplorer, simulate_scan
+from py4dstem_clustering.explore.pictures import Pictures
 from py4dstem_clustering.explore.shown import (
     lasting_colors,
     level_steps,
@@ -85,7 +85,7 @@ def same_clusters(a, b):
 
 
 def on_screen(explorer):
-    """Where the picture of the labels says that there are borders, as positions to the left."""
+    """The line of borders that is drawn on the label map."""
     x, y = explorer.figure.axes[1].lines[0].get_data()
     return np.nan_to_num(x), np.nan_to_num(y)
 
@@ -118,15 +118,14 @@ def test_the_slider_moves_through_the_levels_of_the_tree(explorer):
             np.testing.assert_array_equal(drawn, np.nan_to_num(wanted))
 
 
-def test_outlines_are_thin_where_there_are_many(merging, cube):
-    width = merging.figure.axes[1].lines[0].get_linewidth
+def test_outlines_are_thin_where_there_are_many():
+    shape = 200, 200
+    steps = (1.0, "pixels"), (1.0, "pixels")
+    pictures = Pictures(plt.figure(), np.ones(shape), (8, 8), steps, 0.25)
+    width = pictures.label_ax.lines[0].get_linewidth
+    pictures.draw_labels(np.zeros(shape, int), 1, "one")
     assert width() == 0.8
-    large = np.random.default_rng(0).random((200, 200)) > 0.5
-    merging.clusters = SimpleNamespace(
-        labels=large.astype(int), n_clusters=2, settings={"level": 1.0}
-    )
-    merging._grey, merging._colors = np.ones((200, 200, 1), np.float32), -np.ones_like(large, int)
-    merging._show()
+    pictures.draw_labels((np.random.default_rng(0).random(shape) > 0.5).astype(int), 2, "many")
     assert width() < 0.2
 
 
@@ -266,11 +265,11 @@ def test_a_similarity_and_a_mask_of_the_detector_go_together(cube):
         cube.explore_clusters(similarity=similarity, sigma=1, **QUIET)
 
 
-def test_a_tree_that_cannot_be_measured_leaves_the_window(merging):
-    def fail(method):
+def test_a_tree_that_cannot_be_measured_leaves_the_window(merging, monkeypatch):
+    def fail(*args, **options):
         raise OSError("disk gone")
 
-    merging._measure = fail
+    monkeypatch.setattr("py4dstem_clustering.explore.start.measure_tree", fail)
     before = merging.clusters
     with pytest.raises(OSError, match="disk gone"):
         merging.method_radio.set_active(1)
@@ -282,7 +281,7 @@ def test_a_tree_that_cannot_be_measured_leaves_the_window(merging):
 def test_background_stays_when_asked_for(cube):
     explorer = cube.explore_clusters(tree=tree_of("merge"), drop_background=False, **QUIET)
     same_clusters(explorer.clusters, explorer.tree.cut(drop_background=False, name="explored"))
-    explorer.set(method="grow")  # which knows none
+    explorer.set(method="grow")  # growth has no background
 
 
 # --- patterns --------------------------------------------------------------------------------
@@ -318,11 +317,11 @@ def test_averages_are_read_on_demand(merging, monkeypatch):
     click(merging, rx, ry)
     click(merging, *merging.clusters.members(0)[1])
     assert reads == [merging.clusters.sizes[0]]
-    merging.set(threshold=0.01)  # other members: not read while the slider moves
+    merging.set(threshold=0.01)  # averages of other members are not read while the slider moves
     assert merging.average is None
     assert "click" in merging.figure.axes[3].texts[0].get_text()
     assert len(reads) == 1
-    merging.set(n_clusters=4)  # known
+    merging.set(n_clusters=4)  # this average is known
     assert merging.average is not None
     assert len(reads) == 1
 
@@ -330,7 +329,7 @@ def test_averages_are_read_on_demand(merging, monkeypatch):
 def test_clicks_elsewhere_do_nothing(merging):
     click(merging, 3, 4, ax=2)
     click(merging, 3, 4, button=3)
-    merging.figure.canvas.widgetlock(merging)  # as zoom and pan do
+    merging.figure.canvas.widgetlock(merging)  # as zoom and pan of the toolbar do
     click(merging, 3, 4)
     assert merging.position is None
     merging.figure.canvas.widgetlock.release(merging)
@@ -437,8 +436,9 @@ def test_pyplot_stays_as_it_was(cube):
 
 
 def registered(explorer):
-    """Objects that hear of events of the figure: the window, its widgets."""
-    ours = {id(explorer), *(id(widget) for widget in explorer._widgets)}
+    """Callbacks of the figure that belong to the window or its widgets."""
+    names = ("method_radio", "scale_radio", "slider", "size_slider", "auto_button", "keep_button")
+    ours = {id(explorer), *(id(getattr(explorer, name)) for name in names)}
     found = []
     for functions in explorer.figure.canvas.callbacks.callbacks.values():
         for reference in functions.values():
@@ -458,7 +458,7 @@ def numbers(figure):
 def test_nothing_listens_after_the_end(merging, how):
     figure = merging.figure
     assert len(registered(merging)) > 10
-    # Keys come to the window, which hands on what it has no use for.
+    # Keys come to the window, which passes other keys on to matplotlib.
     assert figure.canvas.manager.key_press_handler_id not in numbers(figure)
     if how == "close":
         CloseEvent("close_event", figure.canvas)._process()
@@ -591,7 +591,7 @@ def test_colors_last_and_neighbours_differ():
 
 def test_steps_of_large_trees_are_few(monkeypatch):
     tree = tree_of("merge")
-    monkeypatch.setattr("py4dstem_clustering.explore.shown._WHOLE", 1)
+    monkeypatch.setattr("py4dstem_clustering.explore.shown.N_WHOLE_STEPS", 1)
     steps = level_steps(tree)
     assert 1.0 in steps
     assert np.isin(tree.levels[tree.levels > 1], steps).all()

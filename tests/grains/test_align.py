@@ -198,7 +198,7 @@ def test_alignment_to_an_origin_that_is_the_same_everywhere_does_nothing(scan, c
 
 def test_positions_without_an_origin_are_not_moved(cube, clusters):
     qx0, qy0 = (part.copy() for part in cube.calibration.get_origin())
-    qx0[clusters.labels == 0] = np.nan  # a cluster without any
+    qx0[clusters.labels == 0] = np.nan  # a cluster without any origin
     qy0[clusters.labels == 0] = np.nan
     qx0[4, 4] = qy0[4, 4] = np.nan
     cube.calibration.set_origin((qx0, qy0))
@@ -226,7 +226,7 @@ CENTRE = np.array([31.5, 29.5])
 
 
 def descanned(**options):
-    """Descan of some pixels, an origin that knows it, and clusters by the truth."""
+    """A scan with descan of some pixels, its true origin, and clusters from the true labels."""
     options = {"descan": 12, "electrons": 3000, "seed": 1, **options}
     scan = simulate_scan((24, 20), (64, 60), **options)
     origin = CENTRE + scan.shifts

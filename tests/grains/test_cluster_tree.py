@@ -1,10 +1,11 @@
-"""ClusterTree: cuts at any level, their curve, files, and `cluster` by either method."""
+"""ClusterTree: cuts at any level, numbers of clusters, files, and `cluster` by both methods."""
 
 from __future__ import annotations
 
 import pickle
 from functools import lru_cache
 from itertools import pairwise
+from types import SimpleNamespace
 
 import h5py
 import matplotlib.pyplot as plt
@@ -16,7 +17,7 @@ from conftest import SCAN
 from py4DSTEM import DataCube, RealSlice
 
 from py4dstem_clustering import Clusters, simulate_scan
-from py4dstem_clustering.grains.tree import ClusterTree
+from py4dstem_clustering.grains.tree import ClusterTree, level_for
 from py4dstem_clustering.kernels import blocks
 from py4dstem_clustering.kernels.tree import label_nodes, link, most_stable
 from py4dstem_clustering.metrics import adjusted_rand_index
@@ -53,7 +54,7 @@ both = pytest.mark.parametrize("tree", ["grown", "merged"], indirect=True)
 
 
 def same(a, b):
-    """Equal up to numbering, -1 being -1 in both."""
+    """Whether two label maps are equal except for the numbering; -1 is -1 in both."""
     a, b = np.asarray(a), np.asarray(b)
     pairs = np.unique(np.stack([a.ravel(), b.ravel()]), axis=1)
     return (
@@ -63,7 +64,7 @@ def same(a, b):
 
 
 def nested(fine, coarse):
-    """Each region of `fine` lies in one of `coarse`."""
+    """Whether each region of `fine` lies in one region of `coarse`."""
     return all(len(np.unique(coarse[fine == k])) == 1 for k in np.unique(fine[fine >= 0]))
 
 
@@ -93,18 +94,18 @@ def test_label_nodes_by_hand():
 
 
 def excess_of_mass(children, sizes, level, min_size):
-    """Slowly, from the definition: the members of the best set of disjoint clusters."""
+    """Members of the best set of disjoint clusters, slowly and from the definition."""
     n = len(sizes) - len(children)
 
     def leaves(node):
         return [node] if node < n else [k for c in children[node - n] for k in leaves(c)]
 
     def branch_levels(top):
-        """Level at which each leaf comes into the branch that ends with the node `top`."""
+        """Level at which each leaf joins the branch that ends with the node `top`."""
         a, b = children[top - n]
         here = level[top - n]
         large = [c for c in (a, b) if sizes[c] >= min_size]
-        if len(large) == 1:  # the branch goes on below
+        if len(large) == 1:  # the branch continues below
             (below,) = large
             found = branch_levels(below)
         else:
@@ -151,7 +152,7 @@ def test_most_stable_equals_a_slow_reference(min_size):
                 first.append(a)
                 second.append(b)
                 part[part == part[b]] = part[a]
-        # Not evenly spaced, so that each choice is a clear one.
+        # Not evenly spaced, so that no two choices are equally good.
         level = np.sort(rng.random(len(first)) ** 3)[::-1]
         children, sizes = link(np.array(first, int), np.array(second, int), n)
         nodes = most_stable(children, sizes, level, min_size)
@@ -171,7 +172,7 @@ def test_most_stable_takes_two_long_branches_and_not_their_late_sum():
         *(0, 0, 0),
         *(1, 1, 1),
     ]
-    # The same with the sum at 0.75: it lasts longer, down to a last join at 0.1.
+    # The same, but the chains join at 0.75: the sum lasts longer, down to a last join at 0.1.
     children, sizes = link(np.array([0, 3, 1, 4, 0, 0]), np.array([1, 4, 2, 5, 5, 6]), 7)
     level = np.array([0.9, 0.9, 0.8, 0.8, 0.75, 0.1])
     assert label_nodes(children, most_stable(children, sizes, level, 2), 7).tolist() == [0] * 7
@@ -241,7 +242,7 @@ def test_a_number_below_the_automatic_one_joins_grains():
     assert automatic.n_clusters > 7
     found = tree.cut(n_clusters=7, min_size=5)
     assert found.n_clusters == 7
-    assert found.settings["level"] > 1  # and no specks of far below
+    assert found.settings["level"] > 1  # not a fine level with small clusters
     assert found.sizes.sum() >= automatic.sizes.sum()
 
 
@@ -251,6 +252,12 @@ def test_a_number_of_merged_clusters_is_met_next_to_the_automatic_level(merged):
     found = merged.cut(n_clusters=3)
     assert found.settings["level"] == 1
     np.testing.assert_array_equal(found.labels, automatic.labels)
+
+
+def test_a_number_of_merged_clusters_is_not_taken_where_clusters_are_still_small():
+    tree = SimpleNamespace(method="merge", levels=np.array([0.9, 1.0, 100.0]))
+    assert level_for(tree, np.array([2, 5, 2]), 2) == 100
+    assert level_for(tree, np.array([5, 2, 2]), 2) == 1
 
 
 def test_parts_of_the_mask_that_do_not_touch_cannot_be_one(scan):
@@ -347,7 +354,7 @@ def test_a_file_holds_the_whole_tree(cube, tmp_path, method):
 
 def test_a_tree_without_joins_survives_too(tmp_path):
     cube = cube_of(np.ones((4, 3, 12, 10)))
-    cube.get_cluster_tree(method="grow", r_mask=0.5, name="none", **QUIET)  # nothing is alike
+    cube.get_cluster_tree(method="grow", r_mask=0.5, name="none", **QUIET)  # no similarity
     one = np.zeros((4, 3), bool)
     one[1, 2] = True
     cube.get_cluster_tree(r_mask=one, **QUIET)
@@ -635,6 +642,20 @@ def test_a_grain_is_never_background(electrons, seed):
     assert (scan.labels[background] >= 0).mean() < 0.02
 
 
+@pytest.mark.parametrize(("power", "background"), [(0.2, (0,)), (0.35, ())])
+def test_one_region_is_background_up_to_a_quarter_of_the_noise(power, background):
+    shape, rank = (6, 6), 4
+    features = np.full((*shape, rank), power**0.5)  # the same at all positions
+    n = shape[0] * shape[1]
+    tree = ClusterTree(
+        "merge", np.arange(n - 1), np.arange(1, n), np.zeros(n - 1), np.ones(shape, bool), {},
+        np.full((*shape, 8), np.nan), np.zeros(shape, int), features, np.zeros(shape),
+    )  # fmt: skip
+    assert tree.cut(drop_background=False).background == background
+    assert tree.cut().n_clusters == 1 - len(background)
+    assert tree.n_clusters().tolist()[-1] == 1 - len(background)
+
+
 def test_new_clusters_know_their_background(merged):
     kept = merged.cut(drop_background=False)
     (label,) = kept.background
@@ -782,7 +803,7 @@ def test_growth_knows_no_background(grown):
 @both
 @pytest.mark.parametrize("min_size", [1, 8])
 def test_branches_account_for_every_count(tree, min_size):
-    """From one level to the next clusters are born or joined; nothing else changes their number."""
+    """Only joins, and clusters that reach `min_size`, change the number of clusters."""
     joins, level, n_leaves = tree.branches(min_size=min_size)
     assert len(np.unique(joins)) == joins.size  # each is joined once
     assert (joins < n_leaves + np.arange(len(joins))[:, None]).all()
@@ -816,7 +837,7 @@ def test_plot(tree):
         [line.get_ydata()[1] for line in brackets], level[len(level) - drawn :]
     )
     ends = sorted(place for line in brackets for place in line.get_xdata()[::3])
-    assert len(set(ends)) == len(ends)  # no branch on another
+    assert len(set(ends)) == len(ends)  # no two branches at one place
     axes = plt.subplots(1, 2)[1]
     assert tree.plot(axes) is axes
     plt.close("all")

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from py4dstem_clustering import DIRECTIONS, Clusters, Similarity
 
-#  a bar, an L with a hole's worth of nothing, a single position
+# A bar, a ring with a hole, and a single position.
 LABELS = np.array(
     [
         [0, 0, 0, 0, -1, -1],
@@ -154,7 +154,7 @@ def test_relabel_by_size(clusters):
     assert new.sizes.tolist() == [8, 4, 1]
     assert new.seeds.tolist() == [[3, 2], [0, 2], [1, 5]]
     assert new.settings["edits"] == ("relabel('size')",)
-    assert clusters.sizes.tolist() == [4, 8, 1]  # the old one is as it was
+    assert clusters.sizes.tolist() == [4, 8, 1]  # the old clusters did not change
 
 
 def test_relabel_by_sequence(clusters):

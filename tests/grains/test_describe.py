@@ -1,4 +1,4 @@
-"""The methods paragraph holds the numbers of the result, also after a file, and of old files."""
+"""The methods paragraph has the numbers of the clusters, also of clusters read from files."""
 
 from __future__ import annotations
 

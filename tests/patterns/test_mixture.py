@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,7 +25,7 @@ def simulation(seed=1, **options):
 
 @lru_cache
 def blurred(seed):
-    """A scan with mixed borders, its clusters by the truth, and their mixture."""
+    """A scan with mixed borders, clusters from the true labels, and their mixture."""
     scan = simulation(seed, probe_blur=0.8)
     clusters = clusters_of(scan.labels)
     return scan, clusters, clusters.get_mixture(scan.datacube, **QUIET)
@@ -42,7 +43,7 @@ def share_map(mixture, n):
 
 
 def slow(values, labels, reach, most):
-    """Position by position, from the docstring."""
+    """Shares position by position, slowly and from the definition."""
     rx, ry = labels.shape
 
     def window(array, x, y, size):
@@ -51,7 +52,7 @@ def slow(values, labels, reach, most):
     means = {}
     for k in np.unique(labels):
         means[k] = values[labels == k].mean(axis=0)
-        for distance in range(1, reach + 1):  # as far from others as eight members are
+        for distance in range(1, reach + 1):  # as far inside as eight members lie
             inner = [
                 values[x, y]
                 for x, y in np.argwhere(labels == k)
@@ -213,6 +214,19 @@ def test_grown_clusters_have_mixtures():
     assert (mixture.labels[..., 0] == found.labels)[inside].mean() > 0.9
 
 
+def test_mixtures_use_the_detector_mask_of_a_similarity_made_earlier():
+    scan = simulation(1, n_grains=3, electrons=10_000)
+    q_mask = np.indices((48, 44))[0] > 20
+    similarity = scan.datacube.get_similarity(q_mask=q_mask, noise_correct=True, gain=1, **QUIET)
+    found = scan.datacube.cluster(threshold="auto", similarity=similarity, **QUIET)
+    assert found.settings["q_mask"] is None
+    shares = found.get_mixture(scan.datacube, **QUIET).shares
+    masked = replace(found, settings={"q_mask": q_mask}, similarity=None)
+    np.testing.assert_array_equal(shares, masked.get_mixture(scan.datacube, **QUIET).shares)
+    plain = replace(found, similarity=None)
+    assert not np.array_equal(shares, plain.get_mixture(scan.datacube, **QUIET).shares)
+
+
 def test_repr_and_share_of():
     labels = np.array([[[0, -2, -2, -2], [1, 0, -1, -2]]])
     shares = np.array([[[1, 0, 0, 0], [0.6, 0.3, 0.1, 0]]])
@@ -273,7 +287,7 @@ def test_averages_are_over_pure_positions():
 def test_each_cluster_keeps_a_position(min_purity):
     scan, *_ = blurred(1)
     labels = scan.labels.copy()
-    labels[9:11, 7:9] = labels.max() + 1  # nothing of its own
+    labels[9:11, 7:9] = labels.max() + 1  # a small cluster without pure positions
     clusters = clusters_of(labels)
     mixture = clusters.get_mixture(scan.datacube, **QUIET)
     averages = scan.datacube.get_clustered_datacube(clusters, min_purity=min_purity, **QUIET)
