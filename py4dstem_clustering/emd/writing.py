@@ -162,7 +162,7 @@ class _Target:
         self._dataset, self._check = dataset, check
         self._stopped = Event()
         self._thread = ThreadPoolExecutor(1)
-        self._pending: Future | None = None
+        self._pending: Future[None] | None = None
 
     def __setitem__(self, rows: slice, values: NDArray[Any]) -> None:
         self.wait()

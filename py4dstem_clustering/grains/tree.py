@@ -394,7 +394,7 @@ class ClusterTree(Frozen):
         method = settings.get("method")
         if not isinstance(method, str) or method not in METHODS:
             names = " or ".join(map(repr, METHODS))
-            raise nodes.damaged(node, f"its method {nodes.short(method)} must be {names}")
+            raise nodes.damaged(node, f"its method {nodes.in_one_line(method)} must be {names}")
         _check_arrays(node, method, arrays)
         made = read_settings(node, "similarity_settings")
         try:

@@ -65,7 +65,7 @@ def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | 
         cube.calibration = py4DSTEM.Calibration()
     if not isinstance(cube.calibration, py4DSTEM.Calibration):
         raise ValueError(f"{path} is damaged: its calibration is none of py4DSTEM")
-    with untrusted.naming(path):
+    with untrusted.name_in_errors(path):
         for axes in ("R", "Q"):
             step_of(cube, cube.calibration, axes)
     if values is not cube.data:
@@ -140,7 +140,7 @@ def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | No
     if filetype == "arina":  # which py4DSTEM cuts to 16 bits
         return open_scan(path, scan_shape=scan_shape)
     hint = ""
-    options = {"mem": "MEMMAP"} if filetype in _LAZY else {}
+    options: dict[str, Any] = {"mem": "MEMMAP"} if filetype in _LAZY else {}
     try:
         if filetype == "legacy" and not is_py4DSTEM_version13(path):
             # Without the name of the data py4DSTEM prints a table and returns None (0.14.18).
@@ -200,11 +200,11 @@ def _check_hdf5(path: Path) -> None:
     """py4DSTEM follows any link and takes any memory that a file asks for (0.14.18)."""
     with untrusted.open_file(path) as file:
         own = file.attrs.get("emd_group_type") == "file"
-        untrusted.check_stored(file, plain=False, beside=not own)
+        untrusted.check_stored(file, ours=False, dectris=not own)
         chunks = [] if own else untrusted.linked_files(file)
     for chunk in chunks:
         with untrusted.open_file(path.parent / chunk) as file:
-            untrusted.check_stored(file, plain=False)
+            untrusted.check_stored(file, ours=False)
 
 
 def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> NDArray[Any]:
