@@ -31,7 +31,7 @@ class ScanArray:
     slices. Only the frames asked for are read. ``numpy.asarray(array)`` reads them all.
 
     Any number of threads may read at the same time; HDF5 itself serves one at a time. A copied or
-    pickled one holds the names of the files, not the counts.
+    pickled scan holds the names of the files, not the counts.
 
     Attributes
     ----------

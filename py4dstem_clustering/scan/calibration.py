@@ -73,11 +73,11 @@ def step_of(node: Any, calibration: Any, axes: str = "R") -> tuple[float, str]:
         raise damaged(node, f"its calibration is a {type(calibration).__name__}")
     size = getattr(calibration, f"get_{axes}_pixel_size")()
     unit = getattr(calibration, f"get_{axes}_pixel_units")()
-    # Of 0, emdfile could not write the axes (0.0.16).
-    if isinstance(size, bool) or not isinstance(size, Real) or not np.isfinite(size) or size == 0:
+    number = float(size) if isinstance(size, Real) and not isinstance(size, bool) else np.nan
+    if not np.isfinite(number) or number == 0:  # emdfile cannot write axes of step 0 (0.0.16)
+        found = in_one_line(size)
         raise damaged(
-            node,
-            f"its calibration has the pixel size {in_one_line(size)}, and no number other than 0",
+            node, f"its calibration has the pixel size {found}, and no number other than 0"
         )
     if not isinstance(unit, str):
         raise damaged(node, f"its calibration has the unit {in_one_line(unit)}, and no text")
@@ -96,7 +96,7 @@ def known_centre(datacube: Any) -> tuple[float, float] | None:
 
 
 def known_origins(datacube: Any) -> NDArray[Any] | None:
-    """Origin of each pattern (Rx, Ry, 2), NaN where it is unknown; None where no origin is known."""
+    """Origin of each pattern (Rx, Ry, 2), NaN where unknown; None where no origin is known."""
     calibration = calibration_of(datacube)
     origin = None if calibration is None else calibration.get_origin()
     if origin is None or any(np.shape(part) not in ((), datacube.Rshape) for part in origin):
