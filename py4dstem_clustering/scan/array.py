@@ -322,36 +322,39 @@ def _beyond_defaults(options: dict[str, Any]) -> bool:
     return any(value is not None and value is not False for value in options.values())
 
 
-def _good_neighbours(bad: NDArray[Any]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """For each bad pixel the good ones in the smallest square that holds three.
+def _good_neighbours(bad: NDArray[np.bool_]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """For each bad pixel the good ones in the smallest square around it that holds three.
 
     Returns
     -------
     list of (pixels (n,), neighbours (n, k)), flat indices, one for each k.
     """
     shape = bad.shape
-    least = min(3, int((~bad).sum()))
-    pending = np.argwhere(bad)
+    enough = min(3, int((~bad).sum()))
+    # Good pixels in all rows and columns before a place: the count of a square takes four of them.
+    before = np.pad((~bad).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     groups: dict[int, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
+    pending = np.argwhere(bad)
     reach = 0
     while len(pending):
         reach += 1
+        top, left = np.maximum(pending - reach, 0).T
+        bottom, right = np.minimum(pending + reach + 1, shape).T
+        count = (
+            before[bottom, right] - before[top, right] - before[bottom, left] + before[top, left]
+        )
         offsets = np.indices((2 * reach + 1,) * 2).reshape(2, -1).T - reach
-        # A large gap of a large detector would not fit in one piece.
-        left = []
-        for part in np.array_split(pending, len(pending) * len(offsets) // 2**22 + 1):
-            places = part[:, None] + offsets
-            inside = ((places >= 0) & (places < shape)).all(axis=2)
-            flat = np.ravel_multi_index((places[..., 0], places[..., 1]), shape, mode="clip")
-            good = inside & ~bad.ravel()[flat]
-            count = good.sum(axis=1)
-            for k in np.unique(count[count >= least]):
-                chosen = count == k
-                pixels = np.ravel_multi_index(part[chosen].T, shape)
-                neighbours = flat[chosen][good[chosen]].reshape(-1, k)
-                groups.setdefault(int(k), []).append((pixels, neighbours))
-            left.append(part[count < least])
-        pending = np.concatenate(left)
+        for k in np.unique(count[count >= enough]):
+            chosen = pending[count == k]
+            # A large gap of a large detector would not fit into memory in one piece.
+            for part in np.array_split(chosen, len(chosen) * len(offsets) // 2**22 + 1):
+                places = part[:, None] + offsets
+                inside = ((places >= 0) & (places < shape)).all(axis=2)
+                flat = np.ravel_multi_index((places[..., 0], places[..., 1]), shape, mode="clip")
+                good = inside & ~bad.ravel()[flat]
+                pixels = np.ravel_multi_index((part[:, 0], part[:, 1]), shape)
+                groups.setdefault(int(k), []).append((pixels, flat[good].reshape(-1, k)))
+        pending = pending[count < enough]
     return [
         (np.concatenate([p for p, _ in group]), np.concatenate([n for _, n in group]))
         for group in groups.values()

@@ -1,11 +1,11 @@
 """Scans left on disk: Dectris Arina and Eiger master files with their chunk files, plain HDF5.
 
-What is read is taken as it was counted: nothing is cast to fewer bits, and a fault of a file is an
-error that names the file and the frame, never a frame of zeros.
+Counts keep the type that they have in the file, and a damaged frame is an error that names the file
+and the frame, never a frame of zeros.
 
 Layout of the files (DECTRIS, "Header documentation: NeXus"): ``*_master.h5`` holds
 ``entry/data/data_000001`` and so on, each a link to a dataset (frames, Qx, Qy) in a file of its
-own, and what the detector knows in ``entry/instrument/detector``.
+own, and the settings of the detector in ``entry/instrument/detector``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def open_scan(
     """Open a scan that stays on disk: Dectris Arina and Eiger, or plain HDF5.
 
     Where ``py4DSTEM.import_file(..., filetype="arina")`` reads the whole scan into memory and cuts
-    32-bit counts to 16 bits, this reads a frame when it is asked for, as it was counted.
+    32-bit counts to 16 bits, this reads a frame when it is asked for, with the counts of the file.
 
     Parameters
     ----------
@@ -67,18 +67,18 @@ def open_scan(
         Name of a dataset in the file, (frames, Qx, Qy) or (Rx, Ry, Qx, Qy); by default the chunks
         of a master file.
     bad_pixels : "fill", "missing" or "keep"
-        What becomes of the pixels that the detector's own mask marks as bad (any of the lower 16
+        What becomes of pixels that the detector's own mask marks as bad (any of the lower 16
         bits). "fill" gives them the median of the good pixels in the smallest square around them
         that holds three; the scan keeps its type, and whatever looks for Bragg disks works.
         "missing" makes them NaN and the scan floating point. "keep" leaves what was recorded, often
         the largest value of the type.
     saturated : "raise", "missing" or "keep"
-        What becomes of counts, in other than bad pixels, that are no counts: the largest value of
-        an integer type, which the detector writes where it has none, and values above the
-        saturation that the file states. "raise" stops at the first one with its position, when it
-        is read; ``datacube.get_dp_max()`` looks through the whole scan. "missing" makes
-        them NaN and the scan floating point, so choose it after "raise" found some. "keep"
-        leaves them, as for patterns that were rescaled to the full range of their type.
+        What becomes of saturated values in good pixels: the largest value of an integer type, which
+        the detector writes where it has no count, and values above the saturation that the file
+        states. "raise" stops when the first one is read, and names its position;
+        ``datacube.get_dp_max()`` reads the whole scan. "missing" makes them NaN and the scan
+        floating point, so choose it after "raise" found some. "keep" leaves them, as for patterns
+        that were rescaled to the full range of their type.
     name : str, optional
         Name of the datacube; by default that of the file, without ``_master``.
 
@@ -179,12 +179,13 @@ def open_scan(
 
 
 def _load_filters() -> None:
-    """Bitshuffle and LZ4 for HDF5, which py4DSTEM depends on; a file may do without."""
+    """Make bitshuffle and LZ4 known to HDF5, where hdf5plugin is installed."""
     with suppress(ImportError):
         import hdf5plugin  # noqa: F401
 
 
 def _check_skip(skip_frames: Any) -> tuple[int, int]:
+    """Frames that are dropped before the first row and after the last."""
     pair = skip_frames if isinstance(skip_frames, (tuple, list)) else (skip_frames, 0)
     if len(pair) != 2:
         raise ValueError(
@@ -196,6 +197,7 @@ def _check_skip(skip_frames: Any) -> tuple[int, int]:
 
 
 def _default_name(prefix: str) -> str:
+    """The name of the file, where a datacube can have it."""
     try:
         return check_name(prefix)
     except ValueError:

@@ -240,15 +240,11 @@ def put(place, number):
         ("grown", "data", lambda a: a + np.int64(2**32), "labels must be from -1"),
         ("grown", "data", lambda a: a.astype(float), "labels of type float64"),
         ("grown", "data", lambda a: a[0], r"labels of shape \(7,\)"),
-        ("grown", "data", lambda a: a[:0], "labels must hold|similarity_mean"),
         ("grown", "data", lambda a: a.astype(object), "labels of type object"),
         ("grown", "seeds", put((0, 0), 8), "seeds must be from 0 to 8|seed must be a member"),
-        ("grown", "seeds", put((0, 0), 1000), "seeds must be from 0"),
         ("grown", "seeds", lambda a: a[:-1], "background of shape|labels must hold each number"),
         ("grown", "seeds", None, "seeds of type NoneType"),
-        ("grown", "seeds", 5, "seeds of type int"),
         ("grown", "similarity_mean", put((0, 0), 7), "similarity_mean must be from -1.001"),
-        ("grown", "similarity_mean", put((0, 0), np.inf), "similarity_mean must be from -1.001"),
         ("grown", "similarity_mean", lambda a: a.T, "similarity_mean of shape"),
         ("grown", "background", np.ones(9, bool), r"background of shape \(9,\)"),
         ("grown", "background", np.ones(4), "background of type float64 must be True and False"),
@@ -260,22 +256,18 @@ def put(place, number):
         ("tree_of_growth", "level", lambda a: a[::-1], "levels are not in order"),
         ("tree_of_growth", "level", put(3, np.nan), "level must be from"),
         ("tree_of_growth", "first", put(3, 56), "first must be from 0 to 55"),
-        ("tree_of_growth", "first", put(3, -1), "first must be from 0 to 55"),
         ("tree_of_growth", "first", lambda a: a * 0, "go round in a circle"),
         ("tree_of_growth", "first", None, "first of type NoneType"),
         ("tree_of_growth", "second", lambda a: a[:-1], r"second of shape \(54,\)"),
         ("tree_of_growth", "mask", lambda a: ~a, "out of its mask"),
-        ("tree_of_growth", "similarity", None, "similarity of type NoneType"),
         ("tree_of_merging", "automatic", lambda a: a + 1, "numbered without gaps"),
         ("tree_of_merging", "automatic", lambda a: a * 0 - 1, "joins of regions"),
         ("tree_of_merging", "features", lambda a: a * np.nan, "features must be finite"),
-        ("tree_of_merging", "brightness", None, "brightness of type NoneType"),
         ("orientation_map", "data", lambda a: a[..., :2], "data of shape"),
         ("orientation_map", "corr", lambda a: a[:1], "corr of shape"),
         ("orientation_map", "corr", np.full((2, 1, 2), "x"), "corr of type"),
         ("orientation_map", "__class__", np.zeros((2, 1)), "array of the name '__class__'"),
         ("orientation_map", "get_orientation", np.zeros((2, 1)), "of the name 'get_orientation'"),
-        ("orientation_map", "num_x", np.zeros((2, 1)), "of the name 'num_x'"),
     ],
 )  # fmt: skip
 def test_a_node_that_is_damaged(name, key, value, text):
@@ -470,8 +462,8 @@ def test_what_is_no_series(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("frame", 5), ("frame", "0"), ("time", np.nan), ("time", "now"), ("n_clusters", -1),
-     ("n_clusters", 3), ("source", 4), ("size", -4), ("fingerprint", 1.5), ("error", 1)],
+    [("frame", 5), ("frame", "0"), ("time", np.nan), ("n_clusters", -1), ("n_clusters", 3),
+     ("source", 4)],
 )  # fmt: skip
 def test_what_is_known_of_a_frame_is_damaged(tmp_path, key, value):
     path = copy(tmp_path, "series_format_1")
@@ -561,11 +553,6 @@ def nest(group, depth=2000):
         group.attrs["type"] = "dict"
 
 
-def branch(group):
-    for name in ("a", "b", "c"):
-        group[name] = h5py.SoftLink("/series")
-
-
 def virtual(group, name):
     attributes = dict(group[name].attrs)
     del group[name]
@@ -610,19 +597,15 @@ WAYS = {
     "soft": lambda f: f[ARRAYS_OF].__setitem__("x", h5py.SoftLink("/series")),
     "loop": lambda f: f[ARRAYS_OF].__setitem__("x", f["series"]),
     "nested": lambda f: nest(f[f"{FRAME}/metadatabundle/settings"]),
-    "options": lambda f: nest(f["series/metadatabundle/settings"]),
-    "branching": lambda f: branch(f["series/metadatabundle/settings"]),
     "objects": lambda f: f[ARRAYS_OF].create_dataset("x", (3,), h5py.string_dtype()),
-    "lists": lambda f: f[ARRAYS_OF].create_dataset("x", (3,), h5py.vlen_dtype(int)),
-    "references": lambda f: f[ARRAYS_OF].create_dataset("x", (3,), h5py.ref_dtype),
     "compound": lambda f: f[ARRAYS_OF].create_dataset("x", (3,), [("a", int)]),
     "class": lambda f: f[f"{FRAME}/metadatabundle/arrays"].attrs.modify("python_class", "DataCube"),
-    "class of the frame": lambda f: f[FRAME].attrs.modify("python_class", "PointListArray"),
     "attribute": lambda f: f[FRAME].attrs.create("python_class", np.arange(2000)),
 }  # fmt: skip
 
 
 @POSIX
+@pytest.mark.slow
 def test_hostile_files_take_no_memory_and_no_time(tmp_path):
     files = []
     for way, change in WAYS.items():
@@ -631,7 +614,7 @@ def test_hostile_files_take_no_memory_and_no_time(tmp_path):
         with h5py.File(path, "r+") as file:
             change(file)
         files.append((path, "series"))
-    for way in ("declared", "external", "soft", "loop", "nested"):
+    for way in ("declared", "external", "nested"):
         path = tmp_path / f"scan {way}.h5"
         path.write_bytes((DATA / "release_0.1.0.h5").read_bytes())
         with h5py.File(path, "r+") as file:
@@ -643,8 +626,7 @@ def test_hostile_files_take_no_memory_and_no_time(tmp_path):
             elif way == "nested":
                 nest(group["clusters/metadatabundle/settings"])
             else:
-                other = {"external": h5py.ExternalLink("/etc/passwd", "/"), "loop": group}
-                group["x"] = other.get(way, h5py.SoftLink("/cube_root"))
+                group["x"] = h5py.ExternalLink("/etc/passwd", "/")
         files.append((path, "load"))
     # Zeros in a heap of texts, as where a disk lost a block: HDF5 goes round in it without end.
     for name, reader in (("series_format_1", "series"), ("release_0.1.0", "load")):
@@ -731,16 +713,12 @@ def header(shape, descr="'<u2'", version=b"\x01\x00"):
 
 NPY = {
     "huge": header((2**20, 2**20, 2**10, 2**10)),
-    "overflow": header((2**40, 2**40, 2**40, 2**40)),
     "negative": header((-1, 2, 3, 4)) + bytes(48),
     "objects": header((1, 1, 2, 2), "'|O'") + bytes(32),
     "records": header((1, 1, 2, 2), "[('a', '<u2'), ('b', '<u2')]") + bytes(16),
-    "text": header((1, 1, 2, 2), "'<U4'") + bytes(64),
     "code": header("__import__('os').system('false')") + bytes(64),
     "cut": header((4, 3, 6, 5))[:40],
-    "few": header((4, 3, 6, 5)) + bytes(100),
     "flat": header((720,)) + bytes(1440),
-    "empty": header((0, 3, 6, 5)),
     "version": header((4, 3, 6, 5), version=b"\x09\x00") + bytes(720),
     "pickle": b"\x80\x04cos\nsystem\n(S'false'\ntR.",
     "nothing": b"",
@@ -748,17 +726,24 @@ NPY = {
 
 
 @pytest.mark.parametrize("kind", NPY)
-def test_a_hostile_npy(tmp_path, kind, capsys):
+def test_a_hostile_npy(tmp_path, kind):
     path = tmp_path / "x.npy"
     path.write_bytes(NPY[kind])
     with pytest.raises((ValueError, TypeError), match=r"x.npy") as error:
         load_scan(path)
     assert len(lines_of(error)) == 1
+
+
+def test_a_command_on_a_hostile_npy(tmp_path, capsys):
+    path = tmp_path / "x.npy"
+    path.write_bytes(NPY["objects"])
     assert main(["cluster", str(path), "--out", str(tmp_path / "out.h5")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("kind", [*NPY, "packed", "bz2", "foreign", "two"])
+@pytest.mark.parametrize(
+    "kind", ["huge", "objects", "cut", "version", "nothing", "packed", "bz2", "foreign", "two"]
+)
 def test_a_hostile_npz(tmp_path, kind):
     path = tmp_path / "x.npz"
     packing = zipfile.ZIP_BZIP2 if kind == "bz2" else zipfile.ZIP_DEFLATED
@@ -846,6 +831,7 @@ def fuzz(first, count):
 
 
 @POSIX
+@pytest.mark.slow
 def test_files_that_are_damaged_at_random():
     count = int(os.environ.get("FUZZ_CASES", "150"))
     first = int(os.environ.get("FUZZ_FIRST", "0"))
@@ -860,7 +846,7 @@ def test_files_that_are_damaged_at_random():
 def test_a_command_on_a_damaged_file(tmp_path, capsys):
     path = copy(tmp_path, "release_0.1.0")
     whole = path.read_bytes()
-    for content in (whole[:5000], whole[: len(whole) - 100], b"", b"no HDF5", whole[2000:]):
+    for content in (whole[: len(whole) - 100], b"no HDF5", whole[2000:]):
         path.write_bytes(content)
         assert main(["cluster", str(path), "--out", str(tmp_path / "out.h5"), "--quiet"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
