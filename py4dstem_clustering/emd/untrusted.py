@@ -37,7 +37,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     with name_in_errors(path):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not a file; check the path")
-        with closing(_CheckedReader(path)) as reader:
+        with closing(CheckedReader(path)) as reader:
             try:
                 file = h5py.File(reader, "r")
             except Exception as error:
@@ -82,7 +82,7 @@ class _DamagedHeap(OSError):
     """A heap of texts in which HDF5 would search without end."""
 
 
-class _CheckedReader:
+class CheckedReader:
     """A file for h5py that checks every heap of texts before HDF5 works with it.
 
     A heap holds texts of any length, one after the other. HDF5 (2.0) searches without end in a heap

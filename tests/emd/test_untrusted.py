@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import re
 import struct
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -178,3 +179,20 @@ def test_a_scan_of_py4dstem_is_read_as_before(tmp_path):
     scan = py4DSTEM.DataCube(np.arange(360, dtype=np.uint16).reshape(4, 3, 6, 5), name="cube")
     py4DSTEM.save(tmp_path / "å.h5", scan)  # a name that is no ASCII
     np.testing.assert_array_equal(load_scan(tmp_path / "å.h5").data, scan.data)
+
+
+@pytest.mark.parametrize("size", [3, 5, 64, 10**6])
+def test_a_heap_in_pieces_of_any_size(tmp_path, size):
+    path = DATA / "tree_format_1.h5"
+    assert zero_heaps(path, tmp_path / "zeros.h5")
+
+    def content(path):
+        buffer, found = bytearray(size), bytearray()
+        with closing(untrusted.CheckedReader(path)) as reader:
+            while n := reader.readinto(buffer):
+                found += buffer[:n]
+        return found
+
+    assert content(path) == path.read_bytes()
+    with pytest.raises(OSError, match=r"heap of texts at byte \d+ is damaged"):
+        content(tmp_path / "zeros.h5")
