@@ -506,6 +506,15 @@ def test_a_bad_pixel_is_not_filled_with_saturated_counts(scan, tmp_path):
     assert cube.cluster(threshold=0.5, progress_bar=False).n_clusters >= 1
 
 
+def test_the_lower_16_bits_of_a_mask_mark_bad_pixels(scan, tmp_path):
+    mask = np.zeros(DETECTOR, dtype=np.uint32)
+    mask.ravel()[:32] = 2 ** np.arange(32, dtype=np.uint64)
+    cube = open_scan(write_arina(tmp_path, as_frames(scan), mask=mask), scan_shape=SCAN)
+    bad = cube.metadata["arina"]["bad_pixels"].ravel()
+    assert bad[:16].all()
+    assert not bad[16:].any()
+
+
 def test_a_large_gap_is_filled(tmp_path):
     frames = np.full((1, 60, 50), 7, dtype=np.uint16)
     mask = np.zeros((60, 50))
