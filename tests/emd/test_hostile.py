@@ -165,6 +165,7 @@ def chunk(group, name):
     data = group.create_dataset(
         name, (8, 7), "f4", maxshape=(None, None), chunks=(2**15, 2**14 - 1), compression="gzip"
     )
+    data.id.write_direct_chunk((0, 0), bytes(100))
     data.attrs.update(attributes)
 
 
@@ -237,6 +238,45 @@ def test_a_hostile_series(tmp_path, way):
         open_series(path)[0]
     assert time.perf_counter() - start < 5
     assert len(lines_of(error)) == 1
+
+
+def test_a_chunk_is_refused_before_it_takes_memory(tmp_path):
+    path = copy(tmp_path, "series_format_1")
+    with h5py.File(path, "r+") as file:
+        chunk(file[ARRAYS_OF], "image")
+    with pytest.raises((OSError, ValueError), match=f"image declares {4 * 2**15 * (2**14 - 1)} b"):
+        open_series(path)[0]
+
+
+def test_a_chunk_that_was_never_written_is_not_read_as_zeros(tmp_path):
+    path = copy(tmp_path, "series_format_1")
+    with h5py.File(path, "r+") as file:
+        arrays = file[ARRAYS_OF]
+        attributes = dict(arrays["image"].attrs)
+        del arrays["image"]
+        data = arrays.create_dataset("image", (8, 7), "f4", chunks=(1, 7), compression="gzip")
+        data.attrs.update(attributes)
+        data[:7] = 1
+    with pytest.raises((OSError, ValueError), match="image declares 224 bytes"):
+        open_series(path)[0]
+
+
+def test_arrays_that_share_their_bytes(tmp_path):
+    path = copy(tmp_path, "series_format_1")
+    n_bytes = 800_008
+    with h5py.File(path, "r+") as file:
+        arrays = file[ARRAYS_OF]
+        arrays["first"] = np.ones(n_bytes // 8)
+        address = arrays["first"].id.get_offset()
+        for k in range(3):
+            arrays.create_dataset(f"x{k}", (n_bytes // 8,), "f8")
+    size = n_bytes.to_bytes(8, "little")
+    content = path.read_bytes().replace(b"\xff" * 8 + size, address.to_bytes(8, "little") + size)
+    path.write_bytes(content)
+    with h5py.File(path) as file:
+        assert file[f"{ARRAYS_OF}/x2"][-1] == 1
+    with pytest.raises((OSError, ValueError), match="declare more than the file holds"):
+        open_series(path)[0]
 
 
 @pytest.mark.parametrize("link", [h5py.SoftLink("/other"), h5py.ExternalLink("other.h5", "series")])
