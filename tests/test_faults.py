@@ -327,7 +327,7 @@ def scan_of_chunks(tmp_path, monkeypatch):
 def test_a_chunk_file_that_is_missing(scan_of_chunks):
     cube, folder = scan_of_chunks
     (folder / "scan_data_000004.h5").unlink()
-    with pytest.raises(OSError, match=r"scan_data_000004.h5 is gone"):
+    with pytest.raises(OSError, match=r"scan_data_000004.h5 is missing"):
         cube.filter_correlative(**FILTER, out=folder / "out.h5")
 
 

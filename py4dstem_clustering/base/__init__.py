@@ -1,1 +1,1 @@
-"""What every other folder needs: checks of arguments, frozen results, the progress bar."""
+"""Used by every other folder: checks of arguments, frozen results, the progress bar."""

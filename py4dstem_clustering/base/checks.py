@@ -62,11 +62,12 @@ def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.i
     """A finite real number in ``[low, high]``."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
-    if not (np.isfinite(value) and low <= value <= high):
+    number = float(value)
+    if not (np.isfinite(number) and low <= number <= high):
         rule = "" if low == -np.inf else f" of at least {low:g}"
         rule = f" from {low:g} to {high:g}" if np.isfinite(high) else rule
         raise ValueError(f"{name}={value!r} must be a finite number{rule}")
-    return float(value)
+    return number
 
 
 def check_integer(name: str, value: Any, low: int) -> int:
@@ -98,9 +99,10 @@ def check_n_jobs(n_jobs: Any) -> int | None:
 
 
 def check_memory(max_memory: Any, *needs: Callable[[], MemoryNeed]) -> int | None:
-    """Rows of the scan in a block, for a number of bytes or a text such as "1 GB"; None for None.
+    """Rows of the scan that a block may have, for a memory limit such as "1 GB"; None for None.
 
-    `needs` are those of all that is done, made only where they count. 1 where none is given.
+    `needs` give the memory of every step of the work, and are called only where there is a limit.
+    The block that they leave room for has at least one row; without `needs` it has one.
     """
     if max_memory is None:
         return None
@@ -119,12 +121,12 @@ def check_memory(max_memory: Any, *needs: Callable[[], MemoryNeed]) -> int | Non
     if limit <= 0:
         raise ValueError(f"max_memory={max_memory!r} must be above 0: {rule}")
     found = [need() for need in needs]
-    least = max((need.fixed + need.row for need in found), default=0)
-    if limit < least:
+    one_row = max((need.fixed + need.row for need in found), default=0)
+    if limit < one_row:
         raise ValueError(
-            f"max_memory={max_memory!r} must be at least {least} bytes ({-(-least // 10**6)} MB): "
-            "what one row of this scan takes here; give more, fewer n_jobs, or bin the detector "
-            "(datacube.bin_Q)"
+            f"max_memory={max_memory!r} must be at least {one_row} bytes "
+            f"({-(-one_row // 10**6)} MB), because one row of this scan takes so much here; give "
+            "more, fewer n_jobs, or bin the detector (datacube.bin_Q)"
         )
     return max(1, min(((limit - n.fixed) // n.row for n in found if n.row), default=1))
 
@@ -188,7 +190,7 @@ def check_noise(
                     f"out {name}"
                 )
     elif gain is None:
-        noise_windows(scan)  # which says where the scan is too small to measure it
+        noise_windows(scan)  # raises an error where the scan is too small
     return noise_correct, gain, offset
 
 
@@ -253,8 +255,8 @@ def resolve_r_mask(r_mask: float | str | NDArray[Any] | None, mean: NDArray[Any]
         return r_mask
     if isinstance(r_mask, str):
         values = mean[np.isfinite(mean)]
-        # Values that differ by rounding only: fewer than one number of their type for each of the
-        # 256 bins that scikit-image counts them in. No position stands out then.
+        # The values differ by rounding only where their range has fewer numbers of their type than
+        # the 256 bins of scikit-image's histogram. No position stands out then.
         if values.size == 0 or np.ptp(values) <= 256 * np.spacing(np.abs(values).max()):
             return np.zeros(mean.shape, dtype=bool)
         try:
@@ -268,7 +270,7 @@ def resolve_r_mask(r_mask: float | str | NDArray[Any] | None, mean: NDArray[Any]
 
 
 def check_same_scan(what: str, shape: Sequence[int], scan: Sequence[int]) -> None:
-    """The shape of what was made of a scan, and of the scan it is used with."""
+    """A result that was made from one scan, `what`, has the shape of the scan it is used with."""
     if tuple(shape) != tuple(scan):
         raise ValueError(
             f"{what} of a scan of {tuple(shape)} must fit this scan of {tuple(scan)}; make it anew "

@@ -186,7 +186,7 @@ def orientation_from_node(node: emdfile.Array) -> Any:
         # A file that is not trusted must not overwrite a method or another attribute.
         if key not in known or key == "matrix":
             if not key.isidentifier() or key.startswith("_") or hasattr(out, key):
-                raise nodes.damaged(node, f"it holds an array of the name {nodes.short(key)}")
+                raise nodes.damaged(node, f"it holds an array of the name {nodes.in_one_line(key)}")
             nodes.check_array(node, key, value, np.shape(value), "biuf", nan=True)
             if np.shape(value)[:2] != matrix.shape[:2]:
                 raise nodes.damaged(node, f"its {key} is not of its positions")

@@ -18,7 +18,9 @@ FORMAT = 1
 """Format of the nodes that are written. Older ones are read, newer ones refused."""
 
 
-# --- nodes -----------------------------------------------------------------------------------
+def now() -> str:
+    """The time in UTC, as results note it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def tag(node: emdfile.Node, kind: str) -> None:
@@ -29,7 +31,7 @@ def tag(node: emdfile.Node, kind: str) -> None:
             "kind": kind,
             "format": FORMAT,
             "version": __version__,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": now(),
         },
     )
 
@@ -47,18 +49,18 @@ def _tagged(node: Any) -> Mapping[str, Any]:
 
 
 def check_kind(node: Any, kind: str, what: str, remedy: str) -> None:
-    """One of our nodes of one kind, `what` in words; `remedy` says what to make, and how.
+    """The node is one of ours, of one kind, in a format that this version knows.
 
-    In a format that this version knows.
+    For the error, `what` names the kind in words, and `remedy` says what to make, and how.
     """
     if kind_of(node) != kind:
         name = getattr(node, "name", node)
-        raise ValueError(f"{short(name)} holds no {what} of {TAG}; make {remedy}")
+        raise ValueError(f"{in_one_line(name)} holds no {what} of {TAG}; make {remedy}")
     tagged = _tagged(node)
     # Arrays and numbers of other types are damage too.
     found = tagged.get("format")
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise damaged(node, f"its format is {short(found)} and must be a whole number from 1")
+        raise damaged(node, f"its format is {in_one_line(found)} and must be a whole number from 1")
     if found > FORMAT:
         made_by = tagged.get("version")
         if not isinstance(made_by, str):
@@ -66,19 +68,19 @@ def check_kind(node: Any, kind: str, what: str, remedy: str) -> None:
             made_by = getattr(settings, "_params", {}).get(f"{TAG}_version")
         by = f", made by {TAG} {made_by:.20}" if isinstance(made_by, str) else ""
         raise ValueError(
-            f"{short(node.name)} holds {what} in format {found}{by}; {TAG} {__version__} reads "
-            f"formats up to {FORMAT}, update it (pip install --upgrade py4dstem-clustering)"
+            f"{in_one_line(node.name)} holds {what} in format {found}{by}; {TAG} {__version__} "
+            f"reads formats up to {FORMAT}, update it (pip install --upgrade py4dstem-clustering)"
         )
 
 
 def damaged(node: Any, text: str) -> ValueError:
     """The error for a node of ours that is not what `to_node` makes."""
-    name = short(getattr(node, "name", node))
+    name = in_one_line(getattr(node, "name", node))
     return ValueError(f"{name} is damaged: {text}; copy its file again, or make it anew")
 
 
-def short(value: Any) -> str:
-    """What a file holds, for an error: one line that is not long."""
+def in_one_line(value: Any) -> str:
+    """A value from a file as one line of at most 100 characters, for an error."""
     text = repr(value) if isinstance(value, (str, int, float)) else str(value)
     text = " ".join(text.split())
     return text if len(text) <= 100 else f"{text[:97]}..."
@@ -103,19 +105,18 @@ def check_array(
     nan: bool = False,
 ) -> NDArray[Any]:
     """An array of a node, of one shape (None: any length), kinds of types, and range."""
-    found = getattr(value, "shape", None)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
         what = getattr(value, "dtype", type(value).__name__)
         raise damaged(node, f"its {name} of type {what} must be {_KINDS[kinds]}")
-    if len(found) != len(shape) or any(
-        n is not None and n != m for n, m in zip(shape, found, strict=True)
+    if value.ndim != len(shape) or any(
+        n is not None and n != m for n, m in zip(shape, value.shape, strict=True)
     ):
         rule = ", ".join("any" if n is None else str(n) for n in shape)
-        raise damaged(node, f"its {name} of shape {found} must have the shape ({rule})")
+        raise damaged(node, f"its {name} of shape {value.shape} must have the shape ({rule})")
     numbers = value[~np.isnan(value)] if nan else value
     if kinds != "b" and numbers.size:
-        least, most = numbers.min(), numbers.max()  # NaN if there is one
-        if not (low <= least and most <= high and np.isfinite([least, most]).all()):
+        lowest, highest = numbers.min(), numbers.max()  # NaN if any is NaN
+        if not (low <= lowest and highest <= high and np.isfinite([lowest, highest]).all()):
             rule = "finite" if high == np.inf else f"from {low:g} to {high:g}"
             rule = f"finite and at least {low:g}" if high == np.inf > -low else rule
             raise damaged(node, f"its {name} must be {rule}" + (" or NaN" if nan else ""))
@@ -135,7 +136,7 @@ def children(parent: emdfile.Node, kind: str) -> dict[str, emdfile.Node]:
 def _sequence(node: emdfile.Node) -> int:
     number = _tagged(node).get("sequence", 0)
     if isinstance(number, bool) or not isinstance(number, int):
-        raise damaged(node, f"its place among others is {short(number)}, and no whole number")
+        raise damaged(node, f"its place among others is {in_one_line(number)}, and no whole number")
     return number
 
 
@@ -153,7 +154,7 @@ def check_free(parent: emdfile.Node, name: str, kind: str) -> None:
 
 def put(parent: emdfile.Node, node: emdfile.Node) -> None:
     """Add one of our nodes to a tree as the newest of its kind, in place of one of its name."""
-    kind = kind_of(node)
+    kind = _tagged(node)["kind"]
     check_free(parent, node.name, kind)
     newest = max(map(_sequence, children(parent, kind).values()), default=0)
     # HDF5 lists names in alphabetical order, so the order of making is kept as a number.

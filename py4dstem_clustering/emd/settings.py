@@ -8,10 +8,11 @@ from typing import Any
 import emdfile
 import numpy as np
 
-from .nodes import damaged, short
+from .nodes import damaged, in_one_line
 
-# Settings and groups nest a few levels deep; a file that goes on and on is not ours.
 MAX_DEPTH = 24
+"""Levels of groups and settings in a file. This package writes fewer; a file with more is refused,
+because it may be made to exhaust the stack."""
 
 PROVENANCE = (
     "source", "fingerprint", "shape", "created", "seconds", "py4dstem_clustering_version",
@@ -36,7 +37,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class Settings(Mapping):
+class Settings(Mapping[str, Any]):
     """A read-only copy of settings, as plain Python and read-only arrays; can be pickled.
 
     As a mapping it has the options, so that ``function(**settings)`` does the same again. What was
@@ -88,7 +89,7 @@ def read_settings(node: emdfile.Node, name: str = "settings") -> Settings:
     params = {} if metadata is None else metadata._params
     for key, value in params.items():
         if not _is_plain(value):
-            raise damaged(node, f"its {name} hold a {type(value).__name__} for {short(key)}")
+            raise damaged(node, f"its {name} hold a {type(value).__name__} for {in_one_line(key)}")
     return Settings(params)
 
 

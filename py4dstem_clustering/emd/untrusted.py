@@ -1,293 +1,390 @@
-"""HDF5 files that may be damaged or hostile: checked before anything is read."""
+"""HDF5 files that may be damaged or hostile: opened and checked before anything is read."""
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import closing, contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import h5py
 import numpy as np
 
-from .nodes import short
+from .nodes import in_one_line
 from .settings import MAX_DEPTH
-from .writing import PIECE_BYTES
 
-# Deflate, which packs more than LZ4 and lzf, makes no more than so many bytes of one.
-_MAX_PACKED = 1032
+_MAX_PACKING_RATIO = 1032
+"""Bytes that one byte of a file can unpack to: deflate packs more than LZ4 and lzf, and no more
+than this. A larger number lets a small file ask for more memory."""
 
-# Larger files are not looked through for damage: that would take as long as reading them.
-_MAX_SCANNED = 2**30
+_MAX_TEXTS_OF_DATASET = 4096
+_MAX_TEXTS_OF_ATTRIBUTE = 64
+"""Longer lists of texts are not checked; py4DSTEM reads none. With larger numbers opening takes
+longer, and more memory where many texts of an attribute lie at one place in the file."""
 
 
-# --- files of others ---------------------------------------------------------------------------
+# --- opening ---------------------------------------------------------------------------------
 
 
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file to read. What goes wrong meanwhile is a ValueError or OSError that names it."""
-    with naming(path):
-        if not path.is_file():
-            raise OSError(f"{path} is not a file; check the path")
-        state = path.stat()
-        if state.st_size <= _MAX_SCANNED:
-            _check_heaps(path, state.st_size, state.st_mtime_ns)
-        try:
-            file = h5py.File(path, "r")
-        except Exception as error:
-            if h5py.is_hdf5(path):
-                what = "is damaged, cut short or still written"
-            else:
-                what = "is no HDF5 file, or its beginning is damaged"
-            raise OSError(f"{path} {what} ({_reason(error)}); copy it again") from error
-        with file:
-            yield file
+    """Open an HDF5 file to read its metadata, whoever wrote it.
 
-
-@lru_cache(maxsize=1024)
-def _check_heaps(path: Path, size: int, changed: int) -> None:
-    """No heap of texts in which HDF5 looks without end for the next one (2.0).
-
-    That nobody could stop, not even with Ctrl-C. Where a disk lost a block, zeros are in its place.
+    No more of the file is read than HDF5 asks for. Whatever goes wrong until the end of the `with`
+    block is a ValueError or an OSError of one line that names the file.
     """
-    overlap = 8
-    with path.open("rb") as file:
-        start, tail = 0, b""
-        while piece := file.read(PIECE_BYTES):
-            piece = tail + piece
-            at = piece.find(_HEAP)
-            while at >= 0:
-                file.seek(start + at)
-                _check_heap(file, start + at, size)
-                at = piece.find(_HEAP, at + 1)
-            tail = piece[-overlap:]
-            start += len(piece) - len(tail)
-            file.seek(start + len(tail))
-
-
-_HEAP = b"GCOL\x01\0\0\0"
-
-
-def _check_heap(file: Any, at: int, file_size: int) -> None:
-    """Objects of a heap, one after the other, each of some size, up to its end."""
-    size = int.from_bytes(file.read(16)[8:], "little")
-    if not 16 < size <= file_size - at:
-        return  # HDF5 sees that
-    heap = file.read(size - 16)
-    place = 0
-    while place + 16 <= len(heap):
-        number = int.from_bytes(heap[place : place + 2], "little")
-        n_bytes = int.from_bytes(heap[place + 8 : place + 16], "little")
-        step = n_bytes if number == 0 else 16 + -(-n_bytes // 8) * 8
-        if not 0 < step <= len(heap) - place:
-            raise OSError(
-                f"{file.name} is damaged: the texts from byte {at} on are no list; copy it again, "
-                "or make it anew"
-            )
-        place += step
+    with name_in_errors(path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not a file; check the path")
+        with closing(CheckedReader(path)) as reader:
+            try:
+                file = h5py.File(reader, "r")
+            except Exception as error:
+                if h5py.is_hdf5(path):
+                    what = f"is damaged, cut short or still written ({_reason(error)})"
+                    raise OSError(f"{path} {what}; copy it again") from error
+                raise OSError(
+                    f"{path} is no HDF5 file, or its beginning is damaged ({_reason(error)}); give "
+                    "an HDF5 file, such as a *_master.h5, or copy it again"
+                ) from error
+            with file:
+                yield file
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a file is read, as one line that says with which file."""
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into an error of one line that names the file."""
     try:
         yield
     except MemoryError:
         raise
-    except (ValueError, OSError) as error:
+    except Exception as error:
         text = _reason(error)
-        if str(path) in text:
+        ours = isinstance(error, (ValueError, TypeError, OSError))
+        if ours and str(path) in text:
             raise
-        kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"{path}: {text}") from error
-    except Exception as error:  # h5py and emdfile raise what comes (3.16, 0.0.16)
-        raise OSError(f"{path} is damaged ({_reason(error)}); copy it again") from error
+        if isinstance(error, OSError):
+            raise OSError(f"{path}: {text}") from error
+        if isinstance(error, ValueError):
+            raise ValueError(f"{path}: {text}") from error
+        # h5py and emdfile raise errors of many other kinds (3.16, 0.0.16).
+        raise OSError(f"{path} is damaged ({text}); copy it again") from error
 
 
 def _reason(error: BaseException) -> str:
-    """The text of an error in one line; its kind where it says nothing."""
+    """The text of an error in one line, or the kind of the error if it has no text."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 500 else f"{text[:497]}..."
 
 
-def check_stored(
-    file: h5py.File, name: str = "/", *, plain: bool = True, beside: bool = False
-) -> Any:
-    """The group of a name, when it can be read without surprise, with all below it.
+class _DamagedHeap(OSError):
+    """A heap of texts in which HDF5 would search without end."""
 
-    Nothing in it leads elsewhere, is nested without end, or declares more than its bytes can hold:
-    a few bytes of a file would take any memory otherwise. Costs no more than what is really there.
+
+class CheckedReader:
+    """A file for h5py that checks every heap of texts before HDF5 works with it.
+
+    A heap holds texts of any length, one after the other. HDF5 (2.0) searches without end in a heap
+    of zeros, such as a disk leaves that lost a block, and even Ctrl-C does not stop it. Heaps that
+    HDF5 does not ask for are not checked, so that opening takes as long for a file of any size.
+    """
+
+    _START = b"GCOL\x01\0\0\0"
+
+    _MAX_OBJECTS = 2**16 + 1
+    """Objects of a heap: HDF5 numbers them with 16 bits, and free space has the number 0."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._size = path.stat().st_size
+        self._checked: set[int] = set()
+        self.read, self.seek, self.tell = self._file.read, self._file.seek, self._file.tell
+        self.close = self._file.close
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        start = self._file.tell()
+        n = 0
+        while n < len(view) and (more := self._file.readinto(view[n:])):
+            n += more
+        # The start of a heap may lie in two pieces that are read one after the other.
+        before = min(start, len(self._START) - 1)
+        self._file.seek(start - before)
+        seam = self._file.read(before) + bytes(view[: min(n, before)])
+        for offset, piece in ((start - before, seam), (start, view[:n])):
+            for match in re.finditer(re.escape(self._START), piece):
+                self._check_heap(offset + match.start())
+        self._file.seek(start + n)
+        return n
+
+    def _check_heap(self, at: int) -> None:
+        """The objects of a heap follow each other, each of some size, up to its end."""
+        if at in self._checked:
+            return
+        self._checked.add(at)
+        self._file.seek(at + 8)
+        end = at + int.from_bytes(self._file.read(8), "little")
+        if not at + 16 < end <= self._size:
+            return  # HDF5 refuses such a heap itself
+        place = at + 16
+        for _ in range(self._MAX_OBJECTS):
+            if place + 16 > end:
+                return
+            self._file.seek(place)
+            head = self._file.read(16)
+            number, n_bytes = (int.from_bytes(part, "little") for part in (head[:2], head[8:]))
+            step = n_bytes if number == 0 else 16 + -(-n_bytes // 8) * 8
+            if not 0 < step <= end - place:
+                break
+            place += step
+        raise _DamagedHeap(f"the heap of texts at byte {at} is damaged; copy the file again")
+
+
+# --- what a file declares -----------------------------------------------------------------------
+
+
+def check_stored(
+    file: h5py.File, name: str = "/", *, ours: bool = True, dectris: bool = False
+) -> Any:
+    """Return a group or dataset when it and all below it can be read without surprise.
+
+    Nothing in it leads to other files, is nested without end, or declares more values than its
+    bytes can hold: a small file could take all memory otherwise. The check reads no values of
+    arrays.
 
     Parameters
     ----------
-    file : the file, open.
-    name : path of a group or dataset in it.
-    plain : as this package writes: numbers and texts, stored to the end, in few classes.
-    beside : no file of py4DSTEM: links in it may lead through the file, and those in ``entry/data``
-        to other files in its folder, see `linked_files`.
+    file : the file, from `open_file`.
+    name : path of a group or dataset in the file.
+    ours : whether the file must be as this package writes: numbers and texts, stored to the end, in
+        few classes. Otherwise the texts of the file are checked too, for a program that opens the
+        file by itself.
+    dectris : whether the file may be a master file of Dectris: links inside the file are allowed,
+        and those of ``entry/data`` to other files in its folder, see `linked_files`.
 
     Raises
     ------
     OSError
-        If it cannot, and why.
+        If it cannot be read; the error says why.
     """
-    size = os.path.getsize(file.filename)
+    size = file.id.get_filesize()
     item: Any = file
     for part in name.split("/"):
         if part:
-            item = _member(item, part)
+            item = _own_member(item, part)
             if item is None:
-                raise ValueError(f"{file.filename} holds no {name!r}")
+                raise ValueError(f"it holds no {name!r}")
     pending = [(item, 0)]
     seen: set[int] = set()
-    needed = 0.0
+    needed, texts = 0.0, 0
     while pending:
         item, depth = pending.pop()
-        place = hash(item.id)  # of its address
-        if place in seen:
-            if beside:
+        address = hash(item.id)
+        if address in seen:
+            if dectris:
                 continue
-            raise OSError(_complain(item, "is in the file under two names"))
-        seen.add(place)
-        if plain:
+            raise _damaged(item, "is in the file under two names")
+        seen.add(address)
+        if ours:
             _check_attributes(item)
+        else:
+            texts += _read_texts(item)
         if isinstance(item, h5py.Dataset):
-            needed += _check_dataset(item, size, plain)
-            if plain and needed > size:
-                raise OSError(_complain(item, "and those before declare more than the file holds"))
+            needed += check_dataset(item, ours=ours)
         elif isinstance(item, h5py.Group):
             if depth > MAX_DEPTH:
-                raise OSError(_complain(item, f"is nested more than {MAX_DEPTH} levels deep"))
-            children = (_member(item, key, beside) for key in item)
+                raise _damaged(item, f"is nested more than {MAX_DEPTH} levels deep")
+            children = (_own_member(item, key, dectris) for key in item)
             pending += [(child, depth + 1) for child in children if child is not None]
-        elif plain:
-            raise OSError(_complain(item, "is neither a group nor a dataset"))
+        elif ours:
+            raise _damaged(item, "is neither a group nor a dataset")
+        if (needed if ours else texts) > size:
+            raise _damaged(item, "and those before declare more than the file holds")
     return file[name]
 
 
-_CHUNKS = "/entry/data"
+_CHUNK_GROUP = "/entry/data"
 
 
 def linked_files(file: h5py.File) -> list[str]:
     """Names of other files, in the folder of a master file of Dectris, that hold its frames."""
-    group = file.get(_CHUNKS)
+    group = file.get(_CHUNK_GROUP)
     if not isinstance(group, h5py.Group):
         return []
     links = (group.get(key, getlink=True) for key in group)
     return sorted({link.filename for link in links if isinstance(link, h5py.ExternalLink)})
 
 
-def linked_name(filename: str) -> tuple[PureWindowsPath, bool]:
-    """Name of the file that a link means, and whether it lies in the folder of the link."""
-    name = PureWindowsPath(filename)  # the computer of a detector may run Windows
-    return name, not (name.drive or name.root or ".." in name.parts)
+def file_of_link(filename: str) -> tuple[PureWindowsPath, bool]:
+    """The path of the file that a link leads to, and whether it lies in the folder of the link."""
+    path = PureWindowsPath(filename)  # the computer of a detector may run Windows
+    return path, not (path.drive or path.root or ".." in path.parts)
 
 
-def _member(group: Any, key: str, beside: bool = False) -> Any:
-    """What a group holds itself under a name; None where there is nothing."""
+def _own_member(group: Any, key: str, dectris: bool = False) -> Any:
+    """The object that a group itself holds under a name; None where there is none."""
     link = group.get(key, getlink=True) if isinstance(group, h5py.Group) else None
     if link is None:
         return None
     if isinstance(link, h5py.HardLink):
         return group[key]
-    where = f"{group.name.rstrip('/')}/{short(key)[1:-1]} is a link to"
+    where = f"{group.name.rstrip('/')}/{in_one_line(key)[1:-1]} is a link to"
     if isinstance(link, h5py.ExternalLink):
-        if beside and group.name == _CHUNKS and linked_name(link.filename)[1]:
+        if dectris and group.name == _CHUNK_GROUP and file_of_link(link.filename)[1]:
             return None
         raise OSError(
-            f"{where} {short(link.filename)}, another file, which is not followed; copy what it "
-            "means into the file (h5copy)"
+            f"{where} {in_one_line(link.filename)}, another file, which is not followed; copy the "
+            "object into the file (h5copy)"
         )
-    if beside:
+    if dectris:
         return None
     raise OSError(
-        f"{where} {short(link.path)}, which is not followed: files of py4DSTEM have none; copy "
-        "what it means (h5copy)"
+        f"{where} {in_one_line(link.path)}, which is not followed: files of py4DSTEM have no "
+        "links; copy the object (h5copy)"
     )
 
 
-def _complain(item: Any, text: str) -> str:
-    return f"{short(item.name)[1:-1]} {text}; copy the file again, or make it anew"
+def object_at(file: h5py.File, path: str, max_links: int = 8) -> Any:
+    """The object at a path, an ExternalLink where the path leaves the file, None where it ends.
+
+    Links inside the file are followed. h5py by itself would also follow a link to any file of the
+    computer.
+    """
+    item: Any = file
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    for i, part in enumerate(parts):
+        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
+        rest = parts[i + 1 :]
+        if link is None:
+            return None
+        if isinstance(link, h5py.ExternalLink):
+            return h5py.ExternalLink(link.filename, "/".join([link.path, *rest]))
+        if isinstance(link, h5py.SoftLink):
+            if not max_links:
+                return None
+            target = link.path if link.path.startswith("/") else f"{item.name}/{link.path}"
+            return object_at(file, "/".join([target, *rest]), max_links - 1)
+        try:
+            item = item[part]
+        except (KeyError, OSError, RuntimeError) as error:
+            raise OSError(f"{path} cannot be opened ({error}); copy the file again") from error
+    return item
 
 
-# What emdfile reads of the attributes.
-_TEXTS = ("emd_group_type", "python_class", "type", "units", "name")
+def _damaged(item: Any, text: str) -> OSError:
+    return OSError(f"{in_one_line(item.name)[1:-1]} {text}; copy the file again, or make it anew")
+
+
+_TEXT_ATTRIBUTES = ("emd_group_type", "python_class", "type", "units", "name")
+"""Attributes of which emdfile reads a text."""
 
 _CLASSES = ("Root", "Node", "Array", "RealSlice", "Metadata", "Calibration")
 
 
 def _check_attributes(item: Any) -> None:
-    """Attributes are single texts and numbers, and the class is one of those we write."""
-    for key in (*_TEXTS, "length"):
+    """Attributes are single texts and numbers, and the class is one that this package writes."""
+    for key in (*_TEXT_ATTRIBUTES, "length"):
         if not h5py.h5a.exists(item.id, key.encode()):
             continue
         attribute = h5py.h5a.open(item.id, key.encode())
-        text = attribute.get_type().get_class() == h5py.h5t.STRING
-        if attribute.get_space().get_simple_extent_ndims() != 0 or text == (key == "length"):
-            raise OSError(_complain(item, f"has an attribute {key!r} that is no single text"))
+        is_text = attribute.get_type().get_class() == h5py.h5t.STRING
+        if attribute.get_space().get_simple_extent_ndims() != 0 or is_text == (key == "length"):
+            raise _damaged(item, f"has an attribute {key!r} that is no single text")
     if not isinstance(item, h5py.Dataset) and "python_class" in item.attrs:
         found = item.attrs["python_class"]
         if found not in _CLASSES:
-            raise OSError(_complain(item, f"is of class {short(found)} and not of py4DSTEM's"))
+            raise _damaged(item, f"is of class {in_one_line(found)} and not of py4DSTEM's")
 
 
-def _check_dataset(item: h5py.Dataset, file_size: int, plain: bool) -> float:
-    """Values lie in the file, are plain, and take no more memory than it can hold.
+def check_dataset(item: h5py.Dataset, *, ours: bool = False) -> float:
+    """Values lie in the file, are plain, and take no more memory than the file can hold.
 
-    Returns the bytes of the file that they need at least.
+    Returns the bytes of the file that they need at least. `ours` as in `check_stored`.
     """
+    file_size = item.file.id.get_filesize()
     if item.external or item.is_virtual:
         raise OSError(
             f"{item.name} takes its values from other files, which is not followed; copy the "
             "values (h5repack)"
         )
     if item.shape is None:
-        if plain:
-            raise OSError(_complain(item, "is empty"))
+        if ours:
+            raise _damaged(item, "is empty")
         return 0.0
     dtype = item.dtype
-    if plain and not (
+    if ours and not (
         dtype.kind in "buifcSU" or (item.ndim == 0 and h5py.check_string_dtype(dtype) is not None)
     ):
-        raise OSError(_complain(item, f"of type {short(dtype)} is neither numbers nor a text"))
-    n_bytes = item.size * item.id.get_type().get_size()
+        raise _damaged(item, f"of type {in_one_line(dtype)} is neither numbers nor a text")
+    item_bytes = item.id.get_type().get_size()
+    n_bytes = item.size * item_bytes
     if not n_bytes:
         return 0.0
     stored = item.id.get_storage_size()
-    packed, whole = 1, stored >= n_bytes
+    ratio, whole = 1, stored >= n_bytes
     if item.chunks is not None:
         check_filters(item, item.name)
         if item.id.get_create_plist().get_nfilters():
-            packed = _MAX_PACKED
-            # HDF5 unpacks a whole chunk, and one may be larger than the dataset.
-            chunk = int(np.prod(item.chunks, dtype=object)) * item.id.get_type().get_size()
-            n_bytes = max(n_bytes, chunk)
-        grid = [-(-n // m) for n, m in zip(item.shape, item.chunks, strict=True)]
-        whole = item.id.get_num_chunks() == int(np.prod(grid, dtype=object))
-    limit = packed * min(stored, file_size)
-    if not plain:  # HDF5 reads zeros where nothing was written, and some programs rely on it
-        limit, whole = max(2**20, limit, _MAX_PACKED * file_size), True
+            ratio = _MAX_PACKING_RATIO
+            # HDF5 unpacks a whole chunk, and a chunk may be larger than the dataset.
+            n_bytes = max(n_bytes, int(np.prod(item.chunks, dtype=object)) * item_bytes)
+        whole = all_chunks_written(item)
+    limit = ratio * min(stored, file_size)
+    if not ours:  # HDF5 reads zeros where nothing was written, and some programs rely on it
+        limit, whole = max(2**20, limit, _MAX_PACKING_RATIO * file_size), True
     if n_bytes > limit or not whole:
-        raise OSError(
-            _complain(
-                item,
-                f"declares {n_bytes} bytes (shape {short(item.shape)}, {short(dtype)}) and "
-                f"{stored} are stored in the {file_size} of the file",
-            )
+        raise _damaged(
+            item,
+            f"declares {n_bytes} bytes (shape {in_one_line(item.shape)}, {in_one_line(dtype)}) and "
+            f"{stored} are stored in the {file_size} of the file",
         )
-    return n_bytes / packed
+    return n_bytes / ratio
+
+
+def chunk_grid(item: h5py.Dataset) -> list[int]:
+    """Number of chunks along each axis."""
+    return [-(-n // size) for n, size in zip(item.shape, item.chunks, strict=True)]
+
+
+def all_chunks_written(item: h5py.Dataset) -> bool:
+    """Whether every chunk of a dataset is in the file."""
+    return bool(item.id.get_num_chunks() == int(np.prod(chunk_grid(item), dtype=object)))
+
+
+def _read_texts(item: Any) -> int:
+    """Read the texts of a group or dataset, so that the heaps they lie in are checked.
+
+    Returns the bytes of the texts.
+    """
+    n_bytes = 0
+    for key in item.attrs:
+        if np.prod(item.attrs.get_id(key).shape or (), dtype=object) <= _MAX_TEXTS_OF_ATTRIBUTE:
+            n_bytes += _text_bytes(item.attrs, key)
+    if isinstance(item, h5py.Dataset) and item.shape is not None and item.dtype.kind == "O":
+        for place in np.ndindex(item.shape) if item.size <= _MAX_TEXTS_OF_DATASET else ():
+            n_bytes += _text_bytes(item, place)
+    return n_bytes
+
+
+def _text_bytes(holder: Any, key: Any) -> int:
+    try:
+        value = holder[key]
+    except _DamagedHeap:
+        raise
+    except Exception:  # of a type that h5py does not know; the program that needs the value says so
+        return 0
+    values = value.flat if isinstance(value, np.ndarray) and value.dtype.kind == "O" else [value]
+    return sum(len(text) for text in values if isinstance(text, (str, bytes)))
 
 
 def check_filters(item: h5py.Dataset, where: str) -> None:
-    """What a dataset is compressed by can be undone here; `where` names it in the error."""
+    """Each filter of a dataset is installed; `where` names the dataset in the error."""
     plist = item.id.get_create_plist()
     for i in range(plist.get_nfilters()):
         code, _, _, name = plist.get_filter(i)
         if not h5py.h5z.filter_avail(code):
-            text = short(name.decode(errors="replace"))
+            text = in_one_line(name.decode(errors="replace"))
             raise OSError(
                 f"{where} is compressed by the HDF5 filter {code} ({text}), which is not "
                 "installed; pip install hdf5plugin, and import it"

@@ -1,7 +1,7 @@
-"""Results as stock EMD objects, and files that are complete or absent.
+"""Write EMD files that are complete or absent.
 
 Only classes of emdfile and py4DSTEM are written, so that every file opens where this package is
-missing. What makes a node ours is a Metadata called `TAG`.
+not installed.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-# Seconds after which a file that a dead process was writing counts as left behind.
-_STALE = 60
+_SECONDS_TO_LEFTOVER = 60
+"""Seconds after its last change at which the file of a dead process is removed. With a larger
+number, what killed processes left stays longer."""
 
-# Blocks are compressed and written in pieces of about so many bytes, so that Ctrl-C need not wait.
-PIECE_BYTES = 4 * 2**20
-
-
-# --- files -----------------------------------------------------------------------------------
+_BYTES_PER_WRITE = 4 * 2**20
+"""Bytes that are compressed and written at a time. With a larger number, Ctrl-C waits longer."""
 
 
 @contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
-    """A file name to write to; what was written moves to `path` when all went well.
+    """A name for a partial file, which becomes `path` when all went well.
 
-    The other name lies in the same folder, ``.<name>.<host>-<process>-<random>.partial``. It is
-    removed on an error; a killed process leaves it behind, never a half-written `path`, and the
-    next one that writes `path` removes it.
+    The partial file lies in the same folder, ``.<name>.<host>-<process>-<random>.partial``. An
+    error removes it. A killed process leaves it behind, never a half-written `path`, and the next
+    process that writes `path` removes it. The bytes are on the disk before the name changes, so
+    that after a power loss `path` is the old file or the new one.
     """
-    path = path.resolve()  # through a link to the file itself
+    path = path.resolve()  # the file that a link leads to
     _remove_leftovers(path)
     prefix = f".{path.name}.{_host()}-{os.getpid()}-"
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=".partial", dir=path.parent)
@@ -60,7 +59,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let a new name outlive a power loss; where folders can be opened."""
+    """Put a new name on the disk, where the system can open folders."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -75,7 +74,7 @@ def _host() -> str:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes of this machine left of `path`; it may be as large as a scan."""
-    if os.name != "posix":  # only there a signal 0 asks, and does nothing
+    if os.name != "posix":  # elsewhere signal 0 would end the process
         return
     start = f".{path.name}.{_host()}-"
     for partial in path.parent.iterdir():
@@ -88,9 +87,9 @@ def _remove_leftovers(path: Path) -> None:
         try:
             os.kill(int(process), 0)
         except ProcessLookupError:
-            # One that is being written now, in a container of the same name, is younger.
+            # A file that is written now, in a container of the same name, was just changed.
             with suppress(OSError):
-                if time.time() - partial.stat().st_mtime > _STALE:
+                if time.time() - partial.stat().st_mtime > _SECONDS_TO_LEFTOVER:
                     partial.unlink()
         except (OSError, OverflowError):
             continue
@@ -99,8 +98,8 @@ def _remove_leftovers(path: Path) -> None:
 def save_new(path: Path, data: Any, n_bytes: int | None = None) -> None:
     """`py4DSTEM.save`, complete or absent: emdfile writes in place (0.0.16).
 
-    `n_bytes` is what the data take, by default those of averages, which are kept twice, with the
-    clusters too.
+    `n_bytes` is the size of the data; by default twice that of `data`, because averages are kept
+    with the clusters too.
     """
     import py4DSTEM
 
@@ -111,10 +110,10 @@ def save_new(path: Path, data: Any, n_bytes: int | None = None) -> None:
 
 
 class _Guarded:
-    """A file for h5py that never fails: after a first error nothing more is written to it.
+    """A file for h5py that reports no error to HDF5: after a first one nothing more is written.
 
-    HDF5 kills the process when it cannot write what it holds back until a file is closed (h5py
-    3.16: a second close after a failed one). Here it can close, and the error is kept.
+    HDF5 ends the process when it cannot write its cache while a file is closed (h5py 3.16: a second
+    close after a failed one). With this file it can close, and `error` keeps the error.
     """
 
     def __init__(self, path: Path) -> None:
@@ -125,7 +124,7 @@ class _Guarded:
 
     def readinto(self, buffer: Any) -> int:
         n = self._file.readinto(buffer)
-        if self.error is not None:  # behind what was written
+        if self.error is not None:  # zeros for what was not written
             memoryview(buffer).cast("B")[n:] = bytes(len(buffer) - n)
             return len(buffer)
         return n
@@ -154,22 +153,22 @@ class _Guarded:
 class _Target:
     """Takes ``target[start:stop] = rows`` for a dataset, and writes them while work goes on.
 
-    A thread of its own writes, in pieces. h5py in the main thread may lose Ctrl-C: it comes up in a
-    callback of weak references, where Python prints and drops it.
+    A thread of its own writes, in pieces. In the main thread, Ctrl-C could arrive inside a callback
+    of h5py, where Python prints it and goes on.
     """
 
     def __init__(self, dataset: h5py.Dataset, check: Callable[[], None]) -> None:
         self._dataset, self._check = dataset, check
         self._stopped = Event()
         self._thread = ThreadPoolExecutor(1)
-        self._pending: Future | None = None
+        self._pending: Future[None] | None = None
 
     def __setitem__(self, rows: slice, values: NDArray[Any]) -> None:
         self.wait()
         self._pending = self._thread.submit(self._write, rows, values)
 
     def wait(self) -> None:
-        """Until all is written."""
+        """Wait until all is written."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
@@ -182,7 +181,7 @@ class _Target:
     def _write(self, rows: slice, values: NDArray[Any]) -> None:
         columns, qx, qy = self._dataset.shape[1:]
         per_chunk = self._dataset.chunks[1]
-        step = max(1, PIECE_BYTES // (4 * qx * qy * per_chunk)) * per_chunk
+        step = max(1, _BYTES_PER_WRITE // (4 * qx * qy * per_chunk)) * per_chunk
         for row, patterns in zip(range(rows.start, rows.stop), values, strict=True):
             for start in range(0, columns, step):
                 if self._stopped.is_set():
@@ -192,7 +191,7 @@ class _Target:
 
 
 def check_room(path: Path, n_bytes: int, remedy: str = "make room, or choose another disk") -> None:
-    """Room for so many bytes on the disk of a file."""
+    """Raise an OSError where the disk of a file has no room for so many bytes."""
     free = shutil.disk_usage(path.resolve().parent).free
     if n_bytes > free:
         raise OSError(
@@ -205,8 +204,8 @@ def check_room(path: Path, n_bytes: int, remedy: str = "make room, or choose ano
 def new_file(path: Path, skeleton: Any) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     """An EMD file that holds `skeleton`, to be filled with h5py; complete or absent.
 
-    Comes with a function that raises an OSError when the disk is full: HDF5 is not told, see
-    `_Guarded`.
+    Yields the file, and a function that raises an OSError when the disk is full, because HDF5 does
+    not see such an error; see `_Guarded`.
     """
     import py4DSTEM
 
@@ -229,7 +228,7 @@ def new_file(path: Path, skeleton: Any) -> Iterator[tuple[h5py.File, Callable[[]
             check()
             with h5py.File(guard, "r+") as file:
                 yield file, check
-            check()  # what HDF5 wrote last
+            check()  # HDF5 wrote its cache
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""What lies on disk or in memory: files, arrays, calibration."""
+"""Scans on disk or in memory: files, arrays, calibration."""

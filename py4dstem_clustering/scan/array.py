@@ -1,4 +1,4 @@
-"""A scan that stays on disk, array-like."""
+"""A scan that stays on disk and is indexed like an array."""
 
 from __future__ import annotations
 
@@ -6,35 +6,21 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-# Frames are read and mended this many bytes at a time, so that a column of pixels over the whole
-# scan does not hold the scan in memory.
+from .pieces import Piece
+
 _BATCH_BYTES = 16 * 2**20
+"""Bytes of frames that are read and repaired at a time. With a larger number, reading a column of
+pixels of the whole scan takes more memory."""
 
-# A scan may have thousands of chunk files, a process may often open no more than 1,024.
-_MAX_OPEN = 64
-
-
-class Piece(NamedTuple):
-    """Frames that lie in one dataset, in a row of it if it is 4D."""
-
-    file: Path
-    dataset: str
-    row: int | None
-    shape: tuple[int, ...]  # of the dataset
-    dtype: np.dtype
-
-    @property
-    def n_frames(self) -> int:
-        return self.shape[0] if self.row is None else self.shape[1]
-
-
-# --- frames of one scan -----------------------------------------------------------------------
+_MAX_OPEN_FILES = 64
+"""Chunk files that are open at a time. A scan may have thousands, and a process may often open no
+more than 1,024."""
 
 
 class ScanArray:
@@ -44,14 +30,14 @@ class ScanArray:
     boolean maps of the scan, in any way that leaves the detector whole or cuts it by integers and
     slices. Only the frames asked for are read. ``numpy.asarray(array)`` reads them all.
 
-    Any number of threads may read at the same time; HDF5 itself reads one by one. It can be copied
-    and pickled: what travels are the names of the files.
+    Any number of threads may read at the same time; HDF5 itself serves one at a time. A copied or
+    pickled scan holds the names of the files, not the counts.
 
     Attributes
     ----------
     shape : (Rx, Ry, Qx, Qy)
     dtype : numpy.dtype
-        As counted, or a floating point type where missing pixels are NaN.
+        The type in the file, or a floating point type where missing pixels are NaN.
     """
 
     ndim = 4
@@ -90,8 +76,8 @@ class ScanArray:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_handles", "_lock")  # of this process
-        return {key: value for key, value in self.__dict__.items() if key not in own}
+        of_process = ("_handles", "_lock")
+        return {key: value for key, value in self.__dict__.items() if key not in of_process}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -133,16 +119,16 @@ class ScanArray:
 
     def mean(self, axis: Any = None, **options: Any) -> Any:
         """Mean along `axis`, as numpy.mean; over the scan, ``axis=(0, 1)``, row by row."""
-        if axis != (0, 1) or _given(options):
+        if axis != (0, 1) or _beyond_defaults(options):
             return np.asarray(self).mean(axis=axis, **options)
         total = np.zeros(self.shape[2:])
-        for row in self:
-            total += row.sum(axis=0, dtype=np.float64)
+        for row in range(len(self)):
+            total += self[row].sum(axis=0, dtype=np.float64)
         return total / self._index.size
 
     def max(self, axis: Any = None, **options: Any) -> Any:
         """Largest value along `axis`, as numpy.max; over the scan, ``axis=(0, 1)``, row by row."""
-        if axis != (0, 1) or _given(options):
+        if axis != (0, 1) or _beyond_defaults(options):
             return np.asarray(self).max(axis=axis, **options)
         out = self[0].max(axis=0)
         for row in range(1, len(self)):
@@ -165,9 +151,10 @@ class ScanArray:
         out = np.empty((len(numbers), *pattern), dtype=self.dtype)
         frame_bytes = self._raw.itemsize * self.shape[2] * self.shape[3]
         step = max(1, _BATCH_BYTES // frame_bytes)
+        every_frame = (slice(None), *pattern_key)
         for start in range(0, len(numbers), step):
             batch = slice(start, start + step)
-            out[batch] = self._read(numbers[batch])[(slice(None), *pattern_key)]
+            out[batch] = self._read(numbers[batch])[every_frame]
         if not np.array_equal(places, np.arange(len(numbers))):
             out = out[places.reshape(-1)]
         return out.reshape(frames.shape + pattern)[()]
@@ -182,11 +169,11 @@ class ScanArray:
         dots = [i for i, k in enumerate(keys) if k is Ellipsis]
         if len(dots) > 1:
             raise IndexError("an index may hold one ellipsis (...) only")
-        given = sum(axes) - len(dots)
-        if given > self.ndim:
-            raise IndexError(f"{given} indices for an array of {self.ndim} axes")
+        n_axes = sum(axes) - len(dots)
+        if n_axes > self.ndim:
+            raise IndexError(f"{n_axes} indices for an array of {self.ndim} axes")
         at = dots[0] if dots else len(keys)
-        whole = [slice(None)] * (self.ndim - given)
+        whole = [slice(None)] * (self.ndim - n_axes)
         keys[at : at + 1] = whole
         axes[at : at + 1] = [1] * len(whole)
 
@@ -208,7 +195,7 @@ class ScanArray:
         return tuple(scan), tuple(pattern)
 
     def _read(self, numbers: NDArray[Any]) -> NDArray[Any]:
-        """Frames of rising numbers, mended."""
+        """Frames of rising numbers, repaired."""
         out = np.empty((len(numbers), *self.shape[2:]), dtype=self._raw)
         places = np.searchsorted(self._starts, numbers, side="right") - 1
         cuts = np.flatnonzero((np.diff(numbers) != 1) | np.diff(places)) + 1
@@ -217,7 +204,7 @@ class ScanArray:
                 first = int(numbers[run[0]] - self._starts[places[run[0]]])
                 target = out[run[0] : run[-1] + 1]
                 self._read_run(self._pieces[places[run[0]]], first, target)
-        return self._mend(out, numbers)
+        return self._repair(out, numbers)
 
     def _read_run(self, piece: Piece, first: int, out: NDArray[Any]) -> None:
         """Frames of one dataset, one after the other."""
@@ -232,11 +219,13 @@ class ScanArray:
                 read(0, len(out), out)
             except (OSError, RuntimeError) as error:
                 self._check_size(piece)
-                raise self._corrupt(piece, first, out, read) from error
+                raise self._unreadable(piece, first, out, read) from error
             # HDF5 reads zeros behind the end of a file.
             self._check_size(piece)
 
-    def _corrupt(self, piece: Piece, first: int, out: NDArray[Any], read: Callable) -> OSError:
+    def _unreadable(
+        self, piece: Piece, first: int, out: NDArray[Any], read: Callable[..., None]
+    ) -> OSError:
         """The error for the first frame that cannot be read."""
         for i in range(len(out)):
             try:
@@ -248,7 +237,7 @@ class ScanArray:
                     f"frame {at} of {piece.dataset!r} in {piece.file}, {self._position(number)}, "
                     f"cannot be read ({error}); copy the file again, or leave the position out"
                 )
-        return OSError(f"{piece.file} cannot be read at one time and can at another; try again")
+        return OSError(f"{piece.file} could not be read, and then it could; try again")
 
     def _position(self, number: int) -> str:
         x, y = (int(n[0]) for n in np.nonzero(self._index == number))
@@ -257,7 +246,7 @@ class ScanArray:
     def _dataset(self, piece: Piece) -> h5py.Dataset:
         key = piece.file, piece.dataset
         if key not in self._handles:
-            if len(self._handles) >= _MAX_OPEN:
+            if len(self._handles) >= _MAX_OPEN_FILES:
                 self._handles.popitem(last=False)[1].file.close()
             self._check_size(piece)
             try:
@@ -268,7 +257,7 @@ class ScanArray:
             except (OSError, KeyError, AttributeError) as error:
                 raise OSError(f"{piece.file} cannot be opened any more ({error})") from error
             if not same:
-                raise OSError(f"{piece.file} is not what it was; open the scan again")
+                raise OSError(f"{piece.file} was changed; open the scan again")
             self._handles[key] = dataset
         self._handles.move_to_end(key)
         return self._handles[key]
@@ -277,30 +266,29 @@ class ScanArray:
         try:
             size = piece.file.stat().st_size
         except OSError as error:
-            raise OSError(f"{piece.file} is gone ({error}); bring it back") from error
+            raise OSError(f"{piece.file} is missing ({error}); put it back") from error
         if size < self._sizes[piece.file]:
             raise OSError(
                 f"{piece.file} shrank from {self._sizes[piece.file]} to {size} bytes since it was "
                 "opened; copy it again, and open the scan again"
             )
 
-    # --- mending
+    # --- repairing
 
-    def _mend(self, raw: NDArray[Any], numbers: NDArray[Any]) -> NDArray[Any]:
-        """Look for saturated counts, and give bad pixels a value."""
+    def _repair(self, raw: NDArray[Any], numbers: NDArray[Any]) -> NDArray[Any]:
+        """Act on saturated counts, and give bad pixels a value."""
         flat = raw.reshape(len(raw), -1)
         out = flat
         if self._limit is not None and self._saturated != "keep":
             recorded = flat[:, self._bad]
-            flat[:, self._bad] = 0  # what they hold tells nothing
-            over = flat.max() > self._limit
-            where = flat > self._limit if over else None
+            flat[:, self._bad] = 0  # bad pixels do not count as saturated
+            over = flat > self._limit if flat.max() > self._limit else None
             flat[:, self._bad] = recorded
-            if over and self._saturated == "raise":
-                self._complain(flat, where, numbers)
+            if over is not None and self._saturated == "raise":
+                raise self._saturation_error(flat, over, numbers)
             out = flat.astype(self.dtype, copy=False)
-            if over:
-                out[where] = np.nan
+            if over is not None:
+                out[over] = np.nan
         out = out.astype(self.dtype, copy=False)
         if self._bad_pixels == "missing" and self._bad.size:
             out[:, self._bad] = np.nan
@@ -309,58 +297,64 @@ class ScanArray:
             out[:, pixels] = np.rint(values) if out.dtype.kind in "iu" else values
         return out.reshape(raw.shape)
 
-    def _complain(self, flat: NDArray[Any], where: NDArray[Any], numbers: NDArray[Any]) -> None:
-        frame, pixel = (int(n[0]) for n in np.nonzero(where))
+    def _saturation_error(
+        self, flat: NDArray[Any], over: NDArray[np.bool_], numbers: NDArray[Any]
+    ) -> ValueError:
+        frame, pixel = (int(n[0]) for n in np.nonzero(over))
         u, v = (int(n) for n in np.unravel_index(pixel, self.shape[2:]))
-        raise ValueError(
+        return ValueError(
             f"pixel ({u}, {v}) at {self._position(numbers[frame])} is saturated: it holds "
             f"{flat[frame, pixel]}, the largest good count is {self._limit:g}, and so in "
-            f"{np.count_nonzero(where)} pixels of the {len(flat)} frames just read; "
+            f"{np.count_nonzero(over)} pixels of the {len(flat)} frames just read; "
             "open_scan(..., saturated='missing') makes them NaN, 'keep' takes them as they are"
         )
 
 
 def _is_basic(key: Any) -> bool:
+    """Whether an index is an integer, a slice, None or an ellipsis, and no array."""
     if isinstance(key, (bool, np.bool_)):
         return False
     return key is None or key is Ellipsis or isinstance(key, (slice, int, np.integer))
 
 
-def _given(options: dict[str, Any]) -> bool:
-    """Whether numpy.mean and the like passed on more than its defaults."""
+def _beyond_defaults(options: dict[str, Any]) -> bool:
+    """Whether any option differs from what numpy.mean and numpy.max pass by default."""
     return any(value is not None and value is not False for value in options.values())
 
 
-def _good_neighbours(bad: NDArray[Any]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """For each bad pixel the good ones in the smallest square that holds three.
+def _good_neighbours(bad: NDArray[np.bool_]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """For each bad pixel the good ones in the smallest square around it that holds three.
 
     Returns
     -------
     list of (pixels (n,), neighbours (n, k)), flat indices, one for each k.
     """
     shape = bad.shape
-    least = min(3, int((~bad).sum()))
-    pending = np.argwhere(bad)
+    enough = min(3, int((~bad).sum()))
+    # Good pixels in all rows and columns before a place: the count of a square takes four of them.
+    before = np.pad((~bad).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     groups: dict[int, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
+    pending = np.argwhere(bad)
     reach = 0
     while len(pending):
         reach += 1
+        top, left = np.maximum(pending - reach, 0).T
+        bottom, right = np.minimum(pending + reach + 1, shape).T
+        count = (
+            before[bottom, right] - before[top, right] - before[bottom, left] + before[top, left]
+        )
         offsets = np.indices((2 * reach + 1,) * 2).reshape(2, -1).T - reach
-        # A large gap of a large detector would not fit in one piece.
-        left = []
-        for part in np.array_split(pending, len(pending) * len(offsets) // 2**22 + 1):
-            places = part[:, None] + offsets
-            inside = ((places >= 0) & (places < shape)).all(axis=2)
-            flat = np.ravel_multi_index(np.moveaxis(places, 2, 0), shape, mode="clip")
-            good = inside & ~bad.ravel()[flat]
-            count = good.sum(axis=1)
-            for k in np.unique(count[count >= least]):
-                chosen = count == k
-                pixels = np.ravel_multi_index(part[chosen].T, shape)
-                neighbours = flat[chosen][good[chosen]].reshape(-1, k)
-                groups.setdefault(int(k), []).append((pixels, neighbours))
-            left.append(part[count < least])
-        pending = np.concatenate(left)
+        for k in np.unique(count[count >= enough]):
+            chosen = pending[count == k]
+            # A large gap of a large detector would not fit into memory in one piece.
+            for part in np.array_split(chosen, len(chosen) * len(offsets) // 2**22 + 1):
+                places = part[:, None] + offsets
+                inside = ((places >= 0) & (places < shape)).all(axis=2)
+                flat = np.ravel_multi_index((places[..., 0], places[..., 1]), shape, mode="clip")
+                good = inside & ~bad.ravel()[flat]
+                pixels = np.ravel_multi_index((part[:, 0], part[:, 1]), shape)
+                groups.setdefault(int(k), []).append((pixels, flat[good].reshape(-1, k)))
+        pending = pending[count < enough]
     return [
         (np.concatenate([p for p, _ in group]), np.concatenate([n for _, n in group]))
         for group in groups.values()
@@ -368,7 +362,7 @@ def _good_neighbours(bad: NDArray[Any]) -> list[tuple[NDArray[Any], NDArray[Any]
 
 
 def _median(values: NDArray[Any]) -> NDArray[Any]:
-    """Median along the last axis of what is not NaN, in float64; NaN where all is."""
+    """Median along the last axis without NaN, in float64; NaN where all values are NaN."""
     values = np.sort(values, axis=-1)  # NaN goes to the end
     count = (values.shape[-1] - np.isnan(values).sum(axis=-1))[..., None]
     low = np.take_along_axis(values, np.maximum(count - 1, 0) // 2, axis=-1)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from py4DSTEM import Calibration, DataCube
 
-from ..emd.nodes import damaged, short
+from ..emd.nodes import damaged, in_one_line
 
 
-def carry_calibration(datacube: DataCube, labels: NDArray[Any] | None = None) -> Calibration:
+def carry_calibration(datacube: DataCube, labels: NDArray[np.int64] | None = None) -> Calibration:
     """A copy of the calibration; with `labels`, maps of the scan become means over each cluster."""
     copy = copy_calibration(calibration_of(datacube))
     if labels is None:
@@ -34,13 +34,12 @@ def carry_calibration(datacube: DataCube, labels: NDArray[Any] | None = None) ->
     return copy
 
 
-def copy_calibration(calibration: Any = None) -> Any:
+def copy_calibration(calibration: Calibration | None = None) -> Calibration:
     """A copy of a py4DSTEM Calibration that shares nothing with it; of None an empty one.
 
-    Without what py4DSTEM.read leaves in it, the place in the file and what it calibrates (0.14.18).
+    The copy leaves out what py4DSTEM.read adds: the place in the file, and the names of the objects
+    that are calibrated (0.14.18).
     """
-    from py4DSTEM import Calibration
-
     copy = Calibration() if calibration is None else calibration.copy(name="calibration")
     for key, value in list(copy._params.items()):
         if key in ("_root_treepath", "_target_paths"):
@@ -51,7 +50,7 @@ def copy_calibration(calibration: Any = None) -> Any:
 
 
 def calibration_of(node: Any) -> Any:
-    """The calibration of the tree of a node; None for a file, a node or an array without one."""
+    """The calibration of the tree that a node is in; None where there is none."""
     root = getattr(node, "root", None)
     return None if root is None else root.metadata.get("calibration")
 
@@ -74,18 +73,19 @@ def step_of(node: Any, calibration: Any, axes: str = "R") -> tuple[float, str]:
         raise damaged(node, f"its calibration is a {type(calibration).__name__}")
     size = getattr(calibration, f"get_{axes}_pixel_size")()
     unit = getattr(calibration, f"get_{axes}_pixel_units")()
-    # Of 0, emdfile could not write the axes (0.0.16).
-    if isinstance(size, bool) or not isinstance(size, Real) or not np.isfinite(size) or size == 0:
+    number = float(size) if isinstance(size, Real) and not isinstance(size, bool) else np.nan
+    if not np.isfinite(number) or number == 0:  # emdfile cannot write axes of step 0 (0.0.16)
+        found = in_one_line(size)
         raise damaged(
-            node, f"its calibration has the pixel size {short(size)}, and no number other than 0"
+            node, f"its calibration has the pixel size {found}, and no number other than 0"
         )
     if not isinstance(unit, str):
-        raise damaged(node, f"its calibration has the unit {short(unit)}, and no text")
-    return float(size), unit
+        raise damaged(node, f"its calibration has the unit {in_one_line(unit)}, and no text")
+    return number, unit
 
 
 def known_centre(datacube: Any) -> tuple[float, float] | None:
-    """Centre of the direct beam by the calibration; None where that does not know it."""
+    """Mean centre of the direct beam, from the calibration; None where it holds none."""
     calibration = calibration_of(datacube)
     if calibration is None:
         return None
@@ -96,7 +96,7 @@ def known_centre(datacube: Any) -> tuple[float, float] | None:
 
 
 def known_origins(datacube: Any) -> NDArray[Any] | None:
-    """Origin of each pattern (Rx, Ry, 2), NaN where it is not known; None without any."""
+    """Origin of each pattern (Rx, Ry, 2), NaN where unknown; None where no origin is known."""
     calibration = calibration_of(datacube)
     origin = None if calibration is None else calibration.get_origin()
     if origin is None or any(np.shape(part) not in ((), datacube.Rshape) for part in origin):
@@ -115,7 +115,7 @@ def varies(origin: NDArray[Any]) -> bool:
 def whole_shifts(datacube: Any) -> NDArray[Any] | None:
     """Whole pixels (Rx, Ry, 2) that bring each pattern to the mean origin; None where all are 0.
 
-    What descan leaves, parts of a pixel, is among what features leave out.
+    The parts of a pixel that are left change the patterns no more than what features leave out.
     """
     origin = known_origins(datacube)
     if origin is None:

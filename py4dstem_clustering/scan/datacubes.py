@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,15 +24,15 @@ from .calibration import carry_calibration
 def get_provenance(
     datacube: DataCube, start: float | None = None, known: str | None = None
 ) -> dict[str, Any]:
-    """What a result was made of, by what, when, and in how many seconds since `start`.
+    """The data, versions and time that a result was made from, and the seconds since `start`.
 
     `known` is the fingerprint of the data, where it has just been taken.
     """
-    found = {
+    found: dict[str, Any] = {
         "source": datacube.name,
         "fingerprint": known or fingerprint(datacube.data),
         "shape": tuple(map(int, datacube.data.shape)),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": nodes.now(),
         f"{nodes.TAG}_version": __version__,
         "py4DSTEM_version": py4DSTEM.__version__,
     }
@@ -75,25 +74,28 @@ def files_of(data: Any) -> list[Path]:
 
 
 def is_one_of(path: Path, files: Iterable[Path]) -> bool:
-    """Whether a file, by whatever name, is one of some."""
+    """Whether a path leads to one of some files, under any name."""
     return path.exists() and any(file.exists() and path.samefile(file) for file in files)
 
 
 # --- knowing a scan again -----------------------------------------------------------------------
 
-_SAMPLED = 16
+_SAMPLED_PATTERNS = 16
+"""Patterns that enter a fingerprint. With a larger number, more changes are noticed, and taking it
+reads more."""
 
 
 def fingerprint(data: Any) -> str:
-    """Hash of the shape, the type and some patterns all over a scan: its content, at little cost.
+    """Hash of the shape, the type and 16 patterns all over a scan, to know its content again.
 
-    SHA-256, 32 characters. Two scans that differ in other patterns only have the same.
+    The first 32 characters of a SHA-256. Two scans that differ in other patterns only have the same
+    fingerprint.
     """
     rx, ry = data.shape[:2]
     found = hashlib.sha256(repr((tuple(data.shape), np.dtype(data.dtype).str)).encode())
-    # A golden step goes through rows and columns evenly.
-    steps = np.arange(_SAMPLED)
-    rows = np.unique(np.linspace(0, rx - 1, _SAMPLED).astype(int))
+    # Steps of the golden ratio spread the columns evenly.
+    steps = np.arange(_SAMPLED_PATTERNS)
+    rows = np.unique(np.linspace(0, rx - 1, _SAMPLED_PATTERNS).astype(int))
     for row, share in zip(rows, (0.5 + 0.618034 * steps) % 1, strict=False):
         column = int(share * ry)
         row = int(row)

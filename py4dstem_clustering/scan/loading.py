@@ -1,4 +1,4 @@
-"""Scans from files: open one, know it again, and wait for new ones."""
+"""Open a scan from any file that py4DSTEM, NumPy or h5py can open."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from ..emd import untrusted
 from .calibration import step_of
 from .dectris import open_scan
 
-# How py4DSTEM knows files of HDF5 (0.14.18).
-_HDF5 = (".h5", ".hdf5", ".py4dstem", ".emd")
+_HDF5_SUFFIXES = (".h5", ".hdf5", ".py4dstem", ".emd")
+"""Suffixes by which py4DSTEM takes a file for HDF5 (0.14.18)."""
 
-# File types that stay on disk.
-_LAZY = {"dm", "empad", "mib"}
+_STAY_ON_DISK = {"dm", "empad", "mib"}
+"""File types that py4DSTEM can leave on disk."""
 
-# File types that may not know the shape of the scan, and how py4DSTEM then reads a stack of them,
-# which fits any file (0.14.18).
-_UNSHAPED = {
-    "empad": lambda path, scan_shape: {"EMPAD_shape": (_empad_patterns(path), 1, 130, 128)},
-    "mib": lambda path, scan_shape: {"reshape": False, "scan": tuple(scan_shape)},
-}
+_MAY_LACK_SHAPE = ("empad", "mib")
+"""File types that may not state the shape of the scan."""
+
+_MAX_DEFLATE_RATIO = 1032
+"""Bytes that one byte of a zip archive can unpack to. A larger number lets a small file ask for
+more memory."""
 
 
 def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | None = None) -> Any:
-    """A DataCube over a file: what py4DSTEM opens, .npy, or .npz.
+    """Open a file of py4DSTEM, of a microscope, of NumPy (.npy, .npz) or of HDF5 as a DataCube.
 
-    Files of Arina, DigitalMicrograph, EMPAD and Merlin stay on disk, as do .npy, and other HDF5
-    files, of which `key` names the dataset.
+    Files of Arina, DigitalMicrograph, EMPAD and Merlin stay on disk, as do .npy files, and HDF5
+    files in which `key` names the dataset.
 
     Raises
     ------
     ValueError, TypeError, OSError
-        If it holds no scan, or is damaged; with the name of the file.
+        If the file holds no scan, or is damaged. The error names the file.
     """
     import py4DSTEM
 
@@ -64,8 +64,8 @@ def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | 
     if "calibration" not in cube.root.metadata:  # some files have none
         cube.calibration = py4DSTEM.Calibration()
     if not isinstance(cube.calibration, py4DSTEM.Calibration):
-        raise ValueError(f"{path} is damaged: its calibration is none of py4DSTEM")
-    with untrusted.naming(path):
+        raise ValueError(f"{path} is damaged: its calibration is not one of py4DSTEM")
+    with untrusted.name_in_errors(path):
         for axes in ("R", "Q"):
             step_of(cube, cube.calibration, axes)
     if values is not cube.data:
@@ -75,6 +75,7 @@ def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | 
 
 
 def _from_numpy(path: Path, key: str | None) -> NDArray[Any]:
+    """The array of an .npy file, left on disk, or an array of an .npz file."""
     try:
         with path.open("rb") as file:
             if file.read(6) == b"\x93NUMPY":
@@ -86,7 +87,7 @@ def _from_numpy(path: Path, key: str | None) -> NDArray[Any]:
             if key in members:
                 return _from_zip(archive, members[key])
             names = ", ".join(members)
-    # What zipfile, zlib and the header of NumPy raise is not one kind.
+    # zipfile, zlib and NumPy raise errors of many kinds.
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
@@ -96,10 +97,13 @@ def _from_numpy(path: Path, key: str | None) -> NDArray[Any]:
 
 
 def _from_zip(archive: ZipFile, info: ZipInfo) -> NDArray[Any]:
-    """An array in an .npz file, when it is as large as its header says."""
-    # NumPy takes the memory before it reads; others than deflate pack a terabyte into a megabyte.
+    """An array in an .npz file, when it is as large as its header says.
+
+    NumPy takes the memory that a header asks for before it reads the values.
+    """
+    # Other compressions pack a terabyte into a megabyte.
     if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-        raise ValueError(f"{info.filename} is packed in another way than np.savez_compressed does")
+        raise ValueError(f"{info.filename} is not compressed as by np.savez_compressed")
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         read_header = {
@@ -113,7 +117,11 @@ def _from_zip(archive: ZipFile, info: ZipInfo) -> NDArray[Any]:
             raise ValueError(f"{info.filename} holds Python objects, which are not read")
         n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
         held = info.file_size - file.tell()
-        if min(shape, default=1) < 0 or n_bytes != held or held > 1032 * info.compress_size:
+        if (
+            min(shape, default=1) < 0
+            or n_bytes != held
+            or held > _MAX_DEFLATE_RATIO * info.compress_size
+        ):
             raise ValueError(
                 f"{info.filename} declares {n_bytes} bytes and holds {held}, packed into "
                 f"{info.compress_size}"
@@ -123,35 +131,41 @@ def _from_zip(archive: ZipFile, info: ZipInfo) -> NDArray[Any]:
 
 
 def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -> Any:
+    """What py4DSTEM or `open_scan` makes of a file: a DataCube, or a 3D array of patterns."""
     import py4DSTEM
     from py4DSTEM.io.legacy import is_py4DSTEM_version13
     from py4DSTEM.io.parsefiletype import _parse_filetype
 
-    is_hdf5 = path.suffix.lower() in _HDF5
+    is_hdf5 = path.suffix.lower() in _HDF5_SUFFIXES
     if is_hdf5:
         _check_hdf5(path)
-    # py4DSTEM reports what it cannot open by assertions and bare exceptions (0.14.18).
+    # py4DSTEM raises assertions and bare exceptions for files that it cannot open (0.14.18).
     try:
         filetype = _parse_filetype(path)
     except Exception as error:
         if is_hdf5 and key is not None:
             return open_scan(path, dataset=key, scan_shape=scan_shape)
         raise _cannot_open(path, error, "name its dataset with key" if is_hdf5 else "") from error
-    if filetype == "arina":  # which py4DSTEM cuts to 16 bits
+    if filetype == "arina":  # py4DSTEM would cut the counts to 16 bits
         return open_scan(path, scan_shape=scan_shape)
     hint = ""
-    options = {"mem": "MEMMAP"} if filetype in _LAZY else {}
+    options: dict[str, Any] = {"mem": "MEMMAP"} if filetype in _STAY_ON_DISK else {}
     try:
         if filetype == "legacy" and not is_py4DSTEM_version13(path):
             # Without the name of the data py4DSTEM prints a table and returns None (0.14.18).
             data = py4DSTEM.read(str(path), data_id=_name_in_old_file(path, key))
         elif filetype in ("emd", "legacy"):
             data = py4DSTEM.read(str(path), datapath=key)
-        elif filetype in _UNSHAPED and scan_shape is not None:
-            options |= _UNSHAPED[filetype](path, scan_shape)
+        elif filetype in _MAY_LACK_SHAPE and scan_shape is not None:
+            # These options read a stack of patterns from any file (0.14.18).
+            if filetype == "empad":
+                options["EMPAD_shape"] = (_count_empad_patterns(path), 1, 130, 128)
+            else:
+                options |= {"reshape": False, "scan": tuple(scan_shape)}
             data = py4DSTEM.import_file(str(path), **options)
         else:
-            hint = "give the shape of the scan as scan_shape" if filetype in _UNSHAPED else ""
+            if filetype in _MAY_LACK_SHAPE:
+                hint = "give the shape of the scan as scan_shape"
             data = py4DSTEM.import_file(str(path), **options)
     except Exception as error:
         raise _cannot_open(path, error, hint) from error
@@ -168,7 +182,8 @@ def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | No
     return data
 
 
-def _empad_patterns(path: Path) -> int:
+def _count_empad_patterns(path: Path) -> int:
+    """Number of patterns in an EMPAD file, from its size."""
     number, rest = divmod(path.stat().st_size, 4 * 130 * 128)
     if rest or not number:
         raise ValueError("its size is no multiple of that of a pattern, 130 x 128 in float32")
@@ -181,7 +196,7 @@ def _cannot_open(path: Path, error: Exception, hint: str) -> ValueError:
 
 
 def _name_in_old_file(path: Path, key: str | None) -> str:
-    """Which data of a file of py4DSTEM 0.12 or older to read: those of the key, or the one scan."""
+    """Name of the data to read from a file of py4DSTEM 0.12 or older: the key, or the only scan."""
     from py4DSTEM.io.legacy import get_py4DSTEM_topgroups
 
     if key is not None:
@@ -197,17 +212,21 @@ def _name_in_old_file(path: Path, key: str | None) -> str:
 
 
 def _check_hdf5(path: Path) -> None:
-    """py4DSTEM follows any link and takes any memory that a file asks for (0.14.18)."""
+    """Refuse a file that would harm py4DSTEM.
+
+    py4DSTEM follows any link, and takes any memory that a file asks for (0.14.18).
+    """
     with untrusted.open_file(path) as file:
-        own = file.attrs.get("emd_group_type") == "file"
-        untrusted.check_stored(file, plain=False, beside=not own)
-        chunks = [] if own else untrusted.linked_files(file)
+        is_emd = file.attrs.get("emd_group_type") == "file"
+        untrusted.check_stored(file, ours=False, dectris=not is_emd)
+        chunks = [] if is_emd else untrusted.linked_files(file)
     for chunk in chunks:
         with untrusted.open_file(path.parent / chunk) as file:
-            untrusted.check_stored(file, plain=False)
+            untrusted.check_stored(file, ours=False)
 
 
 def _reshape(data: Any, scan_shape: tuple[int, int], path: Path) -> NDArray[Any]:
+    """The same patterns as a scan of another shape."""
     if tuple(data.shape[:-2]) == tuple(scan_shape):
         return data
     detector = tuple(data.shape[-2:])

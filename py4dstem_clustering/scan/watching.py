@@ -10,11 +10,9 @@ from typing import Any
 
 from ..base.checks import check_number
 
-# --- new files ------------------------------------------------------------------------------------
-
 
 def watch_folder(
-    path: str | PathLike,
+    path: str | PathLike[str],
     pattern: str = "*.h5",
     *,
     settle: float = 5.0,
@@ -77,8 +75,8 @@ def _watch(
     folder: Path, pattern: str, settle: float, poll: float, timeout: float | None
 ) -> Iterator[Path]:
     yielded: set[str] = set()
-    # What each file looked like, and since when by this machine's clock: that of a file server may
-    # be off.
+    # State of each file, and since when by the clock of this machine, which is not that of a file
+    # server.
     seen: dict[str, tuple[Any, float]] = {}
     changed = time.monotonic()
     while True:
@@ -86,10 +84,10 @@ def _watch(
         sizes = {}
         for file in folder.iterdir():
             try:
-                state = file.stat()
-            except OSError:  # it is gone already
+                found = file.stat()
+            except OSError:  # removed meanwhile
                 continue
-            sizes[file.name] = state.st_mtime_ns, state.st_size
+            sizes[file.name] = found.st_mtime_ns, found.st_size
         ready = []
         for file in folder.glob(pattern):
             if file.name in yielded or file.name.startswith(".") or file.name not in sizes:
@@ -104,7 +102,7 @@ def _watch(
         for _, file in sorted(ready):
             yielded.add(file.name)
             yield file
-        if ready:  # who took them was busy meanwhile
+        if ready:  # the caller worked on them meanwhile
             changed = time.monotonic()
             continue
         if timeout is not None and now - changed >= timeout:

@@ -161,7 +161,7 @@ def _info(frame: int, params: Mapping[str, Any]) -> FrameInfo:
             good = good and np.isfinite(value) and (kind is float or value >= 0)
         if not good or (key == "frame" and value != frame):
             raise ValueError(
-                f"{frame_name(frame)} is damaged: its {key} is {nodes.short(value)}; copy its file "
+                f"{frame_name(frame)} is damaged: its {key} is {nodes.in_one_line(value)}; copy its file "
                 "again"
             )
     return FrameInfo(**{key: params[key] for key in FrameInfo._fields})

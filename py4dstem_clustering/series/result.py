@@ -119,7 +119,7 @@ class ClusterSeries:
         return node
 
     def _clusters(self, node: emdfile.Node) -> Clusters:
-        with untrusted.naming(self.path):
+        with untrusted.name_in_errors(self.path):
             return Clusters.from_node(node, step_of(node, _calibration(node)))
 
     def __getitem__(self, frame: int) -> Clusters:
@@ -372,7 +372,7 @@ def _stored_drift(
     stored = root.metadata.get("drift")
     if stored is None:
         return None
-    with untrusted.naming(path):
+    with untrusted.name_in_errors(path):
         drift = stored._params.get("drift")
         nodes.check_array(root, "drift", drift, (None, 2), nan=True)  # of frames that failed
     return drift if len(drift) == len(places) else None

@@ -266,6 +266,67 @@ def test_a_new_file_has_the_usual_permissions(tmp_path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """What is asked of the disk, in order: the path that is synced, or the new name."""
+    found = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_sync(handle):
+        found.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def record_replace(old, new):
+        found.append(("rename", str(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    return found
+
+
+LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="names of open files")
+
+
+@LINUX
+def test_a_power_loss_leaves_the_old_file_or_the_new_one(tmp_path, calls):
+    path = tmp_path / "x"
+    with writing.complete_or_absent(path) as partial:
+        partial.write_text("new")
+        assert calls == []
+    # The data are on the disk before the name is, and then the folder that holds the name.
+    assert calls == [("sync", str(partial)), ("rename", str(path)), ("sync", str(tmp_path))]
+
+
+@LINUX
+def test_results_and_filtered_scans_are_synced(cube, tmp_path, calls):
+    for name, write in {
+        "filtered.h5": lambda path: cube.filter_correlative(edge=2, out=path, **QUIET),
+        "saved.h5": lambda path: writing.save_new(path, cube),
+    }.items():
+        del calls[:]
+        write(tmp_path / name)
+        assert [what for what, _ in calls] == ["sync", "rename", "sync"]
+        assert calls[1:] == [("rename", str(tmp_path / name)), ("sync", str(tmp_path))]
+
+
+def test_data_that_cannot_be_synced_get_no_name(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def fail(handle):
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with (
+        pytest.raises(OSError, match="Input/output error"),
+        writing.complete_or_absent(path) as partial,
+    ):
+        partial.write_text("new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_an_error_while_filtering_leaves_no_file(cube, tmp_path, monkeypatch):
     def fail(data, out, **options):
         out[0:1] = data[0:1]
@@ -292,6 +353,7 @@ cube.filter_correlative(edge=2, out=sys.argv[1], progress_bar=False)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_a_killed_process_leaves_no_result(tmp_path):
     path = tmp_path / "x.h5"

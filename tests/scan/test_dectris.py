@@ -348,8 +348,8 @@ def test_what_is_no_scan(tmp_path, scan):
         ("a.h5", {"dataset": "flat"}, ValueError, "is no scan"),
         ("a.txt", {}, OSError, "a.txt is no HDF5 file"),
         ("b.h5", {}, OSError, "b.h5 is no HDF5 file"),
-        ("c.h5", {}, FileNotFoundError, "c.h5 is no file; check the path"),
-        (".", {}, FileNotFoundError, "is no file"),
+        ("c.h5", {}, FileNotFoundError, "c.h5 is not a file; check the path"),
+        (".", {}, FileNotFoundError, "is not a file"),
     ]:
         with pytest.raises(kind, match=message):
             open_scan(tmp_path / path, **options)
@@ -506,6 +506,15 @@ def test_a_bad_pixel_is_not_filled_with_saturated_counts(scan, tmp_path):
     assert cube.cluster(threshold=0.5, progress_bar=False).n_clusters >= 1
 
 
+def test_the_lower_16_bits_of_a_mask_mark_bad_pixels(scan, tmp_path):
+    mask = np.zeros(DETECTOR, dtype=np.uint32)
+    mask.ravel()[:32] = 2 ** np.arange(32, dtype=np.uint64)
+    cube = open_scan(write_arina(tmp_path, as_frames(scan), mask=mask), scan_shape=SCAN)
+    bad = cube.metadata["arina"]["bad_pixels"].ravel()
+    assert bad[:16].all()
+    assert not bad[16:].any()
+
+
 def test_a_large_gap_is_filled(tmp_path):
     frames = np.full((1, 60, 50), 7, dtype=np.uint16)
     mask = np.zeros((60, 50))
@@ -539,7 +548,7 @@ def test_only_the_files_asked_for_are_opened(opened, tmp_path, scan):
     for number in (3, 4):
         (tmp_path / f"scan_data_{number:06d}.h5").unlink()
     assert_array_equal(opened.data[:4], scan[:4])
-    with pytest.raises(OSError, match=r"scan_data_000003.h5 is gone .*; bring it back"):
+    with pytest.raises(OSError, match=r"scan_data_000003.h5 is missing .*; put it back"):
         opened.data[5]
 
 
@@ -558,7 +567,7 @@ def test_memory_is_that_of_the_answer(tmp_path, monkeypatch):
 
 
 def test_few_files_are_open_at_a_time(opened, scan, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.scan.array._MAX_OPEN", 2)
+    monkeypatch.setattr("py4dstem_clustering.scan.array._MAX_OPEN_FILES", 2)
     assert_array_equal(np.asarray(opened.data), scan)
     assert len(opened.data._handles) == 2
     opened.data.close()
@@ -567,7 +576,7 @@ def test_few_files_are_open_at_a_time(opened, scan, monkeypatch):
 
 
 def test_threads_read_what_is_there(opened, scan, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.scan.array._MAX_OPEN", 2)
+    monkeypatch.setattr("py4dstem_clustering.scan.array._MAX_OPEN_FILES", 2)
     keys = [np.s_[i % RX, (3 * i) % RY] for i in range(200)] + [np.s_[i % RX] for i in range(50)]
     with ThreadPoolExecutor(8) as pool:
         for key, got in zip(keys, pool.map(opened.data.__getitem__, keys), strict=True):
@@ -791,7 +800,7 @@ def test_a_file_that_was_replaced(opened, tmp_path, scan):
     with h5py.File(tmp_path / "new.h5", "w") as file:
         file["entry/data/data"] = as_frames(scan)[:, :-1]
     os.replace(tmp_path / "new.h5", path)
-    with pytest.raises(OSError, match="is not what it was; open the scan again"):
+    with pytest.raises(OSError, match="was changed; open the scan again"):
         opened.data[0]
 
 

@@ -249,11 +249,10 @@ def clustered(data, truth):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_opened_clustered_saved_reopened(name, truth, folder):
+def test_opened_as_it_was_written(name, truth, folder):
     case = CASES[name]
     data = case.prepare(truth.datacube.data)
     path = case.write(folder, data)
-    labels, means = clustered(data, truth)
     for mem in ["RAM", "MEMMAP"] if case.lazy else ["RAM"]:
         cube = case.open(path, mem)
         if mem == "MEMMAP":
@@ -261,6 +260,25 @@ def test_opened_clustered_saved_reopened(name, truth, folder):
         np.testing.assert_array_equal(np.asarray(cube.data), data)
         assert calibration_of(cube) == case.calibration
 
+
+# Two kinds are clustered in every run, the others with the slow tests.
+CLUSTERED_ALWAYS = ("EMD 1.0", "Arina, open_scan")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in CLUSTERED_ALWAYS else pytest.mark.slow)
+        for name in CASES
+    ],
+)
+def test_opened_clustered_saved_reopened(name, truth, folder):
+    case = CASES[name]
+    data = case.prepare(truth.datacube.data)
+    path = case.write(folder, data)
+    labels, means = clustered(data, truth)
+    for mem in ["RAM", "MEMMAP"] if case.lazy else ["RAM"]:
+        cube = case.open(path, mem)
         assert cube.cluster(**QUIET).n_clusters == 3
         averages = cube.get_clustered_datacube(**QUIET)
         np.testing.assert_array_equal(cube.clusters.labels, labels)
