@@ -123,7 +123,7 @@ def read_tree(node: emdfile.Node) -> dict[str, Any]:
     method = settings.get("method")
     if not isinstance(method, str) or method not in METHODS:
         names = " or ".join(map(repr, METHODS))
-        raise nodes.damaged(node, f"its method {nodes.short(method)} must be {names}")
+        raise nodes.damaged(node, f"its method {nodes.in_one_line(method)} must be {names}")
     _check_tree(node, method, arrays)
     made = read_settings(node, "similarity_settings")
     try:
