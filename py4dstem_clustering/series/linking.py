@@ -231,7 +231,8 @@ def _check_drift(drift: Any) -> NDArray[Any] | None:
     return drift
 
 
-def check_times(times: Any) -> NDArray[Any] | None:
+def check_times(times: Any) -> NDArray[np.float64] | None:
+    """Times, finite and rising."""
     if times is None:
         return None
     times = np.array(values_of(times), dtype=np.float64)

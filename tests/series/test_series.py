@@ -25,8 +25,8 @@ from py4DSTEM import DataCube
 from py4dstem_clustering import cluster_series, open_series, simulate_scan, simulate_series
 from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.metrics import track_quality
-from py4dstem_clustering.series.files import journal_of, read_info
-from py4dstem_clustering.series.frames import _Part
+from py4dstem_clustering.series.files import journal_of, read_series
+from py4dstem_clustering.series.frames import ScanOf5D
 
 QUIET = {"progress_bar": False, "n_jobs": 1}
 MERGE = {**QUIET, "min_size": 2}
@@ -426,7 +426,7 @@ def test_a_file_of_five_axes_that_shrank(frames, tmp_path, chunks):
         assert set(series.errors) == {0, 1, 2, 3}
         assert "scan.h5 shrank from" in series.errors[3]
         with pytest.raises(OSError, match=r"scan.h5 shrank from"):
-            np.asarray(_Part(file["scan"], 3))
+            np.asarray(ScanOf5D(file["scan"], 3))
 
 
 def test_frames_that_are_no_scans(frames, tmp_path):
@@ -852,7 +852,7 @@ def test_frames_by_number(whole):
     with pytest.raises(TypeError, match="must be a whole number"):
         series["a"]
     assert pickle.loads(pickle.dumps(series))[0].n_clusters == series[0].n_clusters
-    assert read_info(whole, [2])[2].source == "item 2"
+    assert read_series(whole).infos[2].source == "item 2"
     assert json.dumps(dict(series.settings["cluster"]))
 
 
