@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.checks import check_data, check_memory, check_number, check_q_mask
+from ..base.checks import check_data, check_mask, check_memory, check_number
 from ..kernels.blocks import check_whole
 from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
 from ..scan.calibration import copy_calibration, known_centre
@@ -32,7 +32,7 @@ class Frame(NamedTuple):
     size: int
     """Bytes of that file; 0 for a scan that was no file."""
     time: float
-    open: Callable[[], Any] | None
+    open: Callable[[], Any]
     """Returns the DataCube."""
 
 
@@ -51,7 +51,8 @@ class ScanOf5D:
         self.shape, self.dtype, self.ndim = data.shape[1:], data.dtype, 4
 
     def __getitem__(self, key: Any) -> Any:
-        found = self._data[(self._number, *(key if isinstance(key, tuple) else (key,)))]
+        key_of_5d = (self._number, *key) if isinstance(key, tuple) else (self._number, key)
+        found = self._data[key_of_5d]
         check_whole(self._data)
         return found
 
@@ -309,7 +310,7 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
         weight = options.cluster["q_mask"]
     if weight is None:
         weight = scattered(sample_mean(cube.data), known_centre(cube))
-    weight = check_q_mask(weight, cube.Qshape)
+    weight = check_mask("q_mask", weight, cube.Qshape, "detector pixels")
     n_rows = check_memory(
         options.max_memory, partial(virtual_image_need, cube.data, options.n_jobs)
     )

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_number, values_of
-from ..kernels.linking import Comparer, Linker
-from .tracks import EVENTS, TABLE, Tracks
+from ..kernels.linking import Comparer, Linker, Patterns
+from .tracks import EVENTS_DTYPE, TABLE_DTYPE, Tracks
 
 # --- linking ---------------------------------------------------------------------------------
 
@@ -113,40 +113,59 @@ def link_frames(
         patterns = None
         if frame.averages is not None:
             if comparer is None and len(frame.averages):
-                known_pixels = np.isfinite(frame.averages)
-                total = np.where(known_pixels, frame.averages, 0).sum(axis=0, dtype=np.float64)
-                mean = total / np.maximum(known_pixels.sum(axis=0), 1)
-                comparer = Comparer(mean, centre, blur)
+                comparer = Comparer(_mean_pattern(frame.averages), centre, blur)
             if comparer is not None:
-                if frame.averages.shape[1:] != comparer.shape:
-                    raise ValueError(
-                        f"averages of frame {t} of {frame.averages.shape[1:]} detector pixels must "
-                        f"have those of the frames before, {comparer.shape}"
-                    )
-                patterns = comparer(frame.averages)
+                patterns = _prepare_patterns(t, frame.averages, comparer)
         moved = np.zeros(2) if drift is None else drift[t]
         track = linker.add(t, frame.labels, frame.background, patterns, moved)
         rows.append(_rows(t, t if times is None else times[t], frame, track, moved))
     _check_lengths(drift, times, n_frames)
-    table = np.concatenate(rows) if rows else np.zeros(0, dtype=TABLE)
+    table = np.concatenate(rows) if rows else np.zeros(0, dtype=TABLE_DTYPE)
     events = np.array(
         [
-            (e.frame, e.frame if times is None else times[e.frame], e.event, e.track, e.other)
-            for e in linker.finish()
+            (
+                event.frame,
+                event.frame if times is None else times[event.frame],
+                event.event,
+                event.track,
+                event.other,
+            )
+            for event in linker.finish()
         ],
-        dtype=EVENTS,
+        dtype=EVENTS_DTYPE,
     )
     return Tracks(table, events, n_frames)
 
 
-class _Frame(NamedTuple):
-    labels: NDArray[Any]
+def _mean_pattern(averages: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean over all clusters (Qx, Qy), 0 where no average is known."""
+    known = np.isfinite(averages)
+    total = np.where(known, averages, 0).sum(axis=0, dtype=np.float64)
+    return total / np.maximum(known.sum(axis=0), 1)
+
+
+def _prepare_patterns(t: int, averages: NDArray[Any], comparer: Comparer) -> Patterns:
+    """Averages of frame `t` as they are compared with those of other frames."""
+    if averages.shape[1:] != comparer.shape:
+        raise ValueError(
+            f"averages of frame {t} of {averages.shape[1:]} detector pixels must have those of the "
+            f"frames before, {comparer.shape}"
+        )
+    return comparer(averages)
+
+
+class _FrameToLink(NamedTuple):
+    """One item of `frames`, checked."""
+
+    labels: NDArray[np.int64]
     averages: NDArray[Any] | None
+    """(N, Qx, Qy)"""
     properties: Any
-    background: NDArray[Any]  # (N,), bool
+    background: NDArray[np.bool_]
+    """Whether a cluster is background, (N,)."""
 
 
-def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _Frame:
+def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _FrameToLink:
     if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= 4:
         raise TypeError(
             f"frame {t} must be (labels, averages, properties, background) or None, not "
@@ -187,15 +206,15 @@ def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _Frame:
         if check_integer("background", k, 0) >= n:
             raise ValueError(f"background={k} of frame {t} is none of its {n} clusters")
         flags[k] = True
-    return _Frame(labels, averages, properties, flags)
+    return _FrameToLink(labels, averages, properties, flags)
 
 
 def _rows(
-    t: int, time: float, frame: _Frame, track: NDArray[Any], drift: NDArray[Any]
+    t: int, time: float, frame: _FrameToLink, track: NDArray[Any], drift: NDArray[Any]
 ) -> NDArray[Any]:
     """Rows of the table for the clusters of one frame."""
     labels, n = frame.labels, len(track)
-    rows = np.zeros(n, dtype=TABLE)
+    rows = np.zeros(n, dtype=TABLE_DTYPE)
     inside = labels >= 0
     places, number = np.argwhere(inside), labels[inside]
     size = np.bincount(number, minlength=n)
@@ -244,7 +263,7 @@ def check_times(times: Any) -> NDArray[np.float64] | None:
 def _check_lengths(
     drift: NDArray[Any] | None, times: NDArray[Any] | None, n_frames: int, more: bool = False
 ) -> None:
-    """One entry for each frame; with `more`, of which others may come."""
+    """One entry of drift and times for each frame; with `more`, frames may follow."""
     for name, value in (("drift", drift), ("times", times)):
         n = n_frames if value is None else len(value)
         if n < n_frames or (n > n_frames and not more):

@@ -179,12 +179,23 @@ class ClusterSeries:
             ``drop_background=False``) belongs to no track, frames that failed end none.
         """
         return link_frames(
-            _FramesToLink(self),
+            self._frames_to_link(),
             drift=self.drift,
             times=self.times,
             centre=self._centre(),
             **options,
         )
+
+    def _frames_to_link(self) -> Iterator[tuple[Any, ...] | None]:
+        """What `link_frames` takes of each frame, read when its turn comes."""
+        for k, info in enumerate(self.infos):
+            if info.error:
+                yield None
+                continue
+            node = self._node(k)
+            clusters = self._clusters(node)
+            averages = node.metadata["arrays"]._params.get("averages")
+            yield clusters.labels, averages, clusters.properties(), clusters.background
 
     def _centre(self) -> tuple[float, float] | None:
         """Centre of the direct beam in the first frame that knows it."""
@@ -220,7 +231,7 @@ class ClusterSeries:
         ValueError
             If pixel sizes or rotation are not the same in all of these frames.
         """
-        patterns, params, of_patterns = [], [], set(_OF_PATTERNS)
+        patterns, params, of_patterns = [], [], set(_PATTERN_KEYS)
         for frame, label in zip(track.frames, track.labels, strict=True):
             node = self._node(int(frame))
             patterns.append(node.metadata["arrays"]["averages"][label])
@@ -245,36 +256,17 @@ class ClusterSeries:
         return np.average(self.get_track_datacube(track).data[:, 0], axis=0, weights=track.sizes)
 
 
-class _FramesToLink(Sequence):
-    """What `link_frames` takes of each frame, read when it is asked for."""
+_ORIGIN_KEYS = ("qx0", "qy0")
+"""Keys of a calibration that hold the origin; its mean and its shift are computed from them."""
 
-    def __init__(self, series: ClusterSeries) -> None:
-        self._series = series
+_PATTERN_KEYS = {*_ORIGIN_KEYS, "qx0_meas", "qy0_meas", "a", "b", "theta"}
+"""Keys of a calibration of which py4DSTEM takes a value for each pattern."""
 
-    def __len__(self) -> int:
-        return len(self._series)
-
-    def __getitem__(self, k: int) -> tuple[Any, ...] | None:
-        if k >= len(self):
-            raise IndexError(k)
-        if self._series.infos[k].error:
-            return None
-        node = self._series._node(k)
-        clusters = self._series._clusters(node)
-        averages = node.metadata["arrays"]._params.get("averages")
-        return clusters.labels, averages, clusters.properties(), clusters.background
-
-
-# Of these py4DSTEM takes a value for each pattern; mean and shift of the origin follow from it.
-_ORIGIN = ("qx0", "qy0")
-
-_OF_PATTERNS = {*_ORIGIN, "qx0_meas", "qy0_meas", "a", "b", "theta"}
-
-# Of these one for all.
-_OF_ALL = {
+_SHARED_KEYS = {
     "Q_pixel_size", "Q_pixel_units", "R_pixel_size", "R_pixel_units", "QR_rotation",
     "QR_rotation_degrees", "QR_flip",
 }  # fmt: skip
+"""Keys of a calibration of which all patterns of a datacube share one value."""
 
 
 def _track_calibration(
@@ -288,20 +280,20 @@ def _track_calibration(
     calibration = copy_calibration()
     kept = calibration._params
     for key in dict.fromkeys(key for own in params for key in own):
-        values = [own.get(key) for own in params]
+        values: list[Any] = [own.get(key) for own in params]
         other = next((k for k, x in enumerate(values) if not np.array_equal(x, values[0])), None)
-        by_pattern = key in _ORIGIN or (key in of_patterns and other is not None)
+        by_pattern = key in _ORIGIN_KEYS or (key in of_patterns and other is not None)
         if by_pattern and all(np.ndim(value) == 0 for value in values):
             kept[key] = np.array(values, dtype=float)[:, None]  # NaN for None
         elif other is None:
             kept[key] = values[0]
-        elif key in _OF_ALL:
+        elif key in _SHARED_KEYS:
             raise ValueError(
                 f"{key} is {values[0]!r} in frame {frames[0]} and {values[other]!r} in frame "
                 f"{frames[other]}: patterns of one track must share it; calibrate the scans alike "
                 "and cluster them into another out, or take series.averages(k), frame by frame"
             )
-    for key in _ORIGIN:
+    for key in _ORIGIN_KEYS:
         if key in kept:
             origin = np.asarray(kept[key], dtype=float)
             known = origin[np.isfinite(origin)]
@@ -310,7 +302,7 @@ def _track_calibration(
     return calibration
 
 
-def open_series(path: str | PathLike) -> ClusterSeries:
+def open_series(path: str | PathLike[str]) -> ClusterSeries:
     """Open a series that `cluster_series` has written, or is writing.
 
     Parameters

@@ -15,7 +15,7 @@ from contextlib import closing
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import emdfile
 import numpy as np
@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from ..base.checks import (
     check_choice,
     check_flag,
+    check_mask,
     check_memory,
     check_n_jobs,
     check_out,
-    check_q_mask,
 )
 from .files import (
     FrameInfo,
@@ -169,7 +169,8 @@ def cluster_series(
     if load is not None and not callable(load):
         raise TypeError(f"load={load!r} must be a function of a path, such as open_scan")
     if image_mask is not None:
-        image_mask = check_q_mask(image_mask, np.shape(image_mask))
+        shape = cast("tuple[int, int]", np.shape(image_mask))  # of the detector, not known yet
+        image_mask = check_mask("q_mask", image_mask, shape, "detector pixels")
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     check_choice("on_error", on_error, ("record", "raise"))
     if client is not None and not hasattr(client, "submit"):
@@ -177,7 +178,7 @@ def cluster_series(
     n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
     check_memory(max_memory)
     progress_bar = check_flag("progress_bar", progress_bar)
-    made_with = {
+    made_with: dict[str, Any] = {
         "filter": check_filter(filter),
         "cluster": check_cluster_options(options),
         "averages": check_averages(min_purity, align),
@@ -251,9 +252,11 @@ def _finish(
     same_times = was.get("time_units") == settings["time_units"] and all(
         times.get(frame, info.time) == info.time for frame, info in stored.infos.items()
     )
-    if isinstance(drift, str):
+    if stored.drift is None:
+        same_drift = False
+    elif isinstance(drift, str):
         # What was measured from the same images is not measured again.
-        same_drift = stored.drift is not None and was.get("drift") == drift
+        same_drift = was.get("drift") == drift
     else:
         same_drift = np.array_equal(stored.drift, drift)
     if not (is_complete and same_times and same_drift):
@@ -315,8 +318,13 @@ def _submit(
             return
         name = f"cluster_frame-{frame.number}-{uuid.uuid4().hex}"
         future = client.submit(_work_without_dask_threads, work, frame, key=name)
-        pending[future] = frame._replace(open=None)
+        pending[future] = frame._replace(open=_sent)  # the scan itself is not kept here
         del frame
+
+
+def _sent() -> Any:
+    """Opens no scan: stands for what opens it, once a worker has that."""
+    raise RuntimeError("this frame was sent to a worker")
 
 
 def _work_without_dask_threads(work: Callable[[Frame], FrameResult], frame: Frame) -> FrameResult:

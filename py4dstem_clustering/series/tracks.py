@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..base.checks import check_integer, values_of
 from ..base.frozen import Frozen
 
-TABLE = np.dtype(
+TABLE_DTYPE = np.dtype(
     [
         ("frame", np.int64),
         ("time", np.float64),
@@ -36,7 +36,7 @@ TABLE = np.dtype(
 )
 """Fields of `Tracks.table`."""
 
-EVENTS = np.dtype(
+EVENTS_DTYPE = np.dtype(
     [
         ("frame", np.int64),
         ("time", np.float64),
@@ -98,7 +98,7 @@ class Tracks(Frozen):
         return self.table[key]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if dtype is not None and np.dtype(dtype) != TABLE:
+        if dtype is not None and np.dtype(dtype) != TABLE_DTYPE:
             raise TypeError(f"tracks are no array of {np.dtype(dtype)}; take a column of the table")
         return self.table.copy() if copy else self.table
 
