@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +30,7 @@ from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.metrics import track_quality
 from py4dstem_clustering.series.files import journal_of, read_series
 from py4dstem_clustering.series.frames import ScanOf5D
+from py4dstem_clustering.series.lock import only_one_writer
 
 QUIET = {"progress_bar": False, "n_jobs": 1}
 MERGE = {**QUIET, "min_size": 2}
@@ -193,7 +197,10 @@ def test_a_memmap_stays_on_disk(frames, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.h5", "scan.npy"]
 
 
-@pytest.mark.parametrize("kind", ["list", "cubes", "generator", "h5py", "dask", "memmap", "paths"])
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("list", "cubes", "memmap")]
+
+
+@pytest.mark.parametrize("kind", ["generator", "h5py", "dask", "paths", *SLOW_KINDS])
 def test_frames_of_every_kind(frames, whole, tmp_path, kind):
     file = None
     if kind == "list":
@@ -447,11 +454,11 @@ def test_an_empty_frame_has_no_clusters(frames, tmp_path):
 # --- going on ------------------------------------------------------------------------------------
 
 
-class Counting:
-    """Frames that count how often each is opened."""
+class Failing:
+    """Frames of which one cannot be had."""
 
     def __init__(self, frames, fail_at=None):
-        self.frames, self.opened, self.fail_at = frames, [], fail_at
+        self.frames, self.fail_at = frames, fail_at
 
     def __iter__(self):
         for k, frame in enumerate(self.frames):
@@ -463,7 +470,7 @@ class Counting:
 def test_a_generator_that_fails_keeps_what_was_done(frames, whole, tmp_path, monkeypatch):
     out = tmp_path / "s.h5"
     with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Counting(frames, fail_at=2), out=out, **MERGE)
+        cluster_series(Failing(frames, fail_at=2), out=out, **MERGE)
     partial = open_series(out)
     assert len(partial) == 2
     assert partial.drift.shape == (2, 2)
@@ -474,12 +481,12 @@ def test_a_generator_that_fails_keeps_what_was_done(frames, whole, tmp_path, mon
     monkeypatch.setattr(
         DataCube, "cluster", lambda self, **o: (done.append(o["name"]), original(self, **o))[1]
     )
-    cluster_series(Counting(frames), out=out, **MERGE)
+    cluster_series(Failing(frames), out=out, **MERGE)
     assert done == ["frame_000002", "frame_000003"]
     assert content(out) == content(whole)
     # And nothing is left to do.
     before = out.stat().st_mtime_ns
-    cluster_series(Counting(frames), out=out, **MERGE)
+    cluster_series(Failing(frames), out=out, **MERGE)
     assert done == ["frame_000002", "frame_000003"]
     assert out.stat().st_mtime_ns == before
 
@@ -487,7 +494,7 @@ def test_a_generator_that_fails_keeps_what_was_done(frames, whole, tmp_path, mon
 def test_an_open_series_outlives_the_end_of_the_run(frames, tmp_path):
     out = tmp_path / "s.h5"
     with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Counting(frames, fail_at=2), out=out, **MERGE)
+        cluster_series(Failing(frames, fail_at=2), out=out, **MERGE)
     live = open_series(out)
     cluster_series(frames, out=out, **MERGE)
     assert not journal_of(out).exists()
@@ -499,7 +506,7 @@ def test_tracks_of_a_series_with_gaps(frames, tmp_path):
     # As workers leave it that end in another order, when the run is stopped.
     out = tmp_path / "s.h5"
     with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Counting(frames, fail_at=3), out=out, **MERGE)
+        cluster_series(Failing(frames, fail_at=3), out=out, **MERGE)
     (journal_of(out) / "frame_000000.h5").unlink()
     (journal_of(out) / "frame_000001.h5").unlink()
     series = open_series(out)
@@ -513,11 +520,59 @@ def test_more_frames_than_before(frames, whole, tmp_path):
     assert content(tmp_path / "s.h5") == content(whole)
 
 
-def test_other_data_at_the_place_of_a_frame_are_clustered_again(frames, tmp_path):
-    other = frames_of(5)[[0, 4]]
-    cluster_series(frames[:2], out=tmp_path / "s.h5", **MERGE)
+def test_other_data_at_the_place_of_a_frame_are_clustered_again(frames, whole, tmp_path):
+    shutil.copy(whole, tmp_path / "s.h5")
+    other = frames.copy()
+    other[1] = frames[1][::-1]  # the stripes run in another direction
+    was = open_series(whole)
     series = cluster_series(other, out=tmp_path / "s.h5", **MERGE)
-    np.testing.assert_array_equal(series[1].labels, DataCube(other[1]).cluster(**MERGE).labels)
+    expected = DataCube(other[1]).cluster(**MERGE).labels
+    assert not np.array_equal(expected, was[1].labels)
+    np.testing.assert_array_equal(series[1].labels, expected)
+    same = [a.fingerprint == b.fingerprint for a, b in zip(series.infos, was.infos, strict=True)]
+    assert same == [True, False, True, True]
+
+
+def test_each_file_is_opened_once(frames, tmp_path, monkeypatch):
+    paths = [tmp_path / f"scan_{k}.npy" for k in range(3)]
+    for path, frame in zip(paths, frames, strict=False):
+        np.save(path, frame)
+    opened = Counter()
+    original = h5py.File.__init__
+
+    def spy(self, name, mode="r", *args, **options):
+        if isinstance(name, (str, os.PathLike)) and not str(name).endswith(".partial"):
+            opened[Path(name).name] += 1
+        original(self, name, mode, *args, **options)
+
+    def load(path):
+        opened[path.name] += 1
+        return DataCube(np.load(path))
+
+    monkeypatch.setattr(h5py.File, "__init__", spy)
+    out = tmp_path / "s.h5"
+    with pytest.raises(RuntimeError, match="on fire"):
+        cluster_series(Failing(paths, fail_at=2), out=out, load=load, **MERGE)
+    assert opened == {"scan_0.npy": 1, "scan_1.npy": 1}
+    opened.clear()
+    assert len(open_series(out)) == 2
+    assert opened == {"frame_000000.h5": 1, "frame_000001.h5": 1}
+    out.unlink(missing_ok=True)
+    shutil.rmtree(journal_of(out))
+
+    opened.clear()
+    cluster_series(paths, out=out, load=load, **MERGE)
+    del opened["skeleton.h5"]  # what the file is begun with
+    names = [path.name for path in paths] + [f"frame_{k:06d}.h5" for k in range(3)]
+    assert opened == dict.fromkeys([*names, "s.h5"], 1)
+    opened.clear()
+    series = open_series(out)
+    assert opened == {"s.h5": 1}
+    assert len(list(series)) == 3
+    assert opened == {"s.h5": 1 + 3}
+    opened.clear()
+    cluster_series(paths, out=out, load=load, **MERGE)
+    assert opened == {"s.h5": 2}  # before, and for the result
 
 
 def test_files_may_come_in_another_order(frames, tmp_path):
@@ -593,7 +648,7 @@ def test_other_options_are_refused(frames, tmp_path, options, text, finished):
         cluster_series(frames[:1], out=out, **MERGE)
     else:
         with pytest.raises(RuntimeError, match="on fire"):
-            cluster_series(Counting(frames, fail_at=1), out=out, **MERGE)
+            cluster_series(Failing(frames, fail_at=1), out=out, **MERGE)
     with pytest.raises(ValueError, match=text):
         cluster_series(frames[:1], out=out, **QUIET, **options)
     with pytest.raises(ValueError, match="has frames already; resume=True goes on"):
@@ -617,7 +672,7 @@ def test_a_file_that_is_no_series_is_kept(frames, tmp_path):
 def test_a_frame_file_that_is_damaged_is_done_again(frames, whole, tmp_path):
     out = tmp_path / "s.h5"
     with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Counting(frames, fail_at=2), out=out, **MERGE)
+        cluster_series(Failing(frames, fail_at=2), out=out, **MERGE)
     file = journal_of(out) / "frame_000001.h5"
     file.write_bytes(file.read_bytes()[:1000])
     cluster_series(frames, out=out, **MERGE)
@@ -625,14 +680,57 @@ def test_a_frame_file_that_is_damaged_is_done_again(frames, whole, tmp_path):
 
 
 def test_one_process_at_a_time(frames, tmp_path):
-    fcntl = pytest.importorskip("fcntl")
     out = tmp_path / "s.h5"
-    journal_of(out).mkdir()
-    with (journal_of(out) / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="another process is writing"):
-            cluster_series(frames, out=out, **MERGE)
-    cluster_series(frames, out=out, **MERGE)
+    with (
+        only_one_writer(out),
+        pytest.raises(OSError, match=r"another process is writing .*s\.h5"),
+    ):
+        cluster_series(frames[:1], out=out, **MERGE)
+    assert not journal_of(out).exists()
+    assert len(cluster_series(frames[:1], out=out, **MERGE)) == 1
+
+
+def test_files_are_locked_where_there_is_no_fcntl(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def locking(descriptor, mode, n_bytes):
+        """As Windows does."""
+        assert (mode, n_bytes) == (2, 1)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking))
+    out = tmp_path / "s.h5"
+    with (
+        only_one_writer(out),
+        pytest.raises(OSError, match="another process is writing"),
+        only_one_writer(out),
+    ):
+        raise AssertionError("two at a time")
+    with only_one_writer(out):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warning_says_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def fail(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with (
+        pytest.warns(UserWarning, match=r"s\.h5 cannot be locked .*No locks .*no other process"),
+        only_one_writer(tmp_path / "s.h5"),
+    ):
+        pass
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", None)
+    with (
+        pytest.warns(UserWarning, match="neither fcntl nor msvcrt"),
+        only_one_writer(tmp_path / "s.h5"),
+    ):
+        pass
 
 
 # --- killed --------------------------------------------------------------------------------------
@@ -645,6 +743,7 @@ def run_to_be_killed(folder):
 N_KILLS = int(os.environ.get("SERIES_KILLS", "6"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_at_any_moment_it_ends_with_the_same_file(frames, whole, tmp_path):
     np.save(tmp_path / "frames.npy", frames)
@@ -707,6 +806,7 @@ def client():
         cluster.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_workers_give_the_same_file(frames, whole, tmp_path, client):
     cluster_series(frames, out=tmp_path / "s.h5", client=client, min_size=2, progress_bar=False)
@@ -723,6 +823,7 @@ def test_workers_give_the_same_file(frames, whole, tmp_path, client):
     assert content(tmp_path / "u.h5") == content(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_bad_frame_on_a_worker(frames, tmp_path, client):
     paths = bad_frames(frames, tmp_path)
@@ -743,6 +844,7 @@ def load_and_kill_once(path):
     return DataCube(np.load(path))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_what_a_lost_worker_did_is_done_again(frames, whole, tmp_path, client):
