@@ -19,8 +19,8 @@ from PIL import Image
 
 from py4dstem_clustering import Clusters, cluster_series, link_frames, simulate_series
 from py4dstem_clustering.plotting.areas import _edges, _with_error, plot_areas
-from py4dstem_clustering.plotting.film import _Film, _time_text, animate_series
-from py4dstem_clustering.plotting.tracks import _apart, plot_tracks, track_colors
+from py4dstem_clustering.plotting.film import Film, animate_series, time_text
+from py4dstem_clustering.plotting.tracks import move_apart, plot_tracks, track_colors
 
 SCAN = (26, 20)
 TIMES = np.array([0, 1, 2, 3, 4, 6, 7, 8.0]) / 4
@@ -215,7 +215,7 @@ def test_errors_of_tracks(series, tracks):
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), max_size=8))
 def test_numbers_do_not_cover_each_other(places):
     room = np.array([1.0, 2.0])
-    moved = _apart(np.array(places).reshape(-1, 2), room)
+    moved = move_apart(np.array(places).reshape(-1, 2), room)
     gap = np.abs(moved[:, None] - moved)
     apart = (gap >= room - 1e-6).any(axis=2) | np.eye(len(moved), dtype=bool)
     assert apart.all()
@@ -426,7 +426,7 @@ def test_a_film_has_the_frames_of_the_series(series, tracks, tmp_path):
 
 
 def test_what_a_frame_of_a_film_shows(series, tracks):
-    film = _Film(series, tracks, [0, 1, 2, 3, 5, 6, 7], 60, True)
+    film = Film(series, tracks, [0, 1, 2, 3, 5, 6, 7], 60, True)
     film.draw(1)
     ax = film._ax
     np.testing.assert_array_equal(ax.images[0].get_array(), series.image(1))
@@ -448,7 +448,7 @@ def test_what_a_frame_of_a_film_shows(series, tracks):
 )
 def test_times_tell_frames_apart(times, text):
     series = SimpleNamespace(times=np.array(times, dtype=float), time_units="s")
-    assert _time_text(series, min(1, len(times) - 1)) == text
+    assert time_text(series, min(1, len(times) - 1)) == text
 
 
 @pytest.mark.parametrize("where", ["draw", "save"])
@@ -461,9 +461,9 @@ def test_nothing_half_written_is_left(series, tracks, tmp_path, monkeypatch, whe
             tmp_path.joinpath(args[1]).write_bytes(b"GIF89a")
         raise OSError("disk full")
 
-    whole = _Film.draw
+    whole = Film.draw
     if where == "draw":
-        monkeypatch.setattr(_Film, "draw", lambda film, t: fail() if t == 3 else whole(film, t))
+        monkeypatch.setattr(Film, "draw", lambda film, t: fail() if t == 3 else whole(film, t))
     else:
         monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="disk full"):

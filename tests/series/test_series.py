@@ -515,9 +515,25 @@ def test_tracks_of_a_series_with_gaps(frames, tmp_path):
 
 
 def test_more_frames_than_before(frames, whole, tmp_path):
-    cluster_series(frames[:2], out=tmp_path / "s.h5", **MERGE)
-    cluster_series(frames, out=tmp_path / "s.h5", **MERGE)
-    assert content(tmp_path / "s.h5") == content(whole)
+    out = tmp_path / "s.h5"
+    cluster_series(frames[:2], out=out, **MERGE)
+    with pytest.raises(RuntimeError, match="on fire"):
+        cluster_series(Failing(frames, fail_at=3), out=out, **MERGE)
+    live = open_series(out)
+    assert len(live) == 3
+    assert live.drift.shape == (3, 2)
+    cluster_series(frames, out=out, **MERGE)
+    assert content(out) == content(whole)
+
+
+def test_a_file_of_another_size_is_clustered_again(frames, tmp_path):
+    path = tmp_path / "scan.npy"
+    np.save(path, frames[0])
+    was = cluster_series([path], out=tmp_path / "s.h5", **MERGE)[0]
+    np.save(path, frames[0, ::-1, :9])
+    found = cluster_series([path], out=tmp_path / "s.h5", **MERGE)[0]
+    assert was.shape == (12, 10)
+    assert found.shape == (12, 9)
 
 
 def test_other_data_at_the_place_of_a_frame_are_clustered_again(frames, whole, tmp_path):
@@ -610,17 +626,17 @@ def test_times_one_by_one_need_scans_in_order(frames, tmp_path, monkeypatch, opt
     assert series.times.tolist() == [0, 1, 2]
 
 
-def test_time_units_may_change(frames, tmp_path, monkeypatch):
-    cluster_series(frames[:2], out=tmp_path / "s.h5", **MERGE)
+def test_time_units_may_change(frames, whole, tmp_path, monkeypatch):
+    shutil.copy(whole, tmp_path / "s.h5")
     monkeypatch.setattr(DataCube, "cluster", None)
-    series = cluster_series(frames[:2], out=tmp_path / "s.h5", time_units="s", **MERGE)
+    series = cluster_series(frames, out=tmp_path / "s.h5", time_units="s", **MERGE)
     assert series.time_units == "s"
-    assert series.times.tolist() == [0, 1]
+    assert series.times.tolist() == [0, 1, 2, 3]
 
 
-def test_times_and_drift_may_change(frames, tmp_path, monkeypatch):
+def test_times_and_drift_may_change(frames, whole, tmp_path, monkeypatch):
     out = tmp_path / "s.h5"
-    cluster_series(frames, out=out, **MERGE)
+    shutil.copy(whole, out)
     monkeypatch.setattr(DataCube, "cluster", None)
     drift = np.arange(8.0).reshape(4, 2)
     series = cluster_series(frames, out=out, times=[1, 2, 4, 8], drift=drift, **MERGE)
@@ -630,6 +646,8 @@ def test_times_and_drift_may_change(frames, tmp_path, monkeypatch):
     assert series.times.tolist() == [0, 0.5, 1, 1.5]
     assert series.time_units == "s"
     assert not series.drift.any()
+    cluster_series(frames, out=out, **MERGE)
+    assert content(out) == content(whole)  # times and drift by default again
 
 
 @pytest.mark.parametrize(
