@@ -105,18 +105,17 @@ def plot_clusters(
     >>> ax = plot_clusters(clusters, seeds=True)
     """
     alpha = check_number("alpha", alpha, 0, 1)
-    if image is None:
-        image = clusters.similarity_mean
-    else:
-        image = np.asarray(values_of(image), dtype=np.float64)
-        if image.shape != clusters.shape:
+    grey = clusters.similarity_mean
+    if image is not None:
+        grey = np.asarray(values_of(image), dtype=np.float64)
+        if grey.shape != clusters.shape:
             raise ValueError(
-                f"image of shape {image.shape} must have the shape of the scan, {clusters.shape}"
+                f"image of shape {grey.shape} must have the shape of the scan, {clusters.shape}"
             )
     ax = axes_or_new(ax)
     colors = cluster_colors(clusters.labels, clusters.n_clusters)
-    low, high = grey_limits(image)
-    ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    low, high = grey_limits(grey)
+    ax.imshow(grey, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     if clusters.n_clusters and alpha > 0:
         overlay = np.ma.masked_less(clusters.labels, 0)
         ax.imshow(

@@ -30,6 +30,12 @@ def axes_or_new(ax: Axes | None) -> Axes:
     return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 
+def size_in_points(ax: Axes) -> NDArray[np.float64]:
+    """Height and width of axes, which may lie in a subfigure."""
+    frame, whole = ax.get_position(), ax.figure.bbox
+    return 72 * np.array([frame.height * whole.height, frame.width * whole.width]) / ax.figure.dpi
+
+
 def bare_frame(ax: Axes, title: str | None) -> None:
     """A frame without ticks, and a title."""
     ax.set_xticks([])

@@ -21,6 +21,7 @@ from .style import (
     free_corner,
     grey_limits,
     pair_colors,
+    size_in_points,
     write_text,
 )
 
@@ -303,10 +304,8 @@ def _write_numbers(ax: Axes, tracks: Any, chosen: NDArray[np.int64]) -> NDArray[
     last = tracks.table[::-1][rows[np.searchsorted(number, chosen)]]
     places = np.stack([last["place_rx"], last["place_ry"]], axis=1)
     size = 7 if len(chosen) <= 20 else 5
-    frame = ax.get_position()
-    inches = np.array([frame.height, frame.width]) * ax.figure.get_size_inches()[::-1]
     view = np.abs([np.subtract(*ax.get_ylim()), np.subtract(*ax.get_xlim())])
-    points = 72 * (inches / view).min()  # of one scan position
+    points = (size_in_points(ax) / view).min()  # of one scan position
     places = move_apart(places, np.array([1.0, 1.3]) * size / points)
     for k, place in zip(chosen, places, strict=True):
         write_text(ax, place, str(k), size)

@@ -18,7 +18,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from PIL import Image
 
 from py4dstem_clustering import Clusters, cluster_series, link_frames, simulate_series
-from py4dstem_clustering.plotting.areas import _edges, _with_error, plot_areas
+from py4dstem_clustering.plotting.areas import frame_edges, plot_areas, with_error
 from py4dstem_clustering.plotting.film import Film, animate_series, time_text
 from py4dstem_clustering.plotting.tracks import move_apart, plot_tracks, track_colors
 
@@ -165,6 +165,13 @@ def test_colour_is_time_or_track(series, tracks):
     assert colors[-1, 3] == 1
 
 
+def test_figures_in_a_subfigure(series, tracks):
+    left, right = plt.figure(figsize=(6, 3)).subfigures(1, 2)
+    ax = plot_tracks(series, left.subplots(), tracks=tracks)
+    drawn(plot_areas(tracks, right.subplots()))
+    assert sorted(texts(ax)) == ["0", "1", "2", "3"]
+
+
 def test_options_of_tracks(series, tracks):
     ax = drawn(plot_tracks(series, tracks=tracks, every=3, numbers=False))
     assert set(outlines(ax).get_array()) == set(TIMES[[1, 7]])  # frame 4 failed
@@ -252,7 +259,7 @@ def test_bands_are_as_wide_as_the_particles(tracks):
     rows = [round(band[:, 1].mean()) for band in found]
     assert rows == [0, 0, 1, 1, 1, 2, 2, 3]
     np.testing.assert_allclose(faces[:, :3], track_colors(tracks)[rows])
-    edges = _edges(tracks)
+    edges = frame_edges(tracks)
     spans = [(band[:, 0].min(), band[:, 0].max()) for band in found]
     expected = [(0, 4), (5, 8), (0, 2), (3, 4), (5, 6), (1, 4), (5, 7), (5, 8)]
     np.testing.assert_allclose(spans, edges[np.array(expected)])
@@ -275,7 +282,7 @@ def test_bands_are_as_wide_as_the_particles(tracks):
 
 def test_events_are_marked(tracks):
     ax = drawn(plot_areas(tracks))
-    edges = _edges(tracks)
+    edges = frame_edges(tracks)
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend == ["birth", "death", "merge", "split"]
     marks = {line.get_label(): line for line in ax.lines}
@@ -375,7 +382,7 @@ def test_units_in_words():
     [(-1.234, 0.056, "−1.234 ± 0.056"), (812.3, 34.5, "812 ± 34"), (16, 1e-15, "16")],
 )
 def test_digits_of_rates(value, error, text):
-    assert _with_error(value, error) == text
+    assert with_error(value, error) == text
 
 
 def test_errors_of_areas(tracks):
