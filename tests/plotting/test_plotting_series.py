@@ -330,7 +330,7 @@ def test_arrows_of_one_time_lie_beside_each_other():
 
 
 @pytest.mark.parametrize("kind", ["bands", "curves"])
-@pytest.mark.parametrize("n", [0, 1, 60, 300])
+@pytest.mark.parametrize("n", [0, 1, 60, pytest.param(300, marks=pytest.mark.slow)])
 def test_any_number_of_tracks(kind, n):
     labels = np.where(np.arange(400) < n, np.arange(400), -1).reshape(20, 20)
     tracks = link_frames([(labels, None, None)] * 2)
@@ -542,6 +542,7 @@ def test_errors_of_films(series, tracks, tmp_path):
     assert files(tmp_path) == ["folder.gif"]
 
 
+@pytest.mark.slow
 def test_figures_of_a_real_series(tmp_path):
     movie = simulate_series((16, 14), (32, 30), n_frames=3, n_particles=2, seed=3, rotation=0)
     frames = [movie.frame(0), np.zeros((3, 3)), movie.frame(2)]

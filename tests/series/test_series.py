@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import cache
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +30,7 @@ from py4DSTEM import DataCube
 from py4dstem_clustering import cluster_series, open_series, simulate_scan, simulate_series
 from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.metrics import track_quality
+from py4dstem_clustering.scan.datacubes import copy_datacube
 from py4dstem_clustering.series.files import journal_of, read_series
 from py4dstem_clustering.series.frames import ScanOf5D
 from py4dstem_clustering.series.lock import only_one_writer
@@ -72,6 +75,36 @@ def whole(frames, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "series.h5"
     cluster_series(frames, out=path, **MERGE)
     return path
+
+
+class Failing:
+    """Frames of which one cannot be had."""
+
+    def __init__(self, frames, fail_at=None):
+        self.frames, self.fail_at = frames, fail_at
+
+    def __iter__(self):
+        for k, frame in enumerate(self.frames):
+            if k == self.fail_at:
+                raise RuntimeError("the microscope is on fire")
+            yield frame
+
+
+@pytest.fixture(scope="module")
+def stopped_once(frames, tmp_path_factory):
+    """A run that was stopped when three frames were done."""
+    out = tmp_path_factory.mktemp("stopped") / "s.h5"
+    with pytest.raises(RuntimeError, match="on fire"):
+        cluster_series(Failing(frames, fail_at=3), out=out, **MERGE)
+    return out
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """Such a run, to go on with."""
+    out = tmp_path / "s.h5"
+    shutil.copytree(journal_of(stopped_once), journal_of(out))
+    return out
 
 
 # --- what it holds -------------------------------------------------------------------------------
@@ -306,9 +339,14 @@ def test_datacube_of_a_track(movie, followed):
     np.testing.assert_allclose(followed.get_track_pattern(track), mean, rtol=1e-6)
 
 
+@cache
+def scan_of_one_grain():
+    return simulate_scan((8, 7), (32, 30), n_grains=1, seed=1).datacube
+
+
 def calibrated(**params):
     """A scan of one grain whose calibration holds these."""
-    cube = simulate_scan((8, 7), (32, 30), n_grains=1, seed=1).datacube
+    cube = copy_datacube(scan_of_one_grain())
     cube.calibration._params.update(params)
     return cube
 
@@ -331,8 +369,15 @@ def track_of(tmp_path, cubes):
 MAP = np.full((8, 7), 16.5)
 
 
-@pytest.mark.parametrize("first", [15.5, MAP - 1])
-@pytest.mark.parametrize("second", [18.5, MAP + 2])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (15.5, MAP + 2),
+        pytest.param(15.5, 18.5, marks=pytest.mark.slow),
+        pytest.param(MAP - 1, 18.5, marks=pytest.mark.slow),
+        pytest.param(MAP - 1, MAP + 2, marks=pytest.mark.slow),
+    ],
+)
 def test_origin_of_a_track_is_that_of_each_frame(tmp_path, first, second):
     cubes = [calibrated(), calibrated()]
     cubes[0].calibration.set_origin((first, 14.5))
@@ -413,6 +458,20 @@ def test_a_bad_frame_is_recorded(frames, tmp_path):
     np.testing.assert_array_equal(series[1].labels, DataCube(frames[1]).cluster(**MERGE).labels)
 
 
+def test_a_frame_that_failed_is_done_again(frames, tmp_path):
+    path = tmp_path / "scan.npy"
+    np.save(path, frames[0])
+
+    def fail(path):
+        raise OSError("the file server is away")
+
+    failed = cluster_series([path], out=tmp_path / "s.h5", load=fail, **MERGE)
+    assert list(failed.errors) == [0]
+    series = cluster_series([path], out=tmp_path / "s.h5", **MERGE)  # of the same size
+    assert not series.errors
+    assert series[0].shape == (12, 10)
+
+
 def test_a_bad_frame_is_raised(frames, tmp_path):
     paths = bad_frames(frames, tmp_path)
     with pytest.raises(ValueError, match="cannot open"):
@@ -421,7 +480,7 @@ def test_a_bad_frame_is_raised(frames, tmp_path):
     assert len(open_series(tmp_path / "s.h5")) == 1  # what is done stays done
 
 
-@pytest.mark.parametrize("chunks", [None, (1, 1, 10, 14, 11)])
+@pytest.mark.parametrize("chunks", [None, pytest.param((1, 1, 10, 14, 11), marks=pytest.mark.slow)])
 def test_a_file_of_five_axes_that_shrank(frames, tmp_path, chunks):
     # HDF5 reads zeros behind the end of a file: a scan without clusters, and no error.
     path = tmp_path / "scan.h5"
@@ -454,19 +513,6 @@ def test_an_empty_frame_has_no_clusters(frames, tmp_path):
 # --- going on ------------------------------------------------------------------------------------
 
 
-class Failing:
-    """Frames of which one cannot be had."""
-
-    def __init__(self, frames, fail_at=None):
-        self.frames, self.fail_at = frames, fail_at
-
-    def __iter__(self):
-        for k, frame in enumerate(self.frames):
-            if k == self.fail_at:
-                raise RuntimeError("the microscope is on fire")
-            yield frame
-
-
 def test_a_generator_that_fails_keeps_what_was_done(frames, whole, tmp_path, monkeypatch):
     out = tmp_path / "s.h5"
     with pytest.raises(RuntimeError, match="on fire"):
@@ -491,10 +537,8 @@ def test_a_generator_that_fails_keeps_what_was_done(frames, whole, tmp_path, mon
     assert out.stat().st_mtime_ns == before
 
 
-def test_an_open_series_outlives_the_end_of_the_run(frames, tmp_path):
-    out = tmp_path / "s.h5"
-    with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Failing(frames, fail_at=2), out=out, **MERGE)
+def test_an_open_series_outlives_the_end_of_the_run(frames, stopped):
+    out = stopped
     live = open_series(out)
     cluster_series(frames, out=out, **MERGE)
     assert not journal_of(out).exists()
@@ -502,11 +546,9 @@ def test_an_open_series_outlives_the_end_of_the_run(frames, tmp_path):
     assert len(live.tracks()) == sum(clusters.n_clusters for clusters in live)
 
 
-def test_tracks_of_a_series_with_gaps(frames, tmp_path):
+def test_tracks_of_a_series_with_gaps(stopped):
     # As workers leave it that end in another order, when the run is stopped.
-    out = tmp_path / "s.h5"
-    with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Failing(frames, fail_at=3), out=out, **MERGE)
+    out = stopped
     (journal_of(out) / "frame_000000.h5").unlink()
     (journal_of(out) / "frame_000001.h5").unlink()
     series = open_series(out)
@@ -603,17 +645,29 @@ def test_files_may_come_in_another_order(frames, tmp_path):
     assert all(second[key] == value for key, value in first.items() if "drift" not in key)
 
 
-@pytest.mark.parametrize(
-    "options", [{"times": [0, 1, 2]}, {"drift": np.zeros((3, 2))}], ids=["times", "drift"]
-)
-@pytest.mark.parametrize("order", [(2, 0, 1), (0, 2, 1), (1, 0, 2)])
-@pytest.mark.parametrize("kind", [list, iter])
-def test_times_one_by_one_need_scans_in_order(frames, tmp_path, monkeypatch, options, order, kind):
-    paths = [tmp_path / f"scan_{k}.npy" for k in range(3)]
+@pytest.fixture(scope="module")
+def two_files(frames, tmp_path_factory):
+    """Three scans in files, of which two are done."""
+    folder = tmp_path_factory.mktemp("two")
+    paths = [folder / f"scan_{k}.npy" for k in range(3)]
     for path, frame in zip(paths, frames, strict=False):
         np.save(path, frame)
+    cluster_series(paths[:2], out=folder / "s.h5", **MERGE)
+    return paths, folder / "s.h5"
+
+
+GIVEN = {"times": {"times": [0, 1, 2]}, "drift": {"drift": np.zeros((3, 2))}}
+QUICK = [(list, (2, 0, 1), "times"), (iter, (0, 2, 1), "drift"), (iter, (1, 0, 2), "times")]
+ALL = product((list, iter), ((2, 0, 1), (0, 2, 1), (1, 0, 2)), GIVEN)
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in QUICK]
+
+
+@pytest.mark.parametrize(("kind", "order", "given"), QUICK + SLOW)
+def test_times_one_by_one_need_scans_in_order(two_files, tmp_path, monkeypatch, kind, order, given):
+    paths, done = two_files
+    options = GIVEN[given]
     out = tmp_path / "s.h5"
-    cluster_series(paths[:2], out=out, **MERGE)  # scan 2 is new
+    shutil.copy(done, out)
     before = content(out)
     with monkeypatch.context() as patch:
         patch.setattr("py4dstem_clustering.series.frames._cluster_datacube", None)
@@ -659,7 +713,7 @@ def test_times_and_drift_may_change(frames, whole, tmp_path, monkeypatch):
         ({"min_purity": 0.5, "min_size": 2}, "averages min_purity was None and is 0.5"),
     ],
 )
-@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("finished", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_other_options_are_refused(frames, tmp_path, options, text, finished):
     out = tmp_path / "s.h5"
     if finished:
@@ -687,10 +741,8 @@ def test_a_file_that_is_no_series_is_kept(frames, tmp_path):
     assert (tmp_path / "s.h5").read_bytes() == b"something dear"
 
 
-def test_a_frame_file_that_is_damaged_is_done_again(frames, whole, tmp_path):
-    out = tmp_path / "s.h5"
-    with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Failing(frames, fail_at=2), out=out, **MERGE)
+def test_a_frame_file_that_is_damaged_is_done_again(frames, whole, stopped):
+    out = stopped
     file = journal_of(out) / "frame_000001.h5"
     file.write_bytes(file.read_bytes()[:1000])
     cluster_series(frames, out=out, **MERGE)

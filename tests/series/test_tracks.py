@@ -266,6 +266,7 @@ def images_of(series, electrons, seed):
         yield rng.poisson(electrons * (series.shares(i) @ part))
 
 
+@pytest.mark.slow
 def test_drift_of_a_series(series):
     found = find_drift(images_of(series, 1000, 0))
     assert np.abs(series.drift).max() > 1.5
@@ -287,7 +288,7 @@ def frames_from(series, electrons, seed):
         yield number - int(not inside[0]), averages
 
 
-@pytest.mark.parametrize("electrons", [100, 1000])
+@pytest.mark.parametrize("electrons", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_tracks_of_a_series(series, electrons):
     frames = list(frames_from(series, electrons, 1))
     failed = next(t for t in range(2, 12) if t not in series.events["frame"])
