@@ -1,4 +1,4 @@
-"""From the clusters of each frame to tracks."""
+"""Link the clusters of successive frames to tracks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from ..base.checks import check_integer, check_number, values_of
 from ..kernels.linking import Comparer, Linker, Patterns
 from .tracks import EVENTS_DTYPE, TABLE_DTYPE, Tracks
-
-# --- linking ---------------------------------------------------------------------------------
 
 
 def link_frames(
@@ -31,19 +29,19 @@ def link_frames(
     Parameters
     ----------
     frames : iterable
-        For each frame ``(labels, averages, properties, background)``, or None for one that failed:
-        it ends no track. `labels` (Rx, Ry), int, numbers clusters from 0; -1 is none. `averages`,
-        (N, Qx, Qy) or (N, 1, Qx, Qy), is the mean pattern of each, or None: then overlap decides.
-        `properties`, from ``clusters.properties()``, or None; `background`, labels of clusters that
-        are no particles (``clusters.background``), may be left out. One frame is in memory at a
-        time.
+        For each frame ``(labels, averages, properties, background)``, or None for a frame that
+        failed, which ends no track. `labels` (Rx, Ry), int, numbers clusters from 0; -1 is no
+        cluster. `averages`, (N, Qx, Qy) or (N, 1, Qx, Qy), is the mean pattern of each cluster, or
+        None: then overlap decides. `properties`, from ``clusters.properties()``, or None.
+        `background`, labels of clusters that are no particles (``clusters.background``), may be
+        left out. One frame is in memory at a time.
     drift : array-like, (T, 2), optional
         From `find_drift`; that of frames with NaN is interpolated. By default none.
     times : array-like, (T,), optional
         Time of each frame, rising. By default the number of the frame.
     memory : int
-        A track goes on when its cluster was missing in at most this many frames, those that failed
-        not counted. More bridges longer gaps, and confuses particles that vanish with new ones.
+        A track goes on when its cluster was missing in at most this many frames. Frames that failed
+        are not counted. More bridges longer gaps, and confuses particles that vanish with new ones.
     reach : float
         Clusters that do not overlap may be the same when no more than so many scan positions are
         between them, and their patterns are alike. For fast or small particles; 0 for slow ones.
@@ -95,7 +93,7 @@ def link_frames(
     if centre is not None:
         centre = check_number("centre[0]", centre[0]), check_number("centre[1]", centre[1])
     drift, times = _check_drift(drift), check_times(times)
-    if isinstance(frames, Sequence):  # before long work
+    if isinstance(frames, Sequence):  # then a wrong length shows before long work
         _check_lengths(drift, times, len(frames))
 
     linker = Linker(memory, reach, min_similarity)
@@ -166,6 +164,7 @@ class _FrameToLink(NamedTuple):
 
 
 def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _FrameToLink:
+    """One item of `frames`; `shape` is that of the labels of frames before."""
     if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= 4:
         raise TypeError(
             f"frame {t} must be (labels, averages, properties, background) or None, not "
@@ -235,7 +234,8 @@ def _rows(
     return rows
 
 
-def _check_drift(drift: Any) -> NDArray[Any] | None:
+def _check_drift(drift: Any) -> NDArray[np.float64] | None:
+    """Drift (T, 2), interpolated where it is not known; 0 where no frame knows it."""
     if drift is None:
         return None
     drift = np.array(values_of(drift), dtype=np.float64)

@@ -36,9 +36,6 @@ FRAMES_DTYPE = np.dtype(
 """Fields of `ClusterSeries.frames`."""
 
 
-# --- the result ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class ClusterSeries:
     """The clusters of a series of scans, from `cluster_series` or `open_series`.
@@ -104,6 +101,7 @@ class ClusterSeries:
         return MappingProxyType({i.frame: i.error for i in self.infos if i.error})
 
     def _node(self, frame: int) -> emdfile.Node:
+        """All that the file holds of a frame."""
         frame = check_integer("frame", frame, -len(self))
         if frame >= len(self):
             raise IndexError(f"frame {frame} does not exist; this series has {len(self)}")

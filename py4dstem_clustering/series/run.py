@@ -81,7 +81,7 @@ def cluster_series(
     ----------
     frames : sequence or iterable
         DataCubes, arrays (Rx, Ry, Qx, Qy), or paths; a 5D array (NumPy, memmap, HDF5, dask); or a
-        generator that yields scans while the microscope runs, such as `watch_folder`.
+        generator that yields scans while the microscope records them, such as `watch_folder`.
     out : path
         EMD file to write, which plain py4DSTEM opens. Until all frames are done they lie in the
         folder ``<out>.frames``, each a file that opens too.
@@ -115,8 +115,8 @@ def cluster_series(
         With ``resume=False``, remove what is there.
     on_error : "record" or "raise"
         A frame that cannot be clustered (damaged, cut short, of another shape than `q_mask`) is
-        kept with its error, in ``series.errors``, and the others go on; or the error is raised,
-        and what is done stays done.
+        kept with its error, in ``series.errors``, and the other frames are still clustered; or the
+        error is raised, and the frames that are done stay done.
     client : dask.distributed.Client, optional
         Frames become tasks of its workers, on any number of machines. What a lost worker was doing
         is done again. Paths are opened by the workers, which must see the files; DataCubes in

@@ -696,10 +696,13 @@ def test_times_and_drift_may_change(frames, whole, tmp_path, monkeypatch):
     series = cluster_series(frames, out=out, times=[1, 2, 4, 8], drift=drift, **MERGE)
     assert series.times.tolist() == [1, 2, 4, 8]
     np.testing.assert_array_equal(series.drift, drift)
+    series = cluster_series(frames, out=out, times=[1, 2, 4, 8], drift=2 * drift, **MERGE)
+    np.testing.assert_array_equal(series.drift, 2 * drift)
     series = cluster_series(frames, out=out, times=0.5, drift=None, time_units="s", **MERGE)
     assert series.times.tolist() == [0, 0.5, 1, 1.5]
     assert series.time_units == "s"
     assert not series.drift.any()
+    assert not cluster_series(frames, out=out, drift=None, **MERGE).drift.any()
     cluster_series(frames, out=out, **MERGE)
     assert content(out) == content(whole)  # times and drift by default again
 
