@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import matplotlib.patheffects
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from ..base.checks import check_choice, check_flag
-from .tracks import EDGE, WIDTH, check_is_tracks, long_enough, track_colors
+from .style import size_in_points
+from .tracks import EDGE_COLOR, WIDTH, check_is_tracks, seen_often_enough, track_colors
 
-_DASHES = {"merge": "-", "split": (0, (2, 1))}
-
-
-# --- areas ---------------------------------------------------------------------------------------
+_DASHES: dict[str, Any] = {"merge": "-", "split": (0, (2, 1))}
+"""Line styles of the arrows of events."""
 
 
 def plot_areas(
     tracks: Any,
-    ax: Any = None,
+    ax: Axes | None = None,
     *,
-    kind: str = "bands",
+    kind: Literal["bands", "curves"] = "bands",
     time_units: str | None = None,
     pixel_units: str | None = None,
     min_frames: int = 1,
     rates: bool | None = None,
-) -> Any:
+) -> Axes:
     """Draw the area of every track over time, and what was born, died, split and merged.
 
     Parameters
@@ -42,27 +42,28 @@ def plot_areas(
         A band for each track, one above the other by the first frame; or the areas as curves over
         one axis, for few tracks.
     time_units, pixel_units : str, optional
-        Units to write: ``series.time_units``, and that of lengths, ``series[0].pixel_units``. By
-        default none for the time, and positions where areas count positions.
+        Units that are written: ``series.time_units``, and the unit of lengths,
+        ``series[0].pixel_units``. By default no unit of time, and positions where areas count
+        positions.
     min_frames : int
         Leave out tracks that were seen in fewer frames.
     rates : bool, optional
-        Draw and write the growth rates with the curves, fitted to the frames before the track
-        first takes over another or splits; by default when there are at most 8.
+        With curves, draw and write the growth rates, fitted to the frames before the track first
+        takes over another one or one splits off; by default when there are at most 8 tracks.
 
     Returns
     -------
     matplotlib Axes
         Colours are those of ``plot_tracks(color="track")``. A band is as wide as the diameter of
-        the circle of the same area, on the scale of the bar at its right. It is interrupted where
-        the track was not seen, by a thin line within its life. Arrows lead from a track that
-        merges to the one that took it over (full line), and to a track from the one that it split
-        off (dashed).
+        the circle of the same area, on the scale of the bar at the right. Where the track was not
+        seen, there is a thin line instead of a band. An arrow with a full line leads from a track
+        that merges to the one that it becomes part of; one with a dashed line leads from a track to
+        the one that splits off.
 
     Raises
     ------
     ValueError, TypeError
-        If an option breaks its rule, or `tracks` are none.
+        If an option breaks its rule, or `tracks` is no `Tracks`.
 
     Examples
     --------
@@ -81,17 +82,17 @@ def plot_areas(
             raise TypeError(f"{name}={value!r} must be a text, such as 's' or 'nm'")
     if rates is not None and check_flag("rates", rates) and kind == "bands":
         raise ValueError("rates=True needs kind='curves'; leave it out for bands")
-    chosen = long_enough(tracks, min_frames)
+    chosen = seen_often_enough(tracks, min_frames)
     if ax is None:
         height = np.clip(0.9 + 0.11 * len(chosen), 2.2, 8.5) if kind == "bands" else 2.6
         ax = plt.subplots(figsize=(WIDTH, height), layout="constrained")[1]
-    edges = _edges(tracks)
+    edges = frame_edges(tracks)
     scale, units = _length(tracks, pixel_units)
     if kind == "bands":
         _draw_bands(ax, tracks, chosen, edges, scale, units)
     else:
-        many = len(chosen) > 8 if rates is None else not rates
-        _draw_curves(ax, tracks, chosen, scale, units, time_units, not many)
+        with_rates = len(chosen) <= 8 if rates is None else rates
+        _draw_curves(ax, tracks, chosen, scale, units, time_units, with_rates)
     frames = np.array_equal(tracks.table["time"], tracks.table["frame"])
     what = "frame" if frames and time_units in (None, "frames") else "time"
     ax.set_xlabel(f"time ({time_units})" if time_units and what == "time" else what)
@@ -101,8 +102,8 @@ def plot_areas(
     return ax
 
 
-def _edges(tracks: Any) -> NDArray[Any]:
-    """Times half-way between frames, (T + 1,), the first and last as far outside."""
+def frame_edges(tracks: Any) -> NDArray[np.float64]:
+    """Times half-way between frames, (T + 1,); the first and last lie as far outside."""
     frames, rows = np.unique(tracks.table["frame"], return_index=True)
     times = tracks.table["time"][rows]
     if not len(frames):
@@ -117,30 +118,37 @@ def _edges(tracks: Any) -> NDArray[Any]:
 
 
 def _length(tracks: Any, units: str | None) -> tuple[float, str]:
-    """What to multiply lengths with, and their unit then."""
+    """Factor of lengths for the figure, and the unit that they have then."""
     if units in (None, "pixels"):
-        # The size of a position is not known, or is one.
+        # The size of a scan position is not known, or is 1.
         return 1.0, "positions" if np.array_equal(tracks["area"], tracks["size"]) else ""
     return (0.1, "nm") if units == "A" else (1.0, units)
 
 
 def _squared(units: str) -> str:
+    """The unit of areas."""
     return units if units in ("", "positions") else f"{units}²"
 
 
-def _one(units: str) -> str:
-    """One of a unit that was written out, such as "frames"."""
+def _singular(units: str) -> str:
+    """A unit that was written out, such as "frames", in the singular."""
     return units[:-1] if len(units) > 3 and units.endswith("s") else units
 
 
-def _runs(frames: NDArray[Any]) -> list[NDArray[Any]]:
-    """Indices of frames that follow each other without gaps."""
+def _without_gaps(frames: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Indices of frames, split where a frame is missing."""
     return np.split(np.arange(len(frames)), np.flatnonzero(np.diff(frames) > 1) + 1)
 
 
 def _draw_bands(
-    ax: Any, tracks: Any, chosen: NDArray[Any], edges: NDArray[Any], scale: float, units: str
+    ax: Axes,
+    tracks: Any,
+    chosen: NDArray[np.int64],
+    edges: NDArray[np.float64],
+    scale: float,
+    units: str,
 ) -> None:
+    """Draw a band for each track, with its events, its number, and the scale of the widths."""
     colors = track_colors(tracks)
     row_of = {int(k): row for row, k in enumerate(chosen)}
     table = tracks.table
@@ -154,10 +162,10 @@ def _draw_bands(
         own = np.flatnonzero(table["track"] == k)
         frames = table["frame"][own]
         ends[k] = edges[frames[0]], edges[frames[-1] + 1]
-        # Through gaps; it also shows what is too small for a band.
+        # Through gaps; it also shows a particle that is too small for a band.
         lines.append([(ends[k][0], row), (ends[k][1], row)])
         line_colors.append(colors[k])
-        for run in _runs(frames):
+        for run in _without_gaps(frames):
             first, last = frames[run[0]], frames[run[-1]]
             x = np.concatenate([[edges[first]], table["time"][own[run]], [edges[last + 1]]])
             y = np.concatenate([half[own[run[:1]]], half[own[run]], half[own[run[-1:]]]])
@@ -166,10 +174,9 @@ def _draw_bands(
             faces.append(colors[k])
     dense = len(chosen) > 20
     ax.add_collection(LineCollection(lines, colors=line_colors, linewidths=0.6, zorder=1))
+    width = 0.2 if dense else 0.4
     ax.add_collection(
-        PolyCollection(
-            bands, facecolors=faces, edgecolors=EDGE, linewidths=0.2 if dense else 0.4, zorder=2
-        )
+        PolyCollection(bands, facecolors=faces, edgecolors=EDGE_COLOR, linewidths=width, zorder=2)
     )
     n_rows = max(len(chosen), 1)
     ax.set_ylim(n_rows - 0.4, -0.6)
@@ -177,23 +184,32 @@ def _draw_bands(
     _mark_events(ax, tracks, row_of, ends, edges, half, 2.0 if dense else 3.5)
     _name_rows(ax, chosen)
     ax.set_ylabel("track")
-    _width_bar(ax, largest, units)
+    _draw_width_bar(ax, largest, units)
+
+
+class _Arrow(NamedTuple):
+    """An event that leads from one track to another; sorted by its time."""
+
+    time: float
+    start: int
+    stop: int
+    event: str
+    frame: int
 
 
 def _mark_events(
-    ax: Any,
+    ax: Axes,
     tracks: Any,
     row_of: dict[int, int],
     ends: dict[int, tuple[float, float]],
-    edges: NDArray[Any],
-    half: NDArray[Any],
+    edges: NDArray[np.float64],
+    half: NDArray[np.float64],
     size: float,
 ) -> None:
     """Marks at the ends of bands, arrows between bands, and a legend of those that occur."""
     births, deaths, arrows = [], [], []
-    table = tracks.table
     for event in tracks.events:
-        kind, k, other = event["event"], int(event["track"]), int(event["other"])
+        kind, k, other = str(event["event"]), int(event["track"]), int(event["other"])
         if k not in row_of:
             continue
         if kind == "birth":
@@ -202,30 +218,72 @@ def _mark_events(
             deaths.append((ends[k][1], row_of[k]))
         elif other in row_of:
             start, stop = (k, other) if kind == "merge" else (other, k)
-            arrows.append((float(edges[event["frame"]]), start, stop, kind, event["frame"]))
-    lanes: list[tuple[float, int, int]] = []
-    width = 0.012 * (edges[-1] - edges[0])
-    for x, start, stop, kind, frame in sorted(arrows):
-        first, last = row_of[start], row_of[stop]
+            frame = int(event["frame"])
+            arrows.append(_Arrow(float(edges[frame]), start, stop, kind, frame))
+    _draw_arrows(
+        ax, tracks, sorted(arrows), row_of, ends, 0.012 * (edges[-1] - edges[0]), half, size
+    )
+    handles = []
+    for name, places, style in (
+        ("birth", births, {"marker": "o", "markerfacecolor": "white"}),
+        ("death", deaths, {"marker": "X", "markerfacecolor": "black"}),
+    ):
+        if not places:
+            continue
+        marks: dict[str, Any] = {
+            **style, "linestyle": "none", "color": "black", "markeredgewidth": 0.5, "label": name,
+        }  # fmt: skip
+        x, y = np.transpose(places)
+        ax.plot(x, y, zorder=4, clip_on=False, markersize=size, **marks)
+        handles.append(Line2D([], [], markersize=3.5, **marks))
+    for name, dashes in _DASHES.items():
+        if any(arrow.event == name for arrow in arrows):
+            handles.append(
+                Line2D(
+                    [0, 1], [0, 0], color="black", linestyle=dashes, label=name, marker=">",
+                    markersize=3, markevery=[1], linewidth=0.7,
+                )
+            )  # fmt: skip
+    if handles:
+        ax.legend(
+            handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False,
+            fontsize=7, borderaxespad=0.2, handletextpad=0.4, columnspacing=1.2, handlelength=1.6,
+        )  # fmt: skip
+
+
+def _draw_arrows(
+    ax: Axes,
+    tracks: Any,
+    arrows: list[_Arrow],
+    row_of: dict[int, int],
+    ends: dict[int, tuple[float, float]],
+    width: float,
+    half: NDArray[np.float64],
+    size: float,
+) -> None:
+    """Draw arrows from band to band; those that would cover each other lie `width` apart."""
+    table = tracks.table
+    drawn: list[tuple[float, int, int]] = []
+    for arrow in arrows:
+        first, last = row_of[arrow.start], row_of[arrow.stop]
         low, high = sorted((first, last))
-        # Beside those that it would cover.
-        lane = x
-        while any(abs(lane - at) < 0.99 * width and low < b and a < high for at, a, b in lanes):
-            lane += width
-        lanes.append((lane, low, high))
-        # To the near edge of the other band, where that was seen next to the event.
-        target = np.flatnonzero(table["track"] == stop)
-        nearest = target[np.abs(table["frame"][target] - frame).argmin()]
-        end = ends[start][1] if kind == "merge" else x
-        if lane > end:
-            ax.plot([end, lane], [first, first], color="black", linewidth=0.6, zorder=3)
+        x = arrow.time
+        while any(abs(x - at) < 0.99 * width and low < b and a < high for at, a, b in drawn):
+            x += width
+        drawn.append((x, low, high))
+        # To the near edge of the other band, in the frame nearest to the event.
+        target = np.flatnonzero(table["track"] == arrow.stop)
+        nearest = target[np.abs(table["frame"][target] - arrow.frame).argmin()]
+        end = ends[arrow.start][1] if arrow.event == "merge" else arrow.time
+        if x > end:
+            ax.plot([end, x], [first, first], color="black", linewidth=0.6, zorder=3)
         ax.annotate(
             "",
-            (lane, last - np.sign(last - first) * half[nearest]),
-            (lane, first),
+            (x, last - np.sign(last - first) * half[nearest]),
+            (x, first),
             arrowprops={
                 "arrowstyle": f"-|>,head_width={size / 20},head_length={size / 12}",
-                "linestyle": _DASHES[kind],
+                "linestyle": _DASHES[arrow.event],
                 "color": "black",
                 "linewidth": 0.6,
                 "shrinkA": 0,
@@ -234,60 +292,28 @@ def _mark_events(
             annotation_clip=True,
             zorder=3,
         )
-    handles = []
-    for name, places, style in (
-        ("birth", births, {"marker": "o", "markerfacecolor": "white"}),
-        ("death", deaths, {"marker": "X", "markerfacecolor": "black"}),
-    ):
-        if not places:
-            continue
-        style |= {"linestyle": "none", "color": "black", "markeredgewidth": 0.5}
-        style |= {"label": name, "markersize": size}
-        x, y = np.transpose(places)
-        ax.plot(x, y, zorder=4, clip_on=False, **style)
-        handles.append(Line2D([], [], **style | {"markersize": 3.5}))
-    for name, dashes in _DASHES.items():
-        if any(arrow[3] == name for arrow in arrows):
-            style = {"marker": ">", "markersize": 3, "markevery": [1], "linewidth": 0.7}
-            handles.append(
-                Line2D([0, 1], [0, 0], color="black", linestyle=dashes, label=name, **style)
-            )
-    if handles:
-        ax.legend(
-            handles=handles,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=4,
-            frameon=False,
-            fontsize=7,
-            borderaxespad=0.2,
-            handletextpad=0.4,
-            columnspacing=1.2,
-            handlelength=1.6,
-        )
 
 
-def _name_rows(ax: Any, chosen: NDArray[Any]) -> None:
-    """Numbers of the tracks, so many as fit."""
-    height = ax.figure.get_size_inches()[1] * 72 * ax.get_position().height
-    row = height / max(len(chosen), 1)
+def _name_rows(ax: Axes, chosen: NDArray[np.int64]) -> None:
+    """Write as many numbers of tracks beside the rows as there is room for."""
+    row = size_in_points(ax)[0] / max(len(chosen), 1)
     size = float(np.clip(0.85 * row, 5, 8))
     step = next(n for n in (1, 2, 5, 10, 20, 50, 100, 10**9) if n * row >= 1.05 * size)
     rows = np.arange(0, len(chosen), step)
     ax.set_yticks(rows, [str(k) for k in chosen[rows]], fontsize=size)
 
 
-def _width_bar(ax: Any, largest: float, units: str) -> None:
-    """How wide bands are: a bar at the right, 1, 2 or 5 times a power of ten long."""
+def _draw_width_bar(ax: Axes, largest: float, units: str) -> None:
+    """Draw a bar at the right, 1, 2 or 5 times a power of ten long: the scale of the widths."""
     power = 10.0 ** np.floor(np.log10(largest))
     length = max(m * power for m in (0.5, 1, 2, 5) if m * power <= largest * 1.0001)
     tall = 0.9 * length / largest
     transform = ax.get_yaxis_transform()
     top = -0.45
-    style = {"color": "black", "clip_on": False, "transform": transform, "linewidth": 1.0}
-    ax.plot([1.02, 1.02], [top, top + tall], solid_capstyle="butt", **style)
+    style: dict[str, Any] = {"color": "black", "clip_on": False, "transform": transform}
+    ax.plot([1.02, 1.02], [top, top + tall], solid_capstyle="butt", linewidth=1.0, **style)
     for y in (top, top + tall):
-        ax.plot([1.01, 1.03], [y, y], **style | {"linewidth": 0.7})
+        ax.plot([1.01, 1.03], [y, y], linewidth=0.7, **style)
     ax.text(
         1.045,
         top,
@@ -301,24 +327,27 @@ def _width_bar(ax: Any, largest: float, units: str) -> None:
 
 
 def _draw_curves(
-    ax: Any,
+    ax: Axes,
     tracks: Any,
-    chosen: NDArray[Any],
+    chosen: NDArray[np.int64],
     scale: float,
     units: str,
     time_units: str | None,
     rates: bool,
 ) -> None:
+    """Draw the area of each track as a curve, with `rates` also its growth rate."""
     colors = track_colors(tracks)
     few = len(chosen) <= 20
-    outline = matplotlib.patheffects.withStroke(linewidth=1.8 if few else 1.2, foreground=EDGE)
-    rate_units = f"{_squared(units)}/{_one(time_units)}" if time_units and units else ""
+    outline = matplotlib.patheffects.withStroke(
+        linewidth=1.8 if few else 1.2, foreground=EDGE_COLOR
+    )
+    rate_units = f"{_squared(units)}/{_singular(time_units)}" if time_units and units else ""
     ends = []
     for k in chosen:
         track = tracks.track(int(k))
         areas = track.areas * scale**2
         label = str(k)
-        for run in _runs(track.frames):
+        for run in _without_gaps(track.frames):
             ax.plot(
                 track.times[run],
                 areas[run],
@@ -330,14 +359,14 @@ def _draw_curves(
                 solid_capstyle="butt",
             )
         if rates:
-            stop = _undisturbed(track)
+            stop = _first_disturbed_frame(track)
             kept = track.frames < stop
             rate, error = (value * scale**2 for value in track.growth_rate(stop=stop))
             if np.isfinite(error):  # of three frames or more
                 times = track.times[kept]
                 line = areas[kept].mean() + rate * (times - times.mean())
                 ax.plot(times, line, color="black", linewidth=0.7, linestyle="--", zorder=3)
-                label += f": {_with_error(rate, error)}"
+                label += f": {with_error(rate, error)}"
         ends.append((track.times[-1], areas[-1]))
         ax.plot([], [], color=colors[k], linewidth=1.3, path_effects=[outline], label=label)
     ax.set_ylim(bottom=0)
@@ -358,14 +387,17 @@ def _draw_curves(
         )
 
 
-def _undisturbed(track: Any) -> int:
-    """The frame in which it first takes over another, or one splits off; one past the last else."""
+def _first_disturbed_frame(track: Any) -> int:
+    """The first frame in which a track takes over another one or one splits off.
+
+    One past its last frame where that does not happen.
+    """
     events = track.events[track.events["other"] == track.number]
     return int(events["frame"].min(initial=track.frames[-1] + 1))
 
 
-def _with_error(value: float, error: float) -> str:
-    """Digits as far as the error, of which two remain."""
+def with_error(value: float, error: float) -> str:
+    """A value with its error as text: two digits of the error, and of the value as many places."""
     if not error > 1e-3 * abs(value):
         return f"{value:.3g}"
     digits = max(0, 1 - int(np.floor(np.log10(error))))

@@ -19,14 +19,20 @@ from PIL import Image
 from ..base.checks import check_flag, check_number, check_out
 from ..emd.writing import complete_or_absent
 from .style import add_scale_bar, bare_frame, free_corner, grey_limits, write_text
-from .tracks import GREYS, WIDTH, check_tracks, is_present, outlines, show_background, track_colors
-
-# --- film ----------------------------------------------------------------------------------------
+from .tracks import (
+    GREYS,
+    WIDTH,
+    check_tracks,
+    frames_that_succeeded,
+    outlines,
+    show_background,
+    track_colors,
+)
 
 
 def animate_series(
     series: Any,
-    path: str | PathLike,
+    path: str | PathLike[str],
     *,
     tracks: Any = None,
     fps: float = 5,
@@ -86,9 +92,11 @@ def animate_series(
     dpi = check_number("dpi", dpi, 20, 1000)
     if numbers is not None:
         numbers = check_flag("numbers", numbers)
-    there = is_present(series)
+    succeeded = frames_that_succeeded(series)
     tracks = check_tracks(series, tracks)
-    film = _Film(series, tracks, there, dpi, tracks.n_tracks <= 60 if numbers is None else numbers)
+    if numbers is None:
+        numbers = tracks.n_tracks <= 60
+    film = Film(series, tracks, succeeded, dpi, numbers)
     with complete_or_absent(path) as partial:
         if gif:
             pictures = (film.picture(t) for t in range(len(series)))
@@ -110,6 +118,7 @@ def animate_series(
 
 
 def _check_film(path: Any) -> Path:
+    """A file name that ends in the name of a format that can be written."""
     path = check_out(path, True, "path")
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise ValueError(f"path={str(path)!r} must end in .gif or .mp4: those can be written")
@@ -121,10 +130,15 @@ def _check_film(path: Any) -> Path:
     return path
 
 
-def _write_mp4(film: _Film, n_frames: int, path: Path, fps: float, dpi: float) -> None:
-    # The format is given because the name of what is not complete does not tell it.
-    writer = FFMpegWriter(fps=fps, codec="h264", extra_args=["-f", "mp4"])
-    # Whatever the user's pictures look like.
+def _write_mp4(film: Film, n_frames: int, path: Path, fps: float, dpi: float) -> None:
+    """Write the film with ffmpeg."""
+    # ffmpeg is told the format, since the name of the file that is not complete yet ends otherwise.
+    writer = FFMpegWriter(
+        fps=fps,  # type: ignore[arg-type]  # a fraction is allowed
+        codec="h264",
+        extra_args=["-f", "mp4"],
+    )
+    # Settings of the user that would change the size of the pictures.
     with mpl.rc_context({"savefig.bbox": None, "savefig.transparent": False}):
         writer.setup(film.figure, str(path), dpi)
         try:
@@ -135,24 +149,28 @@ def _write_mp4(film: _Film, n_frames: int, path: Path, fps: float, dpi: float) -
             writer.finish()  # raises what ffmpeg said, if that has failed
 
 
-class _Film:
-    """One figure, drawn anew for each frame."""
+class Film:
+    """One figure, drawn anew for each frame.
+
+    Attributes
+    ----------
+    figure : matplotlib Figure
+    shape : (int, int)
+        Of the scan.
+    """
 
     def __init__(
-        self, series: Any, tracks: Any, there: list[int], dpi: float, numbers: bool
+        self, series: Any, tracks: Any, succeeded: list[int], dpi: float, numbers: bool
     ) -> None:
         self._series, self._tracks, self._numbers = series, tracks, numbers
         self._colors = track_colors(tracks)
         self._all = set(range(tracks.n_tracks))
-        levels = [grey_limits(series.image(t)) for t in there]
-        levels = [pair for pair in levels if pair[0] is not None]
-        self._levels = (
-            (min(low for low, _ in levels), max(high for _, high in levels))
-            if levels
-            else (None, None)
-        )
-        self._clusters = series[there[0]]
-        rx, ry = self.shape = self._clusters.shape
+        limits = [grey_limits(series.image(t)) for t in succeeded]
+        known = np.array([pair for pair in limits if pair[0] is not None], dtype=np.float64)
+        self._levels: tuple[float, float] | tuple[None, None] = (None, None)
+        if known.size:
+            self._levels = known[:, 0].min(), known[:, 1].max()
+        rx, ry = self.shape = series[succeeded[0]].shape
         header = 0.25
         height = WIDTH * float(np.clip(rx / ry, 0.3, 1.6))
         self.figure = Figure(figsize=(WIDTH, height + header), dpi=dpi, facecolor="white")
@@ -170,16 +188,11 @@ class _Film:
         ax.set_aspect("equal")
         if info.error:
             reason = textwrap.shorten(info.error, 200, placeholder=" ...")
+            text = "frame failed\n\n" + textwrap.fill(reason, 40)
             ax.text(
-                0.5,
-                0.5,
-                "frame failed\n\n" + textwrap.fill(reason, 40),
-                color="white",
-                ha="center",
-                va="center",
-                fontsize=8,
+                0.5, 0.5, text, color="white", ha="center", va="center", fontsize=8,
                 transform=ax.transAxes,
-            )
+            )  # fmt: skip
         else:
             clusters = series[t]
             show_background(ax, series.image(t), self._levels)
@@ -200,8 +213,8 @@ class _Film:
         if not info.error:
             loc = free_corner(self.shape, list(places) if self._numbers else [])
             add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, ry, loc=loc)
-        # The number of the frame, too: a GIF would join frames that look the same.
-        self._text.set_text(f"{_time_text(series, t)}    frame {t + 1} of {len(series)}")
+        # With the number of the frame: a GIF would join frames that look the same.
+        self._text.set_text(f"{time_text(series, t)}    frame {t + 1} of {len(series)}")
 
     def picture(self, t: int) -> Image.Image:
         """Frame `t` of the series, as many colours as a GIF holds."""
@@ -211,8 +224,8 @@ class _Film:
         return Image.fromarray(rgb).quantize(256)
 
 
-def _time_text(series: Any, t: int) -> str:
-    """Time with as many digits as tell frames apart."""
+def time_text(series: Any, t: int) -> str:
+    """Time of frame `t`, with as many digits as tell frames apart."""
     times = np.asarray(series.times, dtype=np.float64)
     step = np.diff(times).min() if len(times) > 1 else 1.0
     digits = int(np.clip(-np.floor(np.log10(step) + 1e-9), 0, 9)) if step > 0 else 0

@@ -1,4 +1,4 @@
-"""Figures. Every function draws into `ax` and returns it; none calls ``show()``.
+"""Figures of the scan. Each function draws into `ax` and returns it; none calls ``show()``.
 
 The first scan axis runs downwards, as in py4DSTEM's own pictures.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt
 
 from ..base.checks import check_integer, check_number, values_of
@@ -23,10 +25,10 @@ from .style import (
     write_text,
 )
 
-# --- pictures of the scan --------------------------------------------------------------------
 
-
-def plot_similarity(similarity: Any, ax: Any = None, *, direction: int | None = None) -> Any:
+def plot_similarity(
+    similarity: Any, ax: Axes | None = None, *, direction: int | None = None
+) -> Axes:
     """Draw a similarity as a map of the scan, with its scale.
 
     Parameters
@@ -63,15 +65,15 @@ def plot_similarity(similarity: Any, ax: Any = None, *, direction: int | None = 
 
 def plot_clusters(
     clusters: Any,
-    ax: Any = None,
+    ax: Axes | None = None,
     *,
-    image: Any = None,
+    image: ArrayLike | None = None,
     alpha: float = 0.45,
     contours: bool = True,
     numbers: bool | None = None,
     seeds: bool = False,
     title: str | None = None,
-) -> Any:
+) -> Axes:
     """Draw the label map over an image, with contours and a scale bar.
 
     Parameters
@@ -80,7 +82,7 @@ def plot_clusters(
     ax : matplotlib Axes, optional
         Where to draw; by default in a new figure.
     image : array-like (Rx, Ry), optional
-        Grey picture beneath, such as a virtual image; by default the mean similarity.
+        Grey picture below the colours, such as a virtual image; by default the mean similarity.
     alpha : float
         Opacity of the colours, 0 to 1; 0 for contours only.
     contours : bool
@@ -90,6 +92,7 @@ def plot_clusters(
     seeds : bool
         Mark the seed of each cluster.
     title : str, optional
+        Written above the picture; by default nothing.
 
     Returns
     -------
@@ -102,18 +105,17 @@ def plot_clusters(
     >>> ax = plot_clusters(clusters, seeds=True)
     """
     alpha = check_number("alpha", alpha, 0, 1)
-    if image is None:
-        image = clusters.similarity_mean
-    else:
-        image = np.asarray(values_of(image), dtype=np.float64)
-        if image.shape != clusters.shape:
+    grey = clusters.similarity_mean
+    if image is not None:
+        grey = np.asarray(values_of(image), dtype=np.float64)
+        if grey.shape != clusters.shape:
             raise ValueError(
-                f"image of shape {image.shape} must have the shape of the scan, {clusters.shape}"
+                f"image of shape {grey.shape} must have the shape of the scan, {clusters.shape}"
             )
     ax = axes_or_new(ax)
     colors = cluster_colors(clusters.labels, clusters.n_clusters)
-    low, high = grey_limits(image)
-    ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    low, high = grey_limits(grey)
+    ax.imshow(grey, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     if clusters.n_clusters and alpha > 0:
         overlay = np.ma.masked_less(clusters.labels, 0)
         ax.imshow(
@@ -132,9 +134,7 @@ def plot_clusters(
             for points in clusters.contours(k):
                 ax.plot(points[:, 1], points[:, 0], color=colors[k], linewidth=1.2)
         if numbers:
-            # Where there is most room: a bent cluster need not hold its centroid.
-            depth = distance_transform_edt(np.pad(clusters.labels == k, 1))[1:-1, 1:-1]
-            written.append(np.unravel_index(depth.argmax(), depth.shape))
+            written.append(_deepest_place(clusters.labels == k))
             write_text(ax, written[-1], str(k))
     if seeds and clusters.n_clusters:
         ax.plot(
@@ -153,7 +153,13 @@ def plot_clusters(
     return ax
 
 
-def plot_growth(clusters: Any, ax: Any = None, *, label: int | None = None) -> Any:
+def _deepest_place(inside: NDArray[np.bool_]) -> tuple[int, ...]:
+    """The position farthest from the border of a cluster; a bent one need not hold its centroid."""
+    depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+    return np.unravel_index(depth.argmax(), depth.shape)
+
+
+def plot_growth(clusters: Any, ax: Axes | None = None, *, label: int | None = None) -> Axes:
     """Draw in which order positions joined, from the seed outwards.
 
     Parameters
@@ -168,8 +174,8 @@ def plot_growth(clusters: Any, ax: Any = None, *, label: int | None = None) -> A
     Returns
     -------
     matplotlib Axes
-        Colour tells the step at which a position joined, 0 at the seed (marked by its number);
-        a position joins one step after the first neighbour that takes it in.
+        Colours tell the step at which a position joined: 0 at the seed, where the number of the
+        cluster stands; elsewhere one more than the step of the neighbour that it was joined to.
 
     Examples
     --------

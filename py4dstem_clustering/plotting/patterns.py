@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from numpy.typing import NDArray
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike, NDArray
 
 from ..base.checks import check_integer, check_number, values_of
 from ..kernels.blocks import read_window
 from ..scan.calibration import detector_step
 from .style import OUTLINE, add_scale_bar, axes_or_new, bare_frame, cluster_colors
 
-# --- diffraction patterns --------------------------------------------------------------------
-
 
 def plot_averages(
     averages: Any,
-    ax: Any = None,
+    ax: Axes | None = None,
     *,
-    labels: Any = None,
+    labels: Sequence[int] | None = None,
     columns: int | None = None,
     power: float = 0.25,
-) -> Any:
+) -> Axes:
     """Draw cluster averages as a grid of diffraction patterns.
 
     Parameters
@@ -70,12 +70,12 @@ def plot_averages(
 
 def plot_patterns(
     datacube: Any,
-    positions: Any,
-    ax: Any = None,
+    positions: ArrayLike,
+    ax: Axes | None = None,
     *,
     columns: int | None = None,
     power: float = 0.25,
-) -> Any:
+) -> Axes:
     """Draw the diffraction patterns of some scan positions as a grid.
 
     Parameters
@@ -102,12 +102,13 @@ def plot_patterns(
         raise ValueError("positions must be scan positions (rx, ry): whole numbers, (n, 2)")
     if ((places < 0) | (places >= data.shape[:2])).any():
         raise ValueError(f"positions must lie inside the scan of {tuple(data.shape[:2])}")
-    places = [tuple(place) for place in places.tolist()]
-    names = [f"{rx}, {ry}" for rx, ry in places]
-    return _draw_patterns(datacube, data, places, names, None, ax, columns, power)
+    chosen = [(rx, ry) for rx, ry in places.tolist()]
+    names = [f"{rx}, {ry}" for rx, ry in chosen]
+    return _draw_patterns(datacube, data, chosen, names, None, ax, columns, power)
 
 
 def _check_patterns(name: str, item: Any) -> Any:
+    """The data of a DataCube or an array, with four axes."""
     data = values_of(item)
     if np.ndim(data) != 4:
         raise ValueError(f"{name} of shape {np.shape(data)} must have four axes")
@@ -120,10 +121,11 @@ def _draw_patterns(
     positions: list[tuple[int, int]],
     names: list[str],
     colors: NDArray[Any] | None,
-    ax: Any,
+    ax: Axes | None,
     columns: int | None,
     power: float,
-) -> Any:
+) -> Axes:
+    """Draw patterns as tiles of one picture, each with a name and a frame."""
     power = check_number("power", power, 1e-3)
     if not positions:
         raise ValueError("there is nothing to draw: name at least one pattern")
@@ -143,8 +145,8 @@ def _draw_patterns(
         extent = (left - 0.5, left + qy - 0.5, top + qx - 0.5, top - 0.5)
         ax.imshow(pattern, cmap="inferno", vmin=low, vmax=high, extent=extent)
         color = "0.5" if colors is None else colors[place]
-        frame = (left - 0.5, top - 0.5), qy, qx
-        ax.add_patch(plt.Rectangle(*frame, fill=False, edgecolor=color, linewidth=2))
+        corner = (left - 0.5, top - 0.5)
+        ax.add_patch(Rectangle(corner, qy, qx, fill=False, edgecolor=color, linewidth=2))
         ax.text(
             left + 0.03 * qy,
             top + 0.03 * qx,
@@ -160,7 +162,7 @@ def _draw_patterns(
     bare_frame(ax, None)
     ax.set_frame_on(False)
     ax.set_xlabel(f"intensity to the power {power:g}, each scaled by itself", fontsize=7)
-    # Black beside the grid where its last row has room, white on the last pattern elsewhere.
+    # The bar is black where the last row has room for it, and white on the last pattern elsewhere.
     color = "black" if len(positions) < rows * columns else "white"
     add_scale_bar(ax, *detector_step(item), qy, color=color)
     return ax

@@ -6,28 +6,30 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 
 from ..base.checks import check_integer, check_number
 from .style import PALETTE, add_scale_bar, axes_or_new, bare_frame
 
 
 def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int = 24) -> Any:
-    """Number of clusters over the level at which a tree is cut, and a dendrogram of its top.
+    """Draw the number of clusters over the level at which a tree is cut, and a dendrogram.
 
     Parameters
     ----------
     tree : ClusterTree
         From ``datacube.get_cluster_tree()``.
-    axes : two matplotlib axes, optional
-        Where to draw; by default a new figure.
+    axes : two matplotlib Axes, optional
+        Where to draw; by default in a new figure.
     min_size : int
         Clusters of fewer positions do not count.
     n_leaves : int
-        Most branches of the dendrogram; the rest is drawn as one. Their widths mean nothing.
+        The dendrogram shows the coarsest joins, with at most this many branches at its end.
 
     Returns
     -------
-    The two axes.
+    sequence of two matplotlib Axes
+        The number of clusters; the dendrogram, whose horizontal axis has no meaning.
     """
     min_size = check_integer("min_size", min_size, 1)
     n_leaves = check_integer("n_leaves", n_leaves, 2)
@@ -53,8 +55,8 @@ def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int 
     return axes
 
 
-def _draw_branches(tree: Any, ax: Any, min_size: int, n_leaves: int) -> None:
-    """The coarsest joins of large clusters, as in any dendrogram."""
+def _draw_branches(tree: Any, ax: Axes, min_size: int, n_leaves: int) -> None:
+    """Draw the coarsest joins of large clusters as a dendrogram."""
     joins, levels, n_regions = tree.branches(min_size=min_size)
     first = max(0, len(joins) - n_leaves + 1)  # finer ones are drawn as one branch
     floor = levels[first] if first else (1.0 if not len(levels) else min(1.0, levels[0]))
@@ -90,9 +92,6 @@ def _draw_branches(tree: Any, ax: Any, min_size: int, n_leaves: int) -> None:
         ax.invert_yaxis()
 
 
-# --- orientations ----------------------------------------------------------------------------
-
-
 def plot_cross_validation(
     validation: Any, axes: Any = None, *, max_error: float | None = None
 ) -> Any:
@@ -111,8 +110,8 @@ def plot_cross_validation(
     Returns
     -------
     ndarray of matplotlib Axes
-        Grey where there is no error: no orientation, or none beside it. Titles hold the mean error
-        of each method over its own positions.
+        Grey where there is no error, because the position or all four neighbours have no
+        orientation. Titles hold the mean error of each method over its own positions.
     """
     errors = validation.errors
     if max_error is None:
@@ -140,8 +139,8 @@ def plot_cross_validation(
     return axes
 
 
-def plot_disks(gained: Any, ax: Any = None, *, step: float = 0.1) -> Any:
-    """Draw how many Bragg disks a pattern has over scattering vector: averages, single patterns.
+def plot_disks(gained: Any, ax: Axes | None = None, *, step: float = 0.1) -> Axes:
+    """Draw the number of Bragg disks over the scattering vector, in averages and single patterns.
 
     Parameters
     ----------
@@ -179,7 +178,7 @@ def plot_disks(gained: Any, ax: Any = None, *, step: float = 0.1) -> Any:
         ax.stairs(counts, edges, color=color, linewidth=1.5, label=label)
     ax.set_xlabel("scattering vector (Å⁻¹)")
     ax.set_ylabel(f"Bragg disks a pattern, in {step:g} Å⁻¹")
-    ax.margins(y=0.25)  # room for the legend, which takes steps for nothing
+    ax.margins(y=0.25)  # room for the legend, which does not keep clear of stairs by itself
     ax.legend(frameon=False, loc="upper right")
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import matplotlib.patheffects
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_rgb
-from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+from mpl_toolkits.axes_grid1.anchored_artists import (  # type: ignore[import-untyped]
+    AnchoredSizeBar,
+)
 from numpy.typing import NDArray
 
 from ..kernels.regions import find_borders
 
-# Okabe and Ito's colours, told apart by all common kinds of colour vision; black is left out.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+"""Colours of Okabe and Ito without black: told apart by all common kinds of colour vision."""
 
 OUTLINE = [matplotlib.patheffects.withStroke(linewidth=1.5, foreground="black")]
+"""A black line about white text and marks, so that they can be read on any ground."""
 
 
-def axes_or_new(ax: Any) -> Any:
-    """Axes that were given, or those of a new figure."""
+def axes_or_new(ax: Axes | None) -> Axes:
+    """The axes that were given, or those of a new figure."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 
-def bare_frame(ax: Any, title: str | None) -> None:
+def size_in_points(ax: Axes) -> NDArray[np.float64]:
+    """Height and width of axes, which may lie in a subfigure."""
+    frame, whole = ax.get_position(), ax.figure.bbox
+    return 72 * np.array([frame.height * whole.height, frame.width * whole.width]) / ax.figure.dpi
+
+
+def bare_frame(ax: Axes, title: str | None) -> None:
     """A frame without ticks, and a title."""
     ax.set_xticks([])
     ax.set_yticks([])
@@ -34,7 +45,7 @@ def bare_frame(ax: Any, title: str | None) -> None:
 
 
 def add_scale_bar(
-    ax: Any,
+    ax: Axes,
     pixel_size: float,
     units: str,
     n_pixels: int,
@@ -42,9 +53,12 @@ def add_scale_bar(
     loc: str = "lower right",
     color: str = "white",
 ) -> None:
-    """A scale bar of 1, 2 or 5 times a power of ten, at most a quarter of the picture wide."""
+    """A scale bar of 1, 2 or 5 times a power of ten, at most a quarter of the picture wide.
+
+    None is drawn where the size of a pixel is not known (0 or NaN).
+    """
     if not pixel_size > 0:
-        return  # no scale that could be drawn
+        return
     target = 0.25 * n_pixels * pixel_size
     power = 10.0 ** np.floor(np.log10(target))
     length = max(m * power for m in (1, 2, 5) if m * power <= target * 1.0001)
@@ -63,19 +77,22 @@ def add_scale_bar(
         borderpad=0.8,
         sep=2,
         frameon=False,
-        # Of the picture, not of a tile; less in a flat one.
+        # A share of the whole picture, not of one tile; thinner in a flat picture.
         size_vertical=min(abs(np.subtract(*ax.get_xlim())), 2 * abs(np.subtract(*ax.get_ylim())))
         / 80,
     )
     if color == "white":
-        # An outline rather than a box: it reads on any ground and hides less of the picture.
+        # An outline rather than a box, which would hide more of the picture.
         bar.txt_label._text.set_path_effects(OUTLINE)
         bar.size_bar.get_children()[0].set(facecolor="white", edgecolor="black", linewidth=0.75)
     ax.add_artist(bar)
 
 
-def free_corner(shape: tuple[int, int], places: list[Any]) -> str:
-    """The corner for a scale bar in which nothing is written, the lower right if it is free."""
+def free_corner(shape: tuple[int, int], places: Sequence[Any]) -> str:
+    """The corner for a scale bar: one in which nothing is written, if there is one.
+
+    `places` (rx, ry) are those of texts on a picture of `shape`. The lower right comes first.
+    """
     for vertical, horizontal in product(("lower", "upper"), ("right", "left")):
         inside = [
             (x > 0.87 * shape[0] if vertical == "lower" else x < 0.13 * shape[0])
@@ -90,29 +107,30 @@ def free_corner(shape: tuple[int, int], places: list[Any]) -> str:
 # --- colours ---------------------------------------------------------------------------------
 
 
-def neighbour_pairs(labels: NDArray[Any]) -> NDArray[Any]:
-    """Pairs of labels that touch, diagonals included, ``(n, 2)``; background left out."""
+def neighbour_pairs(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Pairs of labels that touch, diagonals included, ``(n, 2)``; label -1 is left out."""
     borders = find_borders(labels)[0]
     return np.stack([borders.first, borders.second], axis=1)
 
 
-def cluster_colors(labels: NDArray[Any], n_clusters: int) -> NDArray[Any]:
+def cluster_colors(labels: NDArray[Any], n_clusters: int) -> NDArray[np.float64]:
     """RGB of each cluster ``(N, 3)``; clusters that touch never share a colour."""
     return pair_colors(neighbour_pairs(labels), n_clusters)
 
 
-def pair_colors(pairs: NDArray[Any], n_clusters: int) -> NDArray[Any]:
+def pair_colors(pairs: NDArray[Any], n_clusters: int) -> NDArray[np.float64]:
     """RGB of each cluster ``(N, 3)``; those of a pair, ``(n, 2)``, never share a colour.
 
-    Greedy colouring, least connected last to be removed; among the colours that no neighbour has,
-    the one used least. Where the palette is too small, lighter and darker versions follow.
+    Clusters with most neighbours are coloured first. Each takes the colour that is used least among
+    those that no neighbour has. Where the palette is too small, darker versions of it follow.
     """
     touching: list[set[int]] = [set() for _ in range(n_clusters)]
     for a, b in pairs.tolist():
         touching[a].add(b)
         touching[b].add(a)
 
-    # Take away the cluster with the fewest neighbours left, again and again; colour in reverse.
+    # Take away the cluster with the fewest neighbours that are left, again and again, and colour
+    # in the reverse of that order.
     degree = np.array([len(t) for t in touching])
     alive = np.ones(n_clusters, dtype=bool)
     order = []
@@ -135,16 +153,16 @@ def pair_colors(pairs: NDArray[Any], n_clusters: int) -> NDArray[Any]:
     return np.array([nth_color(c) for c in range(len(used))])[color].reshape(-1, 3)
 
 
-def nth_color(index: int) -> NDArray[Any]:
-    """Colour number `index`: the palette, then shades of it."""
+def nth_color(index: int) -> NDArray[np.float64]:
+    """RGB of colour number `index`: the palette, then shades of it."""
     turn, index = divmod(index, len(PALETTE))
     hue, saturation, value = rgb_to_hsv(to_rgb(PALETTE[index]))
     value *= 0.5 + 0.5 * np.modf(1 + turn * 0.618)[0] if turn else 1
     return hsv_to_rgb((hue, saturation, value))
 
 
-def write_text(ax: Any, position: NDArray[Any], text: str, size: float = 8) -> None:
-    """A number or a word on a picture, with an outline, so that it reads on any ground."""
+def write_text(ax: Axes, position: Any, text: str, size: float = 8) -> None:
+    """Write a number or a word on a picture of the scan, centred at `position` (rx, ry)."""
     ax.text(
         position[1],
         position[0],
@@ -159,7 +177,13 @@ def write_text(ax: Any, position: NDArray[Any], text: str, size: float = 8) -> N
     )
 
 
-def grey_limits(image: NDArray[Any]) -> tuple[float | None, float | None]:
-    """Grey levels that a few hot pixels do not spoil."""
+def grey_limits(image: NDArray[Any]) -> tuple[float, float] | tuple[None, None]:
+    """Values that are drawn black and white: percentiles, which a few hot pixels do not change.
+
+    None where no value of the image is known.
+    """
     values = image[np.isfinite(image)]
-    return tuple(np.percentile(values, (0.5, 99.5))) if values.size else (None, None)
+    if not values.size:
+        return None, None
+    low, high = np.percentile(values, (0.5, 99.5))
+    return low, high

@@ -1,18 +1,17 @@
-"""Figures of a series through time: outlines, areas, and a film.
-
-As in `plotting`, every function but the film draws into `ax` and returns it; none calls ``show()``.
-"""
+"""Outlines of tracks, and what all figures of a series share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
-from numpy.typing import NDArray
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike, NDArray
 
 from ..base.checks import check_choice, check_flag, check_integer, values_of
 from .style import (
@@ -22,28 +21,31 @@ from .style import (
     free_corner,
     grey_limits,
     pair_colors,
+    size_in_points,
     write_text,
 )
 
 WIDTH = 85 / 25.4
 """Width of a column of a journal, inches."""
 
-# Of plasma without its darkest end: outlines stand out from greys that are dark throughout.
 TIME_COLORS = ListedColormap(plt.get_cmap("plasma")(np.linspace(0.3, 1, 256)), "time")
+"""Colours of time: plasma without its darkest end, so that outlines stand out from dark greys."""
 
 GREYS = ListedColormap(plt.get_cmap("gray")(np.linspace(0.05, 0.55, 256)), "dark grey")
+"""Greys of the virtual image: dark throughout, so that outlines stand out."""
 
-EDGE = "0.25"
+EDGE_COLOR = "0.25"
+"""Grey of thin lines about bands and curves."""
 
 
-# --- what is common ------------------------------------------------------------------------------
+# --- what all figures of a series share ---------------------------------------------------------
 
 
 def track_colors(tracks: Any) -> NDArray[Any]:
     """RGB of each track ``(N, 3)``, the same in all figures.
 
-    Tracks that come near each other, at any time, never share a colour, nor do those that split or
-    merge, nor those that follow each other in number.
+    Tracks never share a colour if their numbers follow each other, if one split from the other or
+    merged with it, or if they may ever have come near each other.
     """
     n = tracks.n_tracks
     rows = tracks.table[tracks.table["track"] >= 0]
@@ -54,7 +56,7 @@ def track_colors(tracks: Any) -> NDArray[Any]:
     ranges = np.hypot(*(places - means[number]).T) + np.sqrt(rows["size"] / np.pi)
     np.maximum.at(reach, number, ranges)
     pairs = [np.stack([np.arange(n - 1), np.arange(1, n)], axis=1)] if n else []
-    for k in range(n):  # a row at a time: all pairs of many tracks would fill the memory
+    for k in range(n):  # one track at a time: all pairs of many tracks would fill the memory
         distance = np.hypot(*(means[k + 1 :] - means[k]).T)
         near = k + 1 + np.flatnonzero(distance < reach[k] + reach[k + 1 :] + 2)
         pairs.append(np.stack([np.full(len(near), k), near], axis=1))
@@ -65,6 +67,7 @@ def track_colors(tracks: Any) -> NDArray[Any]:
 
 
 def check_tracks(series: Any, tracks: Any) -> Any:
+    """The tracks that were given, if they fit the series, or those of the series for None."""
     if tracks is None:
         return series.tracks()
     check_is_tracks(tracks)
@@ -77,6 +80,7 @@ def check_tracks(series: Any, tracks: Any) -> Any:
 
 
 def check_is_tracks(tracks: Any) -> None:
+    """Refuse what is no `Tracks`."""
     if not all(hasattr(tracks, name) for name in ("table", "events", "n_frames")):
         raise TypeError(
             f"tracks of type {type(tracks).__name__} must be Tracks: series.tracks(), or what "
@@ -84,8 +88,8 @@ def check_is_tracks(tracks: Any) -> None:
         )
 
 
-def long_enough(tracks: Any, min_frames: Any) -> NDArray[Any]:
-    """Numbers of the tracks that were seen often enough, in the order of their first frame."""
+def seen_often_enough(tracks: Any, min_frames: Any) -> NDArray[np.int64]:
+    """Numbers of the tracks seen in `min_frames` frames or more, by their first frame."""
     min_frames = check_integer("min_frames", min_frames, 1)
     number = tracks.table["track"]
     found, first, counts = np.unique(number[number >= 0], return_index=True, return_counts=True)
@@ -94,23 +98,28 @@ def long_enough(tracks: Any, min_frames: Any) -> NDArray[Any]:
     return found[order][counts[order] >= min_frames]
 
 
-def _of_frames(tracks: Any, values: NDArray[Any]) -> NDArray[Any]:
-    """What rows of the table say of their frames, (T,); between them where a frame has no rows."""
+def _value_of_each_frame(tracks: Any, values: NDArray[Any]) -> NDArray[np.float64]:
+    """Values of the frames (T,) from those of the rows of the table, which a frame shares.
+
+    Interpolated where a frame has no rows.
+    """
     frames, rows = np.unique(tracks.table["frame"], return_index=True)
     if not len(frames):
         return np.zeros(tracks.n_frames)
     return np.interp(np.arange(tracks.n_frames), frames, values[rows])
 
 
-def _drift(tracks: Any) -> NDArray[Any]:
-    """The drift that was taken off, (T, 2)."""
+def _drift(tracks: Any) -> NDArray[np.float64]:
+    """The drift (T, 2) that was taken off the places of the tracks."""
     table = tracks.table
     parts = [table[f"centroid_{a}"] - table[f"place_{a}"] for a in ("rx", "ry")]
-    return np.stack([_of_frames(tracks, part) for part in parts], axis=1)
+    return np.stack([_value_of_each_frame(tracks, part) for part in parts], axis=1)
 
 
-def outlines(clusters: Any, t: int, tracks: Any, wanted: set[int]) -> Iterator[Any]:
-    """Of each cluster that belongs to a wanted track: track, and contours (n, 2), (rx, ry)."""
+def outlines(
+    clusters: Any, t: int, tracks: Any, wanted: set[int]
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Number of the track, and outline (n, 2), (rx, ry), for clusters of wanted tracks."""
     rows = tracks.table[tracks.table["frame"] == t]
     if len(rows) != clusters.n_clusters:
         raise ValueError(
@@ -123,8 +132,8 @@ def outlines(clusters: Any, t: int, tracks: Any, wanted: set[int]) -> Iterator[A
                 yield track, points
 
 
-def is_present(series: Any) -> list[int]:
-    """Frames that have not failed."""
+def frames_that_succeeded(series: Any) -> list[int]:
+    """Numbers of the frames that have not failed; at least one."""
     if not hasattr(series, "infos"):
         raise TypeError(
             f"series of type {type(series).__name__} must be a ClusterSeries, from cluster_series "
@@ -136,7 +145,10 @@ def is_present(series: Any) -> list[int]:
     return found
 
 
-def show_background(ax: Any, image: NDArray[Any], levels: tuple[Any, Any]) -> Any:
+def show_background(
+    ax: Axes, image: NDArray[Any], levels: tuple[float, float] | tuple[None, None]
+) -> AxesImage:
+    """Draw a virtual image in dark greys, below all else."""
     return ax.imshow(
         image, cmap=GREYS, vmin=levels[0], vmax=levels[1], interpolation="nearest", zorder=0
     )
@@ -147,15 +159,15 @@ def show_background(ax: Any, image: NDArray[Any], levels: tuple[Any, Any]) -> An
 
 def plot_tracks(
     series: Any,
-    ax: Any = None,
+    ax: Axes | None = None,
     *,
     tracks: Any = None,
-    image: Any = None,
+    image: ArrayLike | None = None,
     every: int = 1,
-    color: str = "time",
+    color: Literal["time", "track"] = "time",
     numbers: bool | None = None,
     min_frames: int = 1,
-) -> Any:
+) -> Axes:
     """Draw the outlines of every track in all frames in one picture, drift taken off.
 
     Parameters
@@ -166,13 +178,13 @@ def plot_tracks(
     tracks : Tracks, optional
         By default ``series.tracks()``.
     image : int or array-like (Rx, Ry), optional
-        Grey picture beneath: the virtual image of this frame, by default of the last one that did
-        not fail; or any map of the scan as it lay in frame 0.
+        Grey picture below the outlines: the virtual image of the frame of this number, by default
+        the last one that did not fail; or any map of the scan, placed as in frame 0.
     every : int
         Draw every n-th frame, counted back from the last, so that slow growth shows.
     color : {"time", "track"}
-        What colours tell: the time, or the track, with the colours of `plot_areas` and later
-        frames more opaque.
+        What colours tell: the time; or the track, with the colours of `plot_areas`, where later
+        frames are more opaque.
     numbers : bool, optional
         Write the number of each track at its last place; by default when there are at most 60.
     min_frames : int
@@ -181,7 +193,7 @@ def plot_tracks(
     Returns
     -------
     matplotlib Axes
-        In scan positions of frame 0: what lies still stays where it is.
+        In scan positions of frame 0, so that a particle that does not move stays in its place.
 
     Raises
     ------
@@ -202,48 +214,28 @@ def plot_tracks(
     if numbers is not None:
         numbers = check_flag("numbers", numbers)
     check_integer("min_frames", min_frames, 1)
-    there = is_present(series)
-    last = series[there[-1]]
-    image, frame = _picture(series, there[-1] if image is None else image, last.shape)
+    succeeded = frames_that_succeeded(series)
+    last = series[succeeded[-1]]
+    image, frame = _picture(series, succeeded[-1] if image is None else image, last.shape)
     tracks = check_tracks(series, tracks)
-    chosen = long_enough(tracks, min_frames)
-    wanted = set(chosen.tolist())
+    chosen = seen_often_enough(tracks, min_frames)
     drift = _drift(tracks)
     moved = drift[frame] if frame in tracks.table["frame"] else series.drift[frame]
-
-    segments: list[NDArray[Any]] = []
-    owners: list[int] = []
-    frames: list[int] = []
-    for t in range(len(series) - 1, -1, -every):
-        if series.infos[t].error:
-            continue
-        for track, points in outlines(series[t], t, tracks, wanted):
-            segments.append((points - drift[t])[:, ::-1])
-            owners.append(track)
-            frames.append(t)
-    segments, owners, frames = segments[::-1], owners[::-1], frames[::-1]  # later ones on top
+    segments, owners, frames = _segments(series, tracks, set(chosen.tolist()), every, drift)
 
     ax = axes_or_new(ax)
     picture = show_background(ax, image, grey_limits(image))
-    rx, ry = last.shape
-    box = np.array([[-0.5, -0.5], [rx - 0.5, ry - 0.5]]) - moved
+    box = np.array([[-0.5, -0.5], np.array(last.shape) - 0.5]) - moved
     picture.set_extent((box[0, 1], box[1, 1], box[1, 0], box[0, 0]))
-    width = float(np.clip(8 / max(len(set(frames)), 1), 0.5, 0.9))
-    lines = LineCollection(segments, linewidths=width)
-    times = np.asarray(series.times, dtype=np.float64)
+    lines = LineCollection(
+        segments, linewidths=float(np.clip(8 / max(len(set(frames)), 1), 0.5, 0.9))
+    )
     if color == "time":
-        low, high = times[0], times[-1]
-        lines.set(
-            array=times[frames] if frames else np.zeros(0),
-            cmap=TIME_COLORS,
-            norm=Normalize(low, high if high > low else low + 1),
-        )
-        label = f"time ({series.time_units})"
-        ax.figure.colorbar(lines, ax=ax, label=label, fraction=0.046, pad=0.03, aspect=30)
+        _color_by_time(ax, lines, series, frames)
     else:
         share = np.array(frames) / max(len(series) - 1, 1)
         rgb = track_colors(tracks)[owners].reshape(-1, 3)
-        lines.set_color(np.column_stack([rgb, 0.3 + 0.7 * share**2]))
+        lines.set(color=np.column_stack([rgb, 0.3 + 0.7 * share**2]))
     ax.add_collection(lines, autolim=False)
 
     points = np.concatenate([*segments, box[:, ::-1]])
@@ -261,8 +253,36 @@ def plot_tracks(
     return ax
 
 
+def _segments(
+    series: Any, tracks: Any, wanted: set[int], every: int, drift: NDArray[np.float64]
+) -> tuple[list[NDArray[np.float64]], list[int], list[int]]:
+    """Outlines (n, 2), (y, x), drift taken off; the track and the frame of each, by frame."""
+    segments, owners, frames = [], [], []
+    for t in range(len(series) - 1, -1, -every):
+        if series.infos[t].error:
+            continue
+        for track, points in outlines(series[t], t, tracks, wanted):
+            segments.append((points - drift[t])[:, ::-1])
+            owners.append(track)
+            frames.append(t)
+    return segments[::-1], owners[::-1], frames[::-1]  # later ones are drawn on top
+
+
+def _color_by_time(ax: Axes, lines: LineCollection, series: Any, frames: list[int]) -> None:
+    """Colour outlines by the time of their frames, and add the colour bar."""
+    times = np.asarray(series.times, dtype=np.float64)
+    low, high = times[0], times[-1]
+    lines.set(
+        array=times[frames] if frames else np.zeros(0),
+        cmap=TIME_COLORS,
+        norm=Normalize(low, high if high > low else low + 1),
+    )
+    label = f"time ({series.time_units})"
+    ax.figure.colorbar(lines, ax=ax, label=label, fraction=0.046, pad=0.03, aspect=30)
+
+
 def _picture(series: Any, image: Any, shape: tuple[int, int]) -> tuple[NDArray[Any], int]:
-    """The picture to draw beneath, and the frame that it belongs to."""
+    """The grey picture, and the number of the frame that it belongs to."""
     if np.ndim(values_of(image)) == 0:
         frame = check_integer("image", image, -len(series))
         if frame >= len(series):
@@ -275,26 +295,27 @@ def _picture(series: Any, image: Any, shape: tuple[int, int]) -> tuple[NDArray[A
     return image, 0
 
 
-def _write_numbers(ax: Any, tracks: Any, chosen: NDArray[Any]) -> NDArray[Any]:
-    """Write each number where its track was last, moved apart where they would cover each other."""
+def _write_numbers(ax: Axes, tracks: Any, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Write each number where its track was last seen, moved so that no number covers another.
+
+    Returns the places (n, 2), (rx, ry).
+    """
     number, rows = np.unique(tracks.table["track"][::-1], return_index=True)
     last = tracks.table[::-1][rows[np.searchsorted(number, chosen)]]
     places = np.stack([last["place_rx"], last["place_ry"]], axis=1)
     size = 7 if len(chosen) <= 20 else 5
-    frame = ax.get_position()
-    inches = np.array([frame.height, frame.width]) * ax.figure.get_size_inches()[::-1]
     view = np.abs([np.subtract(*ax.get_ylim()), np.subtract(*ax.get_xlim())])
-    points = 72 * (inches / view).min()  # of one scan position
-    places = _apart(places, np.array([1.0, 1.3]) * size / points)
+    points = (size_in_points(ax) / view).min()  # of one scan position
+    places = move_apart(places, np.array([1.0, 1.3]) * size / points)
     for k, place in zip(chosen, places, strict=True):
         write_text(ax, place, str(k), size)
     return places
 
 
-def _apart(places: NDArray[Any], room: NDArray[Any]) -> NDArray[Any]:
+def move_apart(places: NDArray[np.float64], room: NDArray[np.float64]) -> NDArray[np.float64]:
     """Places (n, 2), moved so that boxes of size `room` about them do not overlap, if possible."""
     places = places.copy()
-    for _ in range(50):
+    for _ in range(50):  # enough for 60 numbers; the rest may overlap
         moved = False
         for i in range(len(places)):
             gap = places[i + 1 :] - places[i]

@@ -1,8 +1,13 @@
-"""How a series is stored: one EMD file, and a journal beside it while it runs."""
+"""How a series is stored: in one EMD file, and frame by frame in a folder beside it while it runs.
+
+A frame is written to a file of its own in that folder as soon as it is done. When all are done,
+they are copied into one file, and the folder is removed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +19,17 @@ from numpy.typing import NDArray
 from ..emd import nodes, untrusted, writing
 from ..emd.settings import Settings, add_settings, read_settings
 from ..grains.clusters import Clusters
+from ..scan.calibration import copy_calibration, step_of
+from .motion import find_drift
 
 SERIES_KIND = "series"
+"""Kind of the root of a file of a series, see `nodes.tag`."""
 
-FAILED = "failed_frame"
+FAILED_FRAME_KIND = "failed_frame"
+"""Kind of the node of a frame that has no clusters because it failed."""
 
 ROOT = "series"
+"""Name of the root of a file of a series."""
 
 
 class FrameInfo(NamedTuple):
@@ -27,28 +37,47 @@ class FrameInfo(NamedTuple):
 
     frame: int
     source: str
-    """Name of its file, or "item 3" for what was no file."""
+    """Name of the file of the scan, or "item 3" for a scan that was no file."""
     size: int
-    """Bytes of the file; 0 for what was no file."""
+    """Bytes of that file; 0 for a scan that was no file."""
     fingerprint: str
-    """See `reading.fingerprint`; empty where the frame could not be opened."""
+    """See `scan.datacubes.fingerprint`; empty where the scan could not be opened."""
     time: float
     error: str
-    """Why there are no clusters; empty where there are."""
+    """Why the frame has no clusters; empty where it has them."""
     n_clusters: int
 
 
 class FrameResult(NamedTuple):
-    """A frame that is done."""
+    """A frame that is done, with or without success."""
 
     info: FrameInfo
     clusters: Clusters | None = None
     averages: NDArray[Any] | None = None
-    """(N, Qx, Qy)"""
-    image: NDArray[Any] | None = None
+    """Mean patterns (N, Qx, Qy)."""
+    image: NDArray[np.float32] | None = None
     """Virtual image (Rx, Ry)."""
     calibration: Mapping[str, Any] | None = None
-    """Of the averages."""
+    """Calibration of the averages."""
+
+
+class StoredSeries(NamedTuple):
+    """What is stored of a series, but for the clusters."""
+
+    infos: dict[int, FrameInfo]
+    """By the number of the frame, rising."""
+    places: dict[int, Path]
+    """The file that holds each frame."""
+    settings: list[Settings]
+    """Options of the frames in the file of the series, and of those in the folder, if any."""
+    drift: NDArray[np.float64] | None
+    """(T, 2), where the file holds the drift of just these frames."""
+
+    def with_frames(self, new: Mapping[int, tuple[FrameInfo, Path]]) -> StoredSeries:
+        """The same with frames that were done since, or done again."""
+        infos = self.infos | {frame: info for frame, (info, _) in new.items()}
+        places = self.places | {frame: place for frame, (_, place) in new.items()}
+        return self._replace(infos=dict(sorted(infos.items())), places=places)
 
 
 def frame_name(frame: int) -> str:
@@ -61,104 +90,109 @@ def journal_of(path: Path) -> Path:
     return path.with_name(path.name + ".frames")
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
-def series_root(options: Mapping[str, Any]) -> emdfile.Root:
-    """The root of a file of a series, or of one of its frames."""
-    root = emdfile.Root(ROOT)
-    nodes.tag(root, SERIES_KIND)
-    add_settings(root, options)
-    return root
-
-
-def save_frame(folder: Path, result: FrameResult, options: Mapping[str, Any]) -> None:
-    """Write a frame to a file of its own, complete or absent."""
-    info = result.info
-    root = series_root(options)
-    n_bytes = 2**20
-    if result.clusters is None:
-        node = emdfile.Node(frame_name(info.frame))
-        nodes.tag(node, FAILED)
-    else:
-        node = result.clusters.to_node(result.averages)
-        node.metadata["arrays"]["image"] = result.image
-        node.metadata = emdfile.Metadata("averages_calibration", dict(result.calibration))
-        n_bytes += sum(
-            array.nbytes for array in (node.metadata["arrays"]._params | {"": node.data}).values()
-        )
-    node.metadata = emdfile.Metadata("frame", info._asdict())
-    root.force_add_to_tree(node)
-    writing.save_new(folder / f"{node.name}.h5", root, n_bytes)
-
-
-def frame_files(path: Path) -> dict[int, Path]:
-    """The file that holds each frame of a series that is done."""
-    found = {}
-    if path.is_file():
-        try:
-            with untrusted.open_file(path) as file:
-                names = list(untrusted.check_stored(file, f"{ROOT}/metadatabundle").parent)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{no_series(path)} ({error})") from error
-        found = {_number(name): path for name in names if _number(name) is not None}
-    for file in journal_of(path).glob("frame_*.h5"):  # newer than what the file holds
-        number = _number(file.stem)
-        if number is not None and _is_whole(file, number):
-            found[number] = file
-    return dict(sorted(found.items()))
-
-
-def _is_whole(path: Path, number: int) -> bool:
-    """Whether the file of one frame can be read; what a disk lost is done again."""
-    try:
-        read_info(path, [number])
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def no_series(path: Path) -> str:
+def describe_missing_series(path: Path) -> str:
+    """Text of the error for a file that is no series."""
     return f"{path} holds no series of {nodes.TAG}; make one with cluster_series(..., out=...)"
 
 
-def _number(name: str) -> int | None:
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_series(path: Path) -> StoredSeries:
+    """Read what is stored of a series; each file is opened once.
+
+    A frame in the folder is newer than one of the same number in the file of the series. A file in
+    the folder that cannot be read counts for nothing, so that its frame is done again.
+    """
+    infos: dict[int, FrameInfo] = {}
+    places: dict[int, Path] = {}
+    settings = []
+    drift = None
+    if path.is_file():
+        with _open_series_file(path) as (file, root):
+            numbers = [number for name in file[ROOT] if (number := _number_of(name)) is not None]
+            infos = {number: _read_info(file, number) for number in numbers}
+            places = dict.fromkeys(numbers, path)
+            drift = _read_drift(root)
+        settings.append(read_settings(root))
+    root = None
+    for place in sorted(journal_of(path).glob("frame_*.h5")):
+        number = _number_of(place.stem)
+        if number is None:
+            continue
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(untrusted.open_file(place))
+                with untrusted.name_in_errors(place):
+                    infos[number] = _read_info(file, number)
+            except (OSError, ValueError):
+                continue
+            places[number] = place
+            if root is None:  # all frames in the folder have the same options
+                root = _read_root(place, file)
+                settings.append(read_settings(root))
+    if drift is not None and len(drift) != len(infos):
+        drift = None
+    return StoredSeries(dict(sorted(infos.items())), places, settings, drift)
+
+
+@contextmanager
+def _open_series_file(path: Path) -> Iterator[tuple[h5py.File, emdfile.Root]]:
+    """The file of a series, open, and its root; any other file is a ValueError."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(untrusted.open_file(path))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{describe_missing_series(path)} ({error})") from error
+        yield file, _read_root(path, file)
+
+
+def _read_root(path: Path, file: h5py.File) -> emdfile.Root:
+    try:
+        with untrusted.name_in_errors(path):
+            untrusted.check_stored(file, f"{ROOT}/metadatabundle")
+            root = emdfile.Root.from_h5(file[ROOT])
+            is_series = nodes.kind_of(root) == SERIES_KIND
+            if is_series:
+                nodes.check_kind(
+                    root, SERIES_KIND, "a series", "one with cluster_series(..., out=...)"
+                )
+                read_settings(root)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{describe_missing_series(path)} ({error})") from error
+    if not is_series:
+        raise ValueError(describe_missing_series(path))
+    return root
+
+
+def _read_drift(root: emdfile.Root) -> NDArray[np.float64] | None:
+    stored = root.metadata.get("drift")
+    if stored is None:
+        return None
+    drift = stored._params.get("drift")
+    return nodes.check_array(root, "drift", drift, (None, 2), nan=True)  # NaN: the frame failed
+
+
+def _number_of(name: str) -> int | None:
+    """Number of the frame of a name that `frame_name` made; None for other names."""
     digits = name.removeprefix("frame_")
     plain = digits.isascii() and digits.isdecimal()
     return int(digits) if digits != name and len(digits) == 6 and plain else None
 
 
-def read_info(path: Path, frames: list[int]) -> dict[int, FrameInfo]:
-    """What is known of some frames in one file."""
-    found = {}
-    with untrusted.open_file(path) as file:
-        for frame in frames:
-            group = untrusted.check_stored(file, f"{ROOT}/{frame_name(frame)}/metadatabundle/frame")
-            found[frame] = _info(frame, emdfile.Metadata.from_h5(group)._params)
-    return found
+_INFO_TYPES = {"frame": int, "size": int, "time": float, "n_clusters": int}
+"""Types of the fields of `FrameInfo`; the others are texts."""
 
 
-def read_infos(places: Mapping[int, Path]) -> dict[int, FrameInfo]:
-    """What is known of frames, each in the file that holds it; every file is opened once."""
-    by_file: dict[Path, list[int]] = {}
-    for frame, place in places.items():
-        by_file.setdefault(place, []).append(frame)
-    found = {}
-    for place, frames in by_file.items():
-        found |= read_info(place, frames)
-    return found
-
-
-_KINDS = {"frame": int, "size": int, "time": float, "n_clusters": int}
-
-
-def _info(frame: int, params: Mapping[str, Any]) -> FrameInfo:
-    """What a file knows of a frame, when it can be true."""
+def _read_info(file: h5py.File, frame: int) -> FrameInfo:
+    """What a file says of a frame, when it can be true."""
+    group = untrusted.check_stored(file, f"{ROOT}/{frame_name(frame)}/metadatabundle/frame")
+    params = emdfile.Metadata.from_h5(group)._params
     for key in FrameInfo._fields:
-        value, kind = params.get(key), _KINDS.get(key, str)
+        value, kind = params.get(key), _INFO_TYPES.get(key, str)
         good = isinstance(value, kind) and not isinstance(value, bool)
-        if kind is not str:
-            good = good and np.isfinite(value) and (kind is float or value >= 0)
+        if good and kind is not str:
+            good = np.isfinite(value) and (kind is float or value >= 0)
         if not good or (key == "frame" and value != frame):
             raise ValueError(
                 f"{frame_name(frame)} is damaged: its {key} is {nodes.in_one_line(value)}; copy its file "
@@ -167,44 +201,128 @@ def _info(frame: int, params: Mapping[str, Any]) -> FrameInfo:
     return FrameInfo(**{key: params[key] for key in FrameInfo._fields})
 
 
-def read_options(path: Path) -> Settings:
-    """The options that made the frames in a file."""
-    return read_settings(root_of(path))
+def read_node(file: h5py.File, info: FrameInfo) -> emdfile.Node:
+    """The node of a frame that has not failed: labels, averages, virtual image, calibration."""
+    from py4DSTEM import RealSlice
+
+    group = untrusted.check_stored(file, f"{ROOT}/{frame_name(info.frame)}")
+    if group.attrs.get("python_class") != "RealSlice":
+        raise ValueError(f"{frame_name(info.frame)} holds no clusters; do it again")
+    node = RealSlice.from_h5(group)
+    # What `Clusters.from_node` does not look at.
+    arrays = nodes.read_arrays(node)
+    labels = nodes.check_array(node, "labels", node.data, (None, None), "iu")
+    image = nodes.check_array(node, "image", arrays.get("image"), labels.shape, nan=True)
+    if image.dtype != np.float32:
+        raise nodes.damaged(node, f"its image is {image.dtype} and must be float32")
+    if info.n_clusters:
+        shape = (info.n_clusters, None, None)
+        nodes.check_array(node, "averages", arrays.get("averages"), shape, nan=True)
+    if labels.max(initial=-1) + 1 != info.n_clusters:
+        raise nodes.damaged(node, f"its labels are not those of {info.n_clusters} clusters")
+    step_of(node, calibration_of_averages(node))
+    return node
 
 
-def root_of(path: Path) -> emdfile.Node:
-    try:
-        with untrusted.open_file(path) as file:
-            untrusted.check_stored(file, f"{ROOT}/metadatabundle")
-            root = emdfile.Root.from_h5(file[ROOT])
-            if nodes.kind_of(root) == SERIES_KIND:
-                nodes.check_kind(
-                    root, SERIES_KIND, "a series", "one with cluster_series(..., out=...)"
-                )
-                read_settings(root)
-                return root
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{no_series(path)} ({error})") from error
-    raise ValueError(no_series(path))
+def calibration_of_averages(node: emdfile.Node) -> Any:
+    """The calibration of the averages of a frame."""
+    calibration = copy_calibration()
+    if node.metadata.get("averages_calibration") is None:
+        raise nodes.damaged(node, "it holds no calibration of its averages")
+    calibration._params.update(read_settings(node, "averages_calibration"))
+    return calibration
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def _new_root(settings: Mapping[str, Any]) -> emdfile.Root:
+    """The root of a file of a series, or of one of its frames."""
+    root = emdfile.Root(ROOT)
+    nodes.tag(root, SERIES_KIND)
+    add_settings(root, settings)
+    return root
+
+
+def save_frame(folder: Path, result: FrameResult, settings: Mapping[str, Any]) -> Path:
+    """Write a frame to a file of its own, complete or absent."""
+    info = result.info
+    root = _new_root(settings)
+    n_bytes = 2**20
+    if result.clusters is None:
+        node = emdfile.Node(frame_name(info.frame))
+        nodes.tag(node, FAILED_FRAME_KIND)
+    else:
+        node = result.clusters.to_node(result.averages)
+        node.metadata["arrays"]["image"] = result.image
+        node.metadata = emdfile.Metadata("averages_calibration", dict(result.calibration or {}))
+        arrays = node.metadata["arrays"]._params.values()
+        n_bytes += node.data.nbytes + sum(array.nbytes for array in arrays)
+    node.metadata = emdfile.Metadata("frame", info._asdict())
+    root.force_add_to_tree(node)
+    path = folder / f"{node.name}.h5"
+    writing.save_new(path, root, n_bytes)
+    return path
+
+
+def remove_series(path: Path, overwrite: bool) -> None:
+    """Remove all that is stored of a series; without `overwrite`, it is an error if there is any.
+
+    A file that is no series is never removed.
+    """
+    frames = list(journal_of(path).glob("frame_*.h5"))
+    if path.is_file():
+        with _open_series_file(path):
+            frames.append(path)
+    if frames and not overwrite:
+        raise ValueError(
+            f"out={str(path)!r} has frames already; resume=True goes on with them, "
+            "overwrite=True removes them"
+        )
+    for file in frames:
+        file.unlink()
 
 
 def assemble(
-    path: Path, options: Mapping[str, Any], times: Mapping[int, float], drift: NDArray[Any]
+    path: Path,
+    stored: StoredSeries,
+    settings: Mapping[str, Any],
+    times: Mapping[int, float],
+    drift: NDArray[np.float64] | None,
 ) -> None:
-    """Put all frames that are done into one file, complete or absent; one is in memory at a time.
+    """Put all frames into one file, complete or absent; one frame is in memory at a time.
 
-    `times` replaces those that were written, where they are given.
+    `times` replaces the times of frames that it holds. `drift` None is measured from the virtual
+    images, while the frames are copied.
     """
-    places = frame_files(path)
-    root = series_root(options)
-    root.metadata = emdfile.Metadata("drift", {"drift": drift})
-    writing.check_room(path, 2 * sum(place.stat().st_size for place in set(places.values())))
+    root = _new_root(settings)
+    shown = np.zeros((len(stored.infos), 2)) if drift is None else drift
+    root.metadata = emdfile.Metadata("drift", {"drift": shown})
+    writing.check_room(path, 2 * sum(file.stat().st_size for file in set(stored.places.values())))
     with writing.new_file(path, root) as (target, check):
-        for frame, place in places.items():
-            name = f"{ROOT}/{frame_name(frame)}"
-            with h5py.File(place, "r") as source:
-                source.copy(name, target[ROOT])
-            if frame in times:
-                target[f"{name}/metadatabundle/frame/time"][()] = times[frame]
-            target.flush()
-            check()
+        images = _copy_frames(stored, target, times, check)
+        if drift is None:
+            target[f"{ROOT}/metadatabundle/drift/drift"][...] = find_drift(images)
+        else:
+            for _ in images:
+                pass
+
+
+def _copy_frames(
+    stored: StoredSeries,
+    target: h5py.File,
+    times: Mapping[int, float],
+    check: Callable[[], None],
+) -> Iterator[NDArray[np.float32] | None]:
+    """Copy frame after frame, and yield the virtual image of each; None for one that failed."""
+    for frame, info in stored.infos.items():
+        name = f"{ROOT}/{frame_name(frame)}"
+        with untrusted.open_file(stored.places[frame]) as source:
+            untrusted.check_stored(source, name)
+            image = None if info.error else read_node(source, info).metadata["arrays"]["image"]
+            source.copy(name, target[ROOT])
+        if frame in times:
+            target[f"{name}/metadatabundle/frame/time"][()] = times[frame]
+        target.flush()
+        check()
+        yield image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.checks import check_data, check_memory, check_number, check_q_mask
+from ..base.checks import check_data, check_mask, check_memory, check_number
 from ..kernels.blocks import check_whole
 from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
 from ..scan.calibration import copy_calibration, known_centre
@@ -23,23 +24,26 @@ from .files import FrameInfo, FrameResult, frame_name
 
 
 class Frame(NamedTuple):
-    """A frame to do."""
+    """A frame that has to be clustered."""
 
     number: int
     source: str
+    """Name of the file of the scan, or "item 3" for a scan that was no file."""
     size: int
+    """Bytes of that file; 0 for a scan that was no file."""
     time: float
     open: Callable[[], Any]
-    """Returns its DataCube."""
+    """Returns the DataCube."""
 
 
-_END = object()
+_NO_MORE = object()
+"""What the iterator of frames gives when it has ended."""
 
 
-# --- frames --------------------------------------------------------------------------------------
+# --- 5D arrays -----------------------------------------------------------------------------------
 
 
-class _Part:
+class ScanOf5D:
     """One scan of a 5D array, which stays where it is."""
 
     def __init__(self, data: Any, number: int) -> None:
@@ -47,7 +51,8 @@ class _Part:
         self.shape, self.dtype, self.ndim = data.shape[1:], data.dtype, 4
 
     def __getitem__(self, key: Any) -> Any:
-        found = self._data[(self._number, *(key if isinstance(key, tuple) else (key,)))]
+        key_of_5d = (self._number, *key) if isinstance(key, tuple) else (self._number, key)
+        found = self._data[key_of_5d]
         check_whole(self._data)
         return found
 
@@ -55,16 +60,29 @@ class _Part:
         return np.asarray(self[()], dtype=dtype)
 
 
-class _FileOf5D(NamedTuple):
-    """A 5D HDF5 dataset by its file and name, so that another process can open it."""
+def _open_scan_of_file(path: str, name: str, number: int) -> ScanOf5D:
+    """One scan of a 5D HDF5 dataset, by names, so that another process can open it."""
+    import h5py
 
-    path: str
-    name: str
+    return ScanOf5D(h5py.File(path, "r")[name], number)
 
-    def part(self, number: int) -> Any:
-        import h5py
 
-        return _Part(h5py.File(self.path, "r")[self.name], number)
+def _items(frames: Any) -> Iterator[Any]:
+    """Frames one after the other; of a 5D array as functions that return a scan."""
+    if not hasattr(frames, "shape"):
+        yield from frames
+        return
+    file = getattr(frames, "file", None)  # of an HDF5 dataset
+    for number in range(frames.shape[0]):
+        if file is not None:
+            yield partial(_open_scan_of_file, file.filename, frames.name, number)
+        elif isinstance(frames, np.ndarray):
+            yield partial(np.asanyarray, frames[number])  # a mask stays, and a memmap on disk
+        else:
+            yield partial(ScanOf5D, frames, number)
+
+
+# --- what is given as frames ---------------------------------------------------------------------
 
 
 def _as_datacube(item: Any) -> Any:
@@ -86,6 +104,7 @@ def _open_path(path: Path, load: Callable[[Path], Any] | None) -> Any:
 
 
 def check_frames(frames: Any) -> Any:
+    """What is given as frames, as far as this can be seen before a frame is opened."""
     if isinstance(frames, (str, PathLike)):
         raise TypeError(f"frames={str(frames)!r} is one path; give a list of paths, or a 5D array")
     shape = getattr(frames, "shape", None)
@@ -96,7 +115,7 @@ def check_frames(frames: Any) -> Any:
                 "scan is clustered by datacube.cluster()"
             )
         if len(frames):
-            check_data(_Part(frames, 0))
+            check_data(ScanOf5D(frames, 0))
     elif not isinstance(frames, Iterable):
         raise TypeError(
             f"frames of type {type(frames).__name__} must be DataCubes, paths, a 5D array, or what "
@@ -107,33 +126,20 @@ def check_frames(frames: Any) -> Any:
     return frames
 
 
-def _items(frames: Any) -> Iterator[Any]:
-    """Frames one after the other; of a 5D array as functions that make them."""
-    if not hasattr(frames, "shape"):
-        yield from frames
-        return
-    file = getattr(frames, "file", None)
-    lazy = None if file is None else _FileOf5D(file.filename, frames.name)
-    for number in range(frames.shape[0]):
-        if lazy is not None:
-            yield partial(lazy.part, number)
-        elif isinstance(frames, np.ndarray):
-            yield partial(np.asanyarray, frames[number])  # a mask stays, and a memmap on disk
-        else:
-            yield partial(_Part, frames, number)
-
-
 def _open_made(make: Callable[[], Any]) -> Any:
     return _as_datacube(make())
 
 
 class Times:
-    """Time of each frame: evenly spaced, or one by one."""
+    """Time of each frame: evenly spaced, or given one by one."""
 
     def __init__(self, times: Any) -> None:
-        self._step = self._times = None
-        if times is None or np.ndim(times) == 0:
-            self._step = 1.0 if times is None else check_number("times", times)
+        self._step = 1.0
+        self._times: NDArray[np.float64] | None = None
+        if times is None:
+            return
+        if np.ndim(times) == 0:
+            self._step = check_number("times", times)
             if self._step <= 0:
                 raise ValueError(f"times={times!r} must be above 0: the time from frame to frame")
             return
@@ -144,6 +150,7 @@ class Times:
             raise ValueError("times must rise from frame to frame")
 
     def __call__(self, number: int) -> float:
+        """Time of the frame of a number."""
         if self._times is None:
             return number * self._step
         if number >= len(self._times):
@@ -154,72 +161,102 @@ class Times:
         return float(self._times[number])
 
     @property
-    def listed(self) -> bool:
+    def are_listed(self) -> bool:
         """Whether they were given one by one."""
         return self._times is not None
 
     def check(self, n_frames: int) -> None:
+        """Refuse times that were given one by one for another number of frames."""
         if self._times is not None and len(self._times) != n_frames:
             raise ValueError(f"times holds {len(self._times)} numbers for {n_frames} frames")
 
 
-def frames_to_do(
-    frames: Any,
-    load: Any,
-    times: Times,
-    in_order: bool,
-    done: Mapping[int, FrameInfo],
-    seen: dict[int, float],
-    started: list[int],
-) -> Iterator[Frame]:
-    """Frames that are not done. Number and time of all go to `seen`, numbers of these to `started`.
+class FramesToDo:
+    """Yields the frames that are not done, one after the other, and counts those that are.
 
-    A frame is known by the name of its file, so that files may move or come in another order; what
-    was no file is known by its place. With `in_order` they may not: times or drift are one by one.
+    A frame is known by the name of its file, so that files may move to another folder or come in
+    another order. A scan that was no file is known by its place. With `in_order`, frames that are
+    done must keep their places: their times or their drift were given one by one.
+
+    Attributes
+    ----------
+    times : dict
+        Time of each frame that has come up to now, by its number.
+    n_done : int
+        How many of these were done before.
     """
-    known = {info.source: info for info in done.values()}
-    names: dict[str, int] = {}
-    free = 0
-    items = _items(frames)
-    for position in count():
-        # Not by enumerate, which holds the last item while the next one is made.
-        item = next(items, _END)
-        if item is _END:
-            return
-        if isinstance(item, (str, PathLike)):
-            path = Path(item)
-            names[path.name] = names.get(path.name, 0) + 1
-            source = path.name + (f" ({names[path.name]})" if names[path.name] > 1 else "")
-            size = path.stat().st_size if path.is_file() else 0
-            make = partial(_open_path, path, load)
-        else:
-            source, size = f"item {position}", 0
-            make = partial(_open_made, item) if callable(item) else partial(_as_datacube, item)
-        del item
-        info = known.get(source)
-        if info is not None:
-            number = info.frame
-        else:
-            while free in seen or free in done:
-                free += 1
-            number = free
-        if in_order and number != position:
-            raise ValueError(
-                f"{source} comes at place {position} and is frame {number} of out, so it would get "
-                "the time and drift of another frame; give new scans after the old ones, all of "
-                "these in the same order as before, or another out"
-            )
-        seen[number] = times(number)
-        if info is None or info.error or info.size != size or not (size or _same(make, info)):
-            started.append(number)
-            yield Frame(number, source, size, seen[number], make)
-        del make
+
+    def __init__(
+        self,
+        frames: Any,
+        load: Callable[[Path], Any] | None,
+        times: Times,
+        in_order: bool,
+        done: Mapping[int, FrameInfo],
+    ) -> None:
+        self.times: dict[int, float] = {}
+        self.n_done = 0
+        self._frames, self._load, self._time_of, self._in_order = frames, load, times, in_order
+        self._done = done
+        self._known = {info.source: info for info in done.values()}
+        self._name_counts: Counter[str] = Counter()
+        self._free_number = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        items = iter(_items(self._frames))
+        for position in count():
+            # A for loop over the items would hold a scan in memory while the next one is made.
+            item = next(items, _NO_MORE)
+            if item is _NO_MORE:
+                return
+            source, size, open_scan = self._describe(item, position)
+            del item
+            info = self._known.get(source)
+            number = self._next_number() if info is None else info.frame
+            if self._in_order and number != position:
+                raise ValueError(
+                    f"{source} comes at place {position} and is frame {number} of out, so it would "
+                    "get the time and drift of another frame; give new scans after the old ones, "
+                    "all of these in the same order as before, or another out"
+                )
+            self.times[number] = self._time_of(number)
+            if info is not None and _is_done(info, size, open_scan):
+                self.n_done += 1
+            else:
+                yield Frame(number, source, size, self.times[number], open_scan)
+            del open_scan
+
+    def _describe(self, item: Any, position: int) -> tuple[str, int, Callable[[], Any]]:
+        """Source and size of a frame, and a function that opens it."""
+        if not isinstance(item, (str, PathLike)):
+            make = _open_made if callable(item) else _as_datacube
+            return f"item {position}", 0, partial(make, item)
+        path = Path(item)
+        self._name_counts[path.name] += 1
+        n = self._name_counts[path.name]
+        source = f"{path.name} ({n})" if n > 1 else path.name
+        size = path.stat().st_size if path.is_file() else 0
+        return source, size, partial(_open_path, path, self._load)
+
+    def _next_number(self) -> int:
+        """The lowest number that no frame has."""
+        while self._free_number in self.times or self._free_number in self._done:
+            self._free_number += 1
+        return self._free_number
 
 
-def _same(make: Callable[[], Any], info: FrameInfo) -> bool:
+def _is_done(info: FrameInfo, size: int, open_scan: Callable[[], Any]) -> bool:
+    """Whether a frame was clustered, and its scan is still the same.
+
+    A file is the same while its size is; the data of any other scan are compared.
+    """
+    if info.error or info.size != size:
+        return False
+    if size:
+        return True
     try:
-        return fingerprint(make().data) == info.fingerprint
-    except Exception:  # what is wrong with it will be found when it is clustered
+        return fingerprint(open_scan().data) == info.fingerprint
+    except Exception:  # clustering the frame will find what is wrong with it
         return False
 
 
@@ -230,13 +267,17 @@ class Options(NamedTuple):
     """What is done with each frame."""
 
     filter: Mapping[str, Any] | None
+    """Options of `filter_correlative`; None for no filter."""
     cluster: Mapping[str, Any]
+    """Options of `cluster`."""
     averages: Mapping[str, Any]
-    image_mask: NDArray[Any] | None
+    """Options of `get_clustered_datacube`."""
+    image_mask: NDArray[np.bool_] | None
+    """Detector pixels of the virtual image."""
     n_jobs: int | None
     max_memory: int | str | None
-    folder: str | None
-    """For a filtered scan that is not kept in memory."""
+    folder: str
+    """For the file of a filtered scan that is not kept in memory."""
 
 
 def cluster_frame(frame: Frame, options: Options, record: bool) -> FrameResult:
@@ -245,31 +286,31 @@ def cluster_frame(frame: Frame, options: Options, record: bool) -> FrameResult:
     try:
         cube = frame.open()
         mark = fingerprint(cube.data)
-        result = _cluster_datacube(frame, cube, options)
+        clusters, averages, image, calibration = _cluster_datacube(frame, cube, options)
     except Exception as error:
         if not record:
             raise
-        return FrameResult(failed_frame(frame, error, mark))
-    clusters, averages, image, calibration = result
-    info = FrameInfo(
-        frame.number, frame.source, frame.size, mark, frame.time, "", clusters.n_clusters
-    )
+        return FrameResult(info_of_failed(frame, error, mark))
+    n_clusters = clusters.n_clusters
+    info = FrameInfo(frame.number, frame.source, frame.size, mark, frame.time, "", n_clusters)
     return FrameResult(info, clusters, averages, image, calibration)
 
 
-def failed_frame(frame: Frame, error: Exception, mark: str = "") -> FrameInfo:
+def info_of_failed(frame: Frame, error: Exception, mark: str = "") -> FrameInfo:
+    """What is kept of a frame that failed; `mark` is its fingerprint."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return FrameInfo(frame.number, frame.source, frame.size, mark, frame.time, text, 0)
 
 
 def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, ...]:
+    """Clusters, averages or None, virtual image, and parameters of the calibration."""
     common = {"n_jobs": options.n_jobs, "max_memory": options.max_memory, "progress_bar": False}
     weight = options.image_mask
     if weight is None:
         weight = options.cluster["q_mask"]
     if weight is None:
         weight = scattered(sample_mean(cube.data), known_centre(cube))
-    weight = check_q_mask(weight, cube.Qshape)
+    weight = check_mask("q_mask", weight, cube.Qshape, "detector pixels")
     n_rows = check_memory(
         options.max_memory, partial(virtual_image_need, cube.data, options.n_jobs)
     )
@@ -287,8 +328,10 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
 
 
 @contextmanager
-def _filtered(frame: Frame, cube: Any, options: Options, common: dict) -> Iterator[Any]:
-    """The scan that is clustered; one that stays on disk is filtered to a file that goes again."""
+def _filtered(
+    frame: Frame, cube: Any, options: Options, common: Mapping[str, Any]
+) -> Iterator[Any]:
+    """The scan that is clustered; one on disk is filtered to a file that is removed afterwards."""
     if options.filter is None:
         yield cube
         return

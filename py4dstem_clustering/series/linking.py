@@ -1,4 +1,4 @@
-"""From the clusters of each frame to tracks."""
+"""Link the clusters of successive frames to tracks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_number, values_of
-from ..kernels.linking import Comparer, Linker
-from .tracks import EVENTS, TABLE, Tracks
-
-# --- linking ---------------------------------------------------------------------------------
+from ..kernels.linking import Comparer, Linker, Patterns
+from .tracks import EVENTS_DTYPE, TABLE_DTYPE, Tracks
 
 
 def link_frames(
@@ -31,19 +29,19 @@ def link_frames(
     Parameters
     ----------
     frames : iterable
-        For each frame ``(labels, averages, properties, background)``, or None for one that failed:
-        it ends no track. `labels` (Rx, Ry), int, numbers clusters from 0; -1 is none. `averages`,
-        (N, Qx, Qy) or (N, 1, Qx, Qy), is the mean pattern of each, or None: then overlap decides.
-        `properties`, from ``clusters.properties()``, or None; `background`, labels of clusters that
-        are no particles (``clusters.background``), may be left out. One frame is in memory at a
-        time.
+        For each frame ``(labels, averages, properties, background)``, or None for a frame that
+        failed, which ends no track. `labels` (Rx, Ry), int, numbers clusters from 0; -1 is no
+        cluster. `averages`, (N, Qx, Qy) or (N, 1, Qx, Qy), is the mean pattern of each cluster, or
+        None: then overlap decides. `properties`, from ``clusters.properties()``, or None.
+        `background`, labels of clusters that are no particles (``clusters.background``), may be
+        left out. One frame is in memory at a time.
     drift : array-like, (T, 2), optional
         From `find_drift`; that of frames with NaN is interpolated. By default none.
     times : array-like, (T,), optional
         Time of each frame, rising. By default the number of the frame.
     memory : int
-        A track goes on when its cluster was missing in at most this many frames, those that failed
-        not counted. More bridges longer gaps, and confuses particles that vanish with new ones.
+        A track goes on when its cluster was missing in at most this many frames. Frames that failed
+        are not counted. More bridges longer gaps, and confuses particles that vanish with new ones.
     reach : float
         Clusters that do not overlap may be the same when no more than so many scan positions are
         between them, and their patterns are alike. For fast or small particles; 0 for slow ones.
@@ -95,7 +93,7 @@ def link_frames(
     if centre is not None:
         centre = check_number("centre[0]", centre[0]), check_number("centre[1]", centre[1])
     drift, times = _check_drift(drift), check_times(times)
-    if isinstance(frames, Sequence):  # before long work
+    if isinstance(frames, Sequence):  # then a wrong length shows before long work
         _check_lengths(drift, times, len(frames))
 
     linker = Linker(memory, reach, min_similarity)
@@ -113,40 +111,60 @@ def link_frames(
         patterns = None
         if frame.averages is not None:
             if comparer is None and len(frame.averages):
-                known_pixels = np.isfinite(frame.averages)
-                total = np.where(known_pixels, frame.averages, 0).sum(axis=0, dtype=np.float64)
-                mean = total / np.maximum(known_pixels.sum(axis=0), 1)
-                comparer = Comparer(mean, centre, blur)
+                comparer = Comparer(_mean_pattern(frame.averages), centre, blur)
             if comparer is not None:
-                if frame.averages.shape[1:] != comparer.shape:
-                    raise ValueError(
-                        f"averages of frame {t} of {frame.averages.shape[1:]} detector pixels must "
-                        f"have those of the frames before, {comparer.shape}"
-                    )
-                patterns = comparer(frame.averages)
+                patterns = _prepare_patterns(t, frame.averages, comparer)
         moved = np.zeros(2) if drift is None else drift[t]
         track = linker.add(t, frame.labels, frame.background, patterns, moved)
         rows.append(_rows(t, t if times is None else times[t], frame, track, moved))
     _check_lengths(drift, times, n_frames)
-    table = np.concatenate(rows) if rows else np.zeros(0, dtype=TABLE)
+    table = np.concatenate(rows) if rows else np.zeros(0, dtype=TABLE_DTYPE)
     events = np.array(
         [
-            (e.frame, e.frame if times is None else times[e.frame], e.event, e.track, e.other)
-            for e in linker.finish()
+            (
+                event.frame,
+                event.frame if times is None else times[event.frame],
+                event.event,
+                event.track,
+                event.other,
+            )
+            for event in linker.finish()
         ],
-        dtype=EVENTS,
+        dtype=EVENTS_DTYPE,
     )
     return Tracks(table, events, n_frames)
 
 
-class _Frame(NamedTuple):
-    labels: NDArray[Any]
+def _mean_pattern(averages: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean over all clusters (Qx, Qy), 0 where no average is known."""
+    known = np.isfinite(averages)
+    total = np.where(known, averages, 0).sum(axis=0, dtype=np.float64)
+    return total / np.maximum(known.sum(axis=0), 1)
+
+
+def _prepare_patterns(t: int, averages: NDArray[Any], comparer: Comparer) -> Patterns:
+    """Averages of frame `t` as they are compared with those of other frames."""
+    if averages.shape[1:] != comparer.shape:
+        raise ValueError(
+            f"averages of frame {t} of {averages.shape[1:]} detector pixels must have those of the "
+            f"frames before, {comparer.shape}"
+        )
+    return comparer(averages)
+
+
+class _FrameToLink(NamedTuple):
+    """One item of `frames`, checked."""
+
+    labels: NDArray[np.int64]
     averages: NDArray[Any] | None
+    """(N, Qx, Qy)"""
     properties: Any
-    background: NDArray[Any]  # (N,), bool
+    background: NDArray[np.bool_]
+    """Whether a cluster is background, (N,)."""
 
 
-def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _Frame:
+def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _FrameToLink:
+    """One item of `frames`; `shape` is that of the labels of frames before."""
     if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= 4:
         raise TypeError(
             f"frame {t} must be (labels, averages, properties, background) or None, not "
@@ -187,15 +205,15 @@ def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _Frame:
         if check_integer("background", k, 0) >= n:
             raise ValueError(f"background={k} of frame {t} is none of its {n} clusters")
         flags[k] = True
-    return _Frame(labels, averages, properties, flags)
+    return _FrameToLink(labels, averages, properties, flags)
 
 
 def _rows(
-    t: int, time: float, frame: _Frame, track: NDArray[Any], drift: NDArray[Any]
+    t: int, time: float, frame: _FrameToLink, track: NDArray[Any], drift: NDArray[Any]
 ) -> NDArray[Any]:
     """Rows of the table for the clusters of one frame."""
     labels, n = frame.labels, len(track)
-    rows = np.zeros(n, dtype=TABLE)
+    rows = np.zeros(n, dtype=TABLE_DTYPE)
     inside = labels >= 0
     places, number = np.argwhere(inside), labels[inside]
     size = np.bincount(number, minlength=n)
@@ -216,7 +234,8 @@ def _rows(
     return rows
 
 
-def _check_drift(drift: Any) -> NDArray[Any] | None:
+def _check_drift(drift: Any) -> NDArray[np.float64] | None:
+    """Drift (T, 2), interpolated where it is not known; 0 where no frame knows it."""
     if drift is None:
         return None
     drift = np.array(values_of(drift), dtype=np.float64)
@@ -231,7 +250,8 @@ def _check_drift(drift: Any) -> NDArray[Any] | None:
     return drift
 
 
-def check_times(times: Any) -> NDArray[Any] | None:
+def check_times(times: Any) -> NDArray[np.float64] | None:
+    """Times, finite and rising."""
     if times is None:
         return None
     times = np.array(values_of(times), dtype=np.float64)
@@ -243,7 +263,7 @@ def check_times(times: Any) -> NDArray[Any] | None:
 def _check_lengths(
     drift: NDArray[Any] | None, times: NDArray[Any] | None, n_frames: int, more: bool = False
 ) -> None:
-    """One entry for each frame; with `more`, of which others may come."""
+    """One entry of drift and times for each frame; with `more`, frames may follow."""
     for name, value in (("drift", drift), ("times", times)):
         n = n_frames if value is None else len(value)
         if n < n_frames or (n > n_frames and not more):

@@ -17,18 +17,16 @@ from ..kernels.drift import find_drift_core
 from ..kernels.rotations import steady_rotation
 from .linking import check_times
 
-# --- drift -----------------------------------------------------------------------------------
 
-
-def find_drift(images: Iterable[Any], *, reach: float | None = None) -> NDArray[Any]:
+def find_drift(images: Iterable[Any], *, reach: float | None = None) -> NDArray[np.float64]:
     """How the sample moves from frame to frame, in scan positions.
 
     Parameters
     ----------
     images : iterable of ndarray (Rx, Ry) or None
-        A virtual image of each frame, taken one after the other, in which particles stand out, such
-        as the intensity outside of the direct beam. NaN where it is unknown; None, or NaN
-        everywhere, for a frame that is missing.
+        A virtual image of each frame in which particles stand out, such as the intensity outside of
+        the direct beam. NaN where it is unknown; None, or NaN everywhere, for a missing frame. Only
+        a few images are in memory at a time.
     reach : float, optional
         Farthest that the sample moves from one frame to the next, scan positions. By default a
         quarter of the shorter side of the scan, at least 1. Less helps where few particles look
@@ -37,9 +35,9 @@ def find_drift(images: Iterable[Any], *, reach: float | None = None) -> NDArray[
     Returns
     -------
     ndarray, (T, 2)
-        Displacement along Rx and Ry since the first frame that is there: what lies at p in that one
-        lies at ``p + drift[t]`` in frame t. NaN for a missing frame. 0 for one without contrast, or
-        as its neighbours.
+        Displacement along Rx and Ry since the first frame that is not missing: what lies at p in
+        that frame lies at ``p + drift[t]`` in frame t. NaN for a missing frame. A frame without
+        contrast gets the drift of its neighbours, or 0.
 
     Raises
     ------
@@ -65,11 +63,12 @@ def find_drift(images: Iterable[Any], *, reach: float | None = None) -> NDArray[
     """
     if reach is not None:
         reach = check_number("reach", reach, 0)
-    drift = find_drift_core(_checked(images), reach)
+    drift = find_drift_core(_check_images(images), reach)
     return drift + 0.0  # no -0
 
 
-def _checked(images: Iterable[Any]) -> Iterator[NDArray[Any] | None]:
+def _check_images(images: Iterable[Any]) -> Iterator[NDArray[np.float64] | None]:
+    """Images as float64 with NaN where they are unknown; None for a missing frame."""
     shape = None
     for t, image in enumerate(images):
         if image is None:
@@ -111,7 +110,7 @@ class Rotation(Frozen):
         Rotation about the axis since the first frame with an orientation, degrees; NaN where there
         is none.
     used : ndarray, (n,), bool
-        Frames that fit a steady rotation; the others are taken for wrong.
+        Frames that fit a steady rotation; the orientations of the others are taken to be wrong.
     """
 
     rate: float
@@ -189,7 +188,7 @@ def rotation_rate(
             f"times must have one entry for each of the {len(matrices)} orientations, not "
             f"{None if times is None else len(times)}"
         )
-    # Checks that they are rotations, too.
+    # This also checks that the matrices are rotations.
     known = np.isfinite(misorientation(matrices, np.eye(3), crystal))
     found = steady_rotation(matrices[known], times[known], symmetry, np.deg2rad(tolerance))
     rate = np.linalg.norm(found.velocity)

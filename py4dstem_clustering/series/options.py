@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.checks import check_corr_range, check_integer, check_number, values_of
+from ..base.checks import (
+    check_corr_range,
+    check_flag,
+    check_integer,
+    check_number,
+    values_of,
+)
 from ..grains.clustering import cluster
 from ..grains.options import check_options
 from ..patterns.filtering import filter_correlative
-from .files import frame_files, read_options
 
-# Of these, cluster_series has its own.
-_NOT_PASSED = {"self", "similarity", "name", "returncalc", "n_jobs", "max_memory", "progress_bar"}
+_SET_BY_SERIES = {
+    "self", "similarity", "name", "returncalc", "n_jobs", "max_memory", "progress_bar",
+}  # fmt: skip
+"""Parameters of `cluster` that `cluster_series` gives itself."""
 
-_NOT_PASSED_FILTER = {"self", "out", "overwrite", "compression", "name", "n_jobs", "max_memory"}
-
-_NOT_PASSED_FILTER |= {"progress_bar"}
-
-
-# --- what is there -------------------------------------------------------------------------------
+_SET_BY_SERIES_FOR_FILTER = {
+    "self", "out", "overwrite", "compression", "name", "n_jobs", "max_memory", "progress_bar",
+}  # fmt: skip
+"""Parameters of `filter_correlative` that `cluster_series` gives itself."""
 
 
-def check_drift(drift: Any, n_frames: int | None) -> NDArray[Any] | str | None:
-    if drift is None or (isinstance(drift, str) and drift == "auto"):
-        return drift
+# --- what is given -------------------------------------------------------------------------------
+
+
+def check_drift(drift: Any, n_frames: int | None) -> NDArray[np.float64] | Literal["auto"] | None:
+    """Drift as `cluster_series` takes it; `n_frames` where it is known."""
     rule = "'auto', None, or two finite numbers for each frame, (T, 2)"
+    if drift is None:
+        return None
     if isinstance(drift, str):
+        if drift == "auto":
+            return "auto"
         raise ValueError(f"drift={drift!r} must be {rule}")
     values = np.asarray(drift, dtype=float)
     if values.ndim != 2 or values.shape[1] != 2 or not np.isfinite(values).all():
@@ -41,9 +52,20 @@ def check_drift(drift: Any, n_frames: int | None) -> NDArray[Any] | str | None:
     return values
 
 
+def check_averages(min_purity: float | None, align: bool | None) -> dict[str, Any]:
+    """Options of `get_clustered_datacube`, as far as they are given."""
+    options: dict[str, Any] = {}
+    if min_purity is not None:
+        options["min_purity"] = check_number("min_purity", min_purity, 0, 1)
+    if align is not None:
+        options["align"] = check_flag("align", align)
+    return options
+
+
 def _with_defaults(
-    options: Mapping[str, Any], function: Callable, own: set[str], what: str
+    options: Mapping[str, Any], function: Callable[..., Any], own: set[str], what: str
 ) -> dict[str, Any]:
+    """Options of a function with its defaults, without its parameters in `own`."""
     parameters = inspect.signature(function).parameters
     resolved = {name: item.default for name, item in parameters.items() if name not in own}
     for name in options:
@@ -53,6 +75,7 @@ def _with_defaults(
 
 
 def check_filter(filtering: Any) -> dict[str, Any] | None:
+    """Options of `filter_correlative`, defaults resolved; None for no filter."""
     if filtering is None or isinstance(filtering, bool):
         if not filtering:
             return None
@@ -60,7 +83,7 @@ def check_filter(filtering: Any) -> dict[str, Any] | None:
     if not isinstance(filtering, Mapping):
         raise TypeError(f"filter={filtering!r} must be True, or options such as {{'sigma': 3}}")
     filtering = _with_defaults(
-        filtering, filter_correlative, _NOT_PASSED_FILTER, "filter_correlative"
+        filtering, filter_correlative, _SET_BY_SERIES_FOR_FILTER, "filter_correlative"
     )
     check_number("sigma", filtering["sigma"], 0)
     check_number("radius", filtering["radius"], 0)
@@ -71,7 +94,7 @@ def check_filter(filtering: Any) -> dict[str, Any] | None:
 
 def check_cluster_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `cluster`, defaults resolved, as it checks them; before a frame is opened."""
-    options = _with_defaults(options, cluster, _NOT_PASSED, "cluster_series or datacube.cluster")
+    options = _with_defaults(options, cluster, _SET_BY_SERIES, "cluster_series or datacube.cluster")
     for key in ("q_mask", "r_mask"):
         if np.ndim(values_of(options[key])):
             options[key] = np.array(values_of(options[key]))
@@ -81,26 +104,19 @@ def check_cluster_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-_DECIDES = ("cluster", "filter", "averages", "image_mask")
-"""Settings that a frame depends on."""
+# --- whether they are those of an earlier run ----------------------------------------------------
+
+_FRAME_SETTINGS = ("cluster", "filter", "averages", "image_mask")
+"""Settings of a series that decide what the clusters of a frame are."""
 
 
-def check_resume(path: Path, settings: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    places = set(frame_files(path).values())
-    if path.is_file():
-        places.add(path)
-    if not resume:
-        if places and not overwrite:
-            raise ValueError(
-                f"out={str(path)!r} has frames already; resume=True goes on with them, "
-                "overwrite=True removes them"
-            )
-        return
-    # Those in one file, and those in the folder, were made by one call each.
-    now = {key: settings[key] for key in _DECIDES}
-    for place in {place.parent: place for place in places}.values():
-        made_with = read_options(place)
-        changed = list(_differences({key: made_with.get(key) for key in _DECIDES}, now))
+def check_resume(
+    path: Path, earlier: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> None:
+    """Refuse to add frames to those that were made with other options."""
+    now = {key: settings[key] for key in _FRAME_SETTINGS}
+    for made_with in earlier:
+        changed = list(_differences({key: made_with.get(key) for key in _FRAME_SETTINGS}, now))
         if changed:
             raise ValueError(
                 f"the frames in out={str(path)!r} were made with other options: "
@@ -110,7 +126,7 @@ def check_resume(path: Path, settings: dict[str, Any], resume: bool, overwrite: 
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What differs, as far as an EMD file keeps it: it makes floats of numbers in a tuple."""
+    """What differs, as texts; an EMD file turns the numbers of a tuple into floats."""
     if isinstance(was, Mapping) or isinstance(now, Mapping):
         was, now = ({} if x is None else x for x in (was, now))
         for key in sorted({*was, *now}):

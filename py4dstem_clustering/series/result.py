@@ -14,24 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_path
-from ..emd import nodes, untrusted
-from ..emd.settings import read_settings
+from ..emd import untrusted
 from ..grains.averages import keep_clusters
 from ..grains.clusters import Clusters
 from ..scan.calibration import copy_calibration, step_of
 from ..scan.datacubes import new_datacube
-from .files import ROOT, FrameInfo, frame_files, frame_name, no_series, read_infos, root_of
+from .files import (
+    FrameInfo,
+    calibration_of_averages,
+    describe_missing_series,
+    read_node,
+    read_series,
+)
 from .linking import link_frames
 from .motion import find_drift
 from .tracks import Tracks
 
-FRAMES = np.dtype(
+FRAMES_DTYPE = np.dtype(
     [("frame", np.int64), ("time", np.float64), ("n_clusters", np.int64), ("failed", bool)]
 )
 """Fields of `ClusterSeries.frames`."""
-
-
-# --- the result ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,7 +83,7 @@ class ClusterSeries:
     def frames(self) -> NDArray[Any]:
         """One row for each frame: ``frame``, ``time``, ``n_clusters``, ``failed``."""
         rows = [(i.frame, i.time, i.n_clusters, bool(i.error)) for i in self.infos]
-        return np.array(rows, dtype=FRAMES)
+        return np.array(rows, dtype=FRAMES_DTYPE)
 
     @property
     def times(self) -> NDArray[Any]:
@@ -99,28 +101,22 @@ class ClusterSeries:
         return MappingProxyType({i.frame: i.error for i in self.infos if i.error})
 
     def _node(self, frame: int) -> emdfile.Node:
+        """All that the file holds of a frame."""
         frame = check_integer("frame", frame, -len(self))
         if frame >= len(self):
             raise IndexError(f"frame {frame} does not exist; this series has {len(self)}")
         info = self.infos[frame]
         if info.error:
             raise ValueError(f"frame {info.frame} ({info.source}) has no clusters: {info.error}")
-        from py4DSTEM import RealSlice
-
         place = self._places[info.frame]
         if not place.is_file() and self.path.is_file():  # all frames are done since
             place = self.path
         with untrusted.open_file(place) as file:
-            group = untrusted.check_stored(file, f"{ROOT}/{frame_name(info.frame)}")
-            if group.attrs.get("python_class") != "RealSlice":
-                raise ValueError(f"{frame_name(info.frame)} holds no clusters; do it again")
-            node = RealSlice.from_h5(group)
-            _check_frame(node, info)
-        return node
+            return read_node(file, info)
 
     def _clusters(self, node: emdfile.Node) -> Clusters:
         with untrusted.name_in_errors(self.path):
-            return Clusters.from_node(node, step_of(node, _calibration(node)))
+            return Clusters.from_node(node, step_of(node, calibration_of_averages(node)))
 
     def __getitem__(self, frame: int) -> Clusters:
         return self._clusters(self._node(frame))
@@ -146,7 +142,9 @@ class ClusterSeries:
         arrays = node.metadata["arrays"]
         if "averages" not in arrays.keys:
             raise ValueError(f"frame {frame} holds no clusters, so it has no averages")
-        cube = new_datacube(arrays["averages"][:, None], "averages", _calibration(node), {})
+        cube = new_datacube(
+            arrays["averages"][:, None], "averages", calibration_of_averages(node), {}
+        )
         keep_clusters(cube, clusters)
         return cube
 
@@ -159,7 +157,7 @@ class ClusterSeries:
         """
         if self.stored_drift is not None:
             return self.stored_drift
-        return measure_drift(self)
+        return find_drift(None if i.error else self.image(k) for k, i in enumerate(self.infos))
 
     # --- through time ------------------------------------------------------------------------
 
@@ -179,14 +177,31 @@ class ClusterSeries:
             ``drop_background=False``) belongs to no track, frames that failed end none.
         """
         return link_frames(
-            _Frames(self), drift=self.drift, times=self.times, centre=self._centre(), **options
+            self._frames_to_link(),
+            drift=self.drift,
+            times=self.times,
+            centre=self._centre(),
+            **options,
         )
+
+    def _frames_to_link(self) -> Iterator[tuple[Any, ...] | None]:
+        """What `link_frames` takes of each frame, read when its turn comes."""
+        for k, info in enumerate(self.infos):
+            if info.error:
+                yield None
+                continue
+            node = self._node(k)
+            clusters = self._clusters(node)
+            averages = node.metadata["arrays"]._params.get("averages")
+            yield clusters.labels, averages, clusters.properties(), clusters.background
 
     def _centre(self) -> tuple[float, float] | None:
         """Centre of the direct beam in the first frame that knows it."""
         for place, info in enumerate(self.infos):
             if not info.error:
-                origin = np.array(_calibration(self._node(place)).get_origin_mean(), dtype=float)
+                origin = np.array(
+                    calibration_of_averages(self._node(place)).get_origin_mean(), dtype=float
+                )
                 if np.isfinite(origin).all():
                     return float(origin[0]), float(origin[1])
         return None
@@ -214,12 +229,12 @@ class ClusterSeries:
         ValueError
             If pixel sizes or rotation are not the same in all of these frames.
         """
-        patterns, params, of_patterns = [], [], set(_OF_PATTERNS)
+        patterns, params, of_patterns = [], [], set(_PATTERN_KEYS)
         for frame, label in zip(track.frames, track.labels, strict=True):
             node = self._node(int(frame))
             patterns.append(node.metadata["arrays"]["averages"][label])
             n = len(node.metadata["arrays"]["averages"])
-            own = _calibration(node)._params
+            own = calibration_of_averages(node)._params
             maps = {k: float(v[label, 0]) for k, v in own.items() if np.shape(v) == (n, 1)}
             params.append({**own, **maps})
             of_patterns.update(maps)
@@ -239,65 +254,17 @@ class ClusterSeries:
         return np.average(self.get_track_datacube(track).data[:, 0], axis=0, weights=track.sizes)
 
 
-class _Frames(Sequence):
-    """What `link_frames` takes of each frame, read when it is asked for."""
+_ORIGIN_KEYS = ("qx0", "qy0")
+"""Keys of a calibration that hold the origin; its mean and its shift are computed from them."""
 
-    def __init__(self, series: ClusterSeries) -> None:
-        self._series = series
+_PATTERN_KEYS = {*_ORIGIN_KEYS, "qx0_meas", "qy0_meas", "a", "b", "theta"}
+"""Keys of a calibration of which py4DSTEM takes a value for each pattern."""
 
-    def __len__(self) -> int:
-        return len(self._series)
-
-    def __getitem__(self, k: int) -> tuple[Any, ...] | None:
-        if k >= len(self):
-            raise IndexError(k)
-        if self._series.infos[k].error:
-            return None
-        node = self._series._node(k)
-        clusters = self._series._clusters(node)
-        averages = node.metadata["arrays"]._params.get("averages")
-        return clusters.labels, averages, clusters.properties(), clusters.background
-
-
-def measure_drift(series: ClusterSeries) -> NDArray[Any]:
-    """Drift by the virtual images of a series."""
-    return find_drift(None if i.error else series.image(k) for k, i in enumerate(series.infos))
-
-
-def _check_frame(node: emdfile.Node, info: FrameInfo) -> None:
-    """What `Clusters.from_node` does not look at."""
-    arrays = nodes.read_arrays(node)
-    labels = nodes.check_array(node, "labels", node.data, (None, None), "iu")
-    image = nodes.check_array(node, "image", arrays.get("image"), labels.shape, nan=True)
-    if image.dtype != np.float32:
-        raise nodes.damaged(node, f"its image is {image.dtype} and must be float32")
-    if info.n_clusters:
-        shape = (info.n_clusters, None, None)
-        nodes.check_array(node, "averages", arrays.get("averages"), shape, nan=True)
-    if labels.max(initial=-1) + 1 != info.n_clusters:
-        raise nodes.damaged(node, f"its labels are not those of {info.n_clusters} clusters")
-    step_of(node, _calibration(node))
-
-
-def _calibration(node: emdfile.Node) -> Any:
-    copy = copy_calibration()
-    stored = node.metadata.get("averages_calibration")
-    if stored is None:
-        raise nodes.damaged(node, "it holds no calibration of its averages")
-    copy._params.update(read_settings(node, "averages_calibration"))
-    return copy
-
-
-# Of these py4DSTEM takes a value for each pattern; mean and shift of the origin follow from it.
-_ORIGIN = ("qx0", "qy0")
-
-_OF_PATTERNS = {*_ORIGIN, "qx0_meas", "qy0_meas", "a", "b", "theta"}
-
-# Of these one for all.
-_OF_ALL = {
+_SHARED_KEYS = {
     "Q_pixel_size", "Q_pixel_units", "R_pixel_size", "R_pixel_units", "QR_rotation",
     "QR_rotation_degrees", "QR_flip",
 }  # fmt: skip
+"""Keys of a calibration of which all patterns of a datacube share one value."""
 
 
 def _track_calibration(
@@ -311,20 +278,20 @@ def _track_calibration(
     calibration = copy_calibration()
     kept = calibration._params
     for key in dict.fromkeys(key for own in params for key in own):
-        values = [own.get(key) for own in params]
+        values: list[Any] = [own.get(key) for own in params]
         other = next((k for k, x in enumerate(values) if not np.array_equal(x, values[0])), None)
-        by_pattern = key in _ORIGIN or (key in of_patterns and other is not None)
+        by_pattern = key in _ORIGIN_KEYS or (key in of_patterns and other is not None)
         if by_pattern and all(np.ndim(value) == 0 for value in values):
             kept[key] = np.array(values, dtype=float)[:, None]  # NaN for None
         elif other is None:
             kept[key] = values[0]
-        elif key in _OF_ALL:
+        elif key in _SHARED_KEYS:
             raise ValueError(
                 f"{key} is {values[0]!r} in frame {frames[0]} and {values[other]!r} in frame "
                 f"{frames[other]}: patterns of one track must share it; calibrate the scans alike "
                 "and cluster them into another out, or take series.averages(k), frame by frame"
             )
-    for key in _ORIGIN:
+    for key in _ORIGIN_KEYS:
         if key in kept:
             origin = np.asarray(kept[key], dtype=float)
             known = origin[np.isfinite(origin)]
@@ -333,7 +300,7 @@ def _track_calibration(
     return calibration
 
 
-def open_series(path: str | PathLike) -> ClusterSeries:
+def open_series(path: str | PathLike[str]) -> ClusterSeries:
     """Open a series that `cluster_series` has written, or is writing.
 
     Parameters
@@ -352,27 +319,12 @@ def open_series(path: str | PathLike) -> ClusterSeries:
         If there is none, it is damaged, or made by a newer version; the error names the file.
     """
     path = check_path("path", path)
-    places = frame_files(path)
-    if not places:
-        raise ValueError(no_series(path))
-    root = root_of(path if path.is_file() else next(iter(places.values())))
-    infos = read_infos(places)
-    options = read_settings(root)
-    if not isinstance(options.get("time_units"), str):
-        raise ValueError(f"{no_series(path)} (its options are damaged: they hold no time_units)")
-    return ClusterSeries(
-        path, options, tuple(infos[k] for k in places), places, _stored_drift(path, root, places)
-    )
-
-
-def _stored_drift(
-    path: Path, root: emdfile.Node, places: Mapping[int, Path]
-) -> NDArray[Any] | None:
-    """The drift in a file, when it is of these frames."""
-    stored = root.metadata.get("drift")
-    if stored is None:
-        return None
-    with untrusted.name_in_errors(path):
-        drift = stored._params.get("drift")
-        nodes.check_array(root, "drift", drift, (None, 2), nan=True)  # of frames that failed
-    return drift if len(drift) == len(places) else None
+    stored = read_series(path)
+    if not stored.infos:
+        raise ValueError(describe_missing_series(path))
+    settings = stored.settings[0]
+    if not isinstance(settings.get("time_units"), str):
+        raise ValueError(
+            f"{describe_missing_series(path)} (its options are damaged: they hold no time_units)"
+        )
+    return ClusterSeries(path, settings, tuple(stored.infos.values()), stored.places, stored.drift)

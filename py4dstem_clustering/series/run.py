@@ -1,8 +1,8 @@
 """Cluster a series of scans, one frame after the other or on many machines, and go on after a stop.
 
 Each frame that is done is a file in a folder beside the result, written whole and moved into place;
-at the end they become one file. So nothing that was done is lost, and nothing half-written is ever
-taken for a result.
+at the end they become one file. So nothing that was done is lost, and no file that was half written
+is ever taken for a result.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import gc
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sized
+from contextlib import closing
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import emdfile
 import numpy as np
@@ -24,39 +24,47 @@ from numpy.typing import NDArray
 from ..base.checks import (
     check_choice,
     check_flag,
+    check_mask,
     check_memory,
     check_n_jobs,
-    check_number,
     check_out,
-    check_q_mask,
 )
-from .files import FrameResult, assemble, frame_files, journal_of, read_infos, save_frame
-from .frames import Frame, Options, Times, check_frames, cluster_frame, failed_frame, frames_to_do
-from .options import check_cluster_options, check_drift, check_filter, check_resume
-from .result import ClusterSeries, measure_drift, open_series
+from .files import (
+    FrameInfo,
+    FrameResult,
+    StoredSeries,
+    assemble,
+    read_series,
+    remove_series,
+    save_frame,
+)
+from .frames import Frame, FramesToDo, Options, Times, check_frames, cluster_frame, info_of_failed
+from .lock import only_one_writer
+from .options import check_averages, check_cluster_options, check_drift, check_filter, check_resume
+from .result import ClusterSeries, open_series
 
-# Frames given to a dask client ahead, for each of its workers: one to work on, one to come.
-_AHEAD = 2
+_FRAMES_A_WORKER = 2
+"""Frames that a dask worker is given at a time: one to work on, and one that is sent meanwhile.
 
-
-# --- all frames ----------------------------------------------------------------------------------
+More take more memory, since a frame may be a whole scan.
+"""
 
 
 def cluster_series(
     frames: Any,
     *,
-    out: str | PathLike,
+    out: str | PathLike[str],
     filter: bool | Mapping[str, Any] | None = None,
     min_purity: float | None = None,
     align: bool | None = None,
     load: Callable[[Path], Any] | None = None,
     times: Any = None,
     time_units: str = "frames",
-    drift: NDArray[Any] | str | None = "auto",
-    image_mask: NDArray[Any] | None = None,
+    drift: NDArray[Any] | Literal["auto"] | None = "auto",
+    image_mask: NDArray[np.bool_] | None = None,
     resume: bool = True,
     overwrite: bool = False,
-    on_error: str = "record",
+    on_error: Literal["record", "raise"] = "record",
     client: Any = None,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,
@@ -73,7 +81,7 @@ def cluster_series(
     ----------
     frames : sequence or iterable
         DataCubes, arrays (Rx, Ry, Qx, Qy), or paths; a 5D array (NumPy, memmap, HDF5, dask); or a
-        generator that yields scans while the microscope runs, such as `watch_folder`.
+        generator that yields scans while the microscope records them, such as `watch_folder`.
     out : path
         EMD file to write, which plain py4DSTEM opens. Until all frames are done they lie in the
         folder ``<out>.frames``, each a file that opens too.
@@ -107,18 +115,20 @@ def cluster_series(
         With ``resume=False``, remove what is there.
     on_error : "record" or "raise"
         A frame that cannot be clustered (damaged, cut short, of another shape than `q_mask`) is
-        kept with its error, in ``series.errors``, and the others go on; or the error is raised,
-        and what is done stays done.
+        kept with its error, in ``series.errors``, and the other frames are still clustered; or the
+        error is raised, and the frames that are done stay done.
     client : dask.distributed.Client, optional
         Frames become tasks of its workers, on any number of machines. What a lost worker was doing
         is done again. Paths are opened by the workers, which must see the files; DataCubes in
         memory are sent. Frames are taken from a generator as workers become free.
     n_jobs : int, optional
-        Threads for each frame; by default all cores that the process may use, or 1 with a `client`.
+        Number of threads for each frame; by default all cores that the process may use, or 1 with a
+        `client`.
     max_memory : int or str, optional
-        For each frame; see ``datacube.filter_correlative``.
+        Bytes, or a text such as "1 GB", that the work on one frame may take; see
+        `filter_correlative`.
     progress_bar : bool
-        Show progress, frame by frame.
+        Show progress.
     **options
         All else goes to ``datacube.cluster``: ``method``, ``threshold``, ``min_size``, ``q_mask``
         and so on. Merging learns its features in each frame anew: a grain that comes up later has
@@ -148,16 +158,19 @@ def cluster_series(
     """
     frames = check_frames(frames)
     path = check_out(out, True)
-    times = Times(times)
-    if isinstance(frames, Sized):
-        times.check(len(frames))
+    n_frames = len(frames) if isinstance(frames, Sized) else None
+    time_of = Times(times)
+    if n_frames is not None:
+        time_of.check(n_frames)
     if not isinstance(time_units, str):
         raise TypeError(f"time_units={time_units!r} must be a text, such as 's'")
-    drift = check_drift(drift, len(frames) if isinstance(frames, Sized) else None)
+    drift = check_drift(drift, n_frames)
+    drift_is_given = isinstance(drift, np.ndarray)
     if load is not None and not callable(load):
         raise TypeError(f"load={load!r} must be a function of a path, such as open_scan")
     if image_mask is not None:
-        image_mask = check_q_mask(image_mask, np.shape(image_mask))
+        shape = cast("tuple[int, int]", np.shape(image_mask))  # of the detector, not known yet
+        image_mask = check_mask("q_mask", image_mask, shape, "detector pixels")
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     check_choice("on_error", on_error, ("record", "raise"))
     if client is not None and not hasattr(client, "submit"):
@@ -165,61 +178,98 @@ def cluster_series(
     n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
     check_memory(max_memory)
     progress_bar = check_flag("progress_bar", progress_bar)
-    filtering = check_filter(filter)
-    options = check_cluster_options(options)
-    averaging = {}
-    if min_purity is not None:
-        averaging["min_purity"] = check_number("min_purity", min_purity, 0, 1)
-    if align is not None:
-        averaging["align"] = check_flag("align", align)
-    folder = journal_of(path)
-    settings = {
-        "cluster": options,
-        "filter": filtering,
-        "averages": averaging,
+    made_with: dict[str, Any] = {
+        "filter": check_filter(filter),
+        "cluster": check_cluster_options(options),
+        "averages": check_averages(min_purity, align),
         "image_mask": image_mask,
-        "time_units": time_units,
-        "drift": "given" if isinstance(drift, np.ndarray) else str(drift),
     }
-    check_resume(path, settings, resume, overwrite)
-
-    folder.mkdir(exist_ok=True)
-    with _only_one(folder, path):
+    settings = {
+        **made_with,
+        "time_units": time_units,
+        "drift": "given" if drift_is_given else str(drift),
+    }
+    with only_one_writer(path) as folder:
         if not resume:
-            path.unlink(missing_ok=True)
-            for file in folder.glob("frame_*.h5"):
-                file.unlink()
-        seen: dict[int, float] = {}
-        started: list[int] = []
-        done = read_infos(frame_files(path))
-        in_order = times.listed or isinstance(drift, np.ndarray)
-        to_do = frames_to_do(frames, load, times, in_order, done, seen, started)
+            remove_series(path, overwrite)
+        stored = read_series(path)
+        check_resume(path, stored.settings, made_with)
+        in_order = time_of.are_listed or drift_is_given
+        to_do = FramesToDo(frames, load, time_of, in_order, stored.infos)
         what = Options(
-            filtering, options, averaging, image_mask, n_jobs, max_memory, str(folder.resolve())
+            **made_with, n_jobs=n_jobs, max_memory=max_memory, folder=str(folder.resolve())
         )
         work = partial(cluster_frame, options=what, record=on_error == "record")
-        results = _one_by_one(to_do, work) if client is None else _by_client(client, to_do, work)
-        total = len(frames) if isinstance(frames, Sized) else 0
-        bar = emdfile.tqdmnd(total, desc="Clustering", unit="frames", disable=not progress_bar)
-        try:
-            for n_done, result in enumerate(results, 1):
-                save_frame(folder, result, settings)
-                del result
-                bar.update(len(seen) - len(started) + n_done - bar.n)
-            bar.update(len(seen) - bar.n)
-        finally:
-            bar.close()
-            results.close()
-        if not frame_files(path):
+        cluster_all = _cluster_here if client is None else partial(_cluster_on_workers, client)
+        bar = emdfile.tqdmnd(
+            n_frames or 0, desc="Clustering", unit="frames", disable=not progress_bar
+        )
+        with closing(bar), closing(cluster_all(iter(to_do), work)) as results:
+            new = _save_results(results, folder, settings, to_do, bar)
+        stored = stored.with_frames(new)
+        if not stored.infos:
             raise ValueError("frames yielded no scan, so there is no series")
-        _finish(path, settings, seen, drift)
+        _finish(path, stored, settings, to_do.times, drift)
         shutil.rmtree(folder, ignore_errors=True)
     return open_series(path)
 
 
-def _one_by_one(
+def _save_results(
+    results: Iterator[FrameResult],
+    folder: Path,
+    settings: Mapping[str, Any],
+    to_do: FramesToDo,
+    bar: Any,
+) -> dict[int, tuple[FrameInfo, Path]]:
+    """Write each frame as soon as it is done; what is known of it, and its file, by its number."""
+    new = {}
+    for result in results:
+        new[result.info.frame] = result.info, save_frame(folder, result, settings)
+        del result  # before the next scan is opened
+        bar.update(to_do.n_done + len(new) - bar.n)
+    bar.update(to_do.n_done + len(new) - bar.n)
+    return new
+
+
+def _finish(
+    path: Path,
+    stored: StoredSeries,
+    settings: Mapping[str, Any],
+    times: Mapping[int, float],
+    drift: NDArray[np.float64] | Literal["auto"] | None,
+) -> None:
+    """Put all frames into one file, unless there is one that holds just these."""
+    n_frames = len(stored.infos)
+    if drift is None:
+        drift = np.zeros((n_frames, 2))
+    elif not isinstance(drift, str) and len(drift) != n_frames:
+        raise ValueError(
+            f"drift of shape {drift.shape} must hold two numbers for each of the {n_frames} "
+            "frames; all of them are done, so the same call with another drift takes no time"
+        )
+    is_complete = set(stored.places.values()) == {path}
+    was = stored.settings[0] if is_complete else {}
+    same_times = was.get("time_units") == settings["time_units"] and all(
+        times.get(frame, info.time) == info.time for frame, info in stored.infos.items()
+    )
+    if stored.drift is None:
+        same_drift = False
+    elif isinstance(drift, str):
+        # What was measured from the same images is not measured again.
+        same_drift = was.get("drift") == drift
+    else:
+        same_drift = np.array_equal(stored.drift, drift)
+    if not (is_complete and same_times and same_drift):
+        assemble(path, stored, settings, times, None if isinstance(drift, str) else drift)
+
+
+# --- where frames are clustered ------------------------------------------------------------------
+
+
+def _cluster_here(
     frames: Iterator[Frame], work: Callable[[Frame], FrameResult]
-) -> Iterator[FrameResult]:
+) -> Generator[FrameResult, None, None]:
+    """Cluster one frame after the other in this process."""
     for frame in frames:
         result = work(frame)
         # Before the next one is made. A DataCube and its tree hold each other (emdfile 0.0.16).
@@ -229,25 +279,16 @@ def _one_by_one(
         del result
 
 
-def _by_client(
-    client: Any, frames: Iterator[Frame], work: Callable[..., FrameResult]
-) -> Iterator[FrameResult]:
-    """Results in any order; a few frames are on their way at a time."""
+def _cluster_on_workers(
+    client: Any, frames: Iterator[Frame], work: partial[FrameResult]
+) -> Generator[FrameResult, None, None]:
+    """Cluster frames on dask workers; results come in any order."""
     from distributed import wait
 
     pending: dict[Any, Frame] = {}
-    more = True
     try:
-        while more or pending:
-            workers = max(1, len(client.nthreads()))
-            while more and len(pending) < _AHEAD * workers:
-                frame = next(frames, None)
-                if frame is None:
-                    more = False
-                    break
-                future = client.submit(_on_worker, work, frame, key=_task_name(frame))
-                pending[future] = frame._replace(open=None)
-                del frame
+        while True:
+            _submit(client, frames, work, pending)
             if not pending:
                 return
             finished, _ = wait(list(pending), return_when="FIRST_COMPLETED")
@@ -258,7 +299,7 @@ def _by_client(
                 except Exception as error:  # its workers died, again and again
                     if not work.keywords["record"]:
                         raise
-                    result = FrameResult(failed_frame(frame, error))
+                    result = FrameResult(info_of_failed(frame, error))
                 future.release()
                 yield result
                 del result
@@ -267,53 +308,28 @@ def _by_client(
             client.cancel(list(pending))
 
 
-def _on_worker(work: Callable[[Frame], FrameResult], frame: Frame) -> FrameResult:
+def _submit(
+    client: Any, frames: Iterator[Frame], work: partial[FrameResult], pending: dict[Any, Frame]
+) -> None:
+    """Give frames to the workers until each has enough; what they have is kept in `pending`."""
+    while len(pending) < _FRAMES_A_WORKER * max(1, len(client.nthreads())):
+        frame = next(frames, None)
+        if frame is None:
+            return
+        name = f"cluster_frame-{frame.number}-{uuid.uuid4().hex}"
+        future = client.submit(_work_without_dask_threads, work, frame, key=name)
+        pending[future] = frame._replace(open=_sent)  # the scan itself is not kept here
+        del frame
+
+
+def _sent() -> Any:
+    """Opens no scan: stands for what opens it, once a worker has that."""
+    raise RuntimeError("this frame was sent to a worker")
+
+
+def _work_without_dask_threads(work: Callable[[Frame], FrameResult], frame: Frame) -> FrameResult:
+    """Cluster a frame on a worker, where a dask array would wait for threads that wait for it."""
     import dask
 
-    # A dask array must not wait for the threads of workers, which all wait for it.
     with dask.config.set(scheduler="synchronous"):
         return work(frame)
-
-
-def _task_name(frame: Frame) -> str:
-    return f"cluster_frame-{frame.number}-{uuid.uuid4().hex}"
-
-
-@contextmanager
-def _only_one(folder: Path, path: Path) -> Iterator[None]:
-    """Let one process at a time write a series; where files can be locked."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"another process is writing {path}; wait for it, or stop it") from None
-        except OSError:  # some file servers know no locks
-            pass
-        yield  # the lock goes with the process, however that ends
-
-
-def _finish(path: Path, settings: dict[str, Any], times: Mapping[int, float], drift: Any) -> None:
-    """One file of all frames, unless there is one that holds just these."""
-    places = frame_files(path)
-    series = open_series(path)
-    if isinstance(drift, np.ndarray):
-        if len(drift) != len(series):
-            raise ValueError(
-                f"drift of shape {drift.shape} must hold two numbers for each of the {len(series)} "
-                "frames; all of them are done, so the same call with another drift takes no time"
-            )
-    elif drift is None:
-        drift = np.zeros((len(series), 2))
-    else:
-        drift = measure_drift(series)
-    complete = set(places.values()) == {path}
-    same_times = series.time_units == settings["time_units"] and all(
-        times.get(i.frame, i.time) == i.time for i in series.infos
-    )
-    if not (complete and same_times and np.array_equal(series.stored_drift, drift)):
-        assemble(path, settings, times, drift)

@@ -1,8 +1,8 @@
 """Tracks: particles followed through a series of scans (5D-STEM).
 
-`find_drift` measures how the sample moved, `link_frames` says which cluster of a frame is which of
-the next, and the `Tracks` that it returns give growth, and what was born, died, split or merged.
-`rotation_rate` says how fast a particle turns.
+`find_drift` measures how the sample moved. `link_frames` finds which clusters of successive frames
+are the same particle, and returns `Tracks`: the growth of each particle, and which particles were
+born, died, split or merged. `rotation_rate` measures how fast a particle turns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..base.checks import check_integer, values_of
 from ..base.frozen import Frozen
 
-TABLE = np.dtype(
+TABLE_DTYPE = np.dtype(
     [
         ("frame", np.int64),
         ("time", np.float64),
@@ -36,7 +36,7 @@ TABLE = np.dtype(
 )
 """Fields of `Tracks.table`."""
 
-EVENTS = np.dtype(
+EVENTS_DTYPE = np.dtype(
     [
         ("frame", np.int64),
         ("time", np.float64),
@@ -53,9 +53,6 @@ class Rate(NamedTuple):
 
     rate: float
     error: float
-
-
-# --- results ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,8 +73,8 @@ class Tracks(Frozen):
     events : structured ndarray, a row for each event
         By frame, then track: ``frame``; ``time``; ``event``; ``track``; ``other``. 'birth': the
         first frame of a track, if it is not the first frame of all. 'death': the first frame
-        without it. 'split': a birth inside of the track `other`. 'merge': a death, the particle
-        having become part of `other`. `other` is -1 else.
+        without it. 'split': a birth inside of the track `other`. 'merge': a death in which the
+        particle has become part of `other`. For births and deaths, `other` is -1.
     n_frames : int
         Frames of the series, with those that failed.
     """
@@ -98,7 +95,7 @@ class Tracks(Frozen):
         return self.table[key]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if dtype is not None and np.dtype(dtype) != TABLE:
+        if dtype is not None and np.dtype(dtype) != TABLE_DTYPE:
             raise TypeError(f"tracks are no array of {np.dtype(dtype)}; take a column of the table")
         return self.table.copy() if copy else self.table
 

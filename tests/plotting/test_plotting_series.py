@@ -18,9 +18,9 @@ from matplotlib.collections import LineCollection, PolyCollection
 from PIL import Image
 
 from py4dstem_clustering import Clusters, cluster_series, link_frames, simulate_series
-from py4dstem_clustering.plotting.areas import _edges, _with_error, plot_areas
-from py4dstem_clustering.plotting.film import _Film, _time_text, animate_series
-from py4dstem_clustering.plotting.tracks import _apart, plot_tracks, track_colors
+from py4dstem_clustering.plotting.areas import frame_edges, plot_areas, with_error
+from py4dstem_clustering.plotting.film import Film, animate_series, time_text
+from py4dstem_clustering.plotting.tracks import move_apart, plot_tracks, track_colors
 
 SCAN = (26, 20)
 TIMES = np.array([0, 1, 2, 3, 4, 6, 7, 8.0]) / 4
@@ -165,6 +165,13 @@ def test_colour_is_time_or_track(series, tracks):
     assert colors[-1, 3] == 1
 
 
+def test_figures_in_a_subfigure(series, tracks):
+    left, right = plt.figure(figsize=(6, 3)).subfigures(1, 2)
+    ax = plot_tracks(series, left.subplots(), tracks=tracks)
+    drawn(plot_areas(tracks, right.subplots()))
+    assert sorted(texts(ax)) == ["0", "1", "2", "3"]
+
+
 def test_options_of_tracks(series, tracks):
     ax = drawn(plot_tracks(series, tracks=tracks, every=3, numbers=False))
     assert set(outlines(ax).get_array()) == set(TIMES[[1, 7]])  # frame 4 failed
@@ -215,7 +222,7 @@ def test_errors_of_tracks(series, tracks):
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), max_size=8))
 def test_numbers_do_not_cover_each_other(places):
     room = np.array([1.0, 2.0])
-    moved = _apart(np.array(places).reshape(-1, 2), room)
+    moved = move_apart(np.array(places).reshape(-1, 2), room)
     gap = np.abs(moved[:, None] - moved)
     apart = (gap >= room - 1e-6).any(axis=2) | np.eye(len(moved), dtype=bool)
     assert apart.all()
@@ -252,7 +259,7 @@ def test_bands_are_as_wide_as_the_particles(tracks):
     rows = [round(band[:, 1].mean()) for band in found]
     assert rows == [0, 0, 1, 1, 1, 2, 2, 3]
     np.testing.assert_allclose(faces[:, :3], track_colors(tracks)[rows])
-    edges = _edges(tracks)
+    edges = frame_edges(tracks)
     spans = [(band[:, 0].min(), band[:, 0].max()) for band in found]
     expected = [(0, 4), (5, 8), (0, 2), (3, 4), (5, 6), (1, 4), (5, 7), (5, 8)]
     np.testing.assert_allclose(spans, edges[np.array(expected)])
@@ -275,7 +282,7 @@ def test_bands_are_as_wide_as_the_particles(tracks):
 
 def test_events_are_marked(tracks):
     ax = drawn(plot_areas(tracks))
-    edges = _edges(tracks)
+    edges = frame_edges(tracks)
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend == ["birth", "death", "merge", "split"]
     marks = {line.get_label(): line for line in ax.lines}
@@ -323,7 +330,7 @@ def test_arrows_of_one_time_lie_beside_each_other():
 
 
 @pytest.mark.parametrize("kind", ["bands", "curves"])
-@pytest.mark.parametrize("n", [0, 1, 60, 300])
+@pytest.mark.parametrize("n", [0, 1, 60, pytest.param(300, marks=pytest.mark.slow)])
 def test_any_number_of_tracks(kind, n):
     labels = np.where(np.arange(400) < n, np.arange(400), -1).reshape(20, 20)
     tracks = link_frames([(labels, None, None)] * 2)
@@ -375,7 +382,7 @@ def test_units_in_words():
     [(-1.234, 0.056, "−1.234 ± 0.056"), (812.3, 34.5, "812 ± 34"), (16, 1e-15, "16")],
 )
 def test_digits_of_rates(value, error, text):
-    assert _with_error(value, error) == text
+    assert with_error(value, error) == text
 
 
 def test_errors_of_areas(tracks):
@@ -426,7 +433,7 @@ def test_a_film_has_the_frames_of_the_series(series, tracks, tmp_path):
 
 
 def test_what_a_frame_of_a_film_shows(series, tracks):
-    film = _Film(series, tracks, [0, 1, 2, 3, 5, 6, 7], 60, True)
+    film = Film(series, tracks, [0, 1, 2, 3, 5, 6, 7], 60, True)
     film.draw(1)
     ax = film._ax
     np.testing.assert_array_equal(ax.images[0].get_array(), series.image(1))
@@ -448,7 +455,7 @@ def test_what_a_frame_of_a_film_shows(series, tracks):
 )
 def test_times_tell_frames_apart(times, text):
     series = SimpleNamespace(times=np.array(times, dtype=float), time_units="s")
-    assert _time_text(series, min(1, len(times) - 1)) == text
+    assert time_text(series, min(1, len(times) - 1)) == text
 
 
 @pytest.mark.parametrize("where", ["draw", "save"])
@@ -461,9 +468,9 @@ def test_nothing_half_written_is_left(series, tracks, tmp_path, monkeypatch, whe
             tmp_path.joinpath(args[1]).write_bytes(b"GIF89a")
         raise OSError("disk full")
 
-    whole = _Film.draw
+    whole = Film.draw
     if where == "draw":
-        monkeypatch.setattr(_Film, "draw", lambda film, t: fail() if t == 3 else whole(film, t))
+        monkeypatch.setattr(Film, "draw", lambda film, t: fail() if t == 3 else whole(film, t))
     else:
         monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="disk full"):
@@ -535,6 +542,7 @@ def test_errors_of_films(series, tracks, tmp_path):
     assert files(tmp_path) == ["folder.gif"]
 
 
+@pytest.mark.slow
 def test_figures_of_a_real_series(tmp_path):
     movie = simulate_series((16, 14), (32, 30), n_frames=3, n_particles=2, seed=3, rotation=0)
     frames = [movie.frame(0), np.zeros((3, 3)), movie.frame(2)]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from functools import cache
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,8 +30,10 @@ from py4DSTEM import DataCube
 from py4dstem_clustering import cluster_series, open_series, simulate_scan, simulate_series
 from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.metrics import track_quality
-from py4dstem_clustering.series.files import journal_of, read_info
-from py4dstem_clustering.series.frames import _Part
+from py4dstem_clustering.scan.datacubes import copy_datacube
+from py4dstem_clustering.series.files import journal_of, read_series
+from py4dstem_clustering.series.frames import ScanOf5D
+from py4dstem_clustering.series.lock import only_one_writer
 
 QUIET = {"progress_bar": False, "n_jobs": 1}
 MERGE = {**QUIET, "min_size": 2}
@@ -68,6 +75,36 @@ def whole(frames, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "series.h5"
     cluster_series(frames, out=path, **MERGE)
     return path
+
+
+class Failing:
+    """Frames of which one cannot be had."""
+
+    def __init__(self, frames, fail_at=None):
+        self.frames, self.fail_at = frames, fail_at
+
+    def __iter__(self):
+        for k, frame in enumerate(self.frames):
+            if k == self.fail_at:
+                raise RuntimeError("the microscope is on fire")
+            yield frame
+
+
+@pytest.fixture(scope="module")
+def stopped_once(frames, tmp_path_factory):
+    """A run that was stopped when three frames were done."""
+    out = tmp_path_factory.mktemp("stopped") / "s.h5"
+    with pytest.raises(RuntimeError, match="on fire"):
+        cluster_series(Failing(frames, fail_at=3), out=out, **MERGE)
+    return out
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """Such a run, to go on with."""
+    out = tmp_path / "s.h5"
+    shutil.copytree(journal_of(stopped_once), journal_of(out))
+    return out
 
 
 # --- what it holds -------------------------------------------------------------------------------
@@ -193,7 +230,10 @@ def test_a_memmap_stays_on_disk(frames, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.h5", "scan.npy"]
 
 
-@pytest.mark.parametrize("kind", ["list", "cubes", "generator", "h5py", "dask", "memmap", "paths"])
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("list", "cubes", "memmap")]
+
+
+@pytest.mark.parametrize("kind", ["generator", "h5py", "dask", "paths", *SLOW_KINDS])
 def test_frames_of_every_kind(frames, whole, tmp_path, kind):
     file = None
     if kind == "list":
@@ -299,9 +339,14 @@ def test_datacube_of_a_track(movie, followed):
     np.testing.assert_allclose(followed.get_track_pattern(track), mean, rtol=1e-6)
 
 
+@cache
+def scan_of_one_grain():
+    return simulate_scan((8, 7), (32, 30), n_grains=1, seed=1).datacube
+
+
 def calibrated(**params):
     """A scan of one grain whose calibration holds these."""
-    cube = simulate_scan((8, 7), (32, 30), n_grains=1, seed=1).datacube
+    cube = copy_datacube(scan_of_one_grain())
     cube.calibration._params.update(params)
     return cube
 
@@ -324,8 +369,15 @@ def track_of(tmp_path, cubes):
 MAP = np.full((8, 7), 16.5)
 
 
-@pytest.mark.parametrize("first", [15.5, MAP - 1])
-@pytest.mark.parametrize("second", [18.5, MAP + 2])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (15.5, MAP + 2),
+        pytest.param(15.5, 18.5, marks=pytest.mark.slow),
+        pytest.param(MAP - 1, 18.5, marks=pytest.mark.slow),
+        pytest.param(MAP - 1, MAP + 2, marks=pytest.mark.slow),
+    ],
+)
 def test_origin_of_a_track_is_that_of_each_frame(tmp_path, first, second):
     cubes = [calibrated(), calibrated()]
     cubes[0].calibration.set_origin((first, 14.5))
@@ -406,6 +458,20 @@ def test_a_bad_frame_is_recorded(frames, tmp_path):
     np.testing.assert_array_equal(series[1].labels, DataCube(frames[1]).cluster(**MERGE).labels)
 
 
+def test_a_frame_that_failed_is_done_again(frames, tmp_path):
+    path = tmp_path / "scan.npy"
+    np.save(path, frames[0])
+
+    def fail(path):
+        raise OSError("the file server is away")
+
+    failed = cluster_series([path], out=tmp_path / "s.h5", load=fail, **MERGE)
+    assert list(failed.errors) == [0]
+    series = cluster_series([path], out=tmp_path / "s.h5", **MERGE)  # of the same size
+    assert not series.errors
+    assert series[0].shape == (12, 10)
+
+
 def test_a_bad_frame_is_raised(frames, tmp_path):
     paths = bad_frames(frames, tmp_path)
     with pytest.raises(ValueError, match="cannot open"):
@@ -414,7 +480,7 @@ def test_a_bad_frame_is_raised(frames, tmp_path):
     assert len(open_series(tmp_path / "s.h5")) == 1  # what is done stays done
 
 
-@pytest.mark.parametrize("chunks", [None, (1, 1, 10, 14, 11)])
+@pytest.mark.parametrize("chunks", [None, pytest.param((1, 1, 10, 14, 11), marks=pytest.mark.slow)])
 def test_a_file_of_five_axes_that_shrank(frames, tmp_path, chunks):
     # HDF5 reads zeros behind the end of a file: a scan without clusters, and no error.
     path = tmp_path / "scan.h5"
@@ -426,7 +492,7 @@ def test_a_file_of_five_axes_that_shrank(frames, tmp_path, chunks):
         assert set(series.errors) == {0, 1, 2, 3}
         assert "scan.h5 shrank from" in series.errors[3]
         with pytest.raises(OSError, match=r"scan.h5 shrank from"):
-            np.asarray(_Part(file["scan"], 3))
+            np.asarray(ScanOf5D(file["scan"], 3))
 
 
 def test_frames_that_are_no_scans(frames, tmp_path):
@@ -447,23 +513,10 @@ def test_an_empty_frame_has_no_clusters(frames, tmp_path):
 # --- going on ------------------------------------------------------------------------------------
 
 
-class Counting:
-    """Frames that count how often each is opened."""
-
-    def __init__(self, frames, fail_at=None):
-        self.frames, self.opened, self.fail_at = frames, [], fail_at
-
-    def __iter__(self):
-        for k, frame in enumerate(self.frames):
-            if k == self.fail_at:
-                raise RuntimeError("the microscope is on fire")
-            yield frame
-
-
 def test_a_generator_that_fails_keeps_what_was_done(frames, whole, tmp_path, monkeypatch):
     out = tmp_path / "s.h5"
     with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Counting(frames, fail_at=2), out=out, **MERGE)
+        cluster_series(Failing(frames, fail_at=2), out=out, **MERGE)
     partial = open_series(out)
     assert len(partial) == 2
     assert partial.drift.shape == (2, 2)
@@ -474,20 +527,18 @@ def test_a_generator_that_fails_keeps_what_was_done(frames, whole, tmp_path, mon
     monkeypatch.setattr(
         DataCube, "cluster", lambda self, **o: (done.append(o["name"]), original(self, **o))[1]
     )
-    cluster_series(Counting(frames), out=out, **MERGE)
+    cluster_series(Failing(frames), out=out, **MERGE)
     assert done == ["frame_000002", "frame_000003"]
     assert content(out) == content(whole)
     # And nothing is left to do.
     before = out.stat().st_mtime_ns
-    cluster_series(Counting(frames), out=out, **MERGE)
+    cluster_series(Failing(frames), out=out, **MERGE)
     assert done == ["frame_000002", "frame_000003"]
     assert out.stat().st_mtime_ns == before
 
 
-def test_an_open_series_outlives_the_end_of_the_run(frames, tmp_path):
-    out = tmp_path / "s.h5"
-    with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Counting(frames, fail_at=2), out=out, **MERGE)
+def test_an_open_series_outlives_the_end_of_the_run(frames, stopped):
+    out = stopped
     live = open_series(out)
     cluster_series(frames, out=out, **MERGE)
     assert not journal_of(out).exists()
@@ -495,11 +546,9 @@ def test_an_open_series_outlives_the_end_of_the_run(frames, tmp_path):
     assert len(live.tracks()) == sum(clusters.n_clusters for clusters in live)
 
 
-def test_tracks_of_a_series_with_gaps(frames, tmp_path):
+def test_tracks_of_a_series_with_gaps(stopped):
     # As workers leave it that end in another order, when the run is stopped.
-    out = tmp_path / "s.h5"
-    with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Counting(frames, fail_at=3), out=out, **MERGE)
+    out = stopped
     (journal_of(out) / "frame_000000.h5").unlink()
     (journal_of(out) / "frame_000001.h5").unlink()
     series = open_series(out)
@@ -508,16 +557,80 @@ def test_tracks_of_a_series_with_gaps(frames, tmp_path):
 
 
 def test_more_frames_than_before(frames, whole, tmp_path):
-    cluster_series(frames[:2], out=tmp_path / "s.h5", **MERGE)
-    cluster_series(frames, out=tmp_path / "s.h5", **MERGE)
-    assert content(tmp_path / "s.h5") == content(whole)
+    out = tmp_path / "s.h5"
+    cluster_series(frames[:2], out=out, **MERGE)
+    with pytest.raises(RuntimeError, match="on fire"):
+        cluster_series(Failing(frames, fail_at=3), out=out, **MERGE)
+    live = open_series(out)
+    assert len(live) == 3
+    assert live.drift.shape == (3, 2)
+    cluster_series(frames, out=out, **MERGE)
+    assert content(out) == content(whole)
 
 
-def test_other_data_at_the_place_of_a_frame_are_clustered_again(frames, tmp_path):
-    other = frames_of(5)[[0, 4]]
-    cluster_series(frames[:2], out=tmp_path / "s.h5", **MERGE)
+def test_a_file_of_another_size_is_clustered_again(frames, tmp_path):
+    path = tmp_path / "scan.npy"
+    np.save(path, frames[0])
+    was = cluster_series([path], out=tmp_path / "s.h5", **MERGE)[0]
+    np.save(path, frames[0, ::-1, :9])
+    found = cluster_series([path], out=tmp_path / "s.h5", **MERGE)[0]
+    assert was.shape == (12, 10)
+    assert found.shape == (12, 9)
+
+
+def test_other_data_at_the_place_of_a_frame_are_clustered_again(frames, whole, tmp_path):
+    shutil.copy(whole, tmp_path / "s.h5")
+    other = frames.copy()
+    other[1] = frames[1][::-1]  # the stripes run in another direction
+    was = open_series(whole)
     series = cluster_series(other, out=tmp_path / "s.h5", **MERGE)
-    np.testing.assert_array_equal(series[1].labels, DataCube(other[1]).cluster(**MERGE).labels)
+    expected = DataCube(other[1]).cluster(**MERGE).labels
+    assert not np.array_equal(expected, was[1].labels)
+    np.testing.assert_array_equal(series[1].labels, expected)
+    same = [a.fingerprint == b.fingerprint for a, b in zip(series.infos, was.infos, strict=True)]
+    assert same == [True, False, True, True]
+
+
+def test_each_file_is_opened_once(frames, tmp_path, monkeypatch):
+    paths = [tmp_path / f"scan_{k}.npy" for k in range(3)]
+    for path, frame in zip(paths, frames, strict=False):
+        np.save(path, frame)
+    opened = Counter()
+    original = h5py.File.__init__
+
+    def spy(self, name, mode="r", *args, **options):
+        if isinstance(name, (str, os.PathLike)) and not str(name).endswith(".partial"):
+            opened[Path(name).name] += 1
+        original(self, name, mode, *args, **options)
+
+    def load(path):
+        opened[path.name] += 1
+        return DataCube(np.load(path))
+
+    monkeypatch.setattr(h5py.File, "__init__", spy)
+    out = tmp_path / "s.h5"
+    with pytest.raises(RuntimeError, match="on fire"):
+        cluster_series(Failing(paths, fail_at=2), out=out, load=load, **MERGE)
+    assert opened == {"scan_0.npy": 1, "scan_1.npy": 1}
+    opened.clear()
+    assert len(open_series(out)) == 2
+    assert opened == {"frame_000000.h5": 1, "frame_000001.h5": 1}
+    out.unlink(missing_ok=True)
+    shutil.rmtree(journal_of(out))
+
+    opened.clear()
+    cluster_series(paths, out=out, load=load, **MERGE)
+    del opened["skeleton.h5"]  # what the file is begun with
+    names = [path.name for path in paths] + [f"frame_{k:06d}.h5" for k in range(3)]
+    assert opened == dict.fromkeys([*names, "s.h5"], 1)
+    opened.clear()
+    series = open_series(out)
+    assert opened == {"s.h5": 1}
+    assert len(list(series)) == 3
+    assert opened == {"s.h5": 1 + 3}
+    opened.clear()
+    cluster_series(paths, out=out, load=load, **MERGE)
+    assert opened == {"s.h5": 2}  # before, and for the result
 
 
 def test_files_may_come_in_another_order(frames, tmp_path):
@@ -532,17 +645,29 @@ def test_files_may_come_in_another_order(frames, tmp_path):
     assert all(second[key] == value for key, value in first.items() if "drift" not in key)
 
 
-@pytest.mark.parametrize(
-    "options", [{"times": [0, 1, 2]}, {"drift": np.zeros((3, 2))}], ids=["times", "drift"]
-)
-@pytest.mark.parametrize("order", [(2, 0, 1), (0, 2, 1), (1, 0, 2)])
-@pytest.mark.parametrize("kind", [list, iter])
-def test_times_one_by_one_need_scans_in_order(frames, tmp_path, monkeypatch, options, order, kind):
-    paths = [tmp_path / f"scan_{k}.npy" for k in range(3)]
+@pytest.fixture(scope="module")
+def two_files(frames, tmp_path_factory):
+    """Three scans in files, of which two are done."""
+    folder = tmp_path_factory.mktemp("two")
+    paths = [folder / f"scan_{k}.npy" for k in range(3)]
     for path, frame in zip(paths, frames, strict=False):
         np.save(path, frame)
+    cluster_series(paths[:2], out=folder / "s.h5", **MERGE)
+    return paths, folder / "s.h5"
+
+
+GIVEN = {"times": {"times": [0, 1, 2]}, "drift": {"drift": np.zeros((3, 2))}}
+QUICK = [(list, (2, 0, 1), "times"), (iter, (0, 2, 1), "drift"), (iter, (1, 0, 2), "times")]
+ALL = product((list, iter), ((2, 0, 1), (0, 2, 1), (1, 0, 2)), GIVEN)
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in QUICK]
+
+
+@pytest.mark.parametrize(("kind", "order", "given"), QUICK + SLOW)
+def test_times_one_by_one_need_scans_in_order(two_files, tmp_path, monkeypatch, kind, order, given):
+    paths, done = two_files
+    options = GIVEN[given]
     out = tmp_path / "s.h5"
-    cluster_series(paths[:2], out=out, **MERGE)  # scan 2 is new
+    shutil.copy(done, out)
     before = content(out)
     with monkeypatch.context() as patch:
         patch.setattr("py4dstem_clustering.series.frames._cluster_datacube", None)
@@ -555,26 +680,31 @@ def test_times_one_by_one_need_scans_in_order(frames, tmp_path, monkeypatch, opt
     assert series.times.tolist() == [0, 1, 2]
 
 
-def test_time_units_may_change(frames, tmp_path, monkeypatch):
-    cluster_series(frames[:2], out=tmp_path / "s.h5", **MERGE)
+def test_time_units_may_change(frames, whole, tmp_path, monkeypatch):
+    shutil.copy(whole, tmp_path / "s.h5")
     monkeypatch.setattr(DataCube, "cluster", None)
-    series = cluster_series(frames[:2], out=tmp_path / "s.h5", time_units="s", **MERGE)
+    series = cluster_series(frames, out=tmp_path / "s.h5", time_units="s", **MERGE)
     assert series.time_units == "s"
-    assert series.times.tolist() == [0, 1]
+    assert series.times.tolist() == [0, 1, 2, 3]
 
 
-def test_times_and_drift_may_change(frames, tmp_path, monkeypatch):
+def test_times_and_drift_may_change(frames, whole, tmp_path, monkeypatch):
     out = tmp_path / "s.h5"
-    cluster_series(frames, out=out, **MERGE)
+    shutil.copy(whole, out)
     monkeypatch.setattr(DataCube, "cluster", None)
     drift = np.arange(8.0).reshape(4, 2)
     series = cluster_series(frames, out=out, times=[1, 2, 4, 8], drift=drift, **MERGE)
     assert series.times.tolist() == [1, 2, 4, 8]
     np.testing.assert_array_equal(series.drift, drift)
+    series = cluster_series(frames, out=out, times=[1, 2, 4, 8], drift=2 * drift, **MERGE)
+    np.testing.assert_array_equal(series.drift, 2 * drift)
     series = cluster_series(frames, out=out, times=0.5, drift=None, time_units="s", **MERGE)
     assert series.times.tolist() == [0, 0.5, 1, 1.5]
     assert series.time_units == "s"
     assert not series.drift.any()
+    assert not cluster_series(frames, out=out, drift=None, **MERGE).drift.any()
+    cluster_series(frames, out=out, **MERGE)
+    assert content(out) == content(whole)  # times and drift by default again
 
 
 @pytest.mark.parametrize(
@@ -586,14 +716,14 @@ def test_times_and_drift_may_change(frames, tmp_path, monkeypatch):
         ({"min_purity": 0.5, "min_size": 2}, "averages min_purity was None and is 0.5"),
     ],
 )
-@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("finished", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_other_options_are_refused(frames, tmp_path, options, text, finished):
     out = tmp_path / "s.h5"
     if finished:
         cluster_series(frames[:1], out=out, **MERGE)
     else:
         with pytest.raises(RuntimeError, match="on fire"):
-            cluster_series(Counting(frames, fail_at=1), out=out, **MERGE)
+            cluster_series(Failing(frames, fail_at=1), out=out, **MERGE)
     with pytest.raises(ValueError, match=text):
         cluster_series(frames[:1], out=out, **QUIET, **options)
     with pytest.raises(ValueError, match="has frames already; resume=True goes on"):
@@ -614,10 +744,8 @@ def test_a_file_that_is_no_series_is_kept(frames, tmp_path):
     assert (tmp_path / "s.h5").read_bytes() == b"something dear"
 
 
-def test_a_frame_file_that_is_damaged_is_done_again(frames, whole, tmp_path):
-    out = tmp_path / "s.h5"
-    with pytest.raises(RuntimeError, match="on fire"):
-        cluster_series(Counting(frames, fail_at=2), out=out, **MERGE)
+def test_a_frame_file_that_is_damaged_is_done_again(frames, whole, stopped):
+    out = stopped
     file = journal_of(out) / "frame_000001.h5"
     file.write_bytes(file.read_bytes()[:1000])
     cluster_series(frames, out=out, **MERGE)
@@ -625,14 +753,57 @@ def test_a_frame_file_that_is_damaged_is_done_again(frames, whole, tmp_path):
 
 
 def test_one_process_at_a_time(frames, tmp_path):
-    fcntl = pytest.importorskip("fcntl")
     out = tmp_path / "s.h5"
-    journal_of(out).mkdir()
-    with (journal_of(out) / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="another process is writing"):
-            cluster_series(frames, out=out, **MERGE)
-    cluster_series(frames, out=out, **MERGE)
+    with (
+        only_one_writer(out),
+        pytest.raises(OSError, match=r"another process is writing .*s\.h5"),
+    ):
+        cluster_series(frames[:1], out=out, **MERGE)
+    assert not journal_of(out).exists()
+    assert len(cluster_series(frames[:1], out=out, **MERGE)) == 1
+
+
+def test_files_are_locked_where_there_is_no_fcntl(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def locking(descriptor, mode, n_bytes):
+        """As Windows does."""
+        assert (mode, n_bytes) == (2, 1)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking))
+    out = tmp_path / "s.h5"
+    with (
+        only_one_writer(out),
+        pytest.raises(OSError, match="another process is writing"),
+        only_one_writer(out),
+    ):
+        raise AssertionError("two at a time")
+    with only_one_writer(out):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warning_says_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def fail(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with (
+        pytest.warns(UserWarning, match=r"s\.h5 cannot be locked .*No locks .*no other process"),
+        only_one_writer(tmp_path / "s.h5"),
+    ):
+        pass
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", None)
+    with (
+        pytest.warns(UserWarning, match="neither fcntl nor msvcrt"),
+        only_one_writer(tmp_path / "s.h5"),
+    ):
+        pass
 
 
 # --- killed --------------------------------------------------------------------------------------
@@ -645,6 +816,7 @@ def run_to_be_killed(folder):
 N_KILLS = int(os.environ.get("SERIES_KILLS", "6"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_at_any_moment_it_ends_with_the_same_file(frames, whole, tmp_path):
     np.save(tmp_path / "frames.npy", frames)
@@ -707,6 +879,7 @@ def client():
         cluster.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_workers_give_the_same_file(frames, whole, tmp_path, client):
     cluster_series(frames, out=tmp_path / "s.h5", client=client, min_size=2, progress_bar=False)
@@ -723,6 +896,7 @@ def test_workers_give_the_same_file(frames, whole, tmp_path, client):
     assert content(tmp_path / "u.h5") == content(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_bad_frame_on_a_worker(frames, tmp_path, client):
     paths = bad_frames(frames, tmp_path)
@@ -743,6 +917,7 @@ def load_and_kill_once(path):
     return DataCube(np.load(path))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_what_a_lost_worker_did_is_done_again(frames, whole, tmp_path, client):
@@ -852,7 +1027,7 @@ def test_frames_by_number(whole):
     with pytest.raises(TypeError, match="must be a whole number"):
         series["a"]
     assert pickle.loads(pickle.dumps(series))[0].n_clusters == series[0].n_clusters
-    assert read_info(whole, [2])[2].source == "item 2"
+    assert read_series(whole).infos[2].source == "item 2"
     assert json.dumps(dict(series.settings["cluster"]))
 
 

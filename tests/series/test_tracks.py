@@ -14,7 +14,7 @@ from py4dstem_clustering import Clusters
 from py4dstem_clustering.metrics import track_quality
 from py4dstem_clustering.series.linking import link_frames
 from py4dstem_clustering.series.motion import find_drift, rotation_rate
-from py4dstem_clustering.series.tracks import EVENTS, TABLE, Tracks
+from py4dstem_clustering.series.tracks import EVENTS_DTYPE, TABLE_DTYPE, Tracks
 from py4dstem_clustering.simulate.series import simulate_series
 
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
@@ -68,7 +68,7 @@ def frames_of(labels=LABELS, background=((), (2,), (), ()), pixel_size=2.0):
 def test_table():
     drift = [[0, 0], [0.25, -0.5], [np.nan, np.nan], [0.75, -1.5]]
     tracks = link_frames(frames_of(), times=TIMES, drift=drift)
-    assert tracks.table.dtype == TABLE
+    assert tracks.table.dtype == TABLE_DTYPE
     assert tracks["frame"].tolist() == [0, 0, 1, 1, 1, 3, 3]
     assert tracks["time"].tolist() == [0.5, 0.5, 1, 1, 1, 4, 4]
     assert tracks["label"].tolist() == [0, 1, 0, 1, 2, 0, 1]
@@ -105,7 +105,7 @@ def test_without_properties_what_labels_say():
 def test_events_have_times():
     frames = [label_map((1, 1, 3, 3)), label_map((1, 1, 3, 3), (4, 7, 3, 3)), label_map()]
     tracks = link_frames([(f, None) for f in frames], times=[0.0, 10.0, 30.0])
-    assert tracks.events.dtype == EVENTS
+    assert tracks.events.dtype == EVENTS_DTYPE
     expected = [(1, 10, "birth", 1, -1), (2, 30, "death", 0, -1), (2, 30, "death", 1, -1)]
     assert tracks.events.tolist() == expected
     assert repr(tracks) == "Tracks(2 tracks, 3 clusters in 3 frames, 1 birth, 2 deaths)"
@@ -182,7 +182,7 @@ def test_nothing_to_link():
         tracks = link_frames(frames)
         assert (len(tracks), tracks.n_tracks, len(tracks.events)) == (0, 0, 0)
         assert tracks.n_frames == len(frames)
-    assert repr(Tracks(np.zeros(0, TABLE), np.zeros(0, EVENTS), 0)) == (
+    assert repr(Tracks(np.zeros(0, TABLE_DTYPE), np.zeros(0, EVENTS_DTYPE), 0)) == (
         "Tracks(0 tracks, 0 clusters in 0 frames)"
     )
 
@@ -266,6 +266,7 @@ def images_of(series, electrons, seed):
         yield rng.poisson(electrons * (series.shares(i) @ part))
 
 
+@pytest.mark.slow
 def test_drift_of_a_series(series):
     found = find_drift(images_of(series, 1000, 0))
     assert np.abs(series.drift).max() > 1.5
@@ -287,7 +288,7 @@ def frames_from(series, electrons, seed):
         yield number - int(not inside[0]), averages
 
 
-@pytest.mark.parametrize("electrons", [100, 1000])
+@pytest.mark.parametrize("electrons", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_tracks_of_a_series(series, electrons):
     frames = list(frames_from(series, electrons, 1))
     failed = next(t for t in range(2, 12) if t not in series.events["frame"])
