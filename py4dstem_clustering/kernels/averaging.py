@@ -40,7 +40,7 @@ Group: TypeAlias = list[tuple[int, slice]]
 
 def averaging_core(
     data: Any,
-    labels: NDArray[np.int64],
+    labels: NDArray[np.integer[Any]],
     *,
     n_jobs: int | None,
     report: Report,
@@ -231,7 +231,9 @@ def move_pattern(pattern: NDArray[Any], shift: NDArray[Any]) -> NDArray[np.float
     return out
 
 
-def _members_by_label(labels: NDArray[np.int64], size: int, by_row: bool) -> dict[int, list[Group]]:
+def _members_by_label(
+    labels: NDArray[np.integer[Any]], size: int, by_row: bool
+) -> dict[int, list[Group]]:
     """Members of each label in a block of rows, in groups of at most `size` to add together.
 
     With `by_row`, a group holds members of one row only.

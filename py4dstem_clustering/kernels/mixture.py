@@ -15,7 +15,7 @@ from .regions import region_means
 
 def mixture_core(
     values: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    labels: NDArray[np.integer[Any]],
     reach: int,
     max_clusters: int,
     report: Report = lambda n: None,

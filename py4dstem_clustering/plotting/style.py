@@ -11,9 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_rgb
-from mpl_toolkits.axes_grid1.anchored_artists import (  # type: ignore[import-untyped]
-    AnchoredSizeBar,
-)
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from ..kernels.regions import find_borders

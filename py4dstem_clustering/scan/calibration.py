@@ -14,7 +14,9 @@ from py4DSTEM import Calibration, DataCube
 from ..emd.nodes import damaged, in_one_line
 
 
-def carry_calibration(datacube: DataCube, labels: NDArray[np.int64] | None = None) -> Calibration:
+def carry_calibration(
+    datacube: DataCube, labels: NDArray[np.integer[Any]] | None = None
+) -> Calibration:
     """A copy of the calibration; with `labels`, maps of the scan become means over each cluster."""
     copy = copy_calibration(calibration_of(datacube))
     if labels is None:

@@ -195,8 +195,8 @@ def _read_info(file: h5py.File, frame: int) -> FrameInfo:
             good = np.isfinite(value) and (kind is float or value >= 0)
         if not good or (key == "frame" and value != frame):
             raise ValueError(
-                f"{frame_name(frame)} is damaged: its {key} is {nodes.in_one_line(value)}; copy its file "
-                "again"
+                f"{frame_name(frame)} is damaged: its {key} is {nodes.in_one_line(value)}; copy "
+                "its file again"
             )
     return FrameInfo(**{key: params[key] for key in FrameInfo._fields})
 
