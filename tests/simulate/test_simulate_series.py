@@ -326,6 +326,17 @@ def test_two_become_one(seed):
     assert not (both & ~np.eye(n, dtype=bool)).any()
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_moves_to_the_other_during_six_frames(seed):
+    series = quiet(coalescence=1, seed=seed)
+    centres, radii = series._scene.particles.centres, series._scene.particles.radii[0]
+    for frame, _, small, large in series.events[series.events["event"] == "merge"]:
+        distance = np.hypot(*(centres[:, small] - centres[:, large]).T)
+        np.testing.assert_allclose(distance[: frame - 5], distance[0])
+        assert (np.diff(distance[frame - 6 : frame + 1]) < -0.1).all()
+        np.testing.assert_allclose(distance[frame:], 0.85 * (radii[small] + radii[large]))
+
+
 def test_merged_particles_are_connected():
     from scipy.ndimage import label
 
