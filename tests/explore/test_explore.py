@@ -589,6 +589,11 @@ def test_colors_last_and_neighbours_differ():
     assert lasting_colors(odd, 0, odd).size == 0
 
 
+def test_clusters_that_do_not_touch_differ_in_colour_as_well():
+    labels = np.array([[0, -1, 1, -1, 2]])
+    assert lasting_colors(labels, 3, np.full(labels.shape, -1)).tolist() == [0, 1, 2]
+
+
 def test_steps_of_large_trees_are_few(monkeypatch):
     tree = tree_of("merge")
     monkeypatch.setattr("py4dstem_clustering.explore.shown.N_WHOLE_STEPS", 1)

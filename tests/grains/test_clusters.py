@@ -274,6 +274,13 @@ def test_lengths_scale_with_the_step():
         assert wide[name] == one[name]
 
 
+def test_a_node_keeps_a_copy_of_the_averages(clusters):
+    averages = np.ones((3, 4, 5), np.float32)
+    kept = clusters.to_node(averages).metadata["arrays"]["averages"]
+    averages[:] = 0
+    assert (kept == 1).all()
+
+
 # --- Similarity ------------------------------------------------------------------------------
 
 
