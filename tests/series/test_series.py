@@ -568,6 +568,18 @@ def test_more_frames_than_before(frames, whole, tmp_path):
     assert content(out) == content(whole)
 
 
+def test_a_frame_in_the_folder_is_newer_than_in_the_file(frames, whole, tmp_path):
+    out = tmp_path / "s.h5"
+    shutil.copy(whole, out)
+    other = frames.copy()
+    other[0] = frames[0][::-1]
+    with pytest.raises(RuntimeError, match="on fire"):
+        cluster_series(Failing(other, fail_at=1), out=out, **MERGE)
+    found = open_series(out)[0].labels
+    assert not np.array_equal(found, open_series(whole)[0].labels)
+    np.testing.assert_array_equal(found, DataCube(other[0]).cluster(**MERGE).labels)
+
+
 def test_a_file_of_another_size_is_clustered_again(frames, tmp_path):
     path = tmp_path / "scan.npy"
     np.save(path, frames[0])
