@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.ndimage import distance_transform_edt, gaussian_filter, label, shift, spline_filter
+from skimage.filters import threshold_otsu
 
 FRAME_DISTANCES = (1, 2, 4, 8)
 """Each image is compared with the images that came so many images earlier.
@@ -138,7 +139,7 @@ def _prepare(image: NDArray[Any]) -> _Image:
 
 def _particles(image: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """Number of the bright region nearest to each position, and how many there are."""
-    regions, _ = label(image > _otsu(image))
+    regions, _ = label(image > threshold_otsu(image, nbins=128))
     sizes = np.bincount(regions.ravel())
     keep = sizes >= MIN_PARTICLE_SIZE
     keep[0] = False
@@ -148,17 +149,6 @@ def _particles(image: NDArray[Any]) -> tuple[NDArray[Any], int]:
         return np.zeros(image.shape, dtype=int), 1
     index = distance_transform_edt(regions == 0, return_distances=False, return_indices=True)
     return regions[tuple(index)] - 1, int(keep.sum())
-
-
-def _otsu(image: NDArray[Any]) -> float:
-    """Threshold with the largest variance between both sides (Otsu 1979), as in scikit-image."""
-    counts, edges = np.histogram(image, 128)
-    middle = (edges[1:] + edges[:-1]) / 2
-    below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    total = np.cumsum(counts * middle)
-    gap = total[:-1] / np.maximum(below, 1) - (total[-1] - total[:-1]) / np.maximum(above, 1)
-    return float(middle[(below * above * gap**2).argmax()])
 
 
 def correlate(
