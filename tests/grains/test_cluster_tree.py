@@ -656,6 +656,31 @@ def test_one_region_is_background_up_to_a_quarter_of_the_noise(power, background
     assert tree.n_clusters().tolist()[-1] == 1 - len(background)
 
 
+@pytest.mark.parametrize(("power", "background"), [(5, (1,)), (20, ())])
+def test_a_weak_region_is_background_beside_a_strong_one(power, background):
+    shape, rank = (4, 2), 4
+    features = np.ones((*shape, rank)) * np.sqrt([[100 / rank], [power / rank]])
+    first = np.array([0, 2, 4, 1, 3, 5])  # a chain in each column, which is a region
+    tree = ClusterTree(
+        "merge", first, first + 2, np.zeros(6), np.ones(shape, bool), {},
+        np.full((*shape, 8), np.nan), np.indices(shape)[1], features, np.full(shape, 100.0),
+    )  # fmt: skip
+    assert tree.cut(drop_background=False).background == background
+
+
+def test_a_twentieth_of_a_small_scan_is_a_stable_cluster():
+    n = 480
+    level = np.full(n - 1, 0.98)
+    level[:29] = 0.99
+    level[29] = 0.1  # between 30 positions and the other 450
+    order = np.argsort(-level, kind="stable")
+    tree = ClusterTree(
+        "grow", order, order + 1, level[order], np.ones((24, 20), bool), {}, np.zeros((24, 20, 8))
+    )
+    assert sorted(tree.cut("auto").sizes.tolist()) == [30, 450]
+    assert tree.cut("auto", min_size=31).n_clusters == 1
+
+
 def test_new_clusters_know_their_background(merged):
     kept = merged.cut(drop_background=False)
     (label,) = kept.background
