@@ -117,7 +117,7 @@ class ClusterExplorer:
         if n is not None:
             # As in `cut`, but clusters at all levels are counted only once.
             level = level_for(self.tree, self._count(), n)
-        found = self.tree.cut_with(
+        found = self.tree._cut_with(
             replace(
                 self._options[self.method],
                 threshold=level,

@@ -428,6 +428,6 @@ def cluster(
     tree = measure_tree(
         self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
     )
-    result = tree.cut_with(options, name)
+    result = tree._cut_with(options, name)
     keep_clusters(self, result)
     return result if returncalc else None

@@ -261,9 +261,9 @@ class ClusterTree(Frozen):
             If an argument breaks its rule.
         """
         cut = check_cut(self.method, threshold, n_clusters, min_size, drop_background)
-        return self.cut_with(ClusterOptions(self.method, **cut), name)
+        return self._cut_with(ClusterOptions(self.method, **cut), name)
 
-    def cut_with(self, options: ClusterOptions, name: str) -> Clusters:
+    def _cut_with(self, options: ClusterOptions, name: str) -> Clusters:
         """As `cut`, with options that are checked."""
         level = options.threshold
         if options.n_clusters is not None:

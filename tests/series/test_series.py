@@ -615,10 +615,17 @@ def test_each_file_is_opened_once(frames, tmp_path, monkeypatch):
             opened[Path(name).name] += 1
         original(self, name, mode, *args, **options)
 
+    def spy_on_path(self, *args, **options):  # h5py is handed an open file
+        if self.suffix == ".h5":
+            opened[self.name] += 1
+        return original_open(self, *args, **options)
+
     def load(path):
         opened[path.name] += 1
         return DataCube(np.load(path))
 
+    original_open = Path.open
+    monkeypatch.setattr(Path, "open", spy_on_path)
     monkeypatch.setattr(h5py.File, "__init__", spy)
     out = tmp_path / "s.h5"
     with pytest.raises(RuntimeError, match="on fire"):
