@@ -37,7 +37,7 @@ def register(cls: type = DataCube) -> None:
     Raises
     ------
     AttributeError
-        If the class has an attribute of one of these names from elsewhere; nothing is added then.
+        If another package has already added one of these names; then nothing is added.
     """
     package = __name__.partition(".")[0]
     for name in _ATTRIBUTES:

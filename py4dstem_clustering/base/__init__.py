@@ -1,1 +1,1 @@
-"""Used by every other folder: checks of arguments, frozen results, the progress bar."""
+"""Checks of arguments, frozen results and the progress bar, for all other folders."""

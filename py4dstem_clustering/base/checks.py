@@ -1,4 +1,4 @@
-"""Checks of arguments, shared by everything public: the value, the rule and the remedy."""
+"""Checks of the arguments of public functions; errors name the value, the rule, the remedy."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _RESERVED_NAMES = {"data", "metadatabundle", *(f"dim{n}" for n in range(8))}
 
 
 def check_data(data: Any) -> None:
-    """A scan is 4D, not empty, and holds real numbers."""
+    """Raise an error unless a scan is 4D, not empty, and holds real numbers."""
     shape = tuple(getattr(data, "shape", ()))
     if len(shape) != 4:
         raise ValueError(
             f"data of shape {shape} is not a scan: it must have the four axes (Rx, Ry, Qx, Qy); "
             "use data.reshape(Rx, Ry, Qx, Qy) or DataCube.set_scan_shape"
         )
-    if not all(isinstance(n, Integral) for n in shape):  # dask does not know them
+    if not all(isinstance(n, Integral) for n in shape):  # dask: NaN where unknown
         raise ValueError(f"data of unknown shape {shape}; use dask's compute_chunk_sizes()")
     if 0 in shape:
         raise ValueError(f"data of shape {shape} is empty: every axis needs at least one element")
@@ -59,7 +59,7 @@ def check_data(data: Any) -> None:
 
 
 def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> float:
-    """A finite real number in ``[low, high]``."""
+    """Return `value` as a float; it must be finite and in ``[low, high]``."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
     number = float(value)
@@ -71,7 +71,7 @@ def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.i
 
 
 def check_integer(name: str, value: Any, low: int) -> int:
-    """A whole number of at least `low`."""
+    """Return `value` as an int; it must be a whole number of at least `low`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r} must be a whole number, not {type(value).__name__}")
     if value < low:
@@ -80,29 +80,29 @@ def check_integer(name: str, value: Any, low: int) -> int:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """One of some texts."""
+    """Return `value`; it must be one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
     return value
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """True or False."""
+    """Return `value` as a bool; it must be True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}={value!r} must be True or False, not {type(value).__name__}")
     return bool(value)
 
 
 def check_n_jobs(n_jobs: Any) -> int | None:
-    """None, or a number of threads."""
+    """Return the number of threads; None stands for the default."""
     return None if n_jobs is None else check_integer("n_jobs", n_jobs, 1)
 
 
 def check_memory(max_memory: Any, *needs: Callable[[], MemoryNeed]) -> int | None:
-    """Rows of the scan that a block may have, for a memory limit such as "1 GB"; None for None.
+    """Return how many rows of the scan a block may have within `max_memory`; None for no limit.
 
-    `needs` give the memory of every step of the work, and are called only where there is a limit.
-    The block that they leave room for has at least one row; without `needs` it has one.
+    Each of `needs` returns the memory of one step of the work; they are called only if there is a
+    limit. A limit below the memory of one row is an error. Without `needs` a block has one row.
     """
     if max_memory is None:
         return None
@@ -132,7 +132,7 @@ def check_memory(max_memory: Any, *needs: Callable[[], MemoryNeed]) -> int | Non
 
 
 def check_compression(compression: Any) -> dict[str, Any]:
-    """Options of h5py for None, or for one of `COMPRESSIONS`."""
+    """Return the options of h5py for one of `COMPRESSIONS`; none for None."""
     if compression is None:
         return {}
     if not isinstance(compression, str) or compression not in COMPRESSIONS:
@@ -151,7 +151,7 @@ def check_compression(compression: Any) -> dict[str, Any]:
 
 
 def check_corr_range(corr_range: Any) -> tuple[float, float] | str:
-    """Two rising correlations, or "auto"."""
+    """Return two rising correlations, or "auto"."""
     if isinstance(corr_range, str) and corr_range == "auto":
         return corr_range
     try:
@@ -171,7 +171,7 @@ def check_corr_range(corr_range: Any) -> tuple[float, float] | str:
 def check_noise(
     noise_correct: Any, gain: Any, offset: Any, scan: tuple[int, int]
 ) -> tuple[bool, float | None, float | None]:
-    """Whether to correct for noise, and the gain and offset to do it with; None to measure them."""
+    """Return whether to correct for noise, the gain and the offset; None where not given."""
     noise_correct = check_flag("noise_correct", noise_correct)
     if gain is not None:
         if check_number("gain", gain) <= 0:
@@ -195,7 +195,7 @@ def check_noise(
 
 
 def check_edge(edge: Any, detector: tuple[int, int]) -> int:
-    """A border that leaves at least two detector pixels away from the centre."""
+    """Return the width of the border; it must leave at least two detector pixels."""
     edge = check_integer("edge", edge, 0)
     nu, nv = (n - 2 * edge for n in detector)
     if min(nu, nv) < 1 or nu * nv < 2:
@@ -207,12 +207,12 @@ def check_edge(edge: Any, detector: tuple[int, int]) -> int:
 
 
 def values_of(item: Any) -> Any:
-    """The array in a py4DSTEM object, or what was given."""
+    """Return the array in a py4DSTEM object, or any other `item` as it is."""
     return item.data if isinstance(item, emdfile.Array) else item
 
 
 def check_mask(name: str, mask: Any, shape: tuple[int, int], what: str) -> NDArray[Any]:
-    """A boolean map of the given shape that selects something."""
+    """Return `mask` as an array: boolean, of this shape, True for at least one of `what`."""
     mask = np.asarray(values_of(mask))
     if mask.shape != tuple(shape):
         raise ValueError(
@@ -255,13 +255,13 @@ def resolve_r_mask(r_mask: float | str | NDArray[Any] | None, mean: NDArray[Any]
         return r_mask
     if isinstance(r_mask, str):
         values = mean[np.isfinite(mean)]
-        # The values differ by rounding only where their range has fewer numbers of their type than
-        # the 256 bins of scikit-image's histogram. No position stands out then.
+        # The histogram of scikit-image has 256 bins. Where the range of the values is less than 256
+        # rounding steps, they differ only by rounding, and no position stands out.
         if values.size == 0 or np.ptp(values) <= 256 * np.spacing(np.abs(values).max()):
             return np.zeros(mean.shape, dtype=bool)
         try:
             r_mask = getattr(skimage.filters, f"threshold_{r_mask}")(values)
-        except RuntimeError as error:  # threshold_minimum finds no two maxima
+        except RuntimeError as error:  # threshold_minimum does not find two maxima
             raise ValueError(
                 f"r_mask={r_mask!r} finds no threshold in this mean similarity ({error}); "
                 "try 'triangle' or 'otsu', or give a number"
@@ -270,7 +270,7 @@ def resolve_r_mask(r_mask: float | str | NDArray[Any] | None, mean: NDArray[Any]
 
 
 def check_same_scan(what: str, shape: Sequence[int], scan: Sequence[int]) -> None:
-    """A result that was made from one scan, `what`, has the shape of the scan it is used with."""
+    """Raise an error unless the result `what` has the shape of the scan with which it is used."""
     if tuple(shape) != tuple(scan):
         raise ValueError(
             f"{what} of a scan of {tuple(shape)} must fit this scan of {tuple(scan)}; make it anew "
@@ -279,7 +279,7 @@ def check_same_scan(what: str, shape: Sequence[int], scan: Sequence[int]) -> Non
 
 
 def check_name(name: Any) -> str:
-    """A name that EMD and HDF5 can hold."""
+    """Return a name that EMD and HDF5 can hold."""
     if not isinstance(name, str):
         raise TypeError(f"name={name!r} must be a string, not {type(name).__name__}")
     try:
@@ -295,7 +295,7 @@ def check_name(name: Any) -> str:
 
 
 def check_path(name: str, value: Any) -> Path:
-    """A path, or the text of one."""
+    """Return `value`, a path or its text, as a Path."""
     try:
         return Path(value)
     except TypeError:
@@ -303,7 +303,7 @@ def check_path(name: str, value: Any) -> Path:
 
 
 def check_out(out: Any, overwrite: bool, name: str = "out") -> Path:
-    """A file that can be written, in a folder that exists."""
+    """Return the path of a file to write; its folder must exist."""
     path = check_path(name, out)
     given = f"{name}={str(path)!r}"
     if not path.parent.is_dir():

@@ -15,7 +15,7 @@ class Frozen:
         self._set(**{key: _read_only(getattr(self, key)) for key in self._names()})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Made anew on unpickling, so that the arrays are read-only again.
+        # Unpickling calls __init__, so that the arrays are read-only again.
         return type(self), tuple(getattr(self, key) for key in self._names())
 
     def _names(self) -> list[str]:
@@ -30,14 +30,14 @@ class Frozen:
 
 
 def _read_only(value: Any) -> Any:
-    """A copy of an array, or of those in a container, that cannot be written to."""
+    """Copy an array, or the arrays in a container, so that they cannot be written to."""
     if isinstance(value, np.ndarray):
         value = value.copy()
         value.flags.writeable = False
         return value
     if isinstance(value, dict):
         return {key: _read_only(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_make"):  # a named one
+    if isinstance(value, tuple) and hasattr(value, "_make"):  # a named tuple
         return value._make(map(_read_only, value))
     if isinstance(value, (tuple, list)):
         return tuple(map(_read_only, value))

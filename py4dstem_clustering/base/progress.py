@@ -13,7 +13,7 @@ import emdfile
 def progress(
     total: int, what: str, progress_bar: bool, unit: str = "rows"
 ) -> Iterator[Callable[[int], Any]]:
-    """py4DSTEM's progress bar, as a function of how many were just done."""
+    """Show py4DSTEM's progress bar; yields a function that takes how many units were just done."""
     bar = emdfile.tqdmnd(total, desc=what, unit=unit, disable=not progress_bar)
     try:
         yield bar.update

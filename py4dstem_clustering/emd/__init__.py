@@ -1,1 +1,1 @@
-"""EMD files: nodes, settings, complete writing, and files that may not be trusted."""
+"""EMD files: nodes, settings, complete writing, and checks of files that may be hostile."""

@@ -1,4 +1,4 @@
-"""Results as nodes of an EMD tree: tagged, checked and put in place."""
+"""Results as nodes of an EMD tree: tag them, check them, and put them into the tree."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .._version import __version__
 TAG = "py4dstem_clustering"
 
 FORMAT = 1
-"""Format of the nodes that are written. Older ones are read, newer ones refused."""
+"""Format of the nodes that are written. Older formats are read; newer ones raise an error."""
 
 
 def now() -> str:
-    """The time in UTC, as results note it."""
+    """The time in UTC, as text."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def tag(node: emdfile.Node, kind: str) -> None:
-    """Mark a node as ours: what it is, in which format, made by which version and when."""
+    """Mark a node as one of this package: its kind, its format, the version and the time."""
     node.metadata = emdfile.Metadata(
         TAG,
         {
@@ -37,7 +37,7 @@ def tag(node: emdfile.Node, kind: str) -> None:
 
 
 def kind_of(node: Any) -> str | None:
-    """What one of our nodes is; None for any other object."""
+    """Kind of a node of this package; None for any other object."""
     kind = _tagged(node).get("kind")
     return kind if isinstance(kind, str) else None
 
@@ -49,15 +49,15 @@ def _tagged(node: Any) -> Mapping[str, Any]:
 
 
 def check_kind(node: Any, kind: str, what: str, remedy: str) -> None:
-    """The node is one of ours, of one kind, in a format that this version knows.
+    """Raise an error unless a node is of this package, of `kind`, in a format that is known here.
 
-    For the error, `what` names the kind in words, and `remedy` says what to make, and how.
+    In the error, `what` names the kind in words, and `remedy` says how to make such a node.
     """
     if kind_of(node) != kind:
         name = getattr(node, "name", node)
         raise ValueError(f"{in_one_line(name)} holds no {what} of {TAG}; make {remedy}")
     tagged = _tagged(node)
-    # Arrays and numbers of other types are damage too.
+    # A damaged file may hold an array or a number of another type.
     found = tagged.get("format")
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise damaged(node, f"its format is {in_one_line(found)} and must be a whole number from 1")
@@ -74,13 +74,13 @@ def check_kind(node: Any, kind: str, what: str, remedy: str) -> None:
 
 
 def damaged(node: Any, text: str) -> ValueError:
-    """The error for a node of ours that is not what `to_node` makes."""
+    """The error for a node that differs from what `to_node` makes."""
     name = in_one_line(getattr(node, "name", node))
     return ValueError(f"{name} is damaged: {text}; copy its file again, or make it anew")
 
 
 def in_one_line(value: Any) -> str:
-    """A value from a file as one line of at most 100 characters, for an error."""
+    """A value from a file as text for an error: one line of at most 100 characters."""
     text = repr(value) if isinstance(value, (str, int, float)) else str(value)
     text = " ".join(text.split())
     return text if len(text) <= 100 else f"{text[:97]}..."
@@ -104,7 +104,7 @@ def check_array(
     high: float = np.inf,
     nan: bool = False,
 ) -> NDArray[Any]:
-    """An array of a node, of one shape (None: any length), kinds of types, and range."""
+    """Return an array of a node after a check of its shape (None: any length), type and range."""
     if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
         what = getattr(value, "dtype", type(value).__name__)
         raise damaged(node, f"its {name} of type {what} must be {_KINDS[kinds]}")
@@ -127,7 +127,7 @@ _KINDS = {"b": "True and False", "iu": "whole numbers", "f": "floating point", "
 
 
 def children(parent: emdfile.Node, kind: str) -> dict[str, emdfile.Node]:
-    """Our nodes of one kind right under `parent`, from the oldest to the newest."""
+    """Nodes of this package, of one kind, directly below `parent`, the oldest first."""
     nodes = {name: parent.tree(name) for name in parent.treekeys}
     ours = {name: node for name, node in nodes.items() if kind_of(node) == kind}
     return dict(sorted(ours.items(), key=lambda item: _sequence(item[1])))
@@ -141,9 +141,9 @@ def _sequence(node: emdfile.Node) -> int:
 
 
 def check_free(parent: emdfile.Node, name: str, kind: str) -> None:
-    """A name that is free under `parent`, or taken by a node of the same kind.
+    """Raise an error if a node of another kind has this name below `parent`.
 
-    emdfile lets nodes of one name replace each other silently (seen in 0.0.16).
+    emdfile would replace that node without a warning (seen in 0.0.16).
     """
     if name in parent.treekeys and kind_of(parent.tree(name)) != kind:
         raise ValueError(
@@ -153,10 +153,10 @@ def check_free(parent: emdfile.Node, name: str, kind: str) -> None:
 
 
 def put(parent: emdfile.Node, node: emdfile.Node) -> None:
-    """Add one of our nodes to a tree as the newest of its kind, in place of one of its name."""
+    """Add a node below `parent` as the newest of its kind; it replaces a node of the same name."""
     kind = _tagged(node)["kind"]
     check_free(parent, node.name, kind)
     newest = max(map(_sequence, children(parent, kind).values()), default=0)
-    # HDF5 lists names in alphabetical order, so the order of making is kept as a number.
+    # HDF5 sorts names alphabetically, so a number keeps the order in which nodes were made.
     node.metadata[TAG]["sequence"] = newest + 1
     parent.force_add_to_tree(node)

@@ -1,4 +1,4 @@
-"""Options and notes of a result, and how they are stored in EMD metadata."""
+"""Settings of a result (options and notes), and how EMD metadata store them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from .nodes import damaged, in_one_line
 
 MAX_DEPTH = 24
-"""Levels of groups and settings in a file. This package writes fewer; a file with more is refused,
-because it may be made to exhaust the stack."""
+"""Most levels of nested groups and settings in a file. This package writes fewer. A file with more
+raises an error, because deep nesting can exhaust the stack."""
 
 PROVENANCE = (
     "source", "fingerprint", "shape", "created", "seconds", "py4dstem_clustering_version",
     "py4DSTEM_version",
 )  # fmt: skip
-"""What every result notes of where it is from."""
+"""Settings of every result that say from which data, when and with which versions it was made."""
 
 
 # --- settings --------------------------------------------------------------------------------
 
 
 def _plain(value: Any) -> Any:
-    """A value as plain Python: numpy scalars and lists undone, arrays copied and read-only."""
+    """Return numpy scalars as Python numbers, lists as tuples, and arrays as read-only copies."""
     if isinstance(value, np.ndarray):
         value = value.copy()
         value.flags.writeable = False
@@ -40,8 +40,8 @@ def _plain(value: Any) -> Any:
 class Settings(Mapping[str, Any]):
     """A read-only copy of settings, as plain Python and read-only arrays; can be pickled.
 
-    As a mapping it has the options, so that ``function(**settings)`` does the same again. What was
-    found or noted on the way, `noted`, can be looked up like these: ``settings["gain"]``.
+    Iteration gives only the options, so that ``function(**settings)`` repeats the work. Values that
+    are no options (see `noted`) can be looked up too: ``settings["gain"]``.
     """
 
     def __init__(self, settings: Mapping[str, Any], noted: Iterable[str] = ()) -> None:
@@ -67,24 +67,24 @@ class Settings(Mapping[str, Any]):
 
     @property
     def everything(self) -> dict[str, Any]:
-        """Options and what was noted."""
+        """All settings: options and `noted` values."""
         return dict(self._items)
 
     @property
     def noted(self) -> dict[str, Any]:
-        """What is no option: estimates, versions, where the data came from."""
+        """Settings that are no options: estimates, versions, and the origin of the data."""
         return {key: value for key, value in self._items.items() if key in self._noted}
 
 
 def add_settings(node: emdfile.Node, settings: Mapping[str, Any], name: str = "settings") -> None:
-    """Keep settings with a node."""
+    """Store settings in the metadata of a node."""
     if isinstance(settings, Settings):
         settings = settings.everything
     node.metadata = emdfile.Metadata(name, dict(settings))
 
 
 def read_settings(node: emdfile.Node, name: str = "settings") -> Settings:
-    """Settings kept with a node; empty where there are none."""
+    """Settings in the metadata of a node; empty if there are none."""
     metadata = node.metadata.get(name)
     params = {} if metadata is None else metadata._params
     for key, value in params.items():
@@ -94,7 +94,7 @@ def read_settings(node: emdfile.Node, name: str = "settings") -> Settings:
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a setting is what settings can be: numbers, texts, arrays, and nested ones."""
+    """Whether a value is a number, a text, an array, or a container of these."""
     if depth > MAX_DEPTH:
         return False
     if isinstance(value, Mapping):

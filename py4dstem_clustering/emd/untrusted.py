@@ -1,4 +1,4 @@
-"""HDF5 files that may be damaged or hostile: opened and checked before anything is read."""
+"""Open HDF5 files that may be damaged or hostile, and check them before values are read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .nodes import in_one_line
 from .settings import MAX_DEPTH
 
 _MAX_PACKING_RATIO = 1032
-"""Bytes that one byte of a file can unpack to: deflate packs more than LZ4 and lzf, and no more
-than this. A larger number lets a small file ask for more memory."""
+"""Most bytes that one byte of a file can unpack to. This is the limit of deflate; LZ4 and lzf reach
+less. With a larger number, a small file can ask for more memory."""
 
 _MAX_TEXTS_OF_DATASET = 4096
 _MAX_TEXTS_OF_ATTRIBUTE = 64
-"""Longer lists of texts are not checked; py4DSTEM reads none. With larger numbers opening takes
-longer, and more memory where many texts of an attribute lie at one place in the file."""
+"""Longer lists of texts are not checked, because py4DSTEM does not read them. With larger numbers,
+opening takes longer, and more memory if many texts of an attribute lie at one place in the file."""
 
 
 # --- opening ---------------------------------------------------------------------------------
@@ -29,10 +29,10 @@ longer, and more memory where many texts of an attribute lie at one place in the
 
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file to read its metadata, whoever wrote it.
+    """Open an HDF5 file from any source to read its metadata.
 
-    No more of the file is read than HDF5 asks for. Whatever goes wrong until the end of the `with`
-    block is a ValueError or an OSError of one line that names the file.
+    Only the parts for which HDF5 asks are read. Any error (but MemoryError) in the `with` block
+    becomes an error of one line that names the file.
     """
     with name_in_errors(path):
         if not path.is_file():
@@ -54,7 +54,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into an error of one line that names the file."""
+    """Turn errors that occur while a file is read into errors of one line that name the file."""
     try:
         yield
     except MemoryError:
@@ -85,15 +85,15 @@ class _DamagedHeap(OSError):
 class CheckedReader:
     """A file for h5py that checks every heap of texts before HDF5 works with it.
 
-    A heap holds texts of any length, one after the other. HDF5 (2.0) searches without end in a heap
-    of zeros, such as a disk leaves that lost a block, and even Ctrl-C does not stop it. Heaps that
-    HDF5 does not ask for are not checked, so that opening takes as long for a file of any size.
+    A heap holds texts of any length, one after the other. In a heap of zeros, which a disk error
+    can leave, HDF5 (2.0) searches without end, and even Ctrl-C does not stop it. Only heaps for
+    which HDF5 asks are checked, so that the time to open a file does not depend on its size.
     """
 
     _START = b"GCOL\x01\0\0\0"
 
     _MAX_OBJECTS = 2**16 + 1
-    """Objects of a heap: HDF5 numbers them with 16 bits, and free space has the number 0."""
+    """Most objects in a heap: HDF5 numbers them with 16 bits, and free space has the number 0."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
@@ -119,7 +119,7 @@ class CheckedReader:
         return n
 
     def _check_heap(self, at: int) -> None:
-        """The objects of a heap follow each other, each of some size, up to its end."""
+        """Raise an error unless objects of more than 0 bytes fill a heap up to its end."""
         if at in self._checked:
             return
         self._checked.add(at)
@@ -141,32 +141,32 @@ class CheckedReader:
         raise _DamagedHeap(f"the heap of texts at byte {at} is damaged; copy the file again")
 
 
-# --- what a file declares -----------------------------------------------------------------------
+# --- checks of sizes and links ------------------------------------------------------------------
 
 
 def check_stored(
     file: h5py.File, name: str = "/", *, ours: bool = True, dectris: bool = False
 ) -> Any:
-    """Return a group or dataset when it and all below it can be read without surprise.
+    """Return a group or dataset if it and everything below it is safe to read.
 
-    Nothing in it leads to other files, is nested without end, or declares more values than its
-    bytes can hold: a small file could take all memory otherwise. The check reads no values of
-    arrays.
+    It is safe if nothing in it links to other files, is nested without end, or declares more values
+    than its bytes can hold. Otherwise a small file could take all memory. The check reads no values
+    of arrays.
 
     Parameters
     ----------
     file : the file, from `open_file`.
     name : path of a group or dataset in the file.
-    ours : whether the file must be as this package writes: numbers and texts, stored to the end, in
-        few classes. Otherwise the texts of the file are checked too, for a program that opens the
-        file by itself.
-    dectris : whether the file may be a master file of Dectris: links inside the file are allowed,
-        and those of ``entry/data`` to other files in its folder, see `linked_files`.
+    ours : whether the file must be like those of this package: complete arrays of numbers or texts,
+        in few classes. If False, the texts of the file are also checked, because another program
+        will open the file.
+    dectris : whether the file may be a master file of Dectris. Links inside the file are then
+        allowed, and links from ``entry/data`` to files in the same folder; see `linked_files`.
 
     Raises
     ------
     OSError
-        If it cannot be read; the error says why.
+        If it is not safe; the error says why.
     """
     size = file.id.get_filesize()
     item: Any = file
@@ -208,7 +208,7 @@ _CHUNK_GROUP = "/entry/data"
 
 
 def linked_files(file: h5py.File) -> list[str]:
-    """Names of other files, in the folder of a master file of Dectris, that hold its frames."""
+    """Names of the files to which a master file of Dectris links for its frames."""
     group = file.get(_CHUNK_GROUP)
     if not isinstance(group, h5py.Group):
         return []
@@ -223,7 +223,7 @@ def file_of_link(filename: str) -> tuple[PureWindowsPath, bool]:
 
 
 def _own_member(group: Any, key: str, dectris: bool = False) -> Any:
-    """The object that a group itself holds under a name; None where there is none."""
+    """The object that a group holds under a name; None if there is none, or an allowed link."""
     link = group.get(key, getlink=True) if isinstance(group, h5py.Group) else None
     if link is None:
         return None
@@ -246,9 +246,9 @@ def _own_member(group: Any, key: str, dectris: bool = False) -> Any:
 
 
 def object_at(file: h5py.File, path: str, max_links: int = 8) -> Any:
-    """The object at a path, an ExternalLink where the path leaves the file, None where it ends.
+    """The object at a path; an ExternalLink if the path leaves the file; None if there is none.
 
-    Links inside the file are followed. h5py by itself would also follow a link to any file of the
+    Only links inside the file are followed. h5py would also follow a link to any file of the
     computer.
     """
     item: Any = file
@@ -277,13 +277,13 @@ def _damaged(item: Any, text: str) -> OSError:
 
 
 _TEXT_ATTRIBUTES = ("emd_group_type", "python_class", "type", "units", "name")
-"""Attributes of which emdfile reads a text."""
+"""Attributes that emdfile reads as a text."""
 
 _CLASSES = ("Root", "Node", "Array", "RealSlice", "Metadata", "Calibration")
 
 
 def _check_attributes(item: Any) -> None:
-    """Attributes are single texts and numbers, and the class is one that this package writes."""
+    """Raise an error unless attributes are single values, and the class is in `_CLASSES`."""
     for key in (*_TEXT_ATTRIBUTES, "length"):
         if not h5py.h5a.exists(item.id, key.encode()):
             continue
@@ -298,9 +298,9 @@ def _check_attributes(item: Any) -> None:
 
 
 def check_dataset(item: h5py.Dataset, *, ours: bool = False) -> float:
-    """Values lie in the file, are plain, and take no more memory than the file can hold.
+    """Raise an error unless the values are plain, lie in the file, and fit into its bytes.
 
-    Returns the bytes of the file that they need at least. `ours` as in `check_stored`.
+    Returns the fewest bytes of the file that the values need. For `ours` see `check_stored`.
     """
     file_size = item.file.id.get_filesize()
     if item.external or item.is_virtual:
@@ -331,7 +331,7 @@ def check_dataset(item: h5py.Dataset, *, ours: bool = False) -> float:
             n_bytes = max(n_bytes, int(np.prod(item.chunks, dtype=object)) * item_bytes)
         whole = all_chunks_written(item)
     limit = ratio * min(stored, file_size)
-    if not ours:  # HDF5 reads zeros where nothing was written, and some programs rely on it
+    if not ours:  # HDF5 reads zeros where nothing was written; some programs need that
         limit, whole = max(2**20, limit, _MAX_PACKING_RATIO * file_size), True
     if n_bytes > limit or not whole:
         raise _damaged(
@@ -353,7 +353,7 @@ def all_chunks_written(item: h5py.Dataset) -> bool:
 
 
 def _read_texts(item: Any) -> int:
-    """Read the texts of a group or dataset, so that the heaps they lie in are checked.
+    """Read the texts of a group or dataset, so that `CheckedReader` checks their heaps.
 
     Returns the bytes of the texts.
     """
@@ -372,14 +372,14 @@ def _text_bytes(holder: Any, key: Any) -> int:
         value = holder[key]
     except _DamagedHeap:
         raise
-    except Exception:  # of a type that h5py does not know; the program that needs the value says so
+    except Exception:  # h5py does not know the type; the program that needs the value will fail
         return 0
     values = value.flat if isinstance(value, np.ndarray) and value.dtype.kind == "O" else [value]
     return sum(len(text) for text in values if isinstance(text, (str, bytes)))
 
 
 def check_filters(item: h5py.Dataset, where: str) -> None:
-    """Each filter of a dataset is installed; `where` names the dataset in the error."""
+    """Raise an error unless each filter of a dataset is installed; `where` names the dataset."""
     plist = item.id.get_create_plist()
     for i in range(plist.get_nfilters()):
         code, _, _, name = plist.get_filter(i)

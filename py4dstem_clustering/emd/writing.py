@@ -1,7 +1,6 @@
-"""Write EMD files that are complete or absent.
+"""Write EMD files so that a file is complete or absent, never partial.
 
-Only classes of emdfile and py4DSTEM are written, so that every file opens where this package is
-not installed.
+Only classes of emdfile and py4DSTEM are written, so that every file opens without this package.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SECONDS_TO_LEFTOVER = 60
-"""Seconds after its last change at which the file of a dead process is removed. With a larger
-number, what killed processes left stays longer."""
+"""Seconds after its last change until the partial file of a killed process is removed. With a
+larger number, partial files stay longer."""
 
 _BYTES_PER_WRITE = 4 * 2**20
 """Bytes that are compressed and written at a time. With a larger number, Ctrl-C waits longer."""
@@ -32,14 +31,14 @@ _BYTES_PER_WRITE = 4 * 2**20
 
 @contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
-    """A name for a partial file, which becomes `path` when all went well.
+    """Yield the name of a partial file, which is renamed to `path` if no error occurs.
 
-    The partial file lies in the same folder, ``.<name>.<host>-<process>-<random>.partial``. An
-    error removes it. A killed process leaves it behind, never a half-written `path`, and the next
-    process that writes `path` removes it. The bytes are on the disk before the name changes, so
-    that after a power loss `path` is the old file or the new one.
+    The partial file is ``.<name>.<host>-<process>-<random>.partial`` in the same folder. After an
+    error it is removed. If the process is killed, the partial file stays, and the next process that
+    writes `path` removes it. The bytes are on the disk before the name changes, so that after a
+    power loss `path` is the old file or the new one.
     """
-    path = path.resolve()  # the file that a link leads to
+    path = path.resolve()  # follows symbolic links
     _remove_leftovers(path)
     prefix = f".{path.name}.{_host()}-{os.getpid()}-"
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=".partial", dir=path.parent)
@@ -59,7 +58,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put a new name on the disk, where the system can open folders."""
+    """Write a new file name to the disk, if the system can open folders."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -73,7 +72,7 @@ def _host() -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes of this machine left of `path`; it may be as large as a scan."""
+    """Remove partial files of `path` that killed processes of this machine left."""
     if os.name != "posix":  # elsewhere signal 0 would end the process
         return
     start = f".{path.name}.{_host()}-"
@@ -87,7 +86,8 @@ def _remove_leftovers(path: Path) -> None:
         try:
             os.kill(int(process), 0)
         except ProcessLookupError:
-            # A file that is written now, in a container of the same name, was just changed.
+            # A process in a container with the same host name may write this file now. Then it
+            # has just changed.
             with suppress(OSError):
                 if time.time() - partial.stat().st_mtime > _SECONDS_TO_LEFTOVER:
                     partial.unlink()
@@ -96,24 +96,24 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def save_new(path: Path, data: Any, n_bytes: int | None = None) -> None:
-    """`py4DSTEM.save`, complete or absent: emdfile writes in place (0.0.16).
+    """Call `py4DSTEM.save` so that the file is complete or absent.
 
-    `n_bytes` is the size of the data; by default twice that of `data`, because averages are kept
-    with the clusters too.
+    emdfile alone may leave a partial file (0.0.16). `n_bytes` is the size of the data; by default
+    twice that of `data`, because the clusters hold the averages too.
     """
     import py4DSTEM
 
-    # HDF5 may kill the process on a full disk.
+    # On a full disk, HDF5 may end the process.
     check_room(path, (2 * data.data.nbytes if n_bytes is None else n_bytes) + 2**22)
     with complete_or_absent(path) as partial:
         py4DSTEM.save(str(partial), data, mode="o")
 
 
 class _Guarded:
-    """A file for h5py that reports no error to HDF5: after a first one nothing more is written.
+    """A file for h5py that hides errors from HDF5; after the first error it writes nothing more.
 
-    HDF5 ends the process when it cannot write its cache while a file is closed (h5py 3.16: a second
-    close after a failed one). With this file it can close, and `error` keeps the error.
+    If HDF5 cannot write its cache while it closes a file, it ends the process (h5py 3.16: at the
+    second close after a failed one). With this file it can close, and `error` keeps the error.
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,7 +124,7 @@ class _Guarded:
 
     def readinto(self, buffer: Any) -> int:
         n = self._file.readinto(buffer)
-        if self.error is not None:  # zeros for what was not written
+        if self.error is not None:  # zeros instead of bytes that were not written
             memoryview(buffer).cast("B")[n:] = bytes(len(buffer) - n)
             return len(buffer)
         return n
@@ -147,14 +147,14 @@ class _Guarded:
         return size
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: writes are not buffered."""
 
 
 class _Target:
-    """Takes ``target[start:stop] = rows`` for a dataset, and writes them while work goes on.
+    """Accepts ``target[start:stop] = rows`` for a dataset, and writes the rows in the background.
 
-    A thread of its own writes, in pieces. In the main thread, Ctrl-C could arrive inside a callback
-    of h5py, where Python prints it and goes on.
+    A second thread writes them in pieces. In the main thread, Ctrl-C could arrive inside a callback
+    of h5py; Python would then print the interrupt and continue.
     """
 
     def __init__(self, dataset: h5py.Dataset, check: Callable[[], None]) -> None:
@@ -191,7 +191,7 @@ class _Target:
 
 
 def check_room(path: Path, n_bytes: int, remedy: str = "make room, or choose another disk") -> None:
-    """Raise an OSError where the disk of a file has no room for so many bytes."""
+    """Raise an OSError if the disk of a file has less than `n_bytes` free."""
     free = shutil.disk_usage(path.resolve().parent).free
     if n_bytes > free:
         raise OSError(
@@ -202,10 +202,10 @@ def check_room(path: Path, n_bytes: int, remedy: str = "make room, or choose ano
 
 @contextmanager
 def new_file(path: Path, skeleton: Any) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
-    """An EMD file that holds `skeleton`, to be filled with h5py; complete or absent.
+    """Make an EMD file that holds `skeleton`, to be filled with h5py; it is complete or absent.
 
-    Yields the file, and a function that raises an OSError when the disk is full, because HDF5 does
-    not see such an error; see `_Guarded`.
+    Yields the file, and a function that raises an OSError if a write failed (a full disk), because
+    `_Guarded` hides such errors from HDF5.
     """
     import py4DSTEM
 
@@ -228,7 +228,7 @@ def new_file(path: Path, skeleton: Any) -> Iterator[tuple[h5py.File, Callable[[]
             check()
             with h5py.File(guard, "r+") as file:
                 yield file, check
-            check()  # HDF5 wrote its cache
+            check()  # closing the file has written the cache of HDF5
 
 
 @contextmanager
@@ -238,26 +238,26 @@ def scan_writer(
     shape: tuple[int, ...],
     compression: Mapping[str, Any] | None = None,
 ) -> Iterator[_Target]:
-    """An EMD file with a float32 scan to be filled block by block.
+    """Make an EMD file with a float32 scan that is filled block by block.
 
     Parameters
     ----------
     path : where the finished file will be.
     skeleton : DataCube of at most 2 x 2 x 2 x 2, with the calibration and metadata to write.
-        emdfile stores an evenly spaced axis as its first two coordinates, so those of the skeleton
-        serve for a scan of any size; its data are replaced.
+        emdfile stores only the first two coordinates of an evenly spaced axis, so the axes of the
+        skeleton are right for a scan of any size. Its data are replaced.
     shape : (Rx, Ry, Qx, Qy)
     compression : options of h5py; by default none.
 
     Yields
     ------
-    What takes ``target[start:stop] = rows`` for a dataset that is chunked by diffraction pattern,
-    chunks of at least 64 kB, or one pattern.
+    An object that accepts ``target[start:stop] = rows``. A chunk of its dataset holds one
+    diffraction pattern, or several small ones that make up at most 64 kB.
 
     Raises
     ------
     OSError
-        If the disk is full, or too small for what is not compressed.
+        If the disk is full, or too small for a file without compression.
     """
     if not compression:
         remedy = "make room, choose another disk, or compress it (compression='bitshuffle')"

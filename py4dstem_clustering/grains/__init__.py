@@ -1,1 +1,1 @@
-"""Tree, labels, clusters and their averages."""
+"""Cluster trees, clusters and their average patterns."""

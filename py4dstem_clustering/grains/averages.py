@@ -1,4 +1,4 @@
-"""Average pattern of each cluster; clusters in the tree of a datacube."""
+"""Average the patterns of each cluster; store clusters in the tree of a datacube, and get them."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def get_clustered_datacube(
     Parameters
     ----------
     clusters : Clusters or str, optional
-        Clusters of this scan, for example found in the filtered scan, or the name of clusters in
-        the tree; by default the newest ones in the tree. Only the shape of the scan is checked.
+        Clusters of this scan (they may come from the filtered scan), or the name of clusters in the
+        tree; by default the newest ones in the tree. Only the shape of the scan is checked.
     min_purity : float, optional
-        Average only positions where the cluster has at least this share of the pattern, 0 to 1;
-        0.9 leaves out borders and stacked grains. A cluster without such positions is averaged from
-        its purest position. See ``clusters.get_mixture``; the scan is read two more times.
+        Average only positions where the cluster has at least this share of the pattern, 0 to 1; see
+        ``clusters.get_mixture``. 0.9 leaves out borders and stacked grains. If a cluster has no
+        such position, its purest position is taken. The scan is read two more times.
     align : bool, optional
         Move each pattern to the mean origin of its cluster before averaging, with linear
-        interpolation, so that descan does not smear Bragg disks. By default True when the
-        calibration holds an origin that differs over the scan: measure it with
-        ``py4DSTEM.process.calibration.get_origin`` and ``fit_origin``, and keep it with
+        interpolation, so that descan does not smear Bragg disks. By default True if the calibration
+        holds an origin that differs over the scan. Measure the origin with
+        ``py4DSTEM.process.calibration.get_origin`` and ``fit_origin``, and store it with
         ``datacube.calibration.set_origin``.
     name : str
         Name of the result.
@@ -76,9 +76,9 @@ def get_clustered_datacube(
     Returns
     -------
     DataCube
-        ``(N, 1, Qx, Qy)``, float32, accumulated in float64: pattern `k` is the mean over cluster
-        `k`. Its tree holds the clusters, ``averages.clusters``, and a copy of the calibration in
-        which maps of the scan (such as the origin) are means over each cluster. So
+        ``(N, 1, Qx, Qy)``, float32, summed in float64. Pattern `k` is the mean over cluster `k`.
+        The result holds the clusters, ``averages.clusters``, and a copy of the calibration, in
+        which maps of the scan (such as the origin) become means over each cluster. So
         ``py4DSTEM.save("averages.h5", averages)`` makes a small file with all results but the scan.
 
         The tree of this datacube keeps the clusters and averages too; they replace clusters of the
@@ -87,13 +87,13 @@ def get_clustered_datacube(
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule, there are no clusters, or they belong to another scan.
+        If an argument is wrong, there are no clusters, or they are of a scan of another shape.
 
     Notes
     -----
-    A missing pixel (NaN or infinite) has no weight; it is NaN where it is missing in all patterns
-    of a cluster. All averages are in memory at once, as float64: for thousands of clusters, drop
-    small ones with the `min_size` of `cluster`.
+    A missing pixel (NaN or infinite) has no weight. If it is missing in all patterns of a cluster,
+    it is NaN in the average. All averages are in memory at once, as float64: for thousands of
+    clusters, drop small ones with the `min_size` of `cluster`.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def get_clustered_datacube(
 
 
 def _clusters_of(datacube: DataCube, clusters: Any) -> Clusters:
-    """The clusters that were given, or those of this name; there is at least one of this scan."""
+    """Return the given clusters, or those of this name, after a check that they fit this scan."""
     if clusters is None or isinstance(clusters, str):
         clusters = get_clusters(datacube, clusters)
     elif not isinstance(clusters, Clusters):
@@ -167,10 +167,10 @@ def _shifts_to_mean(
 ) -> NDArray[np.float64]:
     """Pixels ``(Rx, Ry, 2)`` by which each pattern moves to the mean origin of its cluster.
 
-    0 where an origin is not known. Outside clusters the shift is without meaning.
+    The shift is 0 if the origin is not known. Outside clusters it has no meaning.
     """
     n_clusters = int(labels.max()) + 1
-    # One number may stand for all clusters.
+    # The mean may be one number for all clusters.
     columns = [np.broadcast_to(mean, (n_clusters, 1)) for mean in means]
     shifts = np.concatenate(columns, axis=1)[labels] - origin
     shifts[~np.isfinite(shifts).all(axis=2)] = 0
@@ -178,7 +178,7 @@ def _shifts_to_mean(
 
 
 def _pure_labels(labels: NDArray[Any], mixture: Mixture, min_purity: float) -> NDArray[Any]:
-    """The labels without positions that are not pure; each cluster keeps at least its purest."""
+    """Labels with -1 where positions are not pure; each cluster keeps its purest position."""
     own = mixture.shares_at(labels)
     pure = np.where(own >= min_purity, labels, -1)
     for label in np.setdiff1d(labels[labels >= 0], pure):
@@ -192,17 +192,17 @@ def get_clusters(self: DataCube, name: str | None = None) -> Clusters:
     Parameters
     ----------
     name : str, optional
-        Their name; by default the newest ones.
+        Name of the clusters; by default the newest ones.
 
     Returns
     -------
     Clusters
-        With the pixel size that the datacube has now.
+        Their pixel size is the present one of the datacube.
 
     Raises
     ------
     ValueError
-        If there are none of this name.
+        If the tree has no clusters of this name.
     """
     kept = nodes.children(self, CLUSTERS_KIND)
     if not kept:
@@ -219,7 +219,7 @@ def _no_clusters(datacube: DataCube) -> str:
 
 
 def clusters(self: DataCube) -> Clusters:
-    """The newest clusters in the tree of this datacube, also of one read from a file."""
+    """The newest clusters in the tree of this datacube."""
     if nodes.children(self, CLUSTERS_KIND):
         return get_clusters(self)
     # AttributeError makes hasattr(datacube, "clusters") False.

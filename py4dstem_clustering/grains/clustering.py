@@ -1,4 +1,4 @@
-"""From a scan to a cluster tree, and from there to clusters."""
+"""Make a cluster tree from a scan, and clusters from the tree."""
 
 from __future__ import annotations
 
@@ -56,23 +56,23 @@ def get_cluster_tree(
     max_memory: int | str | None = None,
     progress_bar: bool = True,
 ) -> ClusterTree | None:
-    """Measure in which order scan positions join to clusters; the tree can be cut at any level.
+    """Measure in which order scan positions join to clusters, as a tree to cut at any level.
 
     The scan is read once (growth) or twice (merging). A cut then takes milliseconds.
 
     Parameters
     ----------
     method : "merge" or "grow"
-        Merging of regions that differ by no more than noise and the variation inside a grain, or
-        growth over similar neighbours as in the paper. See `cluster`.
+        "merge" joins regions that differ by no more than noise and the variation inside a grain.
+        "grow" joins similar neighbours, as in the paper. See `cluster`.
     rank : int or "auto"
-        Merging: number of features, 1 to 60. "auto" takes those that stand out of the noise.
+        Merging: number of features, 1 to 60. "auto" takes all that stand out of the noise.
     r_mask, q_mask, sigma, subtract_mean, similarity
         See `cluster`.
     name : str
         Name in the tree of this datacube.
     returncalc : bool
-        Return the result; it is kept in the tree either way.
+        Return the result. The tree of the datacube keeps it in any case.
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
@@ -83,12 +83,12 @@ def get_cluster_tree(
     Returns
     -------
     ClusterTree
-        Its ``cut`` makes clusters.
+        Its method ``cut`` makes clusters.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule; before any work.
+        If an argument is wrong. The check comes before any work.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def measure_tree(
     max_memory: Any,
     progress_bar: Any,
 ) -> ClusterTree:
-    """The tree of a scan, with options from `check_options`."""
+    """Make the tree of a scan; `options` are from `check_options`."""
     start = perf_counter()
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
@@ -160,7 +160,7 @@ def _growth_tree(
         similarity = options.similarity
     forest = spanning_forest(similarity.data, resolve_r_mask(options.r_mask, similarity.mean))
     provenance = get_provenance(datacube, start, known)
-    # Only where `cluster` with these options would measure this similarity again.
+    # The options are noted only if `cluster` with them would measure this similarity again.
     own = similarity.settings.get("fingerprint") == provenance["fingerprint"]
     own &= not similarity.settings.get("noise_correct")
     measured = ("q_mask", "sigma", "subtract_mean")
@@ -184,17 +184,17 @@ def _growth_tree(
 
 
 class _Merged(NamedTuple):
-    """What merging found in the features of a scan."""
+    """Result of merging the features of a scan."""
 
     similarity: NDArray[Any]
-    """Of the features of neighbours, ``(Rx, Ry, 8)``."""
+    """Similarity of the features of neighbours, ``(Rx, Ry, 8)``."""
     mask: NDArray[np.bool_]
     merges: Merges
     labels: NDArray[Any]
 
 
 def _merge(values: NDArray[Any], r_mask: Any, report: Callable[[int], Any]) -> _Merged:
-    """Merge positions with features ``(Rx, Ry, rank)``; two steps are reported."""
+    """Merge positions with features ``(Rx, Ry, rank)``, and report two steps."""
     similarity = feature_similarity(values)
     mask = resolve_r_mask(r_mask, similarity_mean(similarity))
     merges = merge_positions(values, mask)
@@ -205,9 +205,9 @@ def _merge(values: NDArray[Any], r_mask: Any, report: Callable[[int], Any]) -> _
 
 
 def _all_joins(merged: _Merged, values: NDArray[Any]) -> list[NDArray[Any]]:
-    """First and second position and level of the joins of positions, and then of regions.
+    """First position, second position and level of all joins: of positions, then of regions.
 
-    A join of regions is stored as a join of one position in each.
+    A join of two regions is stored as a join of one position in each region.
     """
     fine = joins_of(merged.merges)
     pairs, level = coarse_joins(merged.labels, values)
@@ -219,7 +219,7 @@ def _all_joins(merged: _Merged, values: NDArray[Any]) -> list[NDArray[Any]]:
 
 
 def _noise_if_any(datacube: DataCube, n_jobs: int | None, progress_bar: bool) -> Noise:
-    """Gain and offset for the settings; NaN where the scan is too small or has no noise."""
+    """Gain and offset for the settings; NaN if the scan is too small or has no noise."""
     try:
         return measure_noise(datacube, n_jobs, progress_bar)
     except ValueError:
@@ -250,11 +250,11 @@ def _merge_tree(
     noise = _noise_if_any(datacube, n_jobs, progress_bar)
     with progress(4, "Merging", progress_bar, "steps") as report:
         merged = _merge(features.values, options.r_mask, report)
-        # A lag of the camera shows at borders only, and displaces them: they are found twice.
+        # A lag of the camera shows only at borders, and moves them, so positions merge twice.
         lag = find_lag(features.values, merged.labels)
         report(1)
         if lag is not None:
-            report(-2)  # the steps of `_merge` come again
+            report(-2)  # the two steps of `_merge` are repeated
             features = undo_lag(features, lag)
             merged = _merge(features.values, options.r_mask, report)
         first, second, level = _all_joins(merged, features.values)
@@ -318,40 +318,41 @@ def cluster(
         By default merging, or growth when `threshold`, `sigma`, `subtract_mean` or `similarity` is
         given.
     threshold : float or "auto", optional
-        Growth: neighbours join when their similarity is at least this, -1 to 1 (the paper: 0.9).
-        Lower it when grains come in pieces, raise it when grains join. "auto" takes the clusters
-        that last over most levels, each at its own level. Merging: 1, the default, is the automatic
+        Growth: smallest similarity, -1 to 1, at which neighbours join (the paper: 0.9). Lower it if
+        grains come in pieces; raise it if grains join. "auto" takes the clusters that are the most
+        stable over the levels, each at its own level. Merging: 1, the default, is the automatic
         level; above 1 grains that differ little join, see `ClusterTree.cut`.
     n_clusters : int, optional
-        Instead of a threshold: number of clusters, see `ClusterTree.cut`.
+        Number of clusters, instead of a threshold; see `ClusterTree.cut`.
     min_size : int
         Clusters of fewer positions are dropped: label -1.
     rank : int or "auto"
-        Merging: number of features that are compared, 1 to 60. "auto" takes those that stand out of
-        the noise. Give a smaller number when not only grains but also thickness or tilt vary.
+        Merging: number of features that are compared, 1 to 60. "auto" takes all that stand out of
+        the noise. Give a smaller number if thickness or tilt vary inside grains.
     drop_background : bool, optional
-        Merging: True, the default, gives clusters without Bragg peaks (liquid, vacuum, amorphous
-        film: no power beyond the radial mean) label -1, so that averages, orientations and strain
-        are of grains only. With False they stay clusters, listed in ``clusters.background``.
+        Merging: True, the default, gives label -1 to clusters without Bragg peaks (liquid, vacuum
+        or amorphous film, with little power beyond the radial mean), so that only grains have
+        averages, orientations and strain. With False they stay, and ``clusters.background`` lists
+        them.
     r_mask : ndarray of bool (Rx, Ry), number, name, or None
-        Positions that can be in a cluster: a map; those with a mean similarity above a number; or
-        above a global threshold of scikit-image, such as "triangle" (the paper's) or "otsu". By
-        default all.
+        Positions that can be in a cluster; by default all. Give a map, the number that the mean
+        similarity must exceed, or the name of a global threshold of scikit-image that finds this
+        number, such as "triangle" (as in the paper) or "otsu".
     q_mask : ndarray of bool, (Qx, Qy), optional
         Detector pixels that count, see `get_similarity`; by default all. Merging seldom needs a
-        mask, because it leaves out what is the same in all patterns.
+        mask, because it ignores the parts that are the same in all patterns.
     sigma : float, optional
         Growth: blur before comparing, detector pixels, see `get_similarity`. Default 0.
     subtract_mean : bool, optional
         Growth: see `get_similarity`. Default True.
     similarity : Similarity or array-like (Rx, Ry, 8), optional
-        Growth: a similarity made earlier by `get_similarity`, with which another threshold takes
-        milliseconds; give `q_mask`, `sigma` and `subtract_mean` to `get_similarity` then. By
-        default it is measured. The clusters keep it: ``clusters.similarity``.
+        Growth: a similarity from `get_similarity`; by default it is measured. With it, another
+        threshold takes milliseconds. `q_mask`, `sigma` and `subtract_mean` then belong to
+        `get_similarity`. The clusters keep the similarity: ``clusters.similarity``.
     name : str
         Name in the tree of this datacube. Clusters replace others of the same name.
     returncalc : bool
-        Return the result; it is kept in the tree either way.
+        Return the result. The tree of the datacube keeps it in any case.
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
@@ -362,34 +363,34 @@ def cluster(
     Returns
     -------
     Clusters
-        Merging: numbered by size, the largest first; ``clusters.settings`` holds what was
-        estimated: gain, offset, noise (standard deviation in a detector pixel), rank, level, and
-        the lag of the camera in scan positions (0 where none was found) with its axis, such as
-        "+Ry". Growth: numbered by the mean similarity of their seeds, in which order they grew.
+        Merging numbers them by size, the largest first. ``clusters.settings`` then holds estimates:
+        gain, offset, noise (standard deviation in a detector pixel), rank, level, and the lag of
+        the camera in scan positions (0 if none was found) with its axis, such as "+Ry". Growth
+        numbers them by the mean similarity of their seeds, the order in which they grew.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule; before any work.
+        If an argument is wrong. The check comes before any work.
 
     Notes
     -----
     Merging. Each pattern is reduced to a few features in which grains differ. They are found from
-    the covariance of each pattern with its diagonal neighbours, to which noise adds nothing on
-    average; radial profiles, and the part of them that descan moves, are subtracted first. Two
-    regions merge as long as this increases the sum of squared deviations little for the length of
-    the border that disappears (the energy of Mumford and Shah, as in Koepfler et al., 1994),
-    measured against noise and the variation inside a grain. Thin regions that are mixtures of their
-    neighbours go to these neighbours. Regions without contrast at their common border join, also
-    where the lattice bends by a few degrees from end to end. A position in stacked grains gets the
+    the covariance of each pattern with its diagonal neighbours, because noise adds nothing to it on
+    average. Radial profiles, and their changes by descan, are subtracted first. Two regions merge
+    if the sum of squared deviations then grows little for the length of the border that disappears
+    (the energy of Mumford and Shah, as in Koepfler et al., 1994). "Little" is relative to noise and
+    the variation inside a grain. Positions of thin regions that are mixtures of their neighbours go
+    to these neighbours. Regions without contrast at their common border join, even if the lattice
+    bends by a few degrees from end to end. A position in stacked grains gets the
     label of the grain with the larger share. Grains of one orientation that touch are separated
     only where their patterns differ. A camera lag, in which part of each pattern is recorded at the
     next position along one axis, is found at the borders and corrected; then regions are merged
     again.
 
-    Growth. A cluster starts at the free position with the highest mean similarity, and takes in
-    free neighbours whose similarity with a member is at least `threshold`, until there are none;
-    then the next cluster starts (Lee et al., 2026, section 2.5). Diagonal neighbours count. The
+    Growth. A cluster starts at the free position with the highest mean similarity. It takes in free
+    neighbours whose similarity with a member is at least `threshold`. If none is left, the next
+    cluster starts (Lee et al., 2026, section 2.5). Diagonal positions are neighbours too. The
     labels are cut from a maximum spanning forest, which gives the same result.
 
     Examples

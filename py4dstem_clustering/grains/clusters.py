@@ -1,4 +1,4 @@
-"""Clusters: the label map of a scan, and what is known of each cluster."""
+"""Clusters: the label map of a scan, and the properties of each cluster."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ NOTED = (
     "gain", "offset", "noise", "level", "lag", "lag_axis", "n_background", "edits",
     *PROVENANCE,
 )  # fmt: skip
-"""Settings of clusters that are no options of `cluster`: what was measured, how the clusters were
-edited, and from which data they are."""
+"""Settings of clusters that are not options of `cluster`: estimates, edits of the clusters, and the
+source of the data."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Clusters(HandOver, Frozen):
-    """A label map of the scan with what is known of each cluster.
+    """A label map of the scan, with the properties of each cluster.
 
-    Made by ``datacube.cluster()``. Clusters never change: `relabel`, `remove` and `join` return new
-    ones.
+    ``datacube.cluster()`` makes it. Clusters never change: `relabel`, `remove` and `join` return
+    new ones.
 
     Parameters
     ----------
     labels : ndarray, (Rx, Ry), int
-        Label of the cluster of each scan position, from 0; -1 where it is in no cluster.
+        Label of the cluster of each scan position, from 0; -1 outside clusters.
     seeds : ndarray, (N, 2), int
         Scan position (rx, ry) from which each cluster grew: the member with the highest mean
         similarity.
     similarity_mean : ndarray, (Rx, Ry)
-        Mean similarity of each position with its neighbours, -1 to 1; NaN where there are none.
+        Mean similarity of each position with its neighbours, -1 to 1; NaN without neighbours.
     settings : mapping, optional
-        Options that made the clusters, and the versions of both packages.
+        Options that made the clusters, and the versions of this package and py4DSTEM.
     similarity : Similarity, optional
-        Similarity on which the clusters were grown. With it, another threshold does not need the
-        scan again: ``datacube.cluster(threshold=0.8, similarity=clusters.similarity)``.
+        Similarity from which the clusters grew. With it, another threshold needs no new measurement
+        of the scan: ``datacube.cluster(threshold=0.8, similarity=clusters.similarity)``.
     name : str
         Name in the tree of the datacube.
     pixel_size : float
@@ -63,7 +63,7 @@ class Clusters(HandOver, Frozen):
     Raises
     ------
     ValueError
-        If labels are not numbered 0 to N - 1 without gaps, or shapes do not fit together.
+        If labels are not numbered from 0 to N - 1 without gaps, or shapes do not match.
 
     Examples
     --------
@@ -120,7 +120,7 @@ class Clusters(HandOver, Frozen):
         self._set(labels=labels, seeds=seeds, similarity_mean=mean, settings=settings)
         self._set(background=tuple(self._check_labels(self.background)))
 
-    # --- what there is -----------------------------------------------------------------------
+    # --- properties --------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -175,36 +175,36 @@ class Clusters(HandOver, Frozen):
         Returns
         -------
         list of ndarray, (n, 2)
-            Points (rx, ry) in scan positions, half-way between members and others; the last point
-            is the first. One contour for each connected piece (joined clusters may have several),
-            and one for each hole. Diagonal neighbours are connected, as in growth.
+            Points (rx, ry) in scan positions, half-way between members and other positions; the
+            last point equals the first. There is one contour for each connected piece (joined
+            clusters may have several), and one for each hole. Diagonal neighbours are connected.
         """
         return find_outlines(self.labels == self._check_label(label))
 
     def properties(self) -> NDArray[np.void]:
-        """Size, shape and place of every cluster.
+        """Size, shape and position of every cluster.
 
         Returns
         -------
         structured ndarray, (N,)
-            For ``pandas.DataFrame(clusters.properties())``. Lengths are in `pixel_units`, areas in
-            their square, places in scan positions. Fields:
+            A table for ``pandas.DataFrame``. Lengths are in `pixel_units`, areas in their square,
+            centroids and seeds in scan positions. Fields:
 
             ``label``; ``size``, number of positions; ``area``; ``centroid_rx``, ``centroid_ry``;
-            ``seed_rx``, ``seed_ry``; ``equivalent_diameter``, of the circle of the same area;
-            ``major_axis``, ``minor_axis``, of the ellipse with the same second moments;
+            ``seed_rx``, ``seed_ry``; ``equivalent_diameter``, diameter of the circle of the same
+            area; ``major_axis``, ``minor_axis``, axes of the ellipse with the same second moments;
             ``orientation``, angle from the Rx axis to the major axis, counter-clockwise towards Ry,
             -pi/2 to pi/2, radian; ``eccentricity`` of the ellipse, 0 to 1; ``solidity``, share of
-            the convex hull that is filled; ``perimeter``; ``similarity``, mean over the members of
-            the mean similarity with neighbours; ``touches_border``, whether the cluster reaches
+            the convex hull that is filled; ``perimeter``; ``similarity``, mean of
+            `similarity_mean` over the members; ``touches_border``, whether the cluster reaches
             the border of the scan and may continue outside.
 
-            Shapes are those of `skimage.measure.regionprops`.
+            Shapes are measured by `skimage.measure.regionprops`.
         """
         return measure_properties(self.labels, self.seeds, self.similarity_mean, self.pixel_size)
 
     def expand(self, values: Any) -> NDArray[Any]:
-        """Map of the scan from one value for each cluster.
+        """Make a map of the scan from one value for each cluster.
 
         Parameters
         ----------
@@ -215,7 +215,7 @@ class Clusters(HandOver, Frozen):
         -------
         ndarray, (Rx, Ry, ...)
             Each position has the value of its cluster; NaN outside clusters. Whole numbers become
-            floating point, because whole numbers have no NaN.
+            floating point numbers, which can be NaN.
 
         Raises
         ------
@@ -237,7 +237,7 @@ class Clusters(HandOver, Frozen):
         return out
 
     def growth_steps(self, label: int) -> NDArray[np.int64]:
-        """Step at which each position joined a cluster that was grown.
+        """Step at which each position joined a cluster of growth.
 
         Parameters
         ----------
@@ -247,14 +247,14 @@ class Clusters(HandOver, Frozen):
         Returns
         -------
         ndarray, (Rx, Ry), int
-            0 at the seed; a position joins one step after the first neighbour that is similar
-            enough. -1 outside the cluster, and in pieces that `join` added and growth does not
-            reach.
+            0 at the seed. A position joins one step after the first neighbour that is similar
+            enough. -1 outside the cluster, and in pieces that `join` added if growth from the seed
+            does not reach them.
 
         Raises
         ------
         ValueError
-            If the clusters were not grown at one threshold, or hold no similarity.
+            If the clusters did not grow at one threshold, or hold no similarity.
         """
         members = self.labels == self._check_label(label)
         # Files of version 0.1.0 have a threshold but no level.
@@ -268,7 +268,7 @@ class Clusters(HandOver, Frozen):
     def growth_order(self, label: int) -> NDArray[np.int64]:
         """Scan positions (rx, ry) of a cluster in the order in which they joined, (n, 2).
 
-        The seed comes first; positions of one step are in reading order. See `growth_steps`.
+        The seed is first. Positions of one step are in reading order. See `growth_steps`.
         """
         steps = self.growth_steps(label)
         members = np.argwhere(steps >= 0)
@@ -277,7 +277,7 @@ class Clusters(HandOver, Frozen):
     # --- edits ------------------------------------------------------------------------
 
     def _renumbered(self, number: NDArray[Any], edit: str) -> Clusters:
-        """Clusters in which cluster ``k`` is ``number[k]``, noted as an edit; see `renumber`."""
+        """Renumber cluster ``k`` as ``number[k]``, and note `edit` in the settings."""
         labels, seeds, background = renumber(
             self.labels, self.seeds, self.similarity_mean, self.background, number
         )
@@ -288,21 +288,21 @@ class Clusters(HandOver, Frozen):
     def join_by_misorientation(
         self, orientation: Any, crystal: Any, *, max_angle: float = 5.0
     ) -> Clusters:
-        """Join clusters that touch and have nearly the same orientation: pieces of one grain.
+        """Join clusters that touch and have nearly the same orientation, as pieces of a grain do.
 
         Parameters
         ----------
         orientation, crystal
             See `get_boundaries`.
         max_angle : float
-            Misorientation up to which neighbours join, degrees: above the error of the
-            orientations, below the smallest angle between grains. In a chain of neighbours that
-            join, the first and the last may differ by more.
+            Misorientation up to which neighbours join, degrees. Choose it above the error of the
+            orientations and below the smallest angle between grains. If several neighbours join in
+            a chain, the first and the last may differ by more.
 
         Returns
         -------
         Clusters
-            In the order of those here, without gaps. Their averages must be made anew, with
+            In the same order, numbered without gaps. Make their averages again with
             `get_clustered_datacube`.
         """
         max_angle = check_number("max_angle", max_angle, 0, 180)
@@ -317,8 +317,8 @@ class Clusters(HandOver, Frozen):
         Parameters
         ----------
         order : "size" or sequence of int
-            "size" puts the largest first. A sequence holds each label once: the cluster that it
-            names first becomes cluster 0.
+            "size" puts the largest cluster first. A sequence holds each label once; its first label
+            becomes cluster 0.
 
         Returns
         -------
@@ -349,7 +349,7 @@ class Clusters(HandOver, Frozen):
         Returns
         -------
         Clusters
-            The others, in the same order, numbered without gaps.
+            The clusters that stay, in the same order, numbered without gaps.
         """
         gone = self._check_labels(labels)
         keep = np.ones(self.n_clusters, dtype=bool)
@@ -358,7 +358,7 @@ class Clusters(HandOver, Frozen):
         return self._renumbered(number, f"remove({gone})")
 
     def join(self, labels: Iterable[int]) -> Clusters:
-        """Join several clusters to one.
+        """Join several clusters into one.
 
         Parameters
         ----------
@@ -369,7 +369,7 @@ class Clusters(HandOver, Frozen):
         -------
         Clusters
             The joined cluster has the lowest of the labels, and the seed with the highest mean
-            similarity; the others keep their order and are numbered without gaps.
+            similarity. The other clusters keep their order and are numbered without gaps.
         """
         together = self._check_labels(labels)
         if len(together) < 2:
@@ -384,7 +384,7 @@ class Clusters(HandOver, Frozen):
         Returns
         -------
         str
-            Sentences with the numbers of these clusters, and references. ``print`` the text.
+            Sentences with the numbers of these clusters, and references. Show it with ``print``.
 
         Examples
         --------
@@ -404,14 +404,14 @@ class Clusters(HandOver, Frozen):
     # --- EMD ---------------------------------------------------------------------------------
 
     def to_node(self, averages: NDArray[Any] | None = None) -> emdfile.Node:
-        """The clusters, with the averages of their patterns if given, as one RealSlice."""
+        """The clusters, and the averages of their patterns if given, as one RealSlice."""
         return write_clusters(self, averages)
 
     @classmethod
     def from_node(cls, node: emdfile.Node, step: tuple[float, str] | None = None) -> Clusters:
-        """The clusters in a node of a datacube's tree, also one read from a file.
+        """Read the clusters from a node of a datacube; the node may come from a file.
 
-        `step` is the pixel size of the scan and its unit, by default as the tree is calibrated.
+        `step` is the pixel size of the scan and its unit, by default from the calibration.
         """
         values = read_clusters(node, step)
         try:

@@ -1,4 +1,4 @@
-"""The methods paragraph of a paper, written from the settings of clusters."""
+"""Write the methods paragraph of a paper from the settings of clusters."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def describe_clusters(clusters: Any) -> str:
         low, middle, high = np.percentile(clusters.sizes, (0, 50, 100))
         sizes = f" of {low:.0f} to {high:.0f} positions (median {middle:.0f})"
     method = settings.get("method")
-    # Files of version 0.1.0 name no method; it was growth.
+    # Files of version 0.1.0 do not name the method, which was growth.
     grown = method == "grow" or (method is None and "threshold" in settings)
     how = "by merging regions, with" if method == "merge" else "with"
     if grown:
@@ -97,7 +97,7 @@ def describe_clusters(clusters: Any) -> str:
 
 
 def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
-    """Add what is known of clusters that were merged."""
+    """Add sentences about merging."""
     mask = settings.get("q_mask")
     where = "" if mask is None else f", from the {int(mask.sum())} detector pixels of a mask"
     text.add(
@@ -129,7 +129,7 @@ def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
 
 
 def _describe_growth(clusters: Any, text: _Text) -> None:
-    """Add what is known of clusters that were grown."""
+    """Add sentences about growth."""
     settings = clusters.settings
     made = {} if clusters.similarity is None else clusters.similarity.settings
     blurred = made.get("sigma")

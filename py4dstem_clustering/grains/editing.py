@@ -1,4 +1,4 @@
-"""Joining, removing and renumbering of clusters, as arrays."""
+"""Join, remove and renumber clusters that are given as arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 
 def join_pairs(first: NDArray[Any], second: NDArray[Any], n: int) -> NDArray[np.int32]:
-    """Group of each of `n` things when the pairs ``(first, second)`` of them are joined.
+    """Group number of each of `n` items after the pairs ``(first, second)`` of items are joined.
 
     Groups are numbered in the order of their first members.
     """
@@ -29,8 +29,8 @@ def renumber(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], tuple[int, ...]]:
     """Labels, seeds and background when cluster ``k`` becomes cluster ``number[k]``.
 
-    Clusters with the same number become one cluster, with the seed of the highest mean similarity;
-    it is background when all of them were. A number of -1 removes a cluster.
+    Clusters with the same number become one cluster, with the seed of the highest mean similarity.
+    This cluster is background if all of its parts are. A number of -1 removes a cluster.
     """
     height = np.nan_to_num(similarity_mean[tuple(seeds.T)], nan=-np.inf)
     new_seeds = np.zeros((number.max(initial=-1) + 1, 2), dtype=np.int64)

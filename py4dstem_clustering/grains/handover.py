@@ -1,4 +1,4 @@
-"""What clusters hand over to the analysis of diffraction: shares, orientations, strain, disks."""
+"""Methods of clusters for the analysis of diffraction: shares, orientations, strain, disks."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class HandOver:
         datacube : DataCube
             The scan that was clustered, unfiltered.
         reach : int
-            Distance in scan positions at which another cluster can have a share: as far as the
-            probe and stacked grains reach. A position farther from all others counts as pure.
+            Largest distance, in scan positions, at which another cluster can have a share. Choose
+            it as large as the probe and the overlap of stacked grains. A position that is farther
+            from all other clusters counts as pure.
         n_jobs : int, optional
             Number of threads; by default all cores that the process may use.
         max_memory : int or str, optional
@@ -53,12 +54,12 @@ class HandOver:
         Returns
         -------
         Mixture
-            Shares, and ``purity``, the largest share of each position.
+            Shares of clusters at each position; ``purity`` is the largest one.
 
         Raises
         ------
         ValueError, TypeError
-            If an argument breaks its rule, or the scan has another shape.
+            If an argument is wrong, or the scan has another shape.
         """
         settings = Settings(self.settings).everything
         if self.similarity is not None and settings.get("q_mask") is None:
@@ -74,7 +75,7 @@ class HandOver:
         )
 
     def expand_orientation_map(self, per_cluster: Any) -> Any:
-        """Orientations of clusters as a map of the scan.
+        """Make an orientation map of the scan from the orientations of the clusters.
 
         Parameters
         ----------
@@ -84,19 +85,19 @@ class HandOver:
         Returns
         -------
         OrientationMap, (Rx, Ry)
-            Each position has all matches of its cluster. The map goes where other maps of py4DSTEM
-            go, such as ``crystal.plot_orientation_maps`` and ``save_ang_file``. Outside clusters,
-            and where a cluster found no match: correlation 0 and the identity.
+            Each position has all matches of its cluster. Functions of py4DSTEM accept the map, such
+            as ``crystal.plot_orientation_maps`` and ``save_ang_file``. Positions outside clusters,
+            or in a cluster without a match, have the correlation 0 and the identity as orientation.
 
         Raises
         ------
         ValueError, TypeError
-            If it is no OrientationMap with one entry for each cluster.
+            If `per_cluster` is not an OrientationMap with one entry for each cluster.
         """
         return expand_orientation_map(self.labels, per_cluster)
 
     def expand_bragg(self, per_cluster: Any) -> Any:
-        """Bragg vectors of clusters as Bragg vectors of the scan.
+        """Make Bragg vectors of the scan from the Bragg vectors of the clusters.
 
         Parameters
         ----------
@@ -112,7 +113,7 @@ class HandOver:
         Raises
         ------
         ValueError, TypeError
-            If there is not one entry for each cluster.
+            If `per_cluster` does not have one entry for each cluster.
         """
         return expand_bragg(self.labels, per_cluster)
 
@@ -131,58 +132,58 @@ class HandOver:
         robust: bool = True,
         progress_bar: bool = True,
     ) -> Any:
-        """Strain of each scan position against the lattice of its cluster.
+        """Strain of each scan position relative to the lattice of its cluster.
 
-        As in the paper: the cluster, whose orientation is known better than that of a single
-        pattern, gives the lattice without strain, and ``crystal.calculate_strain`` fits the strain
-        to the Bragg peaks of each pattern.
+        As in the paper, the orientation of the cluster gives the lattice without strain, because it
+        is more precise than the orientation of a single pattern. ``crystal.calculate_strain`` then
+        fits the strain to the Bragg peaks of each pattern.
 
         Parameters
         ----------
         crystal : py4DSTEM.process.diffraction.Crystal
-            Its cell is the lattice without strain. A wrong pixel size of the detector, or a wrong
-            camera length, shows as equal ``e_xx`` and ``e_yy`` everywhere.
+            Its cell is the lattice without strain. If the pixel size of the detector or the camera
+            length is wrong, ``e_xx`` and ``e_yy`` have the same wrong value everywhere.
         bragg : BraggVectors, (Rx, Ry), or (N, 1)
-            Of the scan, from ``datacube.find_Bragg_disks(...)``, for the strain at each position;
-            or of the averages, for one less noisy strain for each cluster. Calibrated: origin and
-            pixel size in 1/Angstrom, ellipse and rotation where there are any.
+            Those of the scan, from ``datacube.find_Bragg_disks(...)``, give the strain at each
+            position. Those of the averages give one strain, with less noise, for each cluster. They
+            must be calibrated: origin, pixel size in 1/Angstrom, and ellipse and rotation if known.
         orientation : OrientationMap, (N, 1) or (Rx, Ry)
             From ``crystal.match_orientations`` of the averages, as it is or expanded.
         min_num_peaks : int
             Number of Bragg peaks that must be matched, without the direct beam; at least 3.
         max_distance : float, optional
             Distance up to which a peak is matched to a reflection of the lattice without strain,
-            1/Angstrom: more than ``strain * q`` at the outermost peaks, less than half the distance
-            of neighbouring reflections. Default: ``corr_kernel_size`` of the orientation plan.
+            1/Angstrom. Choose more than ``strain * q`` at the outermost peaks, and less than half
+            the distance between reflections. Default: ``corr_kernel_size`` of the orientation plan.
         sigma_excitation_error : float, optional
-            Width of the excitation errors of the lattice without strain, 1/Angstrom. Default: that
-            of the orientation plan.
+            Width of the excitation errors of the lattice without strain, 1/Angstrom. By default
+            the width in the orientation plan.
         min_correlation : float
             Positions whose orientation has a lower correlation are left out.
         mixture : Mixture, optional
-            From ``clusters.get_mixture(datacube)``: positions where the cluster holds less than
-            `min_purity` of the pattern are left out, at borders and under stacked grains.
+            From ``clusters.get_mixture(datacube)``. Positions where the cluster has a share below
+            `min_purity` are left out; they are at borders and in stacked grains.
         min_purity : float
-            See `mixture`, 0 to 1.
+            Smallest share with `mixture`, 0 to 1.
         robust : bool
-            Peaks far from the fit lose weight.
+            Give peaks far from the fit less weight.
         progress_bar : bool
             Show progress.
 
         Returns
         -------
         RealSlice, the shape of `bragg`
-            Slices ``e_xx``, ``e_yy``, ``e_xy``, ``theta`` (radian), ``mask`` (1 where defined), for
-            ``py4DSTEM.visualize.show_strain``; ``reason``, a number for each position: 0 defined, 1
-            unclustered, 2 too few peaks, 3 mixed, 4 low correlation or no orientation; and
-            ``n_peaks``, how many were matched. NaN where undefined. Keep it with
-            ``datacube.attach(strain)``. Axes, signs and reference:
-            ``py4dstem_clustering.diffraction.strain``.
+            The slices ``e_xx``, ``e_yy``, ``e_xy``, ``theta`` (radian) and ``mask`` (1 where the
+            strain is defined) are for ``py4DSTEM.visualize.show_strain``. Undefined strain is NaN.
+            ``reason`` says why: 0 defined, 1 outside clusters, 2 too few peaks, 3 mixed, 4 low
+            correlation or no orientation. ``n_peaks`` is the number of matched peaks. Store the
+            result with ``datacube.attach(strain)``. ``py4dstem_clustering.diffraction.strain``
+            explains axes, signs and reference.
 
         Raises
         ------
         ValueError, TypeError
-            If an argument breaks its rule, or the Bragg vectors are not calibrated.
+            If an argument is wrong, or the Bragg vectors are not calibrated.
         """
         return calculate_strain(
             self.labels,
@@ -212,31 +213,32 @@ class HandOver:
         Parameters
         ----------
         orientation : OrientationMap, (N, 1) or (Rx, Ry)
-            Of the clusters, or of the scan: then each cluster has the orientation of its position
-            with the highest correlation.
+            Of the clusters or of the scan. With a map of the scan, a cluster takes the orientation
+            of its position with the highest correlation.
         crystal : py4DSTEM.process.diffraction.Crystal
-            Whose symmetry and lattice directions count.
+            Gives the symmetry and the lattice directions.
         twin : (degrees, (u, v, w)), "auto" or None
-            Misorientation of a twin: an angle about a lattice direction. "auto" is sigma 3, 60
-            degrees about <111>, for cubic crystals and none for others; in magnesium, for example,
-            {10-12} twins are 86.3 degrees about <11-20>, which is (1, 0, 0) or an equivalent.
+            Misorientation of a twin: an angle about a lattice direction. "auto" is sigma 3 (60
+            degrees about <111>) for cubic crystals, and None for others. For {10-12} twins in
+            magnesium give ``(86.3, (1, 0, 0))``: 86.3 degrees about <11-20>.
         tolerance : float
-            Deviation from the twin up to which a boundary is one, degrees. Default: Brandon's
-            15 / sqrt(3) for sigma 3.
+            Largest deviation of a twin boundary from the misorientation `twin`, degrees. By default
+            Brandon's 15 / sqrt(3) for sigma 3.
 
         Returns
         -------
         structured ndarray, a row for each pair of clusters that touch
-            ``label_a``, ``label_b``, the lower first; ``length`` of the boundary in `pixel_units`
-            (counted in four directions, within 6 %); ``angle``, the misorientation, degrees;
-            ``axis_x``, ``axis_y``, ``axis_z``, its axis in Cartesian coordinates of the crystal,
-            one of all equivalent ones; ``twin_deviation``, degrees; ``twin``, whether it is within
-            the tolerance. NaN where a cluster has no orientation.
+            ``label_a`` and ``label_b``, the lower label first; ``length`` of the boundary in
+            `pixel_units` (counted in four directions, accurate to 6 %); ``angle`` of the
+            misorientation, degrees; ``axis_x``, ``axis_y``, ``axis_z``, the axis of the
+            misorientation in Cartesian coordinates of the crystal, one of all equivalent axes;
+            ``twin_deviation``, degrees; ``twin``, whether this deviation is within `tolerance`. If
+            a cluster has no orientation, angle, axis and deviation are NaN.
 
         Raises
         ------
         ValueError, TypeError
-            If an argument breaks its rule.
+            If an argument is wrong.
         """
         tolerance = check_number("tolerance", tolerance, 0, 180)
         return find_boundaries(self.labels, orientation, crystal, twin, tolerance, self.pixel_size)
@@ -250,37 +252,36 @@ class HandOver:
         orientation: Any = None,
         max_distance: float | None = None,
     ) -> GainedDisks:
-        """Compare the Bragg disks in averages with those in single patterns: how many, how far out.
+        """Compare the number and the reach of Bragg disks in averages and in single patterns.
 
         Parameters
         ----------
         bragg_averages : BraggVectors, (N, 1)
-            From ``averages.find_Bragg_disks``; calibrated: origin and pixel size in 1/Angstrom.
+            From ``averages.find_Bragg_disks``, with origin and pixel size (1/Angstrom) calibrated.
         bragg_scan : BraggVectors, (Rx, Ry)
             From ``datacube.find_Bragg_disks``, with the same options.
         crystal : py4DSTEM.process.diffraction.Crystal, optional
-            With an orientation plan. With `crystal` and `orientation`, only disks near to a
-            reflection of the cluster count, each reflection once. Without them every peak counts;
-            in single patterns of few electrons most peaks are noise.
+            A crystal with an orientation plan. With `crystal` and `orientation`, only disks near a
+            reflection of the cluster count, each reflection once. Without them every peak counts,
+            although most peaks in single patterns of few electrons are noise.
         orientation : OrientationMap, (N, 1) or (Rx, Ry), optional
             From ``crystal.match_orientations`` of the averages, as it is or expanded.
         max_distance : float, optional
-            Distance from a reflection up to which a disk counts, 1/Angstrom; the larger, the more
-            noise counts. Default: ``corr_kernel_size`` of the orientation plan. Without a crystal:
-            distance from the origin up to which the nearest disk is the direct beam, by default
-            0.1.
+            Distance from a reflection up to which a disk counts, 1/Angstrom; with a larger one more
+            noise counts. Default: ``corr_kernel_size`` of the orientation plan. Without a crystal
+            it is the largest distance of the direct beam from the origin, by default 0.1; the
+            nearest disk within it is the direct beam.
 
         Returns
         -------
         GainedDisks
-            ``table()`` has a row for each cluster; ``plot()`` draws disks over scattering vector.
+            ``table()`` has a row for each cluster; ``plot()`` draws disks over scattering vectors.
             The direct beam is not counted.
 
         Raises
         ------
         ValueError, TypeError
-            If an argument breaks its rule, the Bragg vectors are not calibrated, or there are no
-            clusters.
+            If an argument is wrong, the Bragg vectors are not calibrated, or there are no clusters.
         """
         return gained_disks(
             self.labels,

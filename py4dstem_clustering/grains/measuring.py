@@ -63,9 +63,9 @@ def measure_properties(
 
 
 def find_outlines(member: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """Closed contours (rx, ry) around the True positions of a map, of which there is at least one.
+    """Closed contours (rx, ry) around the True positions of a map with at least one of them.
 
-    Only the box around these positions is searched.
+    To save time, only the box around these positions is searched.
     """
     rows, columns = (np.flatnonzero(member.any(axis=axis)) for axis in (1, 0))
     box = member[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -1,4 +1,4 @@
-"""Clusters and cluster trees as nodes of the tree of a datacube."""
+"""Write clusters and cluster trees as nodes of the tree of a datacube, and read them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TREE_KIND = "cluster_tree"
 TREE_ARRAYS = (
     "first", "second", "level", "mask", "automatic", "features", "brightness", "similarity",
 )  # fmt: skip
-"""Arrays of a `ClusterTree`."""
+"""Names of the arrays of a `ClusterTree`."""
 
 
 def write_clusters(clusters: Any, averages: NDArray[Any] | None) -> emdfile.Node:
-    """The clusters as one RealSlice of py4DSTEM that holds the labels; the rest is its metadata.
+    """The clusters as a RealSlice of the labels; its metadata hold everything else.
 
-    One node, since a clustering must be stored or replaced as a whole: emdfile 0.0.16, when it
-    appends to a file, puts the children of a new node beside this node instead of below it.
+    It is one node without children, so that clusters are stored or replaced as a whole: when
+    emdfile 0.0.16 appends to a file, it puts the children of a new node beside it, not below it.
     """
     from py4DSTEM import RealSlice
 
@@ -52,9 +52,9 @@ def write_clusters(clusters: Any, averages: NDArray[Any] | None) -> emdfile.Node
 
 
 def read_clusters(node: emdfile.Node, step: tuple[float, str] | None) -> dict[str, Any]:
-    """The fields of `Clusters` in a node, which may come from a file that is damaged.
+    """Read the fields of `Clusters` from a node, and check them, because the file may be damaged.
 
-    `step` is the pixel size of the scan and its unit, by default as the tree is calibrated.
+    `step` is the pixel size of the scan and its unit, by default from the calibration.
     """
     nodes.check_kind(node, CLUSTERS_KIND, "clusters", "some with datacube.cluster()")
     arrays = nodes.read_arrays(node)
@@ -69,7 +69,7 @@ def read_clusters(node: emdfile.Node, step: tuple[float, str] | None) -> dict[st
     )
     seeds = check("seeds", (None, 2), "iu", 0, max(labels.shape, default=0))
     check("similarity_mean", labels.shape, "f", -1.001, 1.001, nan=True)
-    # Files of version 0.1.0 have no background, and clusters that were merged no similarity.
+    # Files of version 0.1.0 have no background. Clusters of merging have no similarity.
     if "background" in arrays:
         check("background", (len(seeds),), "b")
     if "similarity" in arrays:
@@ -99,7 +99,7 @@ def read_clusters(node: emdfile.Node, step: tuple[float, str] | None) -> dict[st
 
 
 def write_tree(tree: Any, name: str) -> emdfile.Node:
-    """The tree as one RealSlice of py4DSTEM, the mean similarity; the rest is its metadata."""
+    """The tree as a RealSlice of the mean similarity; its metadata hold everything else."""
     from py4DSTEM import RealSlice
 
     node = RealSlice(tree.similarity_mean, name=name)
@@ -115,7 +115,7 @@ def write_tree(tree: Any, name: str) -> emdfile.Node:
 
 
 def read_tree(node: emdfile.Node) -> dict[str, Any]:
-    """The fields of `ClusterTree` in a node, which may come from a file that is damaged."""
+    """Read the fields of `ClusterTree` from a node, and check them: the file may be damaged."""
     nodes.check_kind(node, TREE_KIND, "cluster tree", "one with datacube.get_cluster_tree()")
     arrays = nodes.read_arrays(node)
     settings = read_settings(node)
@@ -141,7 +141,7 @@ def read_tree(node: emdfile.Node) -> dict[str, Any]:
 
 
 def _check_tree(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) -> None:
-    """Check types and shapes of the arrays of a tree, and that its joins form one."""
+    """Check types and shapes of the arrays of a tree, and that its joins have no cycle."""
 
     def check(name: str, *rule: Any, **options: Any) -> NDArray[Any]:
         return nodes.check_array(node, name, arrays.get(name), *rule, **options)
@@ -177,5 +177,5 @@ def _check_tree(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) -> N
 
 
 def _is_forest(first: NDArray[Any], second: NDArray[Any], last: int) -> bool:
-    """Whether each join of things numbered from 0 to `last` is of two that were apart."""
+    """Whether each join, of items numbered from 0 to `last`, connects two separate parts."""
     return join_pairs(first, second, last + 1).max(initial=-1) == last - len(first)

@@ -1,4 +1,4 @@
-"""The options of clustering: one object, checked once."""
+"""The options of clustering, checked once and kept in one object."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ METHODS: tuple[Method, ...] = ("merge", "grow")
 """Ways to find clusters: merging of regions, and growth over similar neighbours."""
 
 GROWTH_THRESHOLD = 0.9
-"""Similarity from which neighbours join in `cluster` when no threshold is given, as in the paper.
-A higher one makes more and smaller clusters."""
+"""Default of `threshold` in `cluster` for growth, as in the paper. A higher one makes more and
+smaller clusters."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClusterOptions:
-    """Options of `cluster`, checked; `check_options` makes them, and `cluster` explains each.
+    """Checked options of `cluster`; `check_options` makes this object, and `cluster` explains them.
 
-    An option that belongs to the other method has its default.
+    Options that the method does not use have their defaults.
     """
 
     method: Method
@@ -65,7 +65,7 @@ def check_options(
     subtract_mean: Any = None,
     similarity: Any = None,
 ) -> ClusterOptions:
-    """Check the options of `cluster`; `scan` and `detector` are shapes that masks must have."""
+    """Check the options of `cluster`; `scan` and `detector` are the shapes for masks."""
     if method is None:
         grows = (threshold, sigma, subtract_mean, similarity)
         method = "merge" if all(value is None for value in grows) else "grow"
@@ -104,7 +104,7 @@ def check_options(
 def check_cut(
     method: str, threshold: Any, n_clusters: Any, min_size: Any, drop_background: Any
 ) -> dict[str, Any]:
-    """Check what `ClusterTree.cut` takes, for a tree of one method; the values of each option."""
+    """Check the options of `ClusterTree.cut` for a tree of this method, and return their values."""
     min_size = check_integer("min_size", min_size, 1)
     if n_clusters is not None:
         n_clusters = check_integer("n_clusters", n_clusters, 1)
@@ -133,7 +133,7 @@ def check_cut(
 
 
 def _refuse_growth(**given: Any) -> None:
-    """Raise where an option of growth is given for merging."""
+    """Raise an error if an option of growth is given for merging."""
     wrong = [name for name, value in given.items() if value is not None]
     if wrong:
         raise ValueError(
@@ -143,7 +143,7 @@ def _refuse_growth(**given: Any) -> None:
 
 
 def _refuse_measuring(**given: Any) -> None:
-    """Raise where an option is given with which the similarity at hand was not measured."""
+    """Raise an error if an option of `get_similarity` is given together with a similarity."""
     wrong = [name for name, value in given.items() if value is not None]
     if wrong:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""ClusterTree: the order in which positions and regions join; clusters at any level of it."""
+"""ClusterTree: the order in which positions and regions join, and clusters at any level."""
 
 from __future__ import annotations
 
@@ -26,30 +26,31 @@ from .node import TREE_ARRAYS, read_tree, write_tree
 from .options import METHODS, ClusterOptions, Method, check_cut
 
 STABLE_SIZE = 40
-"""Scan positions of the smallest cluster whose stability ``threshold="auto"`` of growth measures;
-in a small scan a twentieth of its positions. Smaller branches of noise last over many levels by
-chance; with a larger size, small grains are not found."""
+"""Smallest size, in scan positions, of clusters of growth with ``threshold="auto"``; a twentieth of
+the positions of the tree if that is less. With a smaller size, branches of noise that by chance
+last over many levels become clusters. With a larger size, small grains are not found."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClusterTree(Frozen):
     """The order in which scan positions join to clusters.
 
-    Made by ``datacube.get_cluster_tree()``. `cut` makes `Clusters` of it without reading the scan.
+    ``datacube.get_cluster_tree()`` makes it. `cut` makes `Clusters` from it without the scan.
 
     Parameters
     ----------
     method : "grow" or "merge"
-        How it was made.
+        Method by which the tree was made.
     first, second : ndarray, (n,), int
-        Joins from the finest to the coarsest: flat index of one position in each of the two parts.
+        Joins from the finest to the coarsest. Each join connects two parts; `first` and `second`
+        are the flat indices of one position in each part.
     level : ndarray, (n,)
-        Level of each join. Growth: the similarity of the two positions, falling. Merging: the cost
-        of the join, rising; up to 1 it is explained by noise and the variation inside a grain.
+        Level of each join. Growth: the similarity of the two positions; it falls. Merging: the cost
+        of the join; it rises. Noise and the variation inside a grain explain a cost of up to 1.
     mask : ndarray of bool, (Rx, Ry)
         Positions in the tree.
     settings : mapping
-        Options that made the tree, and what was estimated.
+        Options that made the tree, and estimates such as the gain.
     similarity : Similarity or ndarray (Rx, Ry, 8)
         Growth: similarity of neighbours. Merging: similarity of the features of neighbours.
     automatic : ndarray, (Rx, Ry), int, optional
@@ -58,7 +59,7 @@ class ClusterTree(Frozen):
     features : ndarray, (Rx, Ry, rank), optional
         Merging: the features that were compared, in units of the standard deviation of their noise.
     brightness : ndarray, (Rx, Ry), optional
-        Merging: amount of the mean radial profile in each pattern, in the same unit.
+        Merging: amount of the mean radial profile in each pattern, in the unit of the features.
     pixel_size : float
         Distance of neighbouring scan positions.
     pixel_units : str
@@ -87,7 +88,7 @@ class ClusterTree(Frozen):
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
         arrays = {key: getattr(self, key) for key in TREE_ARRAYS}
-        # Views, because features may be large.
+        # Views and no copies, because features may be large.
         self._set(**{key: a.view() for key, a in arrays.items() if isinstance(a, np.ndarray)})
         self._set(settings=Settings(self.settings, NOTED))
 
@@ -120,7 +121,7 @@ class ClusterTree(Frozen):
 
     @cached_property
     def _fine(self) -> NDArray[Any]:
-        """Which joins are of positions; the others join regions of the automatic cut."""
+        """True for joins of positions; the other joins are of regions of the automatic cut."""
         if self.method == "grow":
             return np.ones(len(self.level), dtype=bool)
         return self.level <= 1
@@ -141,7 +142,7 @@ class ClusterTree(Frozen):
         return self._counts(min_size, drop_background is None or bool(drop_background))
 
     def _counts(self, min_size: int, drop: bool) -> NDArray[Any]:
-        """As `n_clusters`, with options that are checked."""
+        """Like `n_clusters`, but without a check of the options."""
         children, sizes = self._links
         counted = sizes >= min_size
         counted[: self.mask.size] &= self.mask.ravel()
@@ -149,7 +150,7 @@ class ClusterTree(Frozen):
         if self.method == "grow":
             counts = _count(children, counted)[1:]
         else:
-            # From the automatic cut on, its regions count.
+            # From the automatic level on, regions of the automatic cut are counted.
             joins, coarse, _ = self.branches()
             background, region_background, region_sizes = self._node_background
             large = region_sizes >= min_size
@@ -158,7 +159,7 @@ class ClusterTree(Frozen):
                 large &= ~region_background
             level = np.concatenate([level, [1.0], coarse])
             counts = np.concatenate([_count(children, counted)[1:], _count(joins, large)])
-        # Of several joins at one level, the last one counts.
+        # If several joins have one level, the count after the last of them is taken.
         order = level if self.method == "merge" else -level
         last = np.append(order[1:] != order[:-1], True) if len(order) else np.empty(0, bool)
         return counts[last]
@@ -169,22 +170,22 @@ class ClusterTree(Frozen):
         Parameters
         ----------
         min_size : int
-            Growth: clusters of fewer positions are no branches. Merging: without effect, the
+            Growth: clusters of fewer positions are no branches. Merging: no effect, because the
             leaves are the grains of the automatic cut.
 
         Returns
         -------
         joins : ndarray, (n, 2)
-            The two branches of each join; join `i` makes branch ``n_leaves + i``.
+            Numbers of the two branches of each join; join `i` makes branch ``n_leaves + i``.
         level : ndarray, (n,)
             Level of each join.
         n_leaves : int
-            Number of branches that no join made.
+            Number of leaves: branches that are not made by a join.
 
         Raises
         ------
         ValueError, TypeError
-            If `min_size` is no whole number of at least 1.
+            If `min_size` is not a whole number of at least 1.
         """
         min_size = check_integer("min_size", min_size, 1)
         if self.method == "merge":
@@ -196,7 +197,7 @@ class ClusterTree(Frozen):
         children, sizes = self._links
         n = self.mask.size
         large = sizes >= min_size
-        branch: dict[int, int] = {}  # of each large node: k for leaf k, -1 - k for join k
+        branch: dict[int, int] = {}  # large node: k for leaf k, -1 - k for join k
         n_leaves = 0
         pairs: list[tuple[int, int]] = []
         levels: list[float] = []
@@ -226,45 +227,45 @@ class ClusterTree(Frozen):
         drop_background: bool | None = None,
         name: str = "clusters",
     ) -> Clusters:
-        """Make clusters of the tree, at one level or where they are most stable.
+        """Make clusters from the tree, at one level or where they are most stable.
 
         Parameters
         ----------
         threshold : float or "auto", optional
-            Growth: the similarity from which neighbours join, -1 to 1. Merging: 1 is the automatic
-            cut, with refined borders; above 1 the grains join that differ least, below 1 grains
-            come in pieces. "auto", the default: merging at 1; growth where clusters are most
-            stable, each branch at its own level.
+            Growth: smallest similarity, -1 to 1, at which neighbours join. Merging: 1 is the
+            automatic cut, with refined borders; above 1 the grains that differ least join; below 1
+            grains come in pieces. With "auto", the default, merging is cut at 1, and each branch
+            of growth at its own level, where clusters are most stable.
         n_clusters : int, optional
-            Instead of a threshold: the number of clusters of at least `min_size` positions. Where
-            no level has this number, the largest number below it that a level has. Of several such
-            levels, growth takes the coarsest, merging the nearest to the automatic one.
+            Number of clusters of at least `min_size` positions, instead of a threshold. If no level
+            has this number, the next smaller number is taken. If several levels have the number,
+            growth takes the coarsest, and merging the one nearest to the automatic level.
         min_size : int
-            Clusters of fewer positions are dropped: label -1. With "auto", growth measures the
-            stability of clusters from this size on, and at least from 40 positions (in a small scan
-            a twentieth of its positions).
+            Clusters of fewer positions are dropped: label -1. With "auto", growth finds clusters
+            only from this size on and from 40 positions on (from a twentieth of the positions of
+            the tree if that is less).
         drop_background : bool, optional
-            Merging: True, the default, gives regions without Bragg peaks label -1; with False
-            they are clusters, listed in ``clusters.background``. Growth finds no background; leave
-            it out with an `r_mask`.
+            Merging: True, the default, gives regions without Bragg peaks the label -1. With False
+            they are clusters, and ``clusters.background`` lists them. Growth does not find the
+            background; leave it out with an `r_mask`.
         name : str
             Name of the clusters.
 
         Returns
         -------
         Clusters
-            Growth: numbered by the mean similarity of their seeds. Merging: by size.
+            Growth numbers them by the mean similarity of their seeds, merging by size.
 
         Raises
         ------
         ValueError, TypeError
-            If an argument breaks its rule.
+            If an argument is wrong.
         """
         cut = check_cut(self.method, threshold, n_clusters, min_size, drop_background)
         return self._cut_with(ClusterOptions(self.method, **cut), name)
 
     def _cut_with(self, options: ClusterOptions, name: str) -> Clusters:
-        """As `cut`, with options that are checked."""
+        """Like `cut`, but without a check of the options."""
         level = options.threshold
         if options.n_clusters is not None:
             counts = self._counts(options.min_size, options.drop_background is not False)
@@ -301,12 +302,12 @@ class ClusterTree(Frozen):
         )
 
     def _grown(self, level: float | str, min_size: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Labels and seeds of growth at one level, or with "auto" of the most stable clusters."""
+        """Labels and seeds of growth at one level, or of the most stable clusters ("auto")."""
         if not isinstance(level, str):
             forest = Forest(self.first, self.second, self.level, self.mask)
             return cut_at(forest, level, self.similarity_mean, min_size)
         children, sizes = self._links
-        # Not similarities but their ranks, from 1 to 0: similarities of noise lie close together.
+        # Ranks from 1 to 0 stand for similarities, because those of noise lie close together.
         rank = np.linspace(1, 0, len(children))
         smallest = max(2, min(STABLE_SIZE, int(self.mask.sum()) // 20), min_size)
         stable = most_stable(children, sizes, rank, smallest)
@@ -314,18 +315,18 @@ class ClusterTree(Frozen):
         return numbered(labels, self.similarity_mean, by_size=False)
 
     def _coarse(self, level: float) -> NDArray[Any]:
-        """The regions of the automatic cut, joined up to a level above 1."""
+        """Labels of the regions of the automatic cut after the joins up to `level`."""
         flat = self._regions.ravel()
         join = ~self._fine & (self.level <= level)
         n = int(flat.max(initial=-1)) + 1
         group = join_pairs(flat[self.first[join]], flat[self.second[join]], n)
-        return np.append(group, -1)[self._regions]  # -1 stays -1, also without regions
+        return np.append(group, -1)[self._regions]  # -1 stays -1, even without regions
 
     def _merged(
         self, level: float, min_size: int, drop: bool
     ) -> tuple[NDArray[Any], NDArray[Any], tuple[int, ...], int]:
-        """Labels and seeds at one level of merging, and of the background: the labels of clusters
-        that stay, and the number of regions.
+        """Labels and seeds at one level of merging, labels of background clusters that stay, and
+        the number of background regions of at least `min_size` positions.
         """
         if level >= 1:
             labels = self._coarse(level)
@@ -349,16 +350,15 @@ class ClusterTree(Frozen):
     def _strongest(self) -> float:
         """Power of the strongest region of the automatic cut; infinite where there is one region.
 
-        One region has no other to be compared with. Its power is then compared with that of its
-        radial profile alone: the mean pattern of liquid keeps up to 0.025 of that power where the
-        centre of the beam is not calibrated.
+        The power of a single region is compared only with that of its radial profile. The mean
+        pattern of liquid has up to 0.025 of that power if the centre of the beam is not calibrated.
         """
         power = powers(self._totals(self._regions))[0]
         return float(power.max()) if len(power) > 1 else np.inf
 
     @cached_property
     def _node_background(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Which nodes below the automatic cut are background, which above it, and their sizes."""
+        """Which nodes below and above the automatic cut are background; sizes of those above."""
         below = sum_nodes(self._links[0], self._columns.T)
         above = sum_nodes(self.branches()[0], self._totals(self._regions))
         strongest = self._strongest
@@ -366,8 +366,8 @@ class ClusterTree(Frozen):
 
     @cached_property
     def _columns(self) -> NDArray[Any]:
-        """Features, their sum of squares, brightness, and 1, a row each; a column a position."""
-        # Merging has both.
+        """Rows: features, their sum of squares, brightness, and 1. Columns: positions."""
+        # Trees of merging have both arrays.
         features = cast(NDArray[Any], self.features)
         brightness = cast(NDArray[Any], self.brightness)
         flat = features.reshape(self.mask.size, -1).T.astype(np.float64, order="C")
@@ -391,22 +391,22 @@ class ClusterTree(Frozen):
     # --- EMD ---------------------------------------------------------------------------------
 
     def to_node(self, name: str = "cluster_tree") -> emdfile.Node:
-        """The tree as one RealSlice of the mean similarity; the rest is in its metadata."""
+        """The tree as a RealSlice of the mean similarity; its metadata hold everything else."""
         return write_tree(self, name)
 
     @classmethod
     def from_node(cls, node: emdfile.Node) -> ClusterTree:
-        """The tree in a node of a datacube, also one read from a file."""
+        """Read the tree from a node of a datacube; the node may come from a file."""
         return cls(**read_tree(node))
 
 
 def level_for(tree: ClusterTree, counts: NDArray[Any], n_clusters: int) -> float:
-    """Level at which `ClusterTree.cut` finds `n_clusters`; `counts` are those at each level."""
+    """Level at which `ClusterTree.cut` finds `n_clusters`, given the `counts` at all levels."""
     if not len(counts):
         return 1.0
     enough = counts <= n_clusters
     if tree.method == "merge":
-        # Not the fine levels, where few clusters have grown to the smallest size.
+        # Leave out fine levels, at which few clusters have reached the smallest size.
         enough &= np.arange(len(counts)) >= len(counts) - 1 - counts[::-1].argmax()
     if not enough.any():
         raise ValueError(
@@ -414,13 +414,13 @@ def level_for(tree: ClusterTree, counts: NDArray[Any], n_clusters: int) -> float
             "at every level; parts of the mask that do not touch never join"
         )
     best = tree.levels[enough & (counts == counts[enough].max())]
-    if tree.method == "merge":  # the ratio to the automatic level, 1, counts
+    if tree.method == "merge":  # nearest by the ratio to the automatic level, 1
         return float(best[np.abs(np.log(np.maximum(best, 1e-300))).argmin()])
     return float(best[-1])  # the coarsest level has the most positions in clusters
 
 
 def _count(children: NDArray[Any], counted: NDArray[Any]) -> NDArray[Any]:
-    """Number of `counted` nodes that are roots, before the first join and after each."""
+    """Number of `counted` nodes that are roots, before the first join and after each join."""
     n = len(counted) - len(children)
     change = counted[n:].astype(int) - counted[children].sum(axis=1)
     return np.cumsum(np.append(counted[:n].sum(), change))

@@ -1,1 +1,1 @@
-"""What is measured from the patterns of a scan: filter, similarity, features, mixtures."""
+"""Work on the patterns of a scan: filter, similarity, features, mixtures."""

@@ -31,7 +31,7 @@ def measure_features(
     progress_bar: bool,
     n_rows: int | None = None,
 ) -> Features:
-    """Features of each pattern, at most `rank`; None takes those that stand out of the noise."""
+    """Features of each pattern, at most `rank`; None takes all that stand out of the noise."""
     with progress(2 * datacube.R_Nx, "Comparing", progress_bar) as report:
         return features_core(
             datacube.data,

@@ -49,29 +49,30 @@ def filter_correlative(
     """Average each diffraction pattern with similar patterns of its neighbours.
 
     Reduces noise without blurring borders of grains. Neighbours are compared by the correlation of
-    their blurred patterns, weighted by the squared distance from the centre of the detector; the
-    higher the correlation, the more a neighbour counts. The first step of the published workflow.
+    their blurred patterns; detector pixels are weighted by the squared distance from the centre.
+    The higher the correlation, the more a neighbour counts. This is the first step of the published
+    workflow.
 
     Parameters
     ----------
     sigma : float
-        Gaussian blur of the patterns that are compared, detector pixels; 0 for none. About the
-        radius of a Bragg disk: a larger blur removes more noise, but disks must stay separate. The
-        result is not blurred.
+        Gaussian blur of the patterns that are compared, detector pixels; 0 for none. Choose about
+        the radius of a Bragg disk: a larger blur removes more noise, but disks must stay separate.
+        The result is not blurred.
     radius : float
-        Neighbours up to a distance of ``radius + 1/2`` scan positions count; with 4 these are 69
-        positions, with the own one. Choose it well below the size of a grain.
+        Neighbours up to a distance of ``radius + 1/2`` scan positions count. A radius of 4 gives 69
+        positions, including the own one. Choose it well below the size of a grain.
     corr_range : (low, high), or "auto"
-        A correlation of `low` or less gives a neighbour the weight 0, `high` or more the weight 1,
-        linear in between. Both from -1 to 1. With fewer than about 1,000 electrons in a pattern,
-        noise keeps correlations below 0.85, and the default does nothing. Then choose "auto", which
-        finds the range from the correlations of positions near to each other and far apart; or
-        lower both until a picture of the result is smooth inside grains and sharp between them. The
-        range that was used is in the metadata of the result.
+        A neighbour has the weight 0 if its correlation is at most `low`, and 1 if it is at least
+        `high`; in between the weight is linear. Both are from -1 to 1. With fewer than about 1,000
+        electrons in a pattern, noise keeps correlations below 0.85, and the default does nothing.
+        Then choose "auto": the range is found from the correlations of positions near to each other
+        and far apart. Or lower both until a picture of the result is smooth inside grains and sharp
+        between them. The metadata of the result hold the range that was used.
     edge : int
         Width of the border of the detector that is left out of the comparison, detector pixels.
     out : path, optional
-        New EMD file into which the result is written block by block. By default the result is in
+        New EMD file to which the result is written block by block. By default the result is in
         memory, as float32. The file stays open as long as the result exists, so save clusters and
         averages to another file.
     overwrite : bool
@@ -88,10 +89,10 @@ def filter_correlative(
     max_memory : int or str, optional
         Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", that the work may take: the scan is
         read in blocks of as many rows as fit. The result does not depend on it. By default about
-        half a GB, or what one row of the scan takes if that is more; for a row of 512 patterns of
-        192 x 192 the filter takes 1.1 GB, and other methods half of this or less. Not counted are
-        Python with py4DSTEM (0.3 GB), a result in memory, what dask holds, and in merging 0.6 kB
-        for each position (24 features; 160 MB for 512 x 512 positions).
+        half a GB, or the memory for one row of the scan if that is more. A row of 512 patterns of
+        192 x 192 takes 1.1 GB in the filter, and at most half of this in other methods. Not counted
+        are Python with py4DSTEM (0.3 GB), a result in memory, the memory of dask, and in merging
+        0.6 kB for each position (24 features; 160 MB for 512 x 512 positions).
     progress_bar : bool
         Show progress.
 
@@ -99,12 +100,12 @@ def filter_correlative(
     -------
     DataCube
         float32, of the same shape, with a copy of the calibration. With `out`, its data are an
-        h5py dataset in that file, which ``py4DSTEM.read`` can open.
+        h5py dataset in that file. ``py4DSTEM.read`` can open the file.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule; before any work.
+        If an argument is wrong. The check comes before any work.
 
     Notes
     -----
@@ -115,8 +116,8 @@ def filter_correlative(
     ``(I(r) + sum_d a(d) I(r + d)) / (1 + sum_d a(d))``. The sum includes ``d = 0``, so a pattern
     counts twice at its own position, as in the published workflow (Lee et al., 2026, section 2.1).
 
-    A missing pixel (NaN or infinite) counts as the mean of its pattern in the comparison. It has no
-    weight in the average, so that the pixel gets the average of the neighbours.
+    A missing pixel (NaN or infinite) counts as the mean of its pattern in the comparison. In the
+    average it has no weight, so that it becomes the average of that pixel in the neighbours.
 
     Examples
     --------
@@ -133,7 +134,7 @@ def filter_correlative(
     edge = check_edge(edge, self.Qshape)
     name = self.name if name is None else check_name(name)
     if out is not None:
-        check_name(name)  # the name of the datacube may be no name for a file
+        check_name(name)  # the datacube may have a name that no file can hold
     n_jobs = check_n_jobs(n_jobs)
     overwrite = check_flag("overwrite", overwrite)
     progress_bar = check_flag("progress_bar", progress_bar)
@@ -174,7 +175,7 @@ def filter_correlative(
 
 
 def _note(datacube: DataCube, options: dict[str, Any]) -> dict[str, emdfile.Metadata]:
-    """Metadata of a datacube, with those of a filter, which may not be the first one."""
+    """Metadata of a datacube and of this filter; earlier filters keep their entries."""
     metadata = dict(datacube.metadata)
     earlier = sum(key.startswith("filter_correlative") for key in metadata)
     key = f"filter_correlative_{earlier + 1}" if earlier else "filter_correlative"
@@ -185,7 +186,7 @@ def _note(datacube: DataCube, options: dict[str, Any]) -> dict[str, emdfile.Meta
 def _check_file(
     data: Any, out: Any, overwrite: bool, compression: Any
 ) -> tuple[Path | None, dict[str, Any]]:
-    """Path of the file that is written, None for none, and options of h5py that compress it."""
+    """Path of the file to write (None: no file), and the options of h5py that compress it."""
     path = None if out is None else check_out(out, overwrite)
     if path is not None and is_one_of(path, files_of(data)):
         raise ValueError(f"out={str(path)!r} is the file of the scan itself; give another name")

@@ -27,8 +27,8 @@ from ..kernels.mixture import mixture_core
 from .features import measure_features
 
 MAX_CLUSTERS_PER_POSITION = 4
-"""Clusters whose shares are kept for each position; more do not meet at one position. When it
-grows, results take more memory."""
+"""Most clusters whose shares are kept for each position; more rarely meet at one position. With a
+larger number, results take more memory."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,9 +38,10 @@ class Mixture(Frozen):
     Attributes
     ----------
     labels : ndarray, (Rx, Ry, 4), int
-        Labels by falling share; -1 stands for positions in no cluster, -2 for no further cluster.
+        Labels of the clusters, the largest share first. -1 stands for positions outside clusters;
+        -2 fills places without a further cluster.
     shares : ndarray, (Rx, Ry, 4)
-        Their shares, 0 to 1. They add up to 1 unless more than four clusters meet.
+        Shares of these labels, 0 to 1. They add up to 1 unless more than four clusters meet.
     """
 
     labels: NDArray[Any]
@@ -57,7 +58,7 @@ class Mixture(Frozen):
         return self.shares_at(np.full(self.purity.shape, label))
 
     def shares_at(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Share of one cluster for each position, those of a map (Rx, Ry); (Rx, Ry)."""
+        """Share, at each position, of the cluster that the map `labels` (Rx, Ry) names there."""
         return np.where(self.labels == labels[..., None], self.shares, 0).sum(axis=2)
 
     def __repr__(self) -> str:
@@ -76,7 +77,7 @@ def measure_mixture(
     max_memory: int | str | None,
     progress_bar: bool,
 ) -> Mixture:
-    """Shares of clusters that were made with `settings`: q_mask, rank and lag."""
+    """Shares of clusters; q_mask, rank and lag are those in the `settings` of the clusters."""
     check_data(getattr(datacube, "data", None))
     reach = check_integer("reach", reach, 1)
     n_jobs = check_n_jobs(n_jobs)

@@ -48,17 +48,17 @@ SIMILARITY_KIND = "similarity"
 class Similarity(Frozen):
     """Cosine similarity of each diffraction pattern with its eight neighbours.
 
-    Made by ``datacube.get_similarity()``, for ``datacube.cluster(similarity=...)``. Can be used
-    like an array: ``np.asarray(similarity)``, ``similarity[rx, ry]``.
+    ``datacube.get_similarity()`` makes it, and ``datacube.cluster(similarity=...)`` takes it. It
+    can be used like an array: ``np.asarray(similarity)``, ``similarity[rx, ry]``.
 
     Parameters
     ----------
     data : ndarray, (Rx, Ry, 8)
         Similarity from -1 to 1; NaN where the neighbour lies outside the scan. The last axis is in
-        the order of `directions`. Each pair of positions has two values, one at either position,
-        which must be equal within 1e-5.
+        the order of `directions`. Each pair of positions has two values, one at each position; the
+        two must be equal within 1e-5.
     settings : mapping, optional
-        Options with which it was measured, and the versions of both packages.
+        Options of the measurement, and the versions of this package and py4DSTEM.
     pixel_size : float
         Distance of neighbouring scan positions.
     pixel_units : str
@@ -166,7 +166,7 @@ class Similarity(Frozen):
 
     @classmethod
     def from_node(cls, node: emdfile.Array) -> Similarity:
-        """The similarity in a node that `to_node` made, also one read from a file."""
+        """Read the similarity from a node that `to_node` made; the node may come from a file."""
         nodes.check_kind(node, SIMILARITY_KIND, "similarity", "one with datacube.get_similarity()")
         data = nodes.check_array(
             node, "data", getattr(node, "data", None), (None, None, 8), "f", -1.001, 1.001, nan=True
@@ -214,8 +214,9 @@ def get_similarity(
     Parameters
     ----------
     q_mask : ndarray of bool, (Qx, Qy), optional
-        Detector pixels that count; by default all. Leave out the direct beam, which is the same in
-        every grain and much stronger than the rest, and the area outside the last Bragg disks:
+        Detector pixels that count; by default all. Leave out the direct beam, because it is the
+        same in every grain and much stronger than the rest, and the area outside the last Bragg
+        disks:
         ``datacube.make_detector(datacube.Qshape, "annulus", ((qx0, qy0), (inner, outer)))``.
     sigma : float
         Gaussian blur of each pattern, detector pixels; 0 for none. A blur of up to the radius of a
@@ -225,20 +226,20 @@ def get_similarity(
         that share a background are similar.
     noise_correct : bool
         Correct for counting noise, so that patterns of one grain have a similarity near 1 at any
-        dose, and one threshold works for many scans. For raw counts only: filtered or averaged
-        patterns have less noise than is subtracted. At most 70 % of the power of a pattern is
-        subtracted. Where noise has more, the similarity stays too low: blur more (`sigma`), or
-        leave out empty parts of the detector (`q_mask`).
+        dose, and one threshold works for many scans. Use it for raw counts only: in filtered or
+        averaged patterns there is less noise than it subtracts. At most 70 % of the power of a
+        pattern is subtracted. If noise makes up more, the similarity stays too low: blur more
+        (`sigma`), or leave out empty parts of the detector (`q_mask`).
     gain : float, optional
         Recorded value of one electron, for `noise_correct`; 1 for counts. By default it is measured
         from the noise where neighbouring patterns differ least. This needs at least three positions
-        in a row or column, and grains in at least about a fifth of the scan. Give the gain of a
-        camera that lags, saturates or cuts off low values: its noise does not show the gain.
+        in a row or column, and grains in at least about a fifth of the scan. If the camera lags,
+        saturates or cuts off low values, give the gain: the noise does not show it then.
     offset : float, optional
         Recorded value without electrons, for `noise_correct`. By default it is measured with the
-        gain; 0 where `gain` is given.
+        gain, or 0 if `gain` is given.
     returncalc : bool
-        Return the result; it is kept in the tree either way.
+        Return the result. The tree of the datacube keeps it in any case.
     name : str
         Name in the tree of this datacube. A similarity replaces another of the same name.
     n_jobs : int, optional
@@ -258,20 +259,20 @@ def get_similarity(
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule; before any work. With `noise_correct`, also if the scan
-        holds no noise to measure the gain by.
+        If an argument is wrong; this check comes before any work. With `noise_correct`, also if the
+        gain cannot be measured because the scan holds no noise.
 
     Notes
     -----
-    With ``J`` the pattern minus its mean, blurred, inside `q_mask`:
+    ``J`` is the pattern minus its mean, blurred, inside `q_mask`. The similarity is
     ``S(r, d) = <J(r), J(r + d)> / (|J(r)| |J(r + d)|)``, the cosine of the paper (Lee et al., 2026,
     section 2.3). It is 0 where a pattern is empty or constant. A missing pixel (NaN or infinite)
     counts as the mean of its pattern.
 
-    With `noise_correct`, ``S`` is divided by the square roots of ``1 - V(r) / |J(r)|^2`` and of the
-    same for the neighbour, and clipped to -1 and 1. ``V(r)`` is the noise power: the gain times the
-    sum over `q_mask` of ``I(r) - offset``, blurred by the square of the blur kernel; at most
-    ``0.7 |J(r)|^2``.
+    With `noise_correct`, ``S`` is divided by the square root of ``1 - V(r) / |J(r)|^2`` and by that
+    of the same term of the neighbour, and clipped to -1 and 1. ``V(r)`` is the noise power: the
+    gain times the sum over `q_mask` of ``I(r) - offset``, blurred by the square of the blur kernel;
+    at most ``0.7 |J(r)|^2``.
 
     Examples
     --------
@@ -313,7 +314,7 @@ def measure_similarity(
     max_memory: int | str | None,
     progress_bar: bool,
 ) -> Similarity:
-    """Check the options of `get_similarity`, and measure."""
+    """Check the options of `get_similarity`, and measure the similarity."""
     start = perf_counter()
     check_data(datacube.data)
     options: dict[str, Any] = {
@@ -349,7 +350,7 @@ def measure_similarity(
 
 
 def as_similarity(similarity: Any, scan: tuple[int, int]) -> Similarity:
-    """The similarity in what `cluster` takes as one; it must be of a scan of this shape."""
+    """Turn what `cluster` takes as `similarity` into a Similarity of a scan of this shape."""
     if isinstance(similarity, emdfile.Array):
         similarity = Similarity.from_node(similarity)
     elif not isinstance(similarity, Similarity):

@@ -15,29 +15,29 @@ from numpy.typing import NDArray
 from .pieces import Piece
 
 _BATCH_BYTES = 16 * 2**20
-"""Bytes of frames that are read and repaired at a time. With a larger number, reading a column of
-pixels of the whole scan takes more memory."""
+"""Bytes of frames that are read and repaired at a time. With a larger number, reading one detector
+pixel of the whole scan takes more memory."""
 
 _MAX_OPEN_FILES = 64
-"""Chunk files that are open at a time. A scan may have thousands, and a process may often open no
-more than 1,024."""
+"""Most chunk files that are open at a time. A scan may have thousands of them, but a process can
+often open no more than 1,024."""
 
 
 class ScanArray:
-    """A 4D scan that stays on disk, read by frame; the `data` of what `open_scan` returns.
+    """A 4D scan that stays on disk and is read by frame; `open_scan` returns a DataCube with it.
 
-    Indexed like a NumPy array, and returns NumPy arrays: integers, slices, arrays of integers and
-    boolean maps of the scan, in any way that leaves the detector whole or cuts it by integers and
-    slices. Only the frames asked for are read. ``numpy.asarray(array)`` reads them all.
+    It is indexed like a NumPy array, and gives NumPy arrays. The scan axes take integers, slices,
+    arrays of integers and boolean maps; the detector axes take integers and slices. Only the frames
+    that the index needs are read. ``numpy.asarray(array)`` reads all frames.
 
-    Any number of threads may read at the same time; HDF5 itself serves one at a time. A copied or
+    Any number of threads may read at the same time, but HDF5 serves one at a time. A copied or
     pickled scan holds the names of the files, not the counts.
 
     Attributes
     ----------
     shape : (Rx, Ry, Qx, Qy)
     dtype : numpy.dtype
-        The type in the file, or a floating point type where missing pixels are NaN.
+        The type in the file, or a floating point type if missing pixels are NaN.
     """
 
     ndim = 4
@@ -83,7 +83,7 @@ class ScanArray:
         self.__dict__.update(state)
         self._start()
 
-    # --- what an array has
+    # --- methods of arrays
 
     @property
     def size(self) -> int:
@@ -97,7 +97,7 @@ class ScanArray:
 
     @property
     def files(self) -> list[Path]:
-        """The file that was opened, and those that hold the frames."""
+        """The file that was opened, and the files that hold the frames."""
         return sorted({self._path, *self._sizes})
 
     def __len__(self) -> int:
@@ -114,11 +114,11 @@ class ScanArray:
         return out if dtype is None else out.astype(dtype, copy=False)
 
     def copy(self) -> ScanArray:
-        """Itself: it cannot be written to."""
+        """Return this array, because it cannot be written to."""
         return self
 
     def mean(self, axis: Any = None, **options: Any) -> Any:
-        """Mean along `axis`, as numpy.mean; over the scan, ``axis=(0, 1)``, row by row."""
+        """Mean along `axis`, as numpy.mean; with ``axis=(0, 1)`` it is read row by row."""
         if axis != (0, 1) or _beyond_defaults(options):
             return np.asarray(self).mean(axis=axis, **options)
         total = np.zeros(self.shape[2:])
@@ -127,7 +127,7 @@ class ScanArray:
         return total / self._index.size
 
     def max(self, axis: Any = None, **options: Any) -> Any:
-        """Largest value along `axis`, as numpy.max; over the scan, ``axis=(0, 1)``, row by row."""
+        """Maximum along `axis`, as numpy.max; with ``axis=(0, 1)`` it is read row by row."""
         if axis != (0, 1) or _beyond_defaults(options):
             return np.asarray(self).max(axis=axis, **options)
         out = self[0].max(axis=0)
@@ -136,7 +136,7 @@ class ScanArray:
         return out
 
     def close(self) -> None:
-        """Close the files; they open again when something is read."""
+        """Close the files; the next read opens them again."""
         with self._lock:
             while self._handles:
                 self._handles.popitem()[1].file.close()
@@ -160,7 +160,7 @@ class ScanArray:
         return out.reshape(frames.shape + pattern)[()]
 
     def _split(self, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Cut an index into the part of the scan and the part of the detector."""
+        """Split an index into one for the scan axes and one for the detector axes."""
         keys = list(key) if isinstance(key, tuple) else [key]
         keys = [k if _is_basic(k) else np.asarray(k) for k in keys]
         if any(k is None for k in keys):
@@ -187,7 +187,7 @@ class ScanArray:
         if any(isinstance(k, np.ndarray) for k in scan) and not all(
             isinstance(k, slice) for k in pattern
         ):
-            # NumPy may move axes then.
+            # For such an index NumPy may move axes.
             raise IndexError(
                 "with arrays for the scan axes, the detector axes take slices only; read first, "
                 "data[scan index][..., detector index]"
@@ -195,7 +195,7 @@ class ScanArray:
         return tuple(scan), tuple(pattern)
 
     def _read(self, numbers: NDArray[Any]) -> NDArray[Any]:
-        """Frames of rising numbers, repaired."""
+        """Read and repair the frames with these numbers; the numbers must rise."""
         out = np.empty((len(numbers), *self.shape[2:]), dtype=self._raw)
         places = np.searchsorted(self._starts, numbers, side="right") - 1
         cuts = np.flatnonzero((np.diff(numbers) != 1) | np.diff(places)) + 1
@@ -207,7 +207,7 @@ class ScanArray:
         return self._repair(out, numbers)
 
     def _read_run(self, piece: Piece, first: int, out: NDArray[Any]) -> None:
-        """Frames of one dataset, one after the other."""
+        """Read consecutive frames of one dataset into `out`, from number `first`."""
 
         def read(start: int, stop: int, out: NDArray[Any]) -> None:
             rows = slice(first + start, first + stop)
@@ -220,7 +220,7 @@ class ScanArray:
             except (OSError, RuntimeError) as error:
                 self._check_size(piece)
                 raise self._unreadable(piece, first, out, read) from error
-            # HDF5 reads zeros behind the end of a file.
+            # HDF5 reads zeros beyond the end of a file that shrank.
             self._check_size(piece)
 
     def _unreadable(
@@ -276,7 +276,7 @@ class ScanArray:
     # --- repairing
 
     def _repair(self, raw: NDArray[Any], numbers: NDArray[Any]) -> NDArray[Any]:
-        """Act on saturated counts, and give bad pixels a value."""
+        """Treat saturated counts and bad pixels as the options say."""
         flat = raw.reshape(len(raw), -1)
         out = flat
         if self._limit is not None and self._saturated != "keep":
@@ -311,27 +311,27 @@ class ScanArray:
 
 
 def _is_basic(key: Any) -> bool:
-    """Whether an index is an integer, a slice, None or an ellipsis, and no array."""
+    """Whether an index is an integer, a slice, None or an ellipsis, not an array."""
     if isinstance(key, (bool, np.bool_)):
         return False
     return key is None or key is Ellipsis or isinstance(key, (slice, int, np.integer))
 
 
 def _beyond_defaults(options: dict[str, Any]) -> bool:
-    """Whether any option differs from what numpy.mean and numpy.max pass by default."""
+    """Whether any option differs from its default in numpy.mean and numpy.max."""
     return any(value is not None and value is not False for value in options.values())
 
 
 def _good_neighbours(bad: NDArray[np.bool_]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """For each bad pixel the good ones in the smallest square around it that holds three.
+    """For each bad pixel, the good pixels in the smallest square around it that holds three.
 
     Returns
     -------
-    list of (pixels (n,), neighbours (n, k)), flat indices, one for each k.
+    list of (pixels (n,), neighbours (n, k)), as flat indices; an entry for each number k.
     """
     shape = bad.shape
     enough = min(3, int((~bad).sum()))
-    # Good pixels in all rows and columns before a place: the count of a square takes four of them.
+    # Number of good pixels above and left of each place. Four such numbers count a square.
     before = np.pad((~bad).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     groups: dict[int, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
     pending = np.argwhere(bad)
@@ -346,7 +346,7 @@ def _good_neighbours(bad: NDArray[np.bool_]) -> list[tuple[NDArray[Any], NDArray
         offsets = np.indices((2 * reach + 1,) * 2).reshape(2, -1).T - reach
         for k in np.unique(count[count >= enough]):
             chosen = pending[count == k]
-            # A large gap of a large detector would not fit into memory in one piece.
+            # In parts, because a large gap between detector chips may not fit into memory.
             for part in np.array_split(chosen, len(chosen) * len(offsets) // 2**22 + 1):
                 places = part[:, None] + offsets
                 inside = ((places >= 0) & (places < shape)).all(axis=2)
@@ -362,7 +362,7 @@ def _good_neighbours(bad: NDArray[np.bool_]) -> list[tuple[NDArray[Any], NDArray
 
 
 def _median(values: NDArray[Any]) -> NDArray[Any]:
-    """Median along the last axis without NaN, in float64; NaN where all values are NaN."""
+    """Median along the last axis in float64; NaN are left out, and NaN only gives NaN."""
     values = np.sort(values, axis=-1)  # NaN goes to the end
     count = (values.shape[-1] - np.isnan(values).sum(axis=-1))[..., None]
     low = np.take_along_axis(values, np.maximum(count - 1, 0) // 2, axis=-1)

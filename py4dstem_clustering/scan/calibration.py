@@ -1,4 +1,4 @@
-"""Read and copy calibrations: step of the scan, detector pixel, origin."""
+"""Read and copy calibrations: pixel sizes of the scan and the detector, and the origin."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def carry_calibration(
 
 
 def copy_calibration(calibration: Calibration | None = None) -> Calibration:
-    """A copy of a py4DSTEM Calibration that shares nothing with it; of None an empty one.
+    """An independent copy of a py4DSTEM Calibration; an empty Calibration for None.
 
-    The copy leaves out what py4DSTEM.read adds: the place in the file, and the names of the objects
-    that are calibrated (0.14.18).
+    The copy leaves out the entries that py4DSTEM.read adds: the place in the file, and the names of
+    the objects that are calibrated (0.14.18).
     """
     copy = Calibration() if calibration is None else calibration.copy(name="calibration")
     for key, value in list(copy._params.items()):
@@ -52,7 +52,7 @@ def copy_calibration(calibration: Calibration | None = None) -> Calibration:
 
 
 def calibration_of(node: Any) -> Any:
-    """The calibration of the tree that a node is in; None where there is none."""
+    """The calibration of the tree in which a node is; None if there is none."""
     root = getattr(node, "root", None)
     return None if root is None else root.metadata.get("calibration")
 
@@ -68,7 +68,7 @@ def scan_step(node: emdfile.Node) -> tuple[float, str]:
 
 
 def step_of(node: Any, calibration: Any, axes: str = "R") -> tuple[float, str]:
-    """Size and unit of pixels, of the scan or the detector ("Q"), in the calibration of a node."""
+    """Size and unit of pixels in a calibration: of the scan ("R") or of the detector ("Q")."""
     if calibration is None:
         return 1.0, "pixels"
     if not hasattr(calibration, "get_R_pixel_size"):
@@ -87,7 +87,7 @@ def step_of(node: Any, calibration: Any, axes: str = "R") -> tuple[float, str]:
 
 
 def known_centre(datacube: Any) -> tuple[float, float] | None:
-    """Mean centre of the direct beam, from the calibration; None where it holds none."""
+    """Mean centre of the direct beam, from the calibration; None if the calibration has none."""
     calibration = calibration_of(datacube)
     if calibration is None:
         return None
@@ -98,7 +98,7 @@ def known_centre(datacube: Any) -> tuple[float, float] | None:
 
 
 def known_origins(datacube: Any) -> NDArray[Any] | None:
-    """Origin of each pattern (Rx, Ry, 2), NaN where unknown; None where no origin is known."""
+    """Origin of each pattern (Rx, Ry, 2), NaN where unknown; None if all are unknown."""
     calibration = calibration_of(datacube)
     origin = None if calibration is None else calibration.get_origin()
     if origin is None or any(np.shape(part) not in ((), datacube.Rshape) for part in origin):
@@ -115,9 +115,10 @@ def varies(origin: NDArray[Any]) -> bool:
 
 
 def whole_shifts(datacube: Any) -> NDArray[Any] | None:
-    """Whole pixels (Rx, Ry, 2) that bring each pattern to the mean origin; None where all are 0.
+    """Shifts (Rx, Ry, 2) in whole pixels that move patterns to the mean origin; None if all are 0.
 
-    The parts of a pixel that are left change the patterns no more than what features leave out.
+    What remains is less than a pixel. Its effect is no larger than the part of the patterns that
+    the features leave out.
     """
     origin = known_origins(datacube)
     if origin is None:

@@ -24,9 +24,9 @@ from .calibration import carry_calibration
 def get_provenance(
     datacube: DataCube, start: float | None = None, known: str | None = None
 ) -> dict[str, Any]:
-    """The data, versions and time that a result was made from, and the seconds since `start`.
+    """Where a result is from: the data, versions and time, and the seconds since `start`.
 
-    `known` is the fingerprint of the data, where it has just been taken.
+    `known` is the fingerprint of the data, if the caller has it already.
     """
     found: dict[str, Any] = {
         "source": datacube.name,
@@ -57,11 +57,11 @@ def copy_datacube(datacube: DataCube) -> DataCube:
     return new_datacube(datacube.data, datacube.name, carry_calibration(datacube), metadata)
 
 
-# --- where a scan lies --------------------------------------------------------------------------
+# --- files of a scan -----------------------------------------------------------------------------
 
 
 def files_of(data: Any) -> list[Path]:
-    """The files that hold the data of a scan, as far as they are known."""
+    """The files that hold the data of a scan; an empty list if they are not known."""
     if isinstance(data, ScanArray):
         return data.files
     if hasattr(data, "read_direct"):  # h5py
@@ -74,22 +74,22 @@ def files_of(data: Any) -> list[Path]:
 
 
 def is_one_of(path: Path, files: Iterable[Path]) -> bool:
-    """Whether a path leads to one of some files, under any name."""
+    """Whether `path` is one of `files`, even under another name (a link)."""
     return path.exists() and any(file.exists() and path.samefile(file) for file in files)
 
 
-# --- knowing a scan again -----------------------------------------------------------------------
+# --- fingerprint of a scan ----------------------------------------------------------------------
 
 _SAMPLED_PATTERNS = 16
-"""Patterns that enter a fingerprint. With a larger number, more changes are noticed, and taking it
-reads more."""
+"""Number of patterns from which a fingerprint is made. With a larger number, more changes of the
+data are noticed, and more data are read."""
 
 
 def fingerprint(data: Any) -> str:
-    """Hash of the shape, the type and 16 patterns all over a scan, to know its content again.
+    """Hash of the shape, the type and 16 patterns all over a scan, to recognise its data later.
 
-    The first 32 characters of a SHA-256. Two scans that differ in other patterns only have the same
-    fingerprint.
+    It is the first 32 characters of a SHA-256. Scans that differ only in other patterns have the
+    same fingerprint.
     """
     rx, ry = data.shape[:2]
     found = hashlib.sha256(repr((tuple(data.shape), np.dtype(data.dtype).str)).encode())

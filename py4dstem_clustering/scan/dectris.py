@@ -1,7 +1,7 @@
-"""Scans left on disk: Dectris Arina and Eiger master files with their chunk files, plain HDF5.
+"""Open scans that stay on disk: master files of Dectris Arina and Eiger, and other HDF5 files.
 
-Counts keep the type that they have in the file, and a damaged frame is an error that names the file
-and the frame, never a frame of zeros.
+Counts keep the type that they have in the file. A damaged frame raises an error that names the file
+and the frame; it is never read as zeros.
 
 Layout of the files (DECTRIS, "Header documentation: NeXus"): ``*_master.h5`` holds
 ``entry/data/data_000001`` and so on, each a link to a dataset (frames, Qx, Qy) in a file of its
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from py4DSTEM import DataCube
 
 NAME = "arina"
-"""Name of the Metadata that `open_scan` adds."""
+"""Name of the Metadata that `open_scan` adds to the datacube."""
 
 BAD_PIXELS = ("fill", "missing", "keep")
 
@@ -47,8 +47,9 @@ def open_scan(
 ) -> DataCube:
     """Open a scan that stays on disk: Dectris Arina and Eiger, or plain HDF5.
 
-    Where ``py4DSTEM.import_file(..., filetype="arina")`` reads the whole scan into memory and cuts
-    32-bit counts to 16 bits, this reads a frame when it is asked for, with the counts of the file.
+    Frames are read when they are needed, with the counts of the file.
+    ``py4DSTEM.import_file(..., filetype="arina")`` instead reads the whole scan into memory, and
+    cuts 32-bit counts to 16 bits.
 
     Parameters
     ----------
@@ -56,62 +57,63 @@ def open_scan(
         The ``*_master.h5`` file, with its chunk files beside it; or, with `dataset`, another HDF5
         file.
     scan_shape : (Rx, Ry), optional
-        Rows and columns of the scan, without flyback. By default what the file says (a 4D dataset,
-        or several triggers of several frames each), else a square.
+        Rows and columns of the scan, without flyback. By default they come from the file (a 4D
+        dataset, or several triggers of several frames each); if it has none, the scan is a square.
     skip_frames : int or (int, int)
         Frames before the first row that are dropped; a pair also drops frames after the last row.
     flyback : int
-        Frames at the end of each row that are dropped: the beam on its way back. The last row may
-        lack them.
+        Frames at the end of each row that are dropped, because the beam moves back. The last row
+        may lack them.
     dataset : str, optional
         Name of a dataset in the file, (frames, Qx, Qy) or (Rx, Ry, Qx, Qy); by default the chunks
         of a master file.
     bad_pixels : "fill", "missing" or "keep"
-        What becomes of pixels that the detector's own mask marks as bad (any of the lower 16
-        bits). "fill" gives them the median of the good pixels in the smallest square around them
-        that holds three; the scan keeps its type, and whatever looks for Bragg disks works.
-        "missing" makes them NaN and the scan floating point. "keep" leaves what was recorded, often
-        the largest value of the type.
+        How pixels are treated that the mask of the detector marks as bad (one of the lower 16 bits;
+        any bit if the detector applied the mask). "fill" gives a bad pixel the median of the good
+        pixels in the smallest square around it that holds three; the scan keeps its type, and disk
+        detection works. "missing" makes bad pixels NaN and the scan floating point. "keep" leaves
+        the recorded values, often the largest value of the type.
     saturated : "raise", "missing" or "keep"
-        What becomes of saturated values in good pixels: the largest value of an integer type, which
-        the detector writes where it has no count, and values above the saturation that the file
-        states. "raise" stops when the first one is read, and names its position;
-        ``datacube.get_dp_max()`` reads the whole scan. "missing" makes them NaN and the scan
-        floating point, so choose it after "raise" found some. "keep" leaves them, as for patterns
-        that were rescaled to the full range of their type.
+        How saturated values in good pixels are treated. These are the largest value of an integer
+        type, which the detector writes if it has no count, and values above the saturation value in
+        the file. "raise" raises an error at the first one that is read, with its position; call
+        ``datacube.get_dp_max()`` to read the whole scan. "missing" makes them NaN and the scan
+        floating point; choose it after "raise" found some. "keep" leaves them; choose it for
+        patterns that were rescaled to the full range of their type.
     name : str, optional
         Name of the datacube; by default that of the file, without ``_master``.
 
     Returns
     -------
     DataCube
-        Its `data` are a `ScanArray`, (Rx, Ry, Qx, Qy), where Qx and Qy are the axes of the frames
-        in the file, slow and fast. All methods of this package read it in blocks, and py4DSTEM's
-        that go from pattern to pattern read one at a time. ``numpy.asarray(datacube.data)`` and
-        ``py4DSTEM.save(path, datacube)`` read all of it into memory. The files stay open;
-        ``datacube.data.close()`` closes them until something is read again.
+        Its `data` are a `ScanArray`, (Rx, Ry, Qx, Qy), where Qx and Qy are the slow and the fast
+        axis of the frames in the file. All methods of this package read it in blocks. Methods of
+        py4DSTEM that work pattern by pattern read one pattern at a time.
+        ``numpy.asarray(datacube.data)`` and ``py4DSTEM.save(path, datacube)`` read all of it into
+        memory. The files stay open; ``datacube.data.close()`` closes them until the next read.
 
-        ``datacube.metadata["arina"]`` holds what the file says of the detector, in the file's own
-        names and units, and ``"bad_pixels"``, a boolean map (Qx, Qy) where there is a mask:
-        ``q_mask & ~datacube.metadata["arina"]["bad_pixels"]`` leaves bad pixels out. The pixel size
-        of the scan is set where the file ``<name>.h5`` of the microscope states it, as py4DSTEM
-        does; nothing else is calibrated.
+        ``datacube.metadata["arina"]`` holds the detector settings, with the names and units of the
+        file. If the file has a pixel mask, it also holds ``"bad_pixels"``, a boolean map (Qx, Qy):
+        ``q_mask & ~datacube.metadata["arina"]["bad_pixels"]`` leaves bad pixels out. As in
+        py4DSTEM, the pixel size of the scan is set if the file ``<name>.h5`` of the microscope
+        states it; nothing else is calibrated.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule, frames do not make up the scan, or, on reading, counts are
-        saturated.
+        If an argument is wrong, or the number of frames does not fit the scan; while data are read,
+        if counts are saturated.
     OSError
-        If a file is missing, damaged, cut short, compressed in a way that is not installed, or
-        leads to another file outside its folder; on reading, also if it shrank or a frame of it
-        cannot be decompressed. The error names the file and the frame.
+        If a file is missing, damaged or cut short, needs a compression filter that is not
+        installed, or links to a file outside its folder; while data are read, also if the file
+        shrank or a frame cannot be decompressed. The error names the file and the frame.
 
     Notes
     -----
-    Links are followed to files in the folder of the master file only, by their name where the path
-    is another; ``<name>_data_000001.h5`` stands in for a chunk file that was renamed with the
-    master file. Bitshuffle/LZ4 has no checksum: a flipped bit that still decompresses is not seen.
+    Links are followed only to files in the folder of the master file. If a link has another path,
+    a file of the same name in this folder is taken. If chunk files were renamed with the master
+    file, ``<name>_data_000001.h5`` and so on are taken. Bitshuffle/LZ4 has no checksum, so a
+    flipped bit is not noticed if the frame still decompresses.
 
     Examples
     --------
@@ -179,13 +181,13 @@ def open_scan(
 
 
 def _load_filters() -> None:
-    """Make bitshuffle and LZ4 known to HDF5, where hdf5plugin is installed."""
+    """Make bitshuffle and LZ4 known to HDF5 if hdf5plugin is installed."""
     with suppress(ImportError):
         import hdf5plugin  # noqa: F401
 
 
 def _check_skip(skip_frames: Any) -> tuple[int, int]:
-    """Frames that are dropped before the first row and after the last."""
+    """Number of frames to drop before the first row, and after the last row."""
     pair = skip_frames if isinstance(skip_frames, (tuple, list)) else (skip_frames, 0)
     if len(pair) != 2:
         raise ValueError(
@@ -197,7 +199,7 @@ def _check_skip(skip_frames: Any) -> tuple[int, int]:
 
 
 def _default_name(prefix: str) -> str:
-    """The name of the file, where a datacube can have it."""
+    """The name of the file if a datacube can have this name, else "scan"."""
     try:
         return check_name(prefix)
     except ValueError:

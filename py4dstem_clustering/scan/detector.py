@@ -1,4 +1,4 @@
-"""What a Dectris file says of the detector: its settings, bad pixels and saturation."""
+"""Read the settings of the detector, bad pixels and saturation from a Dectris file."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ _FACTS = (
         )
     ),
 )
-"""What is copied into the metadata of the datacube, where a file has it, under its own name."""
+"""Values of the file that are copied, under the same names, into the metadata of the datacube."""
 
 _BAD_BITS = 0xFFFF
-"""Bits of the pixel mask that mark a pixel without good counts. Higher bits mark special pixels
-whose counts are good (NeXus, NXdetector)."""
+"""Bits of the pixel mask that mark a bad pixel. Higher bits mark special pixels with good counts
+(NeXus, NXdetector)."""
 
 
 def read_facts(path: Path, bad_pixels: str) -> tuple[dict[str, Any], NDArray[Any] | None]:
-    """What a file says of the detector, in its own names and units, and its pixel mask."""
+    """Settings of the detector, with the names and units of the file, and its pixel mask."""
     facts: dict[str, Any] = {}
     with untrusted.open_file(path) as file:
         for place in _FACTS:
@@ -105,7 +105,7 @@ def bad_map(
     bad_pixels: str,
     path: Path,
 ) -> NDArray[Any]:
-    """True for pixels whose counts are not good, (Qx, Qy)."""
+    """Boolean map of bad pixels, (Qx, Qy)."""
     if mask is None:
         return np.zeros(detector, dtype=bool)
     if mask.shape != detector:
@@ -113,7 +113,7 @@ def bad_map(
             f"the pixel mask of {path}, {mask.shape}, does not fit its frames, {detector}; "
             "copy the frames into a file of their own, without the mask"
         )
-    # A detector that applies its mask marks every pixel with any bit (EIGER2 manual, 11.1).
+    # If the detector applies its mask, a pixel with any bit set is bad (EIGER2 manual, 11.1).
     bad = mask != 0 if facts.get("pixel_mask_applied") else (mask & _BAD_BITS) != 0
     if bad.all() and bad_pixels != "keep":
         raise ValueError(
@@ -124,7 +124,7 @@ def bad_map(
 
 
 def largest_good_count(dtype: np.dtype[Any], facts: dict[str, Any]) -> int | float | None:
-    """The largest value that can be a count; None for floating point and boolean data."""
+    """The largest value that is not saturated; None for floating point and boolean data."""
     if dtype.kind not in "iu":
         return None
     largest = int(np.iinfo(dtype).max)
@@ -141,7 +141,7 @@ def largest_good_count(dtype: np.dtype[Any], facts: dict[str, Any]) -> int | flo
 
 
 def scan_step_of_microscope(path: Path) -> float | None:
-    """Distance of scan positions in Å, where the microscope wrote it beside the master file."""
+    """Distance of scan positions in Å, from the file of the microscope; None if it is not there."""
     if not path.is_file() or not h5py.is_hdf5(path):
         return None
     with untrusted.open_file(path) as file:
@@ -151,11 +151,11 @@ def scan_step_of_microscope(path: Path) -> float | None:
         size = np.ravel(group.attrs["Pixel Size"])
     if size.size == 0 or size.dtype.kind not in "iuf" or not (np.isfinite(size[0]) and size[0] > 0):
         return None
-    return 10 * float(size[0])  # from nm
+    return 10 * float(size[0])  # nm to Å
 
 
 def _single_value(file: h5py.File, path: str) -> Any:
-    """A dataset of one value as plain Python; None where there is none in this file."""
+    """The value of a dataset with one value, as plain Python; None if there is no such dataset."""
     item = untrusted.object_at(file, path)
     if not isinstance(item, h5py.Dataset) or item.size != 1 or item.dtype.kind not in "buifSO":
         return None

@@ -15,7 +15,7 @@ from .calibration import step_of
 from .dectris import open_scan
 
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".py4dstem", ".emd")
-"""Suffixes by which py4DSTEM takes a file for HDF5 (0.14.18)."""
+"""Suffixes of the files that py4DSTEM opens as HDF5 (0.14.18)."""
 
 _STAY_ON_DISK = {"dm", "empad", "mib"}
 """File types that py4DSTEM can leave on disk."""
@@ -24,15 +24,15 @@ _MAY_LACK_SHAPE = ("empad", "mib")
 """File types that may not state the shape of the scan."""
 
 _MAX_DEFLATE_RATIO = 1032
-"""Bytes that one byte of a zip archive can unpack to. A larger number lets a small file ask for
-more memory."""
+"""Most bytes that one byte of a zip archive can unpack to. With a larger number, a small file can
+ask for more memory."""
 
 
 def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | None = None) -> Any:
     """Open a file of py4DSTEM, of a microscope, of NumPy (.npy, .npz) or of HDF5 as a DataCube.
 
-    Files of Arina, DigitalMicrograph, EMPAD and Merlin stay on disk, as do .npy files, and HDF5
-    files in which `key` names the dataset.
+    Files of Arina, DigitalMicrograph, EMPAD and Merlin stay on disk. So do .npy files, and plain
+    HDF5 files in which `key` names the dataset.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def load_scan(path: Path, key: str | None = None, scan_shape: tuple[int, int] | 
         raise type(error)(f"{path} holds no scan: {error}") from error
     if cube is None:
         return py4DSTEM.DataCube(values, name="datacube")
-    if "calibration" not in cube.root.metadata:  # some files have none
+    if "calibration" not in cube.root.metadata:  # some files have no calibration
         cube.calibration = py4DSTEM.Calibration()
     if not isinstance(cube.calibration, py4DSTEM.Calibration):
         raise ValueError(f"{path} is damaged: its calibration is not one of py4DSTEM")
@@ -97,11 +97,11 @@ def _from_numpy(path: Path, key: str | None) -> NDArray[Any]:
 
 
 def _from_zip(archive: ZipFile, info: ZipInfo) -> NDArray[Any]:
-    """An array in an .npz file, when it is as large as its header says.
+    """An array in an .npz file, after a check that it is as large as its header says.
 
-    NumPy takes the memory that a header asks for before it reads the values.
+    NumPy would take all the memory that a header states before it reads the values.
     """
-    # Other compressions pack a terabyte into a megabyte.
+    # With other compressions, a megabyte can unpack to a terabyte.
     if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
         raise ValueError(f"{info.filename} is not compressed as by np.savez_compressed")
     with archive.open(info) as file:
@@ -131,7 +131,7 @@ def _from_zip(archive: ZipFile, info: ZipInfo) -> NDArray[Any]:
 
 
 def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | None) -> Any:
-    """What py4DSTEM or `open_scan` makes of a file: a DataCube, or a 3D array of patterns."""
+    """Open a file with py4DSTEM or `open_scan`: a DataCube, or a 3D array of patterns."""
     import py4DSTEM
     from py4DSTEM.io.legacy import is_py4DSTEM_version13
     from py4DSTEM.io.parsefiletype import _parse_filetype
@@ -157,7 +157,7 @@ def _from_py4dstem(path: Path, key: str | None, scan_shape: tuple[int, int] | No
         elif filetype in ("emd", "legacy"):
             data = py4DSTEM.read(str(path), datapath=key)
         elif filetype in _MAY_LACK_SHAPE and scan_shape is not None:
-            # These options read a stack of patterns from any file (0.14.18).
+            # With these options py4DSTEM reads any file as a stack of patterns (0.14.18).
             if filetype == "empad":
                 options["EMPAD_shape"] = (_count_empad_patterns(path), 1, 130, 128)
             else:
@@ -212,9 +212,9 @@ def _name_in_old_file(path: Path, key: str | None) -> str:
 
 
 def _check_hdf5(path: Path) -> None:
-    """Refuse a file that would harm py4DSTEM.
+    """Raise an error if it is not safe to open a file with py4DSTEM.
 
-    py4DSTEM follows any link, and takes any memory that a file asks for (0.14.18).
+    py4DSTEM follows any link, and takes as much memory as a file asks for (0.14.18).
     """
     with untrusted.open_file(path) as file:
         is_emd = file.attrs.get("emd_group_type") == "file"

@@ -1,4 +1,4 @@
-"""Find the datasets that hold the frames of a scan, and check that they are whole."""
+"""Find the datasets that hold the frames of a scan, and check that they are complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..emd import untrusted
 
 
 class Piece(NamedTuple):
-    """Frames that lie one after the other: those of a 3D dataset, or of one row of a 4D one."""
+    """Consecutive frames: those of a 3D dataset, or of one row of a 4D dataset."""
 
     file: Path
     dataset: str
@@ -27,7 +27,7 @@ class Piece(NamedTuple):
 
 
 def master_pieces(path: Path, prefix: str) -> list[Piece]:
-    """The chunks of a master file, in their order, none missing."""
+    """The chunks of a master file, in order; a missing chunk is an error."""
     if re.search(r"_data_\d+$", path.stem):
         master = re.sub(r"_data_\d+$", "_master.h5", path.stem)
         raise ValueError(
@@ -73,7 +73,7 @@ def master_pieces(path: Path, prefix: str) -> list[Piece]:
 
 
 def check_alike(pieces: list[Piece]) -> None:
-    """All pieces hold frames of one shape and type."""
+    """Raise an error unless the frames of all pieces have the same shape and type."""
     first = pieces[0]
     for piece in pieces[1:]:
         if piece.shape[-2:] != first.shape[-2:] or piece.dtype != first.dtype:
@@ -87,9 +87,9 @@ def check_alike(pieces: list[Piece]) -> None:
 def find_pieces(
     path: Path, name: str, sibling: Path | None = None, max_links: int = 4
 ) -> list[Piece]:
-    """The frames of a dataset, through links into files beside `path`; the dataset is whole.
+    """The frames of a complete dataset; links to files in the folder of `path` are followed.
 
-    `sibling` is the file that is taken where the file of a link is missing.
+    `sibling` is the file that is taken if the file of a link is missing.
     """
     with untrusted.open_file(path) as file:
         item = untrusted.object_at(file, name)
@@ -113,7 +113,7 @@ def _suggest(path: Path) -> str:
     def note(name: str, item: Any) -> bool | None:
         if isinstance(item, h5py.Dataset) and item.ndim in (3, 4):
             found.append(f"dataset={name!r}")
-        return True if len(found) == 5 else None  # None goes on
+        return True if len(found) == 5 else None  # None continues the search
 
     with untrusted.open_file(path) as file:
         file.visititems(note)  # does not follow links
@@ -121,7 +121,7 @@ def _suggest(path: Path) -> str:
 
 
 def _pieces(path: Path, dataset: h5py.Dataset) -> list[Piece]:
-    """The frames of one dataset, which must be whole and lie in this file."""
+    """The frames of one dataset; it must be complete and lie in this file."""
     where, shape, dtype = f"{dataset.name!r} of {path}", dataset.shape, dataset.dtype
     if dataset.ndim not in (3, 4):
         raise ValueError(
@@ -133,7 +133,7 @@ def _pieces(path: Path, dataset: h5py.Dataset) -> list[Piece]:
     if 0 in shape:
         raise ValueError(f"{where} of shape {shape} is empty")
     if dataset.external or dataset.is_virtual:
-        # Both name other files, and HDF5 reads zeros where those are missing.
+        # Such datasets refer to other files. HDF5 reads zeros if those are missing.
         raise OSError(
             f"{where} takes its values from other files, which is not followed; open the file that "
             "holds them, or copy the values (h5repack)"
@@ -145,7 +145,7 @@ def _pieces(path: Path, dataset: h5py.Dataset) -> list[Piece]:
 
 
 def _check_written(dataset: h5py.Dataset, where: str) -> None:
-    """Every frame was written: HDF5 reads zeros where nothing was."""
+    """Raise an error unless every frame was written; HDF5 reads zeros for missing frames."""
     if dataset.chunks is None:
         if dataset.id.get_storage_size() >= dataset.size * dataset.dtype.itemsize:
             return
@@ -166,7 +166,7 @@ def _check_written(dataset: h5py.Dataset, where: str) -> None:
 
 
 def _linked_file(master: Path, filename: str, sibling: Path | None) -> Path:
-    """The file that a link in `master` leads to: one in the folder of `master`, or `sibling`."""
+    """The file to which a link in `master` leads: one in its folder, or `sibling`."""
     folder = master.parent
     name, inside = untrusted.file_of_link(filename)
     candidates = [folder.joinpath(*name.parts)] if inside else []

@@ -1,4 +1,4 @@
-"""Rows and columns of a scan, from the number of its frames."""
+"""Find the rows and columns of a scan from the number of its frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def find_scan_shape(
     flyback: int,
     facts: dict[str, Any],
 ) -> tuple[int, int]:
-    """Rows and columns of the scan that the frames make up, without flyback."""
+    """Rows and columns of the scan, without flyback."""
     kept = n_frames - sum(skip)
     what = f"{n_frames} frames"
     if skip != (0, 0):
@@ -69,7 +69,7 @@ def find_scan_shape(
 
 
 def _possible_shapes(frames: int, flyback: int) -> str:
-    """Scans that have so many frames, those nearest to a square, as text for an error."""
+    """The six scan shapes nearest to a square with so many frames, as text for an error."""
     found = {
         (rows, total // rows - flyback)
         for total in {frames, frames + flyback}

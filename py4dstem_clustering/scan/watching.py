@@ -1,4 +1,4 @@
-"""Files of a running experiment, as they appear."""
+"""Wait for the files of a running experiment."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def watch_folder(
 ) -> Iterator[Path]:
     """Wait for the files of a running experiment, and yield each one when it is complete.
 
-    Files that are there already come first. The order is that in which they were last written.
+    Files that exist already come first. Files come in the order in which they were last written.
 
     Parameters
     ----------
     path : path
         Folder, which must exist.
     pattern : str
-        Names that count, as in a shell: ``"*_master.h5"``, ``"frame_*.npy"``. Choose one that
-        leaves out files of results.
+        Names that count, as in a shell: ``"*_master.h5"``, ``"frame_*.npy"``. It must leave out
+        files of results.
     settle : float
-        A file is complete when it has not changed for so many seconds. With it every file counts
-        whose name begins alike, so that a ``*_master.h5`` waits for its ``*_data_*.h5``. Longer
-        than the detector pauses while it writes.
+        Seconds without change after which a file is complete. Changes of files whose names begin
+        with the name of this file count too, so that a ``*_master.h5`` waits for its
+        ``*_data_*.h5``. Choose it longer than the pauses of the detector while it writes.
     poll : float
         Seconds between two looks into the folder.
     timeout : float, optional
-        End when no file has come or changed for so many seconds, at least `settle`. By default
-        wait until Ctrl-C.
+        Seconds without a new or changed file after which the iteration ends, at least `settle`. By
+        default it goes on until Ctrl-C.
 
     Yields
     ------
@@ -48,7 +48,7 @@ def watch_folder(
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule; at the call, not when the first file is asked for.
+        If an argument is wrong. The error comes at the call, not with the first file.
 
     Examples
     --------
@@ -75,8 +75,8 @@ def _watch(
     folder: Path, pattern: str, settle: float, poll: float, timeout: float | None
 ) -> Iterator[Path]:
     yielded: set[str] = set()
-    # State of each file, and since when by the clock of this machine, which is not that of a file
-    # server.
+    # State of each file, and the time at which this state was first seen. The time is of this
+    # machine, because the clock of a file server may differ.
     seen: dict[str, tuple[Any, float]] = {}
     changed = time.monotonic()
     while True:
@@ -85,7 +85,7 @@ def _watch(
         for file in folder.iterdir():
             try:
                 found = file.stat()
-            except OSError:  # removed meanwhile
+            except OSError:  # the file was removed meanwhile
                 continue
             sizes[file.name] = found.st_mtime_ns, found.st_size
         ready = []
@@ -102,7 +102,7 @@ def _watch(
         for _, file in sorted(ready):
             yielded.add(file.name)
             yield file
-        if ready:  # the caller worked on them meanwhile
+        if ready:  # the caller took time to work on them
             changed = time.monotonic()
             continue
         if timeout is not None and now - changed >= timeout:
