@@ -1,1 +1,1 @@
-"""How well and how fast this package works: the tables of the guide are made here."""
+"""Benchmarks of quality and speed; they make the tables of the guide."""

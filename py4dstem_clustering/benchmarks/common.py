@@ -1,4 +1,4 @@
-"""What benchmarks on simulated scans share: checks of seeds and doses, and tables."""
+"""Functions that benchmarks on simulated scans share: checks of seeds and doses, tables."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def write_csv(path: Path, rows: Sequence[Any]) -> None:
 def markdown_table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[int] = ()
 ) -> str:
-    """Return a table in Markdown; columns are aligned to the right, but for those of `texts`."""
+    """Return a table in Markdown; columns are aligned to the right, except those in `texts`."""
     rules = ["---" if i in texts else "---:" for i in range(len(heads))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rules, *rows))

@@ -1,7 +1,7 @@
-"""Benchmark: time and peak memory of a scan that lies in a file, each step in a process of its own.
+"""Benchmark: time and peak memory of each step on a scan in a file, one process for each step.
 
-A small simulated scan is enlarged to the wanted size, block by block. It has as many grains as the
-small one; for time and memory it is like a measured scan of that size.
+A small simulated scan is enlarged to the wanted size, block by block. The number of
+grains stays the same; time and memory are those of a measured scan of that size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..base.checks import check_integer, check_memory
 from ..simulate.scan import simulate_scan
 
 STEPS = ("filter", "merge", "averages")
-"""Filter to HDF5, merging of the unfiltered scan, averages of the clusters."""
+"""The steps: filter to HDF5, merging of the unfiltered scan, averages of the clusters."""
 
 _SIMULATED_SIDE = 32
 """Largest number of positions along an axis of the small scan."""
@@ -33,7 +33,7 @@ _PIECE_BYTES = 16 * 2**20
 
 
 class Row(NamedTuple):
-    """What one step took."""
+    """Time and memory of one step."""
 
     step: str
     seconds: float
@@ -80,7 +80,7 @@ def run_benchmark(
     for n in detector:
         check_integer("--detector", n, 32)
     check_memory(max_memory)
-    # The scan in 16 bits and the filtered scan in 32; Python's numbers do not overflow.
+    # The scan has 16 bits, the filtered scan 32. Python integers do not overflow.
     n_bytes = 6 * int(np.prod([*scan, *detector], dtype=object))
     with tempfile.TemporaryDirectory() as place:
         free = disk_usage(place).free
@@ -130,7 +130,7 @@ def _memory() -> int:
 
 
 def _run(step: str, path: Path, max_memory: str | None) -> dict[str, Any]:
-    """Run one step; seconds and memory."""
+    """Run one step and return its time and memory."""
     import py4DSTEM
 
     from .. import Clusters

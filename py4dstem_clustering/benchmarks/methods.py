@@ -1,8 +1,8 @@
-"""The ways to find grains that the benchmark of segmentation compares.
+"""Methods that the benchmark of segmentation compares.
 
-Some methods are told more than a measurement tells, always in their favour: see `Method.told`.
-k-means, NMF and Ward do not recognise the liquid, so a cluster that is mostly liquid by the truth
-counts as background (`drop_liquid`). No real method can look at the truth.
+Some methods use facts from the truth that no measurement gives; this is an advantage for them, see
+`Method.told`. k-means, NMF and Ward do not recognise the liquid, so clusters that are mostly liquid
+in the truth count as background (`drop_liquid`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..simulate.scan import SimulatedScan
 THRESHOLDS = np.concatenate(
     [np.linspace(0.01, 0.9, 90), np.linspace(0.905, 0.99, 18), np.linspace(0.991, 0.999, 9)]
 ).round(3)
-"""Thresholds from which "paper, best threshold" takes the best by the truth.
+"""Thresholds that "paper, best threshold" tries; the truth decides which of them is best.
 
 They start near 0, because noise lowers all similarities: at 100 electrons the best is about 0.06.
 """
@@ -36,7 +36,7 @@ _DISK_RADIUS = 2.0
 """Radius of the direct beam in detector pixels, the default of `simulate_scan`."""
 
 _KMEANS_STARTS = 10
-"""Number of starts of k-means; with more, the best is better and takes longer."""
+"""Number of starts of k-means; more starts give a better result and take longer."""
 
 _GROWTH = {"r_mask": "triangle", "min_size": 10, "progress_bar": False}
 
@@ -70,7 +70,7 @@ def _filtered_and_similarity(scan: SimulatedScan) -> tuple[Any, Any]:
 
 
 def _features(scan: SimulatedScan) -> NDArray[np.float64]:
-    """Return the features that merging starts from, ``(Rx, Ry, n)``."""
+    """Return the features that merging uses, ``(Rx, Ry, n)``."""
     found = features_core(
         scan.datacube.data, q_mask=None, rank=None, centre=None, n_jobs=None, report=lambda n: None
     )
@@ -93,7 +93,7 @@ def binned_counts(scan: SimulatedScan) -> NDArray[Any]:
 
 
 class Segmentation(NamedTuple):
-    """What a method makes of a scan."""
+    """Result of a method on a scan."""
 
     labels: NDArray[Any]
     threshold: float | str | None = None
@@ -114,7 +114,7 @@ def _auto_threshold(start: tuple[Any, Any], truth: NDArray[Any], seed: int) -> S
 
 
 def _best_threshold(start: tuple[Any, Any], truth: NDArray[Any], seed: int) -> Segmentation:
-    """Grow at each threshold; of equally good thresholds the lowest is taken."""
+    """Grow at each threshold and take the best; among equals the lowest threshold."""
     found = [_grow(start, float(threshold)) for threshold in THRESHOLDS]
     return max(found, key=lambda one: panoptic_quality(one.labels, truth).quality)
 
@@ -124,7 +124,7 @@ def _merge(start: Any, truth: NDArray[Any], seed: int) -> Segmentation:
 
 
 def _kmeans(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
-    """Take the best of several starts, by the sum of squared distances."""
+    """Take the best of several starts: the one with the smallest sum of squared distances."""
     values = start.reshape(-1, start.shape[2])
 
     def run(i: int) -> tuple[float, NDArray[Any]]:
@@ -150,7 +150,7 @@ def _nmf(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
 
 
 def _ward(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
-    """Join neighbours along the axes of the scan only."""
+    """Join only neighbours along the axes of the scan."""
     model = AgglomerativeClustering(
         count_labels(truth) + 1, connectivity=grid_to_graph(*truth.shape), linkage="ward"
     )
@@ -159,9 +159,9 @@ def _ward(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
 
 
 def drop_liquid(labels: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
-    """Set clusters to -1 of which more than half of the positions are liquid by the truth.
+    """Set clusters to -1 if more than half of their positions are liquid in the truth.
 
-    This is in favour of methods that take the liquid for a grain: it uses the truth.
+    This uses the truth, so it is an advantage for methods that do not recognise the liquid.
     """
     size = np.bincount(labels.ravel())
     liquid = np.bincount(labels[truth < 0], minlength=len(size))
@@ -173,11 +173,11 @@ class Method(NamedTuple):
 
     title: str
     told: str
-    """What the truth tells the method."""
+    """Facts from the truth that the method uses; empty if it uses none."""
     prepare: Callable[[SimulatedScan], Any]
-    """Makes what the method starts from; methods that start from the same share it."""
+    """Function that makes the input of the method; methods with the same input share it."""
     run: Callable[[Any, NDArray[Any], int], Segmentation]
-    """Makes the labels from that, the truth and the seed."""
+    """Function that makes the labels from this input, the truth and the seed."""
     color: str
     marker: str
 

@@ -1,7 +1,7 @@
 """Benchmark: orientations and strains of simulated grains, from averages and single patterns.
 
 Each scan is clustered and averaged. Orientation and strain of the averages are found with
-py4DSTEM's disk detection and matching, and so are those of single patterns inside the same grains.
+py4DSTEM's disk detection and matching. The same is done for single patterns in the same grains.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ ELECTRONS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """Electrons a pattern."""
 
 TUNING_SEEDS = range(40, 60)
-"""Seeds on which the settings of `refine_orientations` were tuned; refused."""
+"""Seeds on which `refine_orientations` was tuned; the benchmark refuses them."""
 
 SHAPES = {False: ((48, 40), (96, 90)), True: ((20, 18), (64, 60))}
-"""Shapes of scan and detector; those of small scans, for tests of the benchmark itself, by True."""
+"""Shapes of scan and detector. True: small scans, for tests of the benchmark itself."""
 
 STRAIN = 0.02
 """Largest strain of a grain, for each component."""
 
 N_SINGLES = {False: 30, True: 4}
-"""Number of single patterns of each scan; those of small scans by True."""
+"""Number of single patterns of each scan. True: small scans."""
 
 SOURCES = ("averages", "single patterns")
 
@@ -84,7 +84,7 @@ class Row(NamedTuple):
     matched: float
     """Misorientation between the truth and the match of py4DSTEM."""
     refined: float
-    """The same after `refine_orientations`."""
+    """Misorientation from the truth after `refine_orientations`."""
     ambiguity: float
     """Correlation of the second-best orientation, divided by that of the best."""
     e_xx: float
@@ -97,7 +97,7 @@ class Row(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What was found in some patterns."""
+    """Results for some patterns."""
 
     matched: Any
     refined: Any
@@ -106,7 +106,7 @@ class _Found(NamedTuple):
     seconds: float
     """Time for disks and matching, per pattern."""
     seconds_refining: float
-    """Per pattern."""
+    """Time of refining, per pattern."""
 
 
 def run_benchmark(
@@ -134,7 +134,7 @@ def simulated_crystal() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide py4DSTEM's prints, bars and warnings (0.14.18), which say nothing about the scan."""
+    """Hide prints, bars and warnings of py4DSTEM (0.14.18); they are not about the scan."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -200,9 +200,8 @@ def _find(
 ) -> _Found:
     """Find orientation and strain of patterns ``(n, 1, Qx, Qy)``.
 
-    Strain is that of the disks of each pattern against its own orientation. With `lattice`, the
-    orientations of clusters, it is against that of the cluster `label` of each pattern, as in the
-    paper.
+    The strain of each pattern refers to its own orientation. With `lattice`, the orientations of
+    clusters, it refers to the orientation of the cluster `label` of the pattern, as in the paper.
     """
     start = perf_counter()
     with quiet():
@@ -223,7 +222,7 @@ def _find(
 
 
 def _strain(crystal: Any, bragg: Any, orientation: Any) -> NDArray[Any]:
-    """Return ``e_xx, e_yy, e_xy, theta``, shape (n, 4), against the orientation of each pattern."""
+    """Return ``e_xx, e_yy, e_xy, theta``, (n, 4), relative to the orientation of each pattern."""
     labels = np.arange(bragg.shape[0])[:, None]
     return calculate_strain(
         labels,
@@ -250,7 +249,7 @@ def _rows(
     crystal: Any,
     found: _Found,
 ) -> list[Row]:
-    """Compare what was found in patterns of known grains with the truth."""
+    """Compare the results for patterns of known grains with the truth."""
     known = np.flatnonzero(grain >= 0)
     truth = scan.orientations[grain[known]]
     matched, refined = (
@@ -314,7 +313,7 @@ def orientation_table(rows: list[Row]) -> str:
 
 
 def _spread(values: NDArray[Any]) -> str:
-    """Return the median of errors, and their standard deviation estimated from the median one."""
+    """Return the median of errors, and a standard deviation from their median deviation."""
     values = values[np.isfinite(values)]
     if not len(values):
         return "-"

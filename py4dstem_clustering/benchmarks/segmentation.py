@@ -1,6 +1,6 @@
-"""How well methods find the grains of simulated scans, measured by the truth.
+"""Benchmark: how well methods find the grains of simulated scans, compared with the truth.
 
-``py4dstem-clustering benchmark segmentation --out DIR`` runs it; `methods` holds what is compared.
+``py4dstem-clustering benchmark segmentation --out DIR`` runs it; `methods` holds the methods.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ ELECTRONS = (30.0, 100.0, 1000.0, 10000.0, 100000.0)
 """Electrons a pattern."""
 
 TUNING_SEEDS = range(100, 164)
-"""Seeds of the scans on which the settings of merging were tuned; refused."""
+"""Seeds on which the settings of merging were tuned; the benchmark refuses them."""
 
 SHAPES = {False: ((64, 56), (96, 90)), True: ((20, 18), (40, 36))}
-"""Shapes of scan and detector; those of small scans, for tests of the benchmark itself, by True."""
+"""Shapes of scan and detector. True: small scans, for tests of the benchmark itself."""
 
 HARD: dict[str, Any] = {"twins": 0.5, "bending": 2.0, "probe_blur": 0.8, "uneven": 0.5}
-"""Options of `simulate_scan` that make hard scans; easy ones have none."""
+"""Options of `simulate_scan` for hard scans; easy scans have none of them."""
 
 
 def make_scan(seed: int, electrons: float, *, easy: bool, small: bool) -> SimulatedScan:
-    """Simulate the scan of one seed at one dose; a seed means the same grains at every dose."""
+    """Simulate the scan of one seed at one dose; a seed has the same grains at every dose."""
     options = {} if easy else HARD
     n_grains = 2 + (4 * seed) % 11
     return simulate_scan(
@@ -102,7 +102,7 @@ def _run_scan(
     scan: SimulatedScan, electrons: float, seed: int, methods: tuple[str, ...]
 ) -> tuple[list[Row], Example]:
     truth = scan.labels
-    prepared: dict[Any, tuple[Any, float]] = {}  # with the seconds that it took
+    prepared: dict[Any, tuple[Any, float]] = {}  # and the seconds that this took
     rows, labels, quality = [], {}, {}
     for name in methods:
         method = METHODS[name]
@@ -125,7 +125,7 @@ def _run_scan(
 
 
 def typical_example(examples: list[Example]) -> Example:
-    """Return the scan of median quality, mean over methods, among the half with most grains."""
+    """Return the scan of median quality (mean over methods) in the half with the most grains."""
     many = sorted(examples, key=lambda one: -count_labels(one.truth))[: (len(examples) + 1) // 2]
     many.sort(key=lambda one: sum(one.quality.values()))
     return many[len(many) // 2]

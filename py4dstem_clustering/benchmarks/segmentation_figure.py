@@ -33,7 +33,7 @@ def _draw_quality(figure: Any, results: Results) -> None:
         method = METHODS[name]
         found = [summaries[method.title, dose] for dose in doses]
         mean, worst, best = (np.array([one[k] for one in found]) for k in range(3))
-        # Side by side, so that bars do not hide each other.
+        # Points are moved apart, so that bars do not hide each other.
         x = doses * 10 ** (0.045 * (i - (len(results.methods) - 1) / 2))
         strong = name == "merge"
         title = method.title + (" *" if method.told else "")
@@ -80,7 +80,7 @@ def _draw_maps(figure: Any, example: Example) -> None:
 
 
 def matched_colors(labels: NDArray[Any], truth: NDArray[Any], colors: NDArray[Any]) -> NDArray[Any]:
-    """Return the colour of each cluster: that of the grain that it matches, or grey."""
+    """Return the colour of each cluster: the colour of the matching grain, or grey."""
     out = np.tile(to_rgb("0.62"), (int(labels.max(initial=-1)) + 1, 1))
     for cluster, grain in panoptic_quality(labels, truth).matches:
         out[cluster] = colors[grain]
@@ -88,7 +88,7 @@ def matched_colors(labels: NDArray[Any], truth: NDArray[Any], colors: NDArray[An
 
 
 def _draw_map(ax: Any, labels: NDArray[Any], colors: NDArray[Any]) -> None:
-    palette = np.concatenate([colors, [to_rgb("white")]])  # -1 is the last
+    palette = np.concatenate([colors, [to_rgb("white")]])  # index -1 is the last colour
     ax.imshow(palette[labels], interpolation="nearest")
     ax.add_collection(LineCollection(list(border_lines(labels)), colors="black", linewidths=0.5))
     ax.set_xticks([])

@@ -1,6 +1,6 @@
 """Benchmark: how well particles of simulated series are followed and measured.
 
-Each series is processed as a user does it: clusters frame by frame, drift, tracks, and the growth
+Each series is processed like measured data: clusters frame by frame, drift, tracks, and the growth
 of every particle. The rotation of a particle comes from its mean patterns by py4DSTEM's disk
 detection and orientation matching.
 """
@@ -32,16 +32,16 @@ ELECTRONS = (100.0, 300.0, 1000.0, 10000.0)
 """Electrons a pattern."""
 
 TUNING_SEEDS = range(100, 116)
-"""Seeds on which drift and links were tuned; refused."""
+"""Seeds on which drift and links were tuned; the benchmark refuses them."""
 
 SHAPES: dict[bool, dict[str, Any]] = {
     False: {"n_frames": 20, "n_particles": 8},
     True: {"scan_shape": (24, 20), "detector_shape": (48, 44), "n_frames": 4, "n_particles": 3},
 }
-"""Options of simulate_series; those of small series, for tests of the benchmark itself, by True."""
+"""Options of simulate_series. True: small series, for tests of the benchmark itself."""
 
 _MIN_FRAMES = 5
-"""Number of frames from which a rate is measured; with more, fewer particles have a rate."""
+"""Smallest number of frames for a rate; with a larger one, fewer particles have a rate."""
 
 _MAX_MATCHED_FRAMES = 8
 """Number of frames of a particle whose orientation is matched; this takes most of the time."""
@@ -55,7 +55,7 @@ class SeriesRow(NamedTuple):
     mota: float
     idf1: float
     mota_of_true: float
-    """That of tracks of the true labels: it shows the errors of the tracking alone."""
+    """MOTA of tracks made from the true labels: it shows the errors of the tracking alone."""
     idf1_of_true: float
     drift: float
     """Root mean square error along one axis, scan positions."""
@@ -120,7 +120,7 @@ def _run_series(
 
 
 def _follow_true(truth: SimulatedSeries) -> Any:
-    """Follow the true labels with the true drift; the quality of the tracks."""
+    """Track the true labels with the true drift, and return the quality of the tracks."""
     frames, maps = [], []
     for t, cube in enumerate(truth):
         present = np.unique(truth.labels[t])
@@ -137,7 +137,7 @@ def _measure(
     particle: int, series: ClusterSeries, tracks: Tracks, found: NDArray[Any],
     truth: SimulatedSeries, dose: float, seed: int, crystal: Any,
 ) -> ParticleRow:  # fmt: skip
-    """Measure a particle by the track that holds most of it.
+    """Measure a particle with the track that contains most of it.
 
     Growth is measured in frames in which the true area grows evenly, rotation in all frames in
     which the track is mostly this particle.

@@ -1,6 +1,6 @@
-"""Slow loops written from the formulas: what the kernels are timed beside and tested against.
+"""Slow loops written from the formulas; kernels are timed and tested against them.
 
-They compute in float64 where the scan is float64, and in float32 where it is 16-bit counts.
+They compute in float64 for a float64 scan, and in float32 for a scan of 16-bit counts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def published_similarity(
 
 
 def neighbours(shape: tuple[int, ...], place: Place, radius: float) -> Iterator[Place]:
-    """Yield the positions within `radius` of a place, itself among them."""
+    """Yield the positions within `radius` of a place, including the place itself."""
     reach = int(radius + 1)
     for dx in range(-reach, reach + 1):
         for dy in range(-reach, reach + 1):
@@ -58,7 +58,7 @@ def neighbours(shape: tuple[int, ...], place: Place, radius: float) -> Iterator[
 
 
 def filter_feature(pattern: NDArray[Any], weight: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """Return what the correlative filter compares, blurred and weighted; 0 for a flat pattern."""
+    """Return the blurred, weighted pattern that the filter compares; 0 for a flat pattern."""
     if pattern.max() == pattern.min():
         return np.zeros_like(weight)
     blurred = gaussian_filter(pattern.astype(weight.dtype), sigma, mode="reflect", truncate=4)
@@ -81,9 +81,9 @@ def filter_sums(
 ) -> tuple[NDArray[Any], float]:
     """Correlative filter at one place: the weighted sum of patterns, and the sum of weights.
 
-    The pattern of the place has weight 1. To it is added each pattern within `radius`, that of the
-    place again among them, with a weight that rises from 0 to 1 over `corr_range` with the
-    correlation, the product of the `features` of norm 1.
+    The pattern of the place has weight 1. Each pattern within `radius` is added, including the
+    pattern of the place once more. Its weight rises from 0 to 1 when the correlation rises over
+    `corr_range`. The correlation is the product of two `features` of norm 1.
     """
     low, high = corr_range
     total = data[place].astype(np.result_type(data, np.float32))

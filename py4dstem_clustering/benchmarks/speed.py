@@ -1,8 +1,8 @@
-"""How fast the kernels are, beside a slow loop, the published code and what the machine can do.
+"""Benchmark: speed of the kernels, a slow loop and the published code, and of the machine.
 
-``py4dstem-clustering benchmark speed`` runs it. All ways to do one thing are timed in turn, several
-times, in one run, so that a machine that becomes slower slows all of them. Medians are given. Slow
-ways are timed on some of the positions only, and every time is per pattern.
+``py4dstem-clustering benchmark speed`` runs it. All ways to do a task are timed in turn, several
+times, so a machine that becomes slower affects all of them. Results are medians. Slow ways
+are timed on a few positions only. Times are per pattern.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ _GROWTH_SIDE, _GROWTH_THRESHOLDS = 512, np.linspace(0.5, 0.95, 10)
 
 
 class Machine(NamedTuple):
-    """What the kernels run on, and what it can do with `threads` threads."""
+    """The machine, and its speed with `threads` threads."""
 
     processor: str
     cores: int
     blas: str
     threads: int
     bandwidth: float
-    """Bytes a second that a copy reads and writes, added."""
+    """Bytes a second of a copy: bytes read plus bytes written."""
     flops: float
     """Floating-point operations a second of a large matrix product."""
 
@@ -81,11 +81,11 @@ class Row(NamedTuple):
     task: str
     way: str
     seconds: float
-    """Per pattern; median."""
+    """Median time per pattern."""
     ratio: float
-    """Time divided by that of the first way; median over turns."""
+    """Time divided by the time of the first way; median over turns."""
     share: float
-    """Least possible time divided by the time; NaN where the least is not known."""
+    """Least possible time divided by the time; NaN for all ways but the first."""
 
 
 def measure_machine(n_jobs: int | None) -> Machine:
@@ -164,7 +164,7 @@ def annulus(detector: int) -> NDArray[np.bool_]:
 
 
 def slow_places(side: int) -> list[Place]:
-    """Return positions around the middle of the scan: most of their neighbours are inside."""
+    """Return positions in the middle of the scan, with most neighbours inside of the scan."""
     first = max(0, side // 2 - 1)
     return [(first + i // 3, first + i % 3) for i in range(_N_SLOW_PLACES)]
 
@@ -188,9 +188,9 @@ for line in sys.stdin:
 
 @contextmanager
 def kikuchipy(python: str | None, data: NDArray[Any]) -> Iterator[Callable[[], None] | None]:
-    """Give kikuchipy's ``get_neighbour_dot_product_matrices`` as a function; None without Python.
+    """Give kikuchipy's ``get_neighbour_dot_product_matrices`` as a function; None without `python`.
 
-    It runs in a process of `python` that has loaded the scan and waits for calls.
+    The function runs in a process of `python` that has loaded the scan and waits for calls.
     """
     if python is None:
         yield None
@@ -231,7 +231,7 @@ def kikuchipy(python: str | None, data: NDArray[Any]) -> Iterator[Callable[[], N
 
 
 class Task(NamedTuple):
-    """Ways to do one thing, that of this package first, and the least that it takes."""
+    """Ways to do a task, this package first, and the least work that the task needs."""
 
     name: str
     ways: list[Way]
@@ -247,7 +247,7 @@ def make_tasks(
     n_jobs: int | None,
     kikuchipy_way: Callable[[], None] | None = None,
 ) -> Iterator[Task]:
-    """Yield every comparison; the arrays of a task are made when it is asked for."""
+    """Yield every comparison; the arrays of a task are made only when it is run."""
     yield _similarity_task(data, 0, n_jobs, kikuchipy_way)
     yield _similarity_task(data, 2, n_jobs, None)  # kikuchipy has no blur
     yield _filter_task(data, n_jobs)
@@ -260,7 +260,7 @@ def _ignore(done: int) -> None:
 
 
 def _blur_width(sigma: float) -> int:
-    """Return the number of pixels along an axis that a blur takes in; 0 without one."""
+    """Return the number of pixels of a blur along an axis; 0 without a blur."""
     return 2 * int(4 * sigma + 0.5) + 1 if sigma else 0
 
 
@@ -284,7 +284,7 @@ def _similarity_task(
     ways = [Way("this package", ours, side**2), Way("published", published, len(places))]
     if kikuchipy_way is not None:
         ways.append(Way("kikuchipy", kikuchipy_way, side**2))
-    # Each pattern is read once. Its norm and four products, and the blur along both axes.
+    # Bytes: each pattern is read once. Operations: norm, four products, blur along both axes.
     n_bytes = 2.0 * detector**2
     flops = 2.0 * 5 * int(q_mask.sum()) + 2 * 2 * _blur_width(sigma) * detector**2
     return Task("similarity" + (f", blur {sigma}" if sigma else ""), ways, n_bytes, flops)
@@ -309,7 +309,7 @@ def _filter_task(data: NDArray[Any], n_jobs: int | None) -> Task:
         slow_filter(data, places, features, weight)
 
     ways = [Way("this package", ours, side**2), Way("slow loop", slow, len(places))]
-    # Read in 16 bits, written in 32. Half of the correlations, all weighted sums, and the blur.
+    # Bytes: 16 bits read, 32 written. Operations: half of the correlations, all sums, the blur.
     n_offsets = len(footprint(RADIUS))
     correlations = n_offsets // 2 * (detector - 2 * edge) ** 2
     sums_and_blur = (n_offsets + 2 * _blur_width(SIGMA)) * detector**2
@@ -324,8 +324,8 @@ def slow_filter(
 ) -> NDArray[np.float32]:
     """Filter in a loop over neighbours, as if each pattern were normalised once.
 
-    `features` are those of the neighbours. The feature of each place is made again, so that the
-    time for a pattern holds one normalisation.
+    `features` are those of the neighbours. The feature of each place is computed again, so the time
+    per pattern includes one normalisation.
     """
     found = []
     for place in places:
@@ -431,7 +431,7 @@ def growth_seconds(side: int, turns: int) -> tuple[float, float]:
 
 
 def machine_text(machine: Machine) -> str:
-    """Return lines that say what the machine is, and what it can do."""
+    """Return lines that describe the machine and its speed."""
     return (
         f"{machine.processor}, {machine.cores} cores, {platform.system()}, "
         f"Python {platform.python_version()}, NumPy {np.__version__}\n"
@@ -442,7 +442,7 @@ def machine_text(machine: Machine) -> str:
 
 
 def load_text() -> str:
-    """Return a warning where other work runs on the machine, or nothing."""
+    """Return a warning if other work runs on the machine, otherwise an empty text."""
     if not hasattr(os, "getloadavg"):
         return ""
     load = os.getloadavg()[0]
@@ -459,7 +459,7 @@ def row_text(row: Row) -> str:
 
 
 def growth_text(side: int, tree: float, cut: float) -> str:
-    """Return the line of growth."""
+    """Return the line of the table for growth."""
     return (
         f"{'growth':<20} {side} x {side} positions: {tree:.3g} s for the tree of all thresholds, "
         f"{1e3 * cut:.3g} ms for the clusters at one"
@@ -467,5 +467,5 @@ def growth_text(side: int, tree: float, cut: float) -> str:
 
 
 def growth_side(positions: int) -> int:
-    """Return the side of the map for growth: that of the paper, or less for a tiny scan."""
+    """Return the side of the map for growth: as in the paper, or smaller for a tiny scan."""
     return _GROWTH_SIDE if positions >= 400 else 32

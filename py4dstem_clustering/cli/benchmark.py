@@ -12,7 +12,7 @@ from .options import make_folder, save_figure, time_since
 
 
 def _seeds_and_doses(options: argparse.Namespace, benchmark: Any) -> tuple[range, list[float]]:
-    """Seeds and doses of a benchmark on simulated scans, checked."""
+    """Check the seeds and doses of a benchmark on simulated scans."""
     from ..benchmarks.common import check_doses, check_seeds
 
     seeds = check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
@@ -120,7 +120,7 @@ def run_memory(options: argparse.Namespace) -> None:
 
 
 def run_speed(options: argparse.Namespace) -> None:
-    """Print how fast the kernels are, beside other ways and what the machine can do."""
+    """Print how fast the kernels are, compared with other codes and the limits of the machine."""
     from ..benchmarks import speed as benchmark
 
     positions = check_integer("--positions", options.positions, 9)

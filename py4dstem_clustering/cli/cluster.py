@@ -1,4 +1,4 @@
-"""The command ``cluster``: one scan."""
+"""The command ``cluster``: cluster one scan."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run_cluster(options: argparse.Namespace) -> None:
         found, similarity = [clusters], None
     else:
         found, similarity = _grow(scan, options, filtering, q_mask, r_mask, common)
-    found.sort(key=lambda clusters: clusters.n_clusters > 0)  # those without clusters first
+    found.sort(key=lambda clusters: clusters.n_clusters > 0)  # results without clusters come first
     start = time.perf_counter()
     averages = scan.get_clustered_datacube(found[-1], **common)
     print(f"averaged {found[-1].name!r} in {time_since(start)}")

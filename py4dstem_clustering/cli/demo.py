@@ -1,4 +1,4 @@
-"""The command ``demo``: a simulated scan, from patterns to figures."""
+"""The command ``demo``: cluster a simulated scan and draw the figures."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def run_demo(options: argparse.Namespace) -> None:
     averages = scan.get_clustered_datacube(clusters, progress_bar=False)
     print(f"clustered and averaged in {time_since(start)}: {clusters}")
 
-    # Beside it as in the paper. Patterns of few electrons correlate little, so the published
-    # corr_range would not let any neighbour count.
+    # The same scan with the method of the paper. Patterns of few electrons correlate little, so no
+    # neighbour would have a weight with the published corr_range.
     filtered = scan.filter_correlative(corr_range="auto", progress_bar=False)
     centre = tuple((n - 1) / 2 for n in scan.Qshape)
     q_mask = scan.make_detector(scan.Qshape, "annulus", (centre, (6, min(centre))))

@@ -1,4 +1,4 @@
-"""Run a command; a mistake of the user becomes one line and exit code 2."""
+"""Run a command; a mistake of the user gives a message of one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from .parser import make_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command: 0 when it is done, 2 after a mistake of the user, 130 after Ctrl-C.
+    """Run a command; return 0 on success, 2 after a mistake of the user, 130 after Ctrl-C.
 
-    `arguments` are by default those of the process, ``sys.argv[1:]``.
+    `arguments` are by default those of the command line, ``sys.argv[1:]``.
     """
     parser = make_parser()
     options = parser.parse_args(arguments)

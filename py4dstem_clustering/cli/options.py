@@ -1,4 +1,4 @@
-"""What several commands share: opening a scan, options, masks, figures."""
+"""Functions that several commands share: opening a scan, options, masks, figures."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def filter_and_r_mask(options: argparse.Namespace) -> tuple[dict[str, Any], floa
 
 
 def check_other_file(out: Path, files: Iterable[Path]) -> None:
-    """Refuse an output file that is one of the files that are read."""
+    """Refuse an output file that is also an input file."""
     if is_one_of(out, files):
         raise ValueError(f"--out {out} is the scan itself; give another name")
 
 
 def is_growth(options: argparse.Namespace) -> bool:
-    """Whether clusters are grown, as in the paper; otherwise regions are merged."""
+    """Whether clusters are grown as in the paper; otherwise they are merged."""
     grows = options.threshold is not None or options.filter or options.sigma is not None
     if grows and options.keep_background:
         raise ValueError("--keep-background goes with merging, not with --threshold")
@@ -100,7 +100,7 @@ def common_options(options: argparse.Namespace) -> dict[str, Any]:
 def load_datacube(
     path: Path, key: str | None, scan_shape: tuple[int, int] | None, step: tuple[float, str] | None
 ) -> Any:
-    """Open a scan as a DataCube, and set its scan step where one is given."""
+    """Open a scan as a DataCube, and set its scan step if one is given."""
     scan = load_scan(path, key, scan_shape)
     if step is not None:
         scan.calibration.set_R_pixel_size(step[0])
@@ -114,7 +114,7 @@ def load_datacube(
 def draw_overview(
     folder: Path, similarity: Any, clusters: Any, averages: Any = None, image: Any = None
 ) -> None:
-    """Write a figure of the clusters, and of similarity, growth and averages where given."""
+    """Write a figure of the clusters, and of similarity, growth and averages if given."""
     from .. import plotting
 
     grown = similarity is not None
@@ -133,7 +133,7 @@ def draw_overview(
 
 
 def save_figure(path: Path, draw: Callable[[Any], object]) -> None:
-    """Call `draw` with a figure that no window shows, and write the figure."""
+    """Call `draw` with a new figure, and write the figure without showing a window."""
     figure = _new_figure()
     draw(figure)
     figure.savefig(path, dpi=_DPI)

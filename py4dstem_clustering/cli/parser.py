@@ -181,7 +181,7 @@ def _add_series_benchmark(commands: Any) -> None:
 def _add_simulated_scans(
     command: argparse.ArgumentParser, doses: str, n_seeds: int, tuning: str
 ) -> None:
-    """Add the options of benchmarks on simulated scans; `tuning` are seeds that are refused."""
+    """Add the options of benchmarks on simulated scans; seeds in `tuning` are refused."""
     add = command.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="folder for results")
     add("--electrons", type=float, nargs="+", help=f"electrons a pattern; default {doses}")

@@ -1,4 +1,4 @@
-"""The command ``series``: scans of an in-situ experiment."""
+"""The command ``series``: cluster the scans of an in-situ experiment."""
 
 from __future__ import annotations
 

@@ -36,15 +36,15 @@ class CrossValidation(Frozen):
     Attributes
     ----------
     errors : dict of method: ndarray, (Rx, Ry)
-        Smallest misorientation between a position and its four neighbours, which belong to the
-        other half of the scan, degrees; NaN where the position itself, or each of the four, has no
+        Smallest misorientation, degrees, between a position and its four neighbours, which belong
+        to the other half of the scan. NaN if the position or all four neighbours have no
         orientation.
     orientations : dict of method: ndarray, (Rx, Ry, 3, 3)
-        Orientation matrices of both halves together, NaN where there is none.
+        Orientation matrices of both halves together; NaN where there is no orientation.
     costs : dict of method: (n_matches, seconds, seconds_before)
         See `table`.
     pixel_size : float
-        Distance of neighbouring scan positions.
+        Distance between neighbouring scan positions.
     pixel_units : str
         Unit of `pixel_size`.
     """
@@ -67,7 +67,8 @@ class CrossValidation(Frozen):
         Returns
         -------
         structured ndarray, a row for each method
-            ``pandas.DataFrame(validation.table())`` takes it. Both halves together. Fields:
+            For pandas: ``pandas.DataFrame(validation.table())``. Values are for both halves
+            together. Fields:
 
             ``method``;
             ``mean`` and ``median`` of the errors, degrees, NaN if there are none;

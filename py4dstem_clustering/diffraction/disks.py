@@ -1,4 +1,4 @@
-"""Bragg disks gained: how many, and how far out, in averages against single patterns."""
+"""Compare averages with single patterns: how many Bragg disks they have, and how far out."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ GAINED = np.dtype(
 """Fields of `GainedDisks.table`."""
 
 MAX_BEAM_DISTANCE = 0.1
-"""Largest distance of the direct beam from the origin, 1/Angstrom, without a crystal.
+"""Largest distance of the direct beam from the origin, 1/Angstrom; used without a crystal.
 
-A larger one finds the beam where the origin is less exact, but may take a disk for the beam.
+A larger distance allows a less exact origin, but a disk may be taken for the beam.
 """
 
 
@@ -39,8 +39,8 @@ class GainedDisks(Frozen):
     Attributes
     ----------
     average : tuple of ndarray
-        Scattering vectors, 1/Angstrom, of the disks in the average of each cluster. None for a
-        cluster without an orientation, where disks cannot be told from noise.
+        Lengths of the scattering vectors, 1/Angstrom, of the disks in the average of each cluster.
+        None for a cluster without an orientation, because disks and noise then look alike.
     single : tuple of tuple of ndarray
         The same for each member of each cluster, row by row.
     """
@@ -54,7 +54,7 @@ class GainedDisks(Frozen):
         Returns
         -------
         structured ndarray, (N,)
-            ``pandas.DataFrame(gained.table())`` takes it. Fields:
+            For pandas: ``pandas.DataFrame(gained.table())``. Fields:
 
             ``label``;
             ``n_average``, number of disks in the average of the cluster;
@@ -158,7 +158,7 @@ def _scattering_vectors(
 ) -> NDArray[Any]:
     """Lengths of the scattering vectors of the disks that count, 1/Angstrom.
 
-    Those near to `reflections`, or without these all but the direct beam.
+    With `reflections`, disks near one of them count; without, all disks but the direct beam count.
     """
     if reflections is not None:
         peaks, _ = match_peaks(peaks, reflections, max_distance)

@@ -17,20 +17,20 @@ def checkerboard(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Scan positions ``(x, y)`` of half 0 or 1, as two maps ``(Rx, Ry // 2)``.
 
-    Half 0 has the positions with ``x + y`` even, half 1 the others. Of an odd number of columns the
-    last one is in neither.
+    Half 0 has the positions with ``x + y`` even, half 1 the others. If the number of columns is
+    odd, the last column is in neither half.
     """
     x, column = np.indices((scan_shape[0], scan_shape[1] // 2))
     return x, 2 * column + (x + half) % 2
 
 
 def take_half(datacube: Any, half: int) -> Any:
-    """A DataCube of half 0 or 1 of the scan, see `checkerboard`."""
+    """DataCube of half 0 or 1 of the scan, see `checkerboard`."""
     return take_positions(datacube, checkerboard(datacube.Rshape, half))
 
 
 def take_positions(datacube: Any, positions: tuple[NDArray[Any], NDArray[Any]]) -> Any:
-    """A DataCube of the patterns at some scan positions, with the calibration of these positions.
+    """DataCube of the patterns at some scan positions, with the calibration of these positions.
 
     Patterns are not copied, see `PartOfScan`.
     """
@@ -45,13 +45,13 @@ def take_positions(datacube: Any, positions: tuple[NDArray[Any], NDArray[Any]]) 
 
 
 class PartOfScan:
-    """Patterns of some scan positions as an array ``(n, m, Qx, Qy)`` that is read when asked for.
+    """Patterns of some scan positions as an array ``(n, m, Qx, Qy)``, read only when used.
 
     Parameters
     ----------
     data : array of any kind, (Rx, Ry, Qx, Qy)
     positions : (x, y)
-        Two maps ``(n, m)``.
+        Two maps ``(n, m)`` of row and column in the scan.
     """
 
     ndim = 4
@@ -73,7 +73,7 @@ class PartOfScan:
         pixels = (*[slice(None)] * x.ndim, *key[2:])
         if x.size == 0:
             return np.empty((*x.shape, *self.shape[2:]), dtype=self.dtype)[pixels]
-        if x.size == 1:  # reads one pattern, not the whole row around it
+        if x.size == 1:  # reads one pattern, not its whole row
             row, column = x.item(), y.item()
             pattern = read_rows(self._data[row : row + 1, column : column + 1], 0, 1)
             return pattern.reshape(*x.shape, *self.shape[2:])[pixels]
@@ -84,8 +84,8 @@ class PartOfScan:
 def neighbour_errors(matrices: NDArray[Any], crystal: Any) -> NDArray[np.float64]:
     """Smallest misorientation of each position to its four neighbours, degrees, ``(Rx, Ry)``.
 
-    All four are in the other half of the checkerboard. `matrices` are ``(Rx, Ry, 3, 3)``. NaN where
-    the position itself, or each of the four, has no orientation.
+    All four are in the other half of the checkerboard. `matrices` are ``(Rx, Ry, 3, 3)``. The error
+    is NaN if the position or all four neighbours have no orientation.
     """
     out = np.full(matrices.shape[:2], np.nan)
     for low, high in (

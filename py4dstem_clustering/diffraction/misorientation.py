@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from ..kernels.rotations import misorientation_angle, symmetry_rotations
 
 SIGMA_3_TWIN = (60.0, (1, 1, 1))
-"""The common twin of cubic crystals: angle, degrees, about a lattice direction."""
+"""The common twin of cubic crystals: angle in degrees, and lattice direction of the axis."""
 
 _MAX_ERROR_OF_ROTATION = 1e-3
-"""Largest deviation of ``M @ M.T`` from the identity at which a matrix M is taken for a rotation.
+"""Largest deviation of ``M @ M.T`` from the identity for a matrix M to pass as a rotation.
 
-A larger one accepts matrices that are rounded more, and matrices that are none.
+A larger limit accepts more rounding, but also matrices that are not rotations.
 """
 
 
@@ -29,14 +29,14 @@ def get_symmetry(crystal: Any) -> NDArray[np.float64]:
     Returns
     -------
     ndarray, (n, 3, 3)
-        Proper rotations of its Laue class in Cartesian coordinates of the crystal: 24 for cubic
+        Proper rotations of the Laue class in Cartesian coordinates of the crystal: 24 for cubic
         metals, 12 for hexagonal ones. They are found from the cell and its atoms, without pymatgen
         or an orientation plan.
 
     Raises
     ------
     TypeError
-        If it is no py4DSTEM Crystal.
+        If `crystal` is not a py4DSTEM Crystal.
 
     Examples
     --------
@@ -67,14 +67,14 @@ def misorientation(a: Any, b: Any, crystal: Any) -> NDArray[np.float64]:
     Returns
     -------
     ndarray, (...)
-        Degrees; NaN where a matrix is all zero (py4DSTEM's sign for no match) or not finite.
+        Degrees; NaN where a matrix is all zero (no match in py4DSTEM) or not finite.
 
     Raises
     ------
     ValueError
-        If a matrix is no rotation.
+        If a matrix is not a rotation.
     TypeError
-        If `crystal` is no py4DSTEM Crystal.
+        If `crystal` is not a py4DSTEM Crystal.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def misorientation(a: Any, b: Any, crystal: Any) -> NDArray[np.float64]:
 
 
 def _as_matrices(name: str, value: Any) -> NDArray[np.float64]:
-    """Rotations, and zeros where there is no orientation; ValueError for other matrices."""
+    """Check that matrices are rotations; set them to zero where there is no orientation."""
     value = np.asarray(value, dtype=float)
     if value.shape[-2:] != (3, 3):
         raise ValueError(f"{name} of shape {value.shape} must hold 3 x 3 orientation matrices")
@@ -103,5 +103,5 @@ def _as_matrices(name: str, value: Any) -> NDArray[np.float64]:
 
 
 def has_orientation(matrices: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where matrices ``(..., 3, 3)`` are finite and not all zero, as they are without a match."""
+    """Where matrices ``(..., 3, 3)`` are finite and not all zero; zero means no match."""
     return np.isfinite(matrices).all(axis=(-1, -2)) & matrices.any(axis=(-1, -2))

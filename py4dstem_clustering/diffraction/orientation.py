@@ -34,11 +34,11 @@ BOUNDARIES = np.dtype(
 """Fields of `Clusters.get_boundaries`."""
 
 _N_CUBIC = 24
-"""Number of rotations in the symmetry of a cubic metal; no other crystal has as many."""
+"""Number of symmetry rotations of a cubic metal; no other crystal has this number."""
 
 
 def check_orientation(orientation: Any, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Name of the shape that an OrientationMap has; ValueError if it has none of `shapes`."""
+    """Name of the entry of `shapes` that an OrientationMap has; ValueError if there is none."""
     for attribute in ("matrix", "corr", "num_matches"):
         if not hasattr(orientation, attribute):
             raise TypeError(
@@ -56,7 +56,7 @@ def check_orientation(orientation: Any, shapes: Mapping[str, tuple[int, ...]]) -
 def check_calibrated(calibration: Any, what: str) -> None:
     """Check that origin and pixel size of the detector are set.
 
-    `what` begins the error message, such as "the datacube is".
+    `what` is the start of the error message, such as "the datacube is".
     """
     missing = []
     if calibration is None or calibration.get_origin() is None:
@@ -70,8 +70,8 @@ def check_calibrated(calibration: Any, what: str) -> None:
 def calibrated_peaks(bragg: Any, shape: tuple[int, ...]) -> list[NDArray[Any]]:
     """Calibrated Bragg peaks of each position, row by row; `bragg` does not change.
 
-    Calibrations that the user chose with ``bragg.setcal(...)`` are applied; without a choice, all
-    that are known.
+    Calibrations that the user chose with ``bragg.setcal(...)`` are applied. Without a choice, all
+    known calibrations are applied.
     """
     for attribute in ("get_vectors", "calstate", "calibration"):
         if not hasattr(bragg, attribute):
@@ -84,7 +84,7 @@ def calibrated_peaks(bragg: Any, shape: tuple[int, ...]) -> list[NDArray[Any]]:
     calibration = bragg.calibration
     check_calibrated(calibration, "Bragg vectors are")
     chosen = dict(bragg.calstate)
-    if not any(chosen.values()):  # as find_Bragg_disks returns them
+    if not any(chosen.values()):  # no choice, as after find_Bragg_disks
         chosen["ellipse"] = calibration.get_ellipse() is not None
         chosen["rotate"] = calibration.get_QR_rotation() is not None
     chosen["center"] = chosen["pixel"] = True
@@ -102,9 +102,9 @@ def expand_orientation_map(labels: NDArray[Any], per_cluster: Any) -> Any:
             target = np.zeros(labels.shape + value.shape[2:], dtype=value.dtype)
             target[inside] = value[labels[inside], 0]
             setattr(out, key, target)
-    # Without a match the matrix is the identity and the correlation 0. A matrix of zeros, as
-    # py4DSTEM leaves it where peaks are too few, would make its export to .ang and orix fail
-    # (0.14.18). `family` does not tell: without pymatgen it is zero everywhere.
+    # Without a match, the matrix is set to the identity and the correlation to 0. py4DSTEM leaves a
+    # matrix of zeros if there are too few peaks, and then its export to .ang and orix fails
+    # (0.14.18). `family` does not show this: without pymatgen it is zero everywhere.
     unmatched = ~has_orientation(out.matrix) | ~(out.corr > 0)
     out.matrix[unmatched] = out.family[unmatched] = np.eye(3)
     out.corr[unmatched] = 0
@@ -112,7 +112,7 @@ def expand_orientation_map(labels: NDArray[Any], per_cluster: Any) -> Any:
 
 
 def orientation_to_node(orientation: Any, name: str = "orientation_map") -> emdfile.Array:
-    """An OrientationMap as a node that can be saved; py4DSTEM itself cannot save one (0.14.18).
+    """Convert an OrientationMap to a node that can be saved; py4DSTEM cannot save it (0.14.18).
 
     Parameters
     ----------
@@ -124,13 +124,13 @@ def orientation_to_node(orientation: Any, name: str = "orientation_map") -> emdf
     Returns
     -------
     emdfile.Array, (Rx, Ry, matches, 3, 3)
-        The matrices; all other fields are in its metadata. A file with it can be opened without
-        this package.
+        The matrices; all other fields are in the metadata of the node. A file with this node can be
+        opened without this package.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no OrientationMap, or the name is no name.
+        If `orientation` is not an OrientationMap, or `name` cannot be a name.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def orientation_to_node(orientation: Any, name: str = "orientation_map") -> emdf
 
 
 def orientation_from_node(node: emdfile.Array) -> Any:
-    """The OrientationMap in a node of a tree, also one read from a file.
+    """Read the OrientationMap from a node of a tree, also from a tree that was read from a file.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def orientation_from_node(node: emdfile.Array) -> Any:
     Raises
     ------
     ValueError
-        If the node is no orientation map, was made by a newer version, or is damaged.
+        If the node is not an orientation map, was made by a newer version, or is damaged.
 
     Examples
     --------
@@ -215,7 +215,7 @@ def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
     inside = labels >= 0
     for key, value in calibration._params.items():
         if isinstance(value, np.ndarray) and value.shape == (n, 1):
-            # Outside clusters there are no peaks to calibrate, but the map must have a number.
+            # There are no peaks outside of clusters, but the map must hold a number there.
             spread = np.full(labels.shape, np.nanmean(value) if n else np.nan)
             spread[inside] = value[labels[inside], 0]
             calibration._params[key] = spread
@@ -229,10 +229,10 @@ def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
 
 
 def cluster_orientations(labels: NDArray[Any], orientation: Any) -> NDArray[np.float64]:
-    """Best matrix of each cluster, (N, 3, 3), zeros where there is none.
+    """Best matrix of each cluster, (N, 3, 3); zeros for a cluster without an orientation.
 
-    `orientation` is a map of the clusters, (N, 1), or of the scan: then each cluster has the matrix
-    of its position with the highest correlation.
+    `orientation` is a map of the clusters, (N, 1), or of the scan. From a map of the scan, each
+    cluster gets the matrix of its position with the highest correlation.
     """
     n = int(labels.max(initial=-1)) + 1
     shapes = {"each scan position": labels.shape, "each cluster": (n, 1)}
@@ -291,10 +291,10 @@ def find_boundaries(
 
 
 def _boundary_lengths(labels: NDArray[Any], pixel_size: float) -> NDArray[Any]:
-    """A table of `BOUNDARIES` with labels and lengths, all else 0.
+    """Table of `BOUNDARIES` with labels and lengths; all other fields are 0.
 
-    By the formula of Cauchy and Crofton: the number of crossings between positions of two clusters
-    in four directions, each times the distance of parallel lines in this direction.
+    Lengths follow the formula of Cauchy and Crofton: for each of four directions, the number of
+    crossings between two clusters is multiplied by the distance of parallel lines.
     """
     borders, which, *sides = find_borders(labels)
     rows, columns = (np.subtract(*axis) for axis in np.unravel_index(sides, labels.shape))
@@ -307,7 +307,7 @@ def _boundary_lengths(labels: NDArray[Any], pixel_size: float) -> NDArray[Any]:
 
 
 def _twin_rotation(twin: Any, crystal: Any) -> NDArray[np.float64]:
-    """The rotation ``(3, 3)`` of a twin, from its angle, degrees, and its lattice direction."""
+    """Rotation ``(3, 3)`` of a twin, from its angle in degrees and its lattice direction."""
     try:
         angle, direction = twin
         direction = np.array(direction, dtype=float).reshape(3)
@@ -327,7 +327,7 @@ def _twin_rotation(twin: Any, crystal: Any) -> NDArray[np.float64]:
 def plan_options(
     crystal: Any, max_distance: float | None, sigma_excitation_error: float | None = None
 ) -> tuple[float, float]:
-    """Both options, 1/Angstrom; those that are None from the orientation plan of the crystal."""
+    """Both options, 1/Angstrom; for None, the value of the orientation plan of the crystal."""
     if not hasattr(crystal, "generate_diffraction_pattern"):
         raise TypeError(f"crystal must be a py4DSTEM Crystal, not {type(crystal).__name__}")
     found = []

@@ -17,15 +17,16 @@ from .misorientation import get_symmetry, has_orientation
 from .orientation import calibrated_peaks, check_orientation, plan_options
 
 _FIRST_STEP_RAD = np.deg2rad(2)
-"""First step of a climb, radian. A larger one comes from farther away, and may reach a twin."""
+"""First step of a climb, radian. A larger step corrects larger errors, but may reach a twin."""
 
 _LAST_STEP_RAD = np.deg2rad(0.05)
-"""Last step of a climb, radian. A larger one is quicker and less exact."""
+"""Last step of a climb, radian. A larger step is faster and less exact."""
 
 _SAME_ORIENTATION_RAD = np.deg2rad(5)
-"""Misorientation up to which two orientations are the same but for errors, radian.
+"""Misorientation, radian, up to which two orientations count as the same orientation.
 
-A larger one takes real neighbours for the same, and leaves them out as second match and as twin.
+A larger angle also joins orientations that are really different, so the second match and twins may
+be left out.
 """
 
 
@@ -44,43 +45,45 @@ def refine_orientations(
     """Refine orientations that ``crystal.match_orientations`` found, and rule out their twins.
 
     Matching compares patterns with a library in steps of degrees. In about one case of ten it finds
-    not the grain but a twin of the grain, which has many of the same disks. Here each match climbs
-    to where measured and kinematical disks agree best, with strain taken into account. So do the
-    twins of the match, and all of them turned by 180 degrees about the beam. The best of all
-    remains. A pattern takes about 0.4 s: meant for averages of clusters, not for whole scans.
+    a twin of the grain instead, because the twin has many of the same disks. This function turns
+    each match, step by step, until measured and kinematical disks agree best (a climb); strain is
+    taken into account. Other climbs start from the twins of the match, and from all of these turned
+    by 180 degrees about the beam. The best result is kept. A pattern takes about 0.4 s, so use this
+    for averages of clusters, not for whole scans.
 
     Parameters
     ----------
     crystal : py4DSTEM.process.diffraction.Crystal
-        With structure factors out to the border of the detector or farther.
+        Crystal with structure factors at least out to the border of the detector.
     bragg : BraggVectors, (N, 1) or any other shape
-        Calibrated, see `Clusters.calculate_strain`.
+        Calibrated Bragg peaks, see `Clusters.calculate_strain`.
     orientation : OrientationMap of the same shape
-        All of its matches are tried, and the twins of the first one.
+        All its matches are tried, and the twins of the first match.
     max_distance : float, optional
-        Largest distance of a measured and an expected disk that are the same, 1/Angstrom. Default:
-        ``corr_kernel_size`` of the orientation plan.
+        Largest distance, 1/Angstrom, between a measured disk and the expected disk to which it
+        belongs. Default: ``corr_kernel_size`` of the orientation plan.
     sigma_excitation_error : float, optional
         Excitation error at which a disk has lost 40 % of its intensity, 1/Angstrom: about the
         inverse of the thickness. Default: that of the orientation plan.
     power_intensity, power_intensity_experiment : float
         Powers of expected and measured intensities, by default 0.25 and 0.5. Powers below 1 give
-        strong disks less weight: dynamical scattering evens out the measured intensities, and
-        kinematical ones are rough. 0 weighs all disks alike.
+        strong disks less weight, because dynamical scattering makes measured intensities more equal
+        and kinematical intensities are only rough. With 0, all disks have the same weight.
     n_twins : int
-        Number of lattice planes whose twins are tried, by default 4: those of the shortest
-        reciprocal vectors, in cubic metals {111}. 0 to refine only.
+        Number of lattice planes whose twins are tried, by default 4. They are the planes of the
+        shortest reciprocal vectors, {111} in fcc metals. With 0, no twins are tried.
     progress_bar : bool
         Show progress.
 
     Returns
     -------
     OrientationMap of the same shape, two matches
-        The best one, and the best of those that differ from it by more than 5 degrees. The first
-        correlation is that of the match from which the climb began. The second is smaller by the
-        ratio of how well the two agree with the pattern. Above a ratio of about 0.995 the pattern
-        does not tell which of the two is right, for example where both lattices have the same
-        disks. The correlation is 0 where there is no orientation.
+        The best orientation, and the best of those that differ from it by more than 5 degrees. The
+        first correlation is that of the match from which the climb began. The second correlation
+        is the first times a ratio: the agreement of the second orientation with the pattern,
+        divided by that of the first. Above a ratio of about 0.995 the pattern does not show which
+        of the two is right, for example if both lattices have the same disks. The correlation is 0
+        where there is no orientation.
 
     Raises
     ------
@@ -105,7 +108,7 @@ def refine_orientations(
     symmetry = get_symmetry(crystal)
     twins = twin_rotations(lattice, symmetry, n_twins)
     climb = _Climb(lattice, _detector_window(bragg, peaks), twins, reach, power)
-    # Nearer to the centre than any reflection there is only the direct beam.
+    # A peak nearer to the centre than this is the direct beam, not a reflection.
     beam = 0.5 * np.linalg.norm(lattice.vectors, axis=0).min(initial=np.inf)
     out = type(orientation)(*shape, 2)
     out.matrix[:] = out.family[:] = np.eye(3)
@@ -132,7 +135,7 @@ def refine_orientations(
 
 
 class _Climbed(NamedTuple):
-    """Where a climb ended."""
+    """Result of a climb."""
 
     score: float  # how well the orientation agrees with the pattern, 0 to 1
     matrix: NDArray[np.float64]
@@ -140,21 +143,21 @@ class _Climbed(NamedTuple):
 
 
 class _Climb(NamedTuple):
-    """What climbs of all patterns share."""
+    """Values that the climbs of all patterns share."""
 
     lattice: Lattice
     window: Window
     twins: NDArray[np.float64]
     """The identity and the rotations of twins."""
     reach: float
-    """Largest distance of a measured and an expected disk that are the same, 1/Angstrom."""
+    """Largest distance, 1/Angstrom, between a measured disk and its expected disk."""
     power: float
-    """Of expected intensities."""
+    """Power of expected intensities."""
 
     def from_all(
         self, matrices: NDArray[Any], valid: NDArray[np.bool_], measured: Peaks
     ) -> list[_Climbed]:
-        """Climbs from the valid matches and from twins of the first of these, the best first."""
+        """Climb from the valid matches and the twins of the first one; the best result is first."""
         climbed = []
         twins = self.twins
         for match in np.flatnonzero(valid).tolist():
@@ -172,12 +175,12 @@ class _Climb(NamedTuple):
                     )
                     climbed.append(_Climbed(score, matrix, match))
             twins = self.twins[:1]
-        # A stable sort: of equal scores, the first climb is the best.
+        # The sort is stable, so the first climb comes first among equal scores.
         return sorted(climbed, key=lambda one: -one.score)
 
 
 def _best_two(climbed: list[_Climbed], symmetry: NDArray[Any]) -> list[_Climbed]:
-    """The best, and the best of those with another orientation, if there is one."""
+    """The best result, and the best result with another orientation, if there is one."""
     best = climbed[0]
     for one in climbed[1:]:
         if misorientation_angle(one.matrix, best.matrix, symmetry) > _SAME_ORIENTATION_RAD:
@@ -188,13 +191,13 @@ def _best_two(climbed: list[_Climbed], symmetry: NDArray[Any]) -> list[_Climbed]
 def twin_rotations(lattice: Lattice, symmetry: NDArray[Any], n_planes: int) -> NDArray[np.float64]:
     """The identity, and the rotations of twins on the planes of the shortest reciprocal vectors.
 
-    ``(n, 3, 3)`` with n up to ``n_planes + 1``, in Cartesian coordinates of the crystal: half turns
-    about the normals of the planes. Those that map the lattice onto itself are no twins and are
-    left out.
+    ``(n, 3, 3)`` with n up to ``n_planes + 1``, in Cartesian coordinates of the crystal. They are
+    half turns about the normals of the planes. Half turns that map the lattice onto itself make no
+    twin, and are left out.
     """
     length = np.linalg.norm(lattice.vectors, axis=0)
     rotations = [np.eye(3)]
-    # Rounded, so that equal lengths keep their order.
+    # Lengths are rounded, so that equal lengths keep their order.
     for k in np.argsort(length.round(6), kind="stable"):
         if len(rotations) > n_planes:
             break
@@ -230,8 +233,8 @@ def _lattice(crystal: Any, k_max: float, sigma: float) -> Lattice:
 def _detector_window(bragg: Any, peaks: list[NDArray[Any]]) -> Window:
     """The part of the detector in which peaks were found.
 
-    Found from calibrated and uncalibrated places of the same peaks, so that it holds for every
-    calibration. No limits if there are fewer than 3 peaks.
+    It is found by comparing calibrated and uncalibrated places of the same peaks, so it is correct
+    for every calibration. With fewer than 3 peaks it has no limits.
     """
     uncalibrated = [
         bragg.get_vectors(x, y, center=True, ellipse=False, pixel=False, rotate=False).data

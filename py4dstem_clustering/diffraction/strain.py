@@ -1,4 +1,4 @@
-"""Strain: Bragg peaks of each pattern against the lattice that its cluster has without strain.
+"""Strain: compare Bragg peaks of each pattern with the unstrained lattice of its cluster.
 
 Conventions for every strain of this package:
 
@@ -9,7 +9,8 @@ Conventions for every strain of this package:
   where the lattice is wider than the reference.
 - ``theta`` is the rotation of the lattice against the orientation of the cluster, in radian. It is
   positive from y to x, as in py4DSTEM.
-- Deformations are finite: the left stretch ``I + e`` and the rotation R of ``F = (I + e) R``.
+- Strains are finite, not of first order: the deformation is ``F = (I + e) R``, with the left
+  stretch ``I + e`` and the rotation R.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ _DEFINED, _UNCLUSTERED, _TOO_FEW_PEAKS, _MIXED, _LOW_CORRELATION = range(len(REA
 _MIN_SPREAD_RATIO = 0.1
 """Smallest spread of matched peaks across a line, relative to their spread along the line.
 
-A larger ratio refuses more patterns whose peaks lie nearly on one line; a smaller one accepts
+A larger ratio refuses more patterns whose peaks lie nearly on one line. A smaller ratio accepts
 strains that are uncertain across this line.
 """
 
 _N_REWEIGHTED_FITS = 5
-"""Number of robust fits, each with weights from the one before. More change next to nothing."""
+"""Number of robust fits; each takes its weights from the one before. More fits change little."""
 
 _OUTLIER_DISTANCE = 3
 """Distance from the fit at which a peak has a weight of 61 %, in units of the median distance.
 
-A larger one lets outliers count more.
+A larger value gives outliers more weight.
 """
 
 _MIN_WEIGHT = 1e-6
-"""Smallest weight of a peak in a robust fit, since an outlier may be all that lies off a line."""
+"""Smallest weight of a peak in a robust fit: an outlier may be the only peak off a line."""
 
 
 def calculate_strain(
@@ -137,8 +138,8 @@ def _orientations_at(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Best matrix and correlation at each of `labels`, from a map of the clusters or of the scan.
 
-    `scan` are the labels of the scan; `labels` are the same, or those of the averages, (N, 1).
-    Where a label is -1, the values mean nothing.
+    `scan` holds the labels of the scan; `labels` is the same, or holds the labels of the averages,
+    (N, 1). Values at label -1 have no meaning.
     """
     n = int(scan.max()) + 1
     which = check_orientation(
@@ -155,7 +156,7 @@ def _orientations_at(
 
 
 _Matched = tuple[NDArray[Any], NDArray[Any]]
-"""Peaks of a pattern, and the reflections ``(n, 2)`` that they are; see `match_peaks`."""
+"""Peaks of a pattern, and the reflection of each peak, ``(n, 2)``; see `match_peaks`."""
 
 
 def _match_all(
@@ -166,10 +167,10 @@ def _match_all(
     max_distance: float,
     sigma: float,
 ) -> tuple[dict[tuple[int, ...], _Matched], NDArray[np.int64]]:
-    """Matched peaks of each position that is defined so far, and their number ``(Rx, Ry)``."""
+    """Matched peaks of each position without a reason against it, and their number ``(Rx, Ry)``."""
     matched = {}
     n_peaks = np.zeros(reason.shape, dtype=int)
-    references: dict[bytes, NDArray[Any]] = {}  # one for each matrix, which a cluster shares
+    references: dict[bytes, NDArray[Any]] = {}  # positions of a cluster share a matrix
     for position in map(tuple, np.argwhere(reason == _DEFINED)):
         matrix = matrices[position]
         key = matrix.tobytes()
@@ -188,7 +189,7 @@ def _on_a_line(places: NDArray[Any]) -> bool:
 
 
 def reference_peaks(crystal: Any, matrix: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """Bragg peaks (n, 2) of the lattice without strain, the direct beam left out."""
+    """Bragg peaks (n, 2) of the lattice without strain, without the direct beam."""
     peaks = crystal.generate_diffraction_pattern(
         orientation_matrix=matrix, sigma_excitation_error=sigma
     ).data
@@ -199,7 +200,7 @@ def reference_peaks(crystal: Any, matrix: NDArray[Any], sigma: float) -> NDArray
 def match_peaks(
     peaks: NDArray[Any], reference: NDArray[Any], max_distance: float
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Pairs of a peak and a reference peak ``(n, 2)``, each the nearest to the other.
+    """Pairs of a peak and a reference peak ``(n, 2)``; each is the nearest to the other.
 
     `peaks` have fields "qx" and "qy", `reference` is ``(m, 2)``, all in 1/Angstrom. Peaks that are
     nearer to the direct beam than to a reference peak are taken for the direct beam.
@@ -238,16 +239,16 @@ def _fit(
 ) -> NDArray[np.float64]:
     """``e_xx, e_yy, e_xy, theta`` (4, n) by crystal.calculate_strain.
 
-    Works around faults of calculate_strain in py4DSTEM 0.14.18. It changes the correlation of the
-    map that it is given. It counts peaks instead of matched ones, and returns 0 or 1 where they are
-    too few. It adds Euler angles to theta. Its strain is of first order, 0.04 % short at a strain
-    of 2 %. Its robust weights come from the transposed fit: they do nothing where the lattice is
-    turned by a degree, and fail where a fit is exact.
+    This function works around faults of crystal.calculate_strain in py4DSTEM 0.14.18. The original
+    changes the correlation of its input map. It counts all peaks instead of matched peaks, and
+    returns 0 or 1 if there are too few. It adds Euler angles to theta. Its strain is of first
+    order, so it is 0.04 % too small at a strain of 2 %. Its robust weights come from the transposed
+    fit: they have no effect if the lattice is turned by a degree, and fail if a fit is exact.
     """
     from py4DSTEM.process.diffraction.utils import OrientationMap
 
     own = OrientationMap(len(matched), 1, 1)
-    own.matrix[:, 0, 0] = matrices  # its Euler angles are 0, so nothing is added to theta
+    own.matrix[:, 0, 0] = matrices  # Euler angles stay 0, so nothing is added to theta
     first_order = crystal.calculate_strain(
         _CalibratedPeaks([found for found, _ in matched]),
         own,
@@ -278,9 +279,9 @@ def _fit(
 
 
 def _robust(m: NDArray[Any], matched: _Matched) -> NDArray[np.float64]:
-    """The fit ``q = m q_ref``, ``(2, 2)``, repeated with less weight for outliers.
+    """Fit ``q = m q_ref`` again with less weight for outliers; returns m, ``(2, 2)``.
 
-    With the weights that py4DSTEM intends, see `_fit`.
+    The weights are those that py4DSTEM intends, see `_fit`.
     """
     found, reference = matched
     found = np.stack([found["qx"], found["qy"]], axis=1)

@@ -1,4 +1,4 @@
-"""How far orientations can be trusted: checkerboard cross-validation of ways to find them."""
+"""Checkerboard cross-validation of methods that find orientations."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from .orientation import check_calibrated
 from .refining import refine_orientations
 
 METHODS = ("raw", "filtered", "filtered + clustered", "merged")
-"""Ways to the orientations of a scan that can be compared."""
+"""Methods for the orientations of a scan that can be compared."""
 
 PAPER_GROWTH = {"threshold": 0.9, "r_mask": "triangle", "min_size": 10}
-"""Options of growth as in the paper: defaults of `grow`."""
+"""Options of growth as in the paper; they are the defaults of `grow`."""
 
 
 def cross_validate_orientation(
@@ -56,46 +56,46 @@ def cross_validate_orientation(
 ) -> CrossValidation:
     """Compare orientations that are found independently in two halves of the scan.
 
-    The paper's measure: the scan positions are split like a checkerboard. The orientations of each
-    half are found from the patterns of that half alone. The error of a position is the smallest
-    misorientation to its four neighbours, all of which are in the other half.
+    As in the paper, the scan positions are split like a checkerboard. The orientations of each half
+    are found only from the patterns of that half. The error of a position is the smallest
+    misorientation to its four neighbours, which are all in the other half.
 
     Parameters
     ----------
     crystal : py4DSTEM.process.diffraction.Crystal
-        With an orientation plan. Its ``orientation_map`` stays as it is.
+        Crystal with an orientation plan. Its ``orientation_map`` does not change.
     template : ndarray, (Qx, Qy)
-        For the Bragg disks: ``probe.kernel``. None for maxima of the patterns themselves.
+        Template of the Bragg disks: ``probe.kernel``. With None, disks are maxima of the patterns.
     methods : sequence of str
-        Which ways to compare; by default all four. "raw": every pattern is matched. "filtered":
-        every pattern is matched after `filter_correlative`. "filtered + clustered", the paper's
-        way: clusters are grown in the filtered scan, and the average of each is matched. "merged":
+        Methods to compare; by default all four. "raw": every pattern is matched. "filtered": every
+        pattern is matched after `filter_correlative`. "filtered + clustered", as in the paper:
+        clusters are grown in the filtered scan, and the average of each is matched. "merged":
         clusters are merged in the raw scan, and the average of each is matched.
     disks : mapping, optional
-        Options of ``find_Bragg_disks``, whose defaults are made for large detectors.
+        Options of ``find_Bragg_disks``. Its defaults are meant for large detectors.
     filter : mapping, optional
         Options of `filter_correlative`.
     grow : mapping, optional
         Options of `cluster`, for growth; by default the paper's threshold of 0.9, r_mask "triangle"
-        and min_size 10. Give a `q_mask` that leaves out the direct beam: with the beam all patterns
-        are similar, and growth finds no grains. Sizes count positions of one half. A boolean
-        `r_mask` here is a map of the whole scan.
+        and min_size 10. Give a `q_mask` without the direct beam: with the beam all patterns are
+        similar, and growth finds no grains. Sizes are numbers of positions of one half. A boolean
+        `r_mask` in these options is a map of the whole scan.
     merge : mapping, optional
         Options of `cluster`, for merging.
     match : mapping, optional
-        Options of ``crystal.match_orientations``. The best match counts.
+        Options of ``crystal.match_orientations``. Only the best match is used.
     refine : bool
-        Refine the orientations of averages with `refine_orientations`. There is one pattern for
-        each cluster, so this is quick, and without it one average that is taken for its twin is
-        wrong for a whole grain.
+        Refine the orientations of averages with `refine_orientations`. This is quick, since there
+        is one pattern for each cluster. Without it, an average that is matched to a twin gives a
+        wrong orientation to a whole grain.
     r_mask : ndarray of bool, (Rx, Ry), optional
-        Positions that count; by default all. Matching patterns one by one is slow. Clusters are
-        found in the whole scan in any case, see `grow` and `merge`.
+        Positions that are compared; by default all. A mask saves time, since matching every pattern
+        is slow. It does not affect the clusters; for these see `grow` and `merge`.
     n_jobs : int, optional
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
-        Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`. A
-        filtered copy of one half is in memory in addition.
+        Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`. The
+        filtered copy of one half needs more memory in addition.
     progress_bar : bool
         Show progress.
 
@@ -112,19 +112,19 @@ def cross_validate_orientation(
 
     Notes
     -----
-    Half 0 has the positions with ``x + y`` even, half 1 the others. Each becomes a scan of its own,
-    (Rx, Ry // 2), in which column ``j`` of row ``x`` is ``y = 2 j + (x + half) % 2``. Neighbours
-    in this scan are 1.4 to 3.2 positions apart, so that filter and clusters are at a disadvantage
-    against the whole scan. Of an odd number of columns the last one is left out. The halves are
-    read from the scan block by block; a filtered half is in memory, in float32. The tree of this
+    Half 0 has the positions with ``x + y`` even, half 1 the others. Each half becomes a scan
+    (Rx, Ry // 2), in which column ``j`` of row ``x`` is ``y = 2 j + (x + half) % 2``. Neighbours in
+    this scan are 1.4 to 3.2 positions apart, so filter and clusters work less well than on the
+    whole scan. If the number of columns is odd, the last column is left out. The halves are read
+    from the scan block by block; a filtered half is in memory, in float32. The tree of this
     datacube does not change.
 
-    The error says how well the halves agree, not how right they are: a fault that is the same in
-    both halves does not show. At borders of grains one neighbour of the same grain is enough for a
-    small error. In liquid or vacuum no orientation is right; the error of single patterns is there
-    the smallest of four random angles, unless `r_mask` leaves these positions out or
-    ``mean_common`` is read. A position that is in a cluster in one half counts only where a
-    neighbour in the other half is in a cluster too.
+    The error shows how well the halves agree, not how correct they are: an error that is the same
+    in both halves is not seen. At borders of grains one neighbour of the same grain is enough for a
+    small error. In liquid or vacuum there is no correct orientation, and the error of single
+    patterns is the smallest of four random angles; leave these positions out with `r_mask`, or use
+    ``mean_common``. A position in a cluster of one half has an error only if a neighbour is in a
+    cluster of the other half.
 
     Examples
     --------
@@ -175,14 +175,14 @@ def cross_validate_orientation(
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """Checked options of the steps before the match."""
+    """Checked options of the steps before matching."""
 
     filter: dict[str, Any]
-    """Of `filter_correlative`."""
+    """Options of `filter_correlative`."""
     clusters: dict[str, dict[str, Any]]
-    """Of `cluster`, for each method that finds clusters."""
+    """Options of `cluster` for each method that finds clusters."""
     common: dict[str, Any]
-    """Of both, and of averages."""
+    """Options of filter, clusters and averages."""
 
 
 def _orientations_of_half(
@@ -194,9 +194,10 @@ def _orientations_of_half(
     matching: _Matching,
     refine: bool,
 ) -> Iterator[tuple[str, NDArray[Any], tuple[int, float, float]]]:
-    """For each method its name, matrices ``(Rx, Ry // 2, 3, 3)``, and `CrossValidation.costs`.
+    """Yield for each method its name, matrices ``(Rx, Ry // 2, 3, 3)`` and costs.
 
-    Patterns of `cube` lie at `positions` of the whole scan; of these, those `inside` count.
+    Costs are as in `CrossValidation.costs`. The patterns of `cube` are from `positions` in the
+    whole scan. The mask `inside` marks those that are compared.
     """
     filtered: Any = None
     seconds_filter = 0.0
@@ -244,7 +245,7 @@ def _check_methods(methods: Any) -> tuple[str, ...]:
 def _check_options(
     name: str, value: Any, function: Callable[..., Any], reserved: set[str]
 ) -> dict[str, Any]:
-    """A mapping of options that `function` takes, without those that the user must not give."""
+    """Check a mapping of options of `function`; those in `reserved` must not be given."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -272,7 +273,7 @@ def _check_clustering(
     merge: Any,
     common: dict[str, Any],
 ) -> _Steps:
-    """Options of filter, growth and merging; those that `methods` need run on empty patterns."""
+    """Check options of filter, growth and merging by running `methods` on empty patterns."""
     from py4DSTEM import DataCube
 
     cube, reserved = type(datacube), {"name", *common}
@@ -304,7 +305,7 @@ def _check_clustering(
 def _check_matching(
     datacube: Any, crystal: Any, template: Any, disks: Any, match: Any, progress_bar: bool
 ) -> _Matching:
-    """Crystal, template and options of Bragg disks and matching, checked."""
+    """Check crystal, template and the options of Bragg disks and matching."""
     if not hasattr(crystal, "match_orientations"):
         raise TypeError(f"crystal must be a py4DSTEM Crystal, not {type(crystal).__name__}")
     if not hasattr(crystal, "orientation_ref"):
@@ -369,7 +370,7 @@ class _Matching:
     progress_bar: bool
 
     def __call__(self, patterns: Any, refine: bool = False) -> Any:
-        """The OrientationMap of a DataCube."""
+        """OrientationMap of a DataCube."""
         if self.progress_bar:
             bragg = patterns.find_Bragg_disks(template=self.template, **self.disks)
         else:
@@ -378,7 +379,7 @@ class _Matching:
                 bragg = patterns.find_Bragg_disks(template=self.template, **self.disks)
         bragg.setcal()
         with warnings.catch_warnings():
-            # Not every microscope has an ellipse or a rotation to correct.
+            # Ellipse or rotation need not be calibrated.
             warnings.filterwarnings("ignore", ".*bragg peaks not .* calibrated", UserWarning)
             found = self.crystal.match_orientations(
                 bragg, progress_bar=self.progress_bar, **self.match
@@ -388,7 +389,7 @@ class _Matching:
         return found
 
     def try_one(self, datacube: Any, r_mask: NDArray[Any] | None) -> None:
-        """Match one pattern, so that a wrong option shows before the long work."""
+        """Match one pattern, so that a wrong option raises its error before the long work."""
         x, y = (0, 0) if r_mask is None else np.argwhere(r_mask)[0]
         quiet = replace(self, progress_bar=False)
         quiet(take_positions(datacube, (np.array([[x]]), np.array([[y]]))))
@@ -404,7 +405,7 @@ def _matrices(orientation: Any) -> NDArray[Any]:
 def _match_each(
     cube: Any, inside: NDArray[np.bool_], matching: _Matching
 ) -> tuple[NDArray[Any], int]:
-    """Matrices ``(Rx, Ry, 3, 3)`` from every pattern inside a mask, and how many were matched."""
+    """Matrices ``(Rx, Ry, 3, 3)`` from every pattern inside a mask, and number of patterns."""
     out = np.full((*cube.Rshape, 3, 3), np.nan)
     n = int(inside.sum())
     if n:
@@ -416,7 +417,7 @@ def _match_each(
 def _match_clusters(
     clusters: Any, averages: Any, matching: _Matching, refine: bool
 ) -> tuple[NDArray[Any], int]:
-    """Matrices ``(Rx, Ry, 3, 3)`` from the average of each cluster, and how many were matched."""
+    """Matrices ``(Rx, Ry, 3, 3)`` from the average of each cluster, and number of averages."""
     if averages is None:
         return np.full((*clusters.shape, 3, 3), np.nan), 0
     per_cluster = matching(averages, refine)

@@ -16,18 +16,18 @@ FIGURE_SIZE = (10.0, 4.0)
 """Width and height of the window, inches."""
 
 PICTURE_WIDTH = 0.232
-"""Width of a picture as a share of that of the window."""
+"""Width of a picture as a share of the width of the window."""
 
 COLOR_SHARE = 0.6
-"""Share of the colour of a cluster over the grey image. When it grows, the image fades."""
+"""Opacity of the colour of a cluster over the grey image; a larger one hides the image more."""
 
 BORDER_SHARE = 0.15
-"""Share of the label map that borders of clusters may cover: where there are many, they are drawn
-thinner. When it grows, borders of many small clusters hide their colours."""
+"""Largest share of the label map that borders may cover; many borders are drawn thinner. With a
+larger share, the borders of many small clusters hide their colours."""
 
 
 class Pictures:
-    """What is drawn on the axes of the window.
+    """The four pictures in the window.
 
     Parameters
     ----------
@@ -81,14 +81,14 @@ class Pictures:
         self._marks = [ax.plot([], [], "+", **style)[0] for ax in axes[:2]]
         hint: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": "0.35"}
         self._hints = [ax.text(0.5, 0.5, "", transform=ax.transAxes, **hint) for ax in axes[2:]]
-        # On one picture of each pair only: every text makes each redraw a millisecond longer.
+        # Only one picture of each pair has a scale bar: each text costs a millisecond per redraw.
         add_scale_bar(self.image_ax, *steps[0], image.shape[1])
         add_scale_bar(self._pattern_ax, *steps[1], detector[1])
         for ax in axes[2:]:
             ax.set_facecolor("0.94")
 
     def draw_labels(self, labels: NDArray[Any], n_clusters: int, title: str) -> None:
-        """Draw a label map over the grey picture; clusters keep the colours that they had."""
+        """Draw a label map over the grey picture; clusters keep their colours if possible."""
         number = lasting_colors(labels, n_clusters, self._colors)
         self._colors = np.where(labels >= 0, np.append(number, -1)[labels], -1)
         table = np.array([nth_color(c) for c in range(int(number.max(initial=0)) + 1)], np.float32)
@@ -100,13 +100,13 @@ class Pictures:
         x, y = outline(labels)
         self._borders.set_data(x, y)
         length = np.nansum(np.abs(x[1::3] - x[::3]) + np.abs(y[1::3] - y[::3]))
-        points = 72 * FIGURE_SIZE[0] * PICTURE_WIDTH / max(labels.shape)  # in a scan position
+        points = 72 * FIGURE_SIZE[0] * PICTURE_WIDTH / max(labels.shape)  # per scan position
         width = BORDER_SHARE * points * labels.size / max(length, 1)
         self._borders.set_linewidth(np.clip(width, 0.12, 0.8))
         self.label_ax.set_title(title, fontsize=9)
 
     def draw_no_position(self) -> None:
-        """Say that no scan position was clicked yet."""
+        """Show a hint to click a scan position."""
         self._hints[0].set_text("click a scan position")
         self._show_scale(False)
 
@@ -120,7 +120,7 @@ class Pictures:
     ) -> None:
         """Draw the pattern of a scan position, and the average of its cluster.
 
-        `member` are the positions of the cluster, None where the position is in no cluster.
+        `member` is the mask of the cluster, (Rx, Ry); None if the position is in no cluster.
         """
         rx, ry = position
         for mark in self._marks:

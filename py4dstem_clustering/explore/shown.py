@@ -11,23 +11,22 @@ from ..grains.tree import ClusterTree
 from ..plotting.style import PALETTE, neighbour_pairs
 
 N_WHOLE_STEPS = 100
-"""The coarsest cuts, of which each is a step of the slider. When it grows, the slider has more
-steps."""
+"""Number of coarsest cuts that are all steps of the slider. A larger number gives more steps."""
 
 STEP_RATIO = 1.03
-"""Ratio of the numbers of neighbouring steps beyond these. When it grows, the slider has fewer
+"""Ratio of the indices of neighbouring steps after the coarsest cuts. A larger ratio gives fewer
 steps."""
 
 N_DISTINCT_COLORS = 2000
-"""Largest clusters, which differ in colour from all that touch them. When it grows, drawing takes
-longer."""
+"""Number of the largest clusters whose colours differ whenever they touch. A larger number makes
+drawing slower."""
 
 
 # --- averages, outlines, colours -------------------------------------------------------------
 
 
 def outline(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """All borders between labels as one line (x, y) along edges of positions, NaN at its gaps."""
+    """All borders between labels as one line (x, y) along edges of positions, with NaN at gaps."""
     padded = np.pad(labels, 1, constant_values=-1)
     upright = (padded[1:-1, 1:] != padded[1:-1, :-1]).T  # (Ry + 1, Rx)
     level = padded[1:, 1:-1] != padded[:-1, 1:-1]  # (Rx + 1, Ry)
@@ -39,7 +38,7 @@ def outline(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _edge_lines(edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Row, start and end of each series of True in a row, as coordinates of edges of positions."""
+    """Row, start and end of each run of True in a row, as coordinates of edges of positions."""
     step = np.diff(np.pad(edges.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     line, start = np.nonzero(step == 1)
     stop = np.nonzero(step == -1)[1]
@@ -49,8 +48,8 @@ def _edge_lines(edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArra
 def lasting_colors(labels: NDArray[Any], n_clusters: int, before: NDArray[Any]) -> NDArray[Any]:
     """Number of the colour of each cluster; clusters that touch differ in colour.
 
-    A cluster keeps the colour that most of its members had, unless a larger neighbour has it. Only
-    the `N_DISTINCT_COLORS` largest clusters surely differ from their neighbours.
+    A cluster keeps the colour that most of its positions had, unless a larger neighbour has it.
+    Different colours are certain only among the `N_DISTINCT_COLORS` largest clusters.
 
     Parameters
     ----------
@@ -113,10 +112,10 @@ def thinned(n: int, whole: int = N_WHOLE_STEPS) -> NDArray[Any]:
 
 
 def level_steps(tree: ClusterTree) -> NDArray[Any]:
-    """Levels of a tree, rising, through which a slider moves; all levels where they are few.
+    """Levels of a tree that are steps of a slider, rising; all levels if there are few.
 
-    Merging: all levels from the automatic cut on; below it, the finer the level the fewer. Growth:
-    the 50 coarsest levels, and levels at even distances in similarity and in rank.
+    Merging: all levels from the automatic cut on; below this cut, finer levels are left out more
+    often. Growth: the 50 coarsest levels, and levels at even distances in similarity and in rank.
     """
     levels = tree.levels
     n = len(levels)
@@ -132,7 +131,7 @@ def level_steps(tree: ClusterTree) -> NDArray[Any]:
 
 
 def size_steps(n_positions: int) -> NDArray[Any]:
-    """Smallest sizes, rising, through which a slider moves."""
+    """Values of `min_size` that are steps of a slider, rising."""
     largest = max(2, n_positions // 4)
     more = np.round(np.geomspace(1, largest, 60)).astype(int)
     return np.unique(np.append(np.arange(1, min(10, largest) + 1), more))

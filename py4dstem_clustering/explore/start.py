@@ -1,4 +1,4 @@
-"""``datacube.explore_clusters()``: measure what the window shows, and open it."""
+"""``datacube.explore_clusters()``: measure the tree and the image, and open the window."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def explore_clusters(
     tree : ClusterTree, optional
         A tree from `get_cluster_tree`, so that it is not measured again.
     rank, r_mask, q_mask, sigma, subtract_mean, similarity
-        For trees that are measured, see `cluster`; each counts for the method to which it belongs.
-        With a `similarity`, `q_mask` counts for merging only.
+        Options for measuring trees, see `cluster`; each is used for the method to which it belongs.
+        With a `similarity`, `q_mask` is used for merging only.
     power : float
         Exponent of the intensities that are drawn, see `plot_averages`.
     n_jobs : int, optional
@@ -95,21 +95,21 @@ def explore_clusters(
     Returns
     -------
     ClusterExplorer
-        ``.clusters`` are the clusters on the screen; ``.keep(name)`` puts them into the tree of
-        this datacube; ``.set(threshold=...)`` does what a slider does, ``.pick((rx, ry))`` what a
-        click does; ``.figure`` is the matplotlib figure; ``.disconnect()`` ends all reactions to
-        the mouse and keys.
+        ``.clusters`` are the clusters on the screen. ``.keep(name)`` puts them into the tree of
+        this datacube. ``.set(threshold=...)`` has the effect of a slider, ``.pick((rx, ry))`` of a
+        click. ``.figure`` is the matplotlib figure. ``.disconnect()`` ends all reactions to the
+        mouse and keys.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule; before any work.
+        Before any work, if an argument breaks its rule.
 
     Notes
     -----
-    The average of a cluster is read when the cluster is clicked. As in `get_clustered_datacube`,
-    patterns are moved to the mean origin of the cluster where the calibration holds an origin that
-    differs over the scan.
+    The average of a cluster is read when the cluster is clicked. If the origin in the calibration
+    differs over the scan, patterns are moved to the mean origin of the cluster, as in
+    `get_clustered_datacube`.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def explore_clusters(
     """
     check_data(self.data)
     first = _first_method(method, tree, self.Rshape)
-    # The options of both methods, so that none is wrong when the window asks for the other one.
+    # The options of both methods are checked now, because the user may switch the method later.
     common = {"min_size": min_size, "r_mask": r_mask}
     merging = {"drop_background": drop_background, "rank": rank, "q_mask": q_mask}
     growing = {"sigma": sigma, "subtract_mean": subtract_mean, "similarity": similarity}
@@ -166,7 +166,7 @@ def explore_clusters(
 
 
 def _first_method(method: Method | None, tree: Any, scan: tuple[int, int]) -> Method:
-    """Method with which the window opens, and a check of the tree that was given."""
+    """Method with which the window opens; also checks the tree that was given."""
     if tree is not None:
         if not isinstance(tree, ClusterTree):
             raise TypeError(
@@ -181,7 +181,7 @@ def _first_method(method: Method | None, tree: Any, scan: tuple[int, int]) -> Me
 
 
 def _check_memory(data: Any, q_mask: Any, max_memory: Any, n_jobs: int | None) -> int | None:
-    """Rows in a block, for the image and for the trees of both methods."""
+    """Number of rows in a block that suits the image and the trees of both methods."""
     return check_memory(
         max_memory,
         partial(virtual_image_need, data, n_jobs),
@@ -203,7 +203,7 @@ def _virtual_image(
 
 
 def _check_image(image: Any, scan: tuple[int, int]) -> NDArray[np.float64] | None:
-    """A picture of the scan, or None."""
+    """Check the picture of the scan, if one is given."""
     if image is None:
         return None
     image = np.asarray(values_of(image))
@@ -216,7 +216,7 @@ def _check_image(image: Any, scan: tuple[int, int]) -> NDArray[np.float64] | Non
 
 
 def _varying_origin(datacube: DataCube) -> NDArray[Any] | None:
-    """Origin of each pattern; None where all have the same, or it is not known."""
+    """Origin of each pattern; None if all have the same origin, or if it is unknown."""
     origin = known_origins(datacube)
     return origin if origin is not None and varies(origin) else None
 

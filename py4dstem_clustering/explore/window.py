@@ -28,14 +28,14 @@ from .pictures import FIGURE_SIZE, Pictures
 from .shown import level_steps, nearest, size_steps, thinned
 
 SCALES = ("level", "number of clusters")
-"""What the upper slider moves through."""
+"""Quantities that the upper slider can show."""
 
 MAX_AVERAGES = 64
-"""Averages of clusters that are kept in memory. When it grows, fewer are read again after a click,
-and more memory is taken."""
+"""Number of averages that are kept in memory. With a larger number, fewer averages are read again
+after a click, but more memory is used."""
 
 KEYS = ("left", "right", "a")
-"""Keys of the window; all others are those of matplotlib."""
+"""Keys of the window; matplotlib handles all other keys."""
 
 
 class ClusterExplorer:
@@ -54,11 +54,11 @@ class ClusterExplorer:
     method : "merge" or "grow"
         Method on the screen.
     min_size : int
-        Clusters of fewer positions are not on the screen.
+        Clusters of fewer positions are not shown.
     position : (int, int) or None
         Scan position that was clicked.
     pattern, average : ndarray (Qx, Qy) or None
-        Its pattern, and the mean of its cluster.
+        Pattern of this position, and mean pattern of its cluster.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class ClusterExplorer:
         self._last = dict(cut)
         level, n = cut.get("threshold"), cut.get("n_clusters")
         if n is not None:
-            # As in `cut`, but clusters at all levels are counted only once.
+            # This does the same as `cut`, but counts the clusters at all levels only once.
             level = level_for(self.tree, self._count(), n)
         found = self.tree._cut_with(
             replace(
@@ -147,7 +147,7 @@ class ClusterExplorer:
                 self._level_steps[self.method] = level_steps(self.tree)
             return self._level_steps[self.method]
         counts = self._count()
-        if self.method == "merge":  # from the level with the most clusters on
+        if self.method == "merge":  # starts at the level with the most clusters
             counts = counts[len(counts) - 1 - counts[::-1].argmax() :]
         counts = np.unique(counts[counts > 0])
         return counts[thinned(len(counts))] if len(counts) else np.ones(1, dtype=int)
@@ -160,7 +160,7 @@ class ClusterExplorer:
         n_clusters: int | None = None,
         min_size: int | None = None,
     ) -> Clusters:
-        """Show another cut; any value, not only the steps of the sliders.
+        """Show another cut; any value is possible, not only the steps of the sliders.
 
         Parameters
         ----------
@@ -182,7 +182,7 @@ class ClusterExplorer:
         Raises
         ------
         ValueError, TypeError
-            If an argument breaks its rule; before any work.
+            Before any work, if an argument breaks its rule.
         """
         chosen: Method = self.method if method is None else method
         check_choice("method", chosen, METHODS)
@@ -210,7 +210,7 @@ class ClusterExplorer:
         return self.clusters
 
     def keep(self, name: str = "clusters") -> Clusters:
-        """Put the clusters on the screen into the tree of the datacube, as ``datacube.cluster()``.
+        """Put the clusters on the screen into the tree of a datacube, like ``datacube.cluster()``.
 
         Parameters
         ----------
@@ -225,7 +225,7 @@ class ClusterExplorer:
         Raises
         ------
         ValueError, TypeError
-            If the name cannot be stored, or is taken by something else in the tree.
+            If the name cannot be stored, or another object in the tree has it.
         """
         return self._put(self.clusters, name)
 
@@ -235,7 +235,7 @@ class ClusterExplorer:
         """Open the figure; the current figure of the user stays the current one."""
         current = plt.gcf().number if plt.get_fignums() else None
         self.figure = plt.figure(figsize=FIGURE_SIZE, layout="none")
-        # The figure must hold the window, because callbacks of matplotlib hold it weakly.
+        # Callbacks of matplotlib hold only weak references, so the figure must refer to the window.
         vars(self.figure)["explorer"] = self
         if current is not None:
             plt.figure(current)
@@ -293,7 +293,7 @@ class ClusterExplorer:
             canvas.mpl_connect("key_press_event", self._on_key),
             canvas.mpl_connect("close_event", self._on_close),
         ]
-        # `_on_key` passes other keys on: to matplotlib, the key "left" means an earlier zoom.
+        # `_on_key` passes other keys to matplotlib, where the key "left" would undo a zoom.
         manager = canvas.manager
         self._default_keys = None if manager is None else manager.key_press_handler_id
         if self._default_keys is not None:
@@ -338,7 +338,7 @@ class ClusterExplorer:
         try:
             self.set(method=next(name for name in METHODS if name == method))
         finally:
-            self._match_widgets()  # also after an error
+            self._match_widgets()  # is needed after an error too
             self.figure.canvas.draw_idle()
 
     def _on_scale(self, scale: str | None) -> None:
@@ -411,7 +411,7 @@ class ClusterExplorer:
         self.figure.canvas.draw_idle()
 
     def _show_patterns(self) -> None:
-        """Draw the pattern of the position that was clicked, and the average if it is known."""
+        """Draw the pattern of the clicked position, and the average if it was read."""
         if self.position is None:
             self._pictures.draw_no_position()
             return
@@ -426,12 +426,12 @@ class ClusterExplorer:
         self._pictures.draw_position(self.position, self.pattern, member, self.average, titles)
 
     def _match_widgets(self) -> None:
-        """Move sliders and buttons to what is on the screen, without events."""
+        """Set sliders and buttons to the cut on the screen, without events."""
         steps = self._steps()
         level = self.clusters.settings["level"]
         if self._scale != "level":
             value, text = self.clusters.n_clusters, f"{self.clusters.n_clusters}"
-        elif level is None:  # each branch at its own level
+        elif level is None:  # each branch is cut at its own level
             value, text = None, "auto"
         else:
             value, text = level, f"{level:.4g}"
@@ -449,7 +449,7 @@ class ClusterExplorer:
             radio.eventson = True
 
     def _read_average(self, label: int) -> None:
-        """Read the average of a cluster, unless it is known."""
+        """Read the average of a cluster, unless it is in memory."""
         member = self.clusters.labels == label
         key = _key(member)
         if key in self._averages:
@@ -457,7 +457,7 @@ class ClusterExplorer:
         members = np.argwhere(member)
         shifts = None
         if self._origin is not None:
-            # To the mean origin of the cluster, as in get_clustered_datacube.
+            # Patterns are moved to the mean origin of the cluster, as in get_clustered_datacube.
             origin = self._origin[member]
             known = np.isfinite(origin).all(axis=1)
             shifts = np.zeros(origin.shape)

@@ -52,8 +52,8 @@ class PanopticQuality(Frozen):
 def panoptic_quality(labels: Any, truth: Any) -> PanopticQuality:
     """Panoptic quality: is each grain found as one cluster, and how well do both overlap?
 
-    A cluster and a grain match when their intersection is more than half of their union; then
-    neither can match another one. The quality is the sum of the intersections over unions of all
+    A cluster and a grain match when their intersection is more than half of their union, so each
+    has at most one match. The quality is the sum of the intersections over unions of all
     matched pairs, divided by the number of pairs plus half of the number of unmatched clusters and
     grains. Positions with -1 form no segment, but inside a cluster or a grain they count as part of
     the union.
@@ -114,7 +114,7 @@ def adapted_rand_error(labels: Any, truth: Any) -> float:
 
     Precision is the share of the pairs in one cluster that are also in one grain; recall is the
     share of the pairs in one grain that are also in one cluster. All positions count: -1 is a class
-    of its own in each map, so that a liquid in pieces is an error. Computed by
+    of its own in each map, so a liquid that is split into clusters is an error. Computed by
     `skimage.metrics.adapted_rand_error`.
 
     Parameters
@@ -140,7 +140,7 @@ def adapted_rand_error(labels: Any, truth: Any) -> float:
 
     Examples
     --------
-    One grain of four positions in two halves: 2 pairs of 6 are together.
+    One grain of four positions is split into halves: 2 of its 6 pairs share a cluster.
 
     >>> from py4dstem_clustering.metrics import adapted_rand_error
     >>> adapted_rand_error([[0, 0, 1, 1]], [[0, 0, 0, 0]])
@@ -149,8 +149,8 @@ def adapted_rand_error(labels: Any, truth: Any) -> float:
     labels, truth = check_maps(labels, truth)
     table = count_overlaps(labels, truth)
     if table.cluster_sizes.max() == table.grain_sizes.max() == 1:
-        return 0.0  # each position is alone in both maps, which is 0 / 0 in scikit-image
-    with np.errstate(invalid="ignore"):  # its precision or recall may still be 0 / 0
+        return 0.0  # every position is alone in both maps: scikit-image would divide 0 / 0
+    with np.errstate(invalid="ignore"):  # precision or recall may still be 0 / 0
         error, _, _ = skimage.metrics.adapted_rand_error(
             _from_one(truth), _from_one(labels), ignore_labels=()
         )
@@ -192,14 +192,14 @@ def adjusted_rand_index(labels: Any, truth: Any) -> float:
     -0.5
     """
     table = count_overlaps(*check_maps(labels, truth))
-    # Numbers of pairs that are together, as Python integers: products may exceed 64 bits.
+    # Numbers of pairs in the same class. Python integers, because products may exceed 64 bits.
     both, in_labels, in_truth, pairs = (
         int((n * (n - 1) // 2).sum())
         for n in (table.common, table.cluster_sizes, table.grain_sizes, table.cluster_sizes.sum())
     )
     chance = 2 * in_labels * in_truth
     best = (in_labels + in_truth) * pairs
-    if best == chance:  # one class in both maps, or every position by itself in both
+    if best == chance:  # both maps have one class, or a class for each position
         return 1.0
     return (2 * both * pairs - chance) / (best - chance)
 
@@ -220,11 +220,11 @@ def variation_of_information(labels: Any, truth: Any) -> tuple[float, float]:
     Returns
     -------
     splits : float
-        H(labels | truth), bits: information in the cluster once the grain is known. Above 0 when
-        grains are divided into several clusters (too many clusters).
+        H(labels | truth), bits: what is unknown about the cluster when the grain is known. Above 0
+        when grains are divided into several clusters (too many clusters).
     merges : float
-        H(truth | labels), bits: information in the grain once the cluster is known. Above 0 when
-        clusters hold several grains (too few clusters).
+        H(truth | labels), bits: what is unknown about the grain when the cluster is known. Above 0
+        when clusters hold several grains (too few clusters).
 
     Raises
     ------
@@ -237,7 +237,7 @@ def variation_of_information(labels: Any, truth: Any) -> tuple[float, float]:
 
     Examples
     --------
-    One grain in two halves is one bit of splits.
+    A grain that is split into halves gives one bit of splits.
 
     >>> from py4dstem_clustering.metrics import variation_of_information
     >>> variation_of_information([[0, 0, 1, 1]], [[0, 0, 0, 0]])
@@ -252,7 +252,7 @@ def variation_of_information(labels: Any, truth: Any) -> tuple[float, float]:
 
 
 def border_f_score(labels: Any, truth: Any, *, tolerance: float = 1.5) -> float:
-    """F score of the borders between clusters: do they lie where the grains have theirs?
+    """F score of borders: are the borders of clusters where the borders of grains are?
 
     A border position has one of its four neighbours in another class; -1 is a class of its own, and
     both sides of a border count. A border position is right when the other map has a border

@@ -1,4 +1,4 @@
-"""Two checked maps, and how many positions each pair of their numbers shares."""
+"""Check two label maps, and count the positions that a cluster and a grain share."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Overlaps(NamedTuple):
     grains: NDArray[Any]  # numbers that occur in the truth, rising, with -1
     cluster_sizes: NDArray[Any]  # number of positions of each cluster
     grain_sizes: NDArray[Any]  # number of positions of each grain
-    rows: NDArray[Any]  # of each intersection: index of its cluster
-    columns: NDArray[Any]  # index of its grain
-    common: NDArray[Any]  # number of its positions
+    rows: NDArray[Any]  # index of the cluster of each intersection
+    columns: NDArray[Any]  # index of the grain of each intersection
+    common: NDArray[Any]  # number of positions of each intersection
 
 
 def count_overlaps(labels: NDArray[Any], truth: NDArray[Any]) -> Overlaps:
@@ -32,7 +32,7 @@ def count_overlaps(labels: NDArray[Any], truth: NDArray[Any]) -> Overlaps:
 
 
 def _check_map(name: str, labels: Any, axes: str) -> NDArray[np.int64]:
-    """A map of whole numbers from -1; `axes` are the names of its axes."""
+    """Check a map of whole numbers from -1; `axes` are the names of its axes."""
     labels = np.asarray(values_of(getattr(labels, "labels", labels)))
     n_axes = len(axes.split(", "))
     if labels.ndim != n_axes:
@@ -47,7 +47,7 @@ def _check_map(name: str, labels: Any, axes: str) -> NDArray[np.int64]:
             f"{name} of type {labels.dtype} must hold whole numbers; use {name}.astype(int)"
         )
     for value in (int(labels.min()), int(labels.max())):
-        if not -1 <= value < 2**63:  # -1 is 2**64 - 1 where it was cast to unsigned
+        if not -1 <= value < 2**63:  # -1 became 2**64 - 1 if it was cast to unsigned
             raise ValueError(
                 f"{name} holds {value}: it must hold numbers from 0, and -1 where there is no "
                 "grain; write -1 there"
@@ -58,7 +58,7 @@ def _check_map(name: str, labels: Any, axes: str) -> NDArray[np.int64]:
 def check_maps(
     labels: Any, truth: Any, name: str = "labels", axes: str = "Rx, Ry"
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Two maps of one shape, from arrays or `Clusters`."""
+    """Check two maps of the same shape, from arrays or `Clusters`."""
     labels, truth = _check_map(name, labels, axes), _check_map("truth", truth, axes)
     if labels.shape != truth.shape:
         raise ValueError(

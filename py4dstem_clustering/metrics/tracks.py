@@ -26,9 +26,9 @@ class TrackQuality:
         switches per appearance of a particle; at most 1, and below 0 with more errors than
         appearances. NaN where there are tracks but no particle.
     idf1 : float
-        F1 score of identities, 0 to 1: with each particle paired with one track at most, the
-        appearances that match, as a share of the mean number of appearances of tracks and
-        particles.
+        F1 score of identities, 0 to 1. Each particle is paired with at most one track. The score is
+        the number of appearances that match in these pairs, divided by the mean of the numbers of
+        appearances of tracks and of particles.
     precision : float
         Share of the appearances of tracks that match a particle.
     recall : float
@@ -58,8 +58,8 @@ def track_quality(tracks: Any, truth: Any, *, iou: float = 0.5) -> TrackQuality:
     may still match. The other particles and tracks are paired one to one: as many pairs as
     possible, and among these the pairs with the largest sum of intersection over union. For the
     identities (IDF1), whole tracks are paired with whole particles, one to one, so that they match
-    in as many frames as possible. So IDF1 depends on how long a particle has the right track, MOTA
-    on how often the track changes.
+    in as many frames as possible. So IDF1 depends on how long a particle has the right track, and
+    MOTA depends on how often the track changes.
 
     Parameters
     ----------
@@ -69,14 +69,14 @@ def track_quality(tracks: Any, truth: Any, *, iou: float = 0.5) -> TrackQuality:
     truth : ndarray, (T, Rx, Ry), int
         Number of the particle of each scan position in each frame; -1 where it is in none.
     iou : float
-        A match has an intersection over union above this, from 0 to below 1. With 0.5 or more,
-        the matches of a frame are unique; take less where particles have only a few positions.
+        Smallest intersection over union of a match (not included), from 0 to below 1. With 0.5 or
+        more, the matches of a frame are unique; use less if particles have only a few positions.
 
     Returns
     -------
     TrackQuality
-        All scores are 1 when there are neither tracks nor particles. They are 0 when there are
-        only tracks or only particles, but MOTA is NaN without particles.
+        All scores are 1 without tracks and particles. With only tracks or only particles, they are
+        0, except that MOTA is NaN if there are only tracks.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def _match_frame(
     tracks, rows = np.unique(track[free], return_inverse=True)
     particles, columns = np.unique(particle[free], return_inverse=True)
     value = np.zeros((len(tracks), len(particles)))
-    # One pair more counts more than all overlaps together.
+    # One more pair outweighs all overlaps together.
     value[rows, columns] = min(value.shape) + overlap[free]
     for row, column in zip(*linear_sum_assignment(value, maximize=True), strict=True):
         if value[row, column] > 0:

@@ -30,35 +30,35 @@ def plot_areas(
     min_frames: int = 1,
     rates: bool | None = None,
 ) -> Axes:
-    """Draw the area of every track over time, and what was born, died, split and merged.
+    """Draw the area of every track over time, with births, deaths, splits and merges.
 
     Parameters
     ----------
     tracks : Tracks
         From ``series.tracks()`` or `link_frames`.
     ax : matplotlib Axes, optional
-        Where to draw; by default in a new figure, one column wide and as high as it takes.
+        Where to draw; by default in a new figure, as wide as one column of a journal.
     kind : {"bands", "curves"}
-        A band for each track, one above the other by the first frame; or the areas as curves over
-        one axis, for few tracks.
+        "bands" draws one band for each track, sorted by the first frame. "curves" draws all areas
+        in the same axes, for few tracks.
     time_units, pixel_units : str, optional
-        Units that are written: ``series.time_units``, and the unit of lengths,
-        ``series[0].pixel_units``. By default no unit of time, and positions where areas count
+        Units for the text: ``series.time_units``, and the unit of lengths,
+        ``series[0].pixel_units``. By default no unit, except "positions" if areas are numbers of
         positions.
     min_frames : int
         Leave out tracks that were seen in fewer frames.
     rates : bool, optional
-        With curves, draw and write the growth rates, fitted to the frames before the track first
-        takes over another one or one splits off; by default when there are at most 8 tracks.
+        With curves, draw and write the growth rates. The fit ends before the first frame in which
+        another track merges with the track or splits from it. By default with at most 8 tracks.
 
     Returns
     -------
     matplotlib Axes
-        Colours are those of ``plot_tracks(color="track")``. A band is as wide as the diameter of
-        the circle of the same area, on the scale of the bar at the right. Where the track was not
-        seen, there is a thin line instead of a band. An arrow with a full line leads from a track
-        that merges to the one that it becomes part of; one with a dashed line leads from a track to
-        the one that splits off.
+        Colours are those of ``plot_tracks(color="track")``. The width of a band is the diameter of
+        the circle of the same area; the bar at the right shows the scale. In frames without the
+        track, there is a thin line instead of a band. An arrow with a full line is a merge: it
+        leads to the track that goes on. An arrow with a dashed line is a split: it leads to the
+        new track.
 
     Raises
     ------
@@ -103,13 +103,13 @@ def plot_areas(
 
 
 def frame_edges(tracks: Any) -> NDArray[np.float64]:
-    """Times half-way between frames, (T + 1,); the first and last lie as far outside."""
+    """Times at which frames begin and end, half-way between their times, (T + 1,)."""
     frames, rows = np.unique(tracks.table["frame"], return_index=True)
     times = tracks.table["time"][rows]
     if not len(frames):
         frames = times = np.arange(2.0)
     step = (times[-1] - times[0]) / (frames[-1] - frames[0]) if len(frames) > 1 else 1.0
-    # Where frames failed at either end, time goes on as before.
+    # If frames failed at the start or the end, their times are extrapolated.
     first, last = -1, tracks.n_frames
     known = np.concatenate([[first], frames, [last]])
     ends = times[0] + step * (first - frames[0]), times[-1] + step * (last - frames[-1])
@@ -118,9 +118,9 @@ def frame_edges(tracks: Any) -> NDArray[np.float64]:
 
 
 def _length(tracks: Any, units: str | None) -> tuple[float, str]:
-    """Factor of lengths for the figure, and the unit that they have then."""
+    """Factor that converts lengths for the figure, and the unit of the result."""
     if units in (None, "pixels"):
-        # The size of a scan position is not known, or is 1.
+        # The size of a scan position is unknown, or 1.
         return 1.0, "positions" if np.array_equal(tracks["area"], tracks["size"]) else ""
     return (0.1, "nm") if units == "A" else (1.0, units)
 
@@ -131,7 +131,7 @@ def _squared(units: str) -> str:
 
 
 def _singular(units: str) -> str:
-    """A unit that was written out, such as "frames", in the singular."""
+    """Singular of a unit that is a whole word, such as "frames"."""
     return units[:-1] if len(units) > 3 and units.endswith("s") else units
 
 
@@ -155,14 +155,14 @@ def _draw_bands(
     kept = np.isin(table["track"], chosen)
     widths = 2 * np.sqrt(table["area"] / np.pi) * scale
     largest = widths[kept].max(initial=0) or 1.0
-    half = 0.45 * widths / largest  # of the distance of two rows
+    half = 0.45 * widths / largest  # in units of the distance between rows
 
     bands, faces, lines, line_colors, ends = [], [], [], [], {}
     for k, row in row_of.items():
         own = np.flatnonzero(table["track"] == k)
         frames = table["frame"][own]
         ends[k] = edges[frames[0]], edges[frames[-1] + 1]
-        # Through gaps; it also shows a particle that is too small for a band.
+        # A line joins gaps, and shows a particle that is too small for a band.
         lines.append([(ends[k][0], row), (ends[k][1], row)])
         line_colors.append(colors[k])
         for run in _without_gaps(frames):
@@ -206,7 +206,7 @@ def _mark_events(
     half: NDArray[np.float64],
     size: float,
 ) -> None:
-    """Marks at the ends of bands, arrows between bands, and a legend of those that occur."""
+    """Draw marks at the ends of bands, arrows between bands, and their legend."""
     births, deaths, arrows = [], [], []
     for event in tracks.events:
         kind, k, other = str(event["event"]), int(event["track"]), int(event["other"])
@@ -261,7 +261,7 @@ def _draw_arrows(
     half: NDArray[np.float64],
     size: float,
 ) -> None:
-    """Draw arrows from band to band; those that would cover each other lie `width` apart."""
+    """Draw arrows from band to band; arrows that would overlap are moved by `width`."""
     table = tracks.table
     drawn: list[tuple[float, int, int]] = []
     for arrow in arrows:
@@ -271,7 +271,7 @@ def _draw_arrows(
         while any(abs(x - at) < 0.99 * width and low < b and a < high for at, a, b in drawn):
             x += width
         drawn.append((x, low, high))
-        # To the near edge of the other band, in the frame nearest to the event.
+        # The arrow ends at the near edge of the other band, in the frame nearest to the event.
         target = np.flatnonzero(table["track"] == arrow.stop)
         nearest = target[np.abs(table["frame"][target] - arrow.frame).argmin()]
         end = ends[arrow.start][1] if arrow.event == "merge" else arrow.time
@@ -295,7 +295,7 @@ def _draw_arrows(
 
 
 def _name_rows(ax: Axes, chosen: NDArray[np.int64]) -> None:
-    """Write as many numbers of tracks beside the rows as there is room for."""
+    """Write the numbers of tracks beside the rows; leave some out if there is no room."""
     row = size_in_points(ax)[0] / max(len(chosen), 1)
     size = float(np.clip(0.85 * row, 5, 8))
     step = next(n for n in (1, 2, 5, 10, 20, 50, 100, 10**9) if n * row >= 1.05 * size)
@@ -388,16 +388,16 @@ def _draw_curves(
 
 
 def _first_disturbed_frame(track: Any) -> int:
-    """The first frame in which a track takes over another one or one splits off.
+    """First frame in which another track merges with a track or splits from it.
 
-    One past its last frame where that does not happen.
+    Without such an event, the number after its last frame.
     """
     events = track.events[track.events["other"] == track.number]
     return int(events["frame"].min(initial=track.frames[-1] + 1))
 
 
 def with_error(value: float, error: float) -> str:
-    """A value with its error as text: two digits of the error, and of the value as many places."""
+    """Value and error as text: two digits of the error, and the value with the same decimals."""
     if not error > 1e-3 * abs(value):
         return f"{value:.3g}"
     digits = max(0, 1 - int(np.floor(np.log10(error))))

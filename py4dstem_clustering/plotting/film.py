@@ -45,7 +45,7 @@ def animate_series(
     ----------
     series : ClusterSeries
     path : path
-        ``.gif``, or ``.mp4``, which needs ffmpeg. A file that exists is replaced, once the new one
+        ``.gif``, or ``.mp4``, which needs ffmpeg. An existing file is replaced after the new one
         is complete.
     tracks : Tracks, optional
         By default ``series.tracks()``.
@@ -67,13 +67,13 @@ def animate_series(
         If an argument breaks its rule, tracks are not those of the series, all frames failed, or
         ffmpeg is not there. Nothing is written.
     OSError
-        If the film cannot be written; what was there before stays.
+        If the film cannot be written; an existing file stays as it was.
 
     Notes
     -----
-    Frames are as recorded: drift is not taken off. All have the same grey levels. Those that failed
-    are shown as such. One frame of the series is in memory at a time; but all pictures of a GIF
-    are, at one byte a pixel.
+    Frames are drawn as recorded: drift is not subtracted. All frames have the same grey levels. A
+    text marks frames that failed. One frame of the series is in memory at a time, but a GIF needs
+    all its pictures in memory, one byte a pixel.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def animate_series(
 
 
 def _check_film(path: Any) -> Path:
-    """A file name that ends in the name of a format that can be written."""
+    """Check that the name of the file ends in a format that can be written."""
     path = check_out(path, True, "path")
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise ValueError(f"path={str(path)!r} must end in .gif or .mp4: those can be written")
@@ -132,13 +132,13 @@ def _check_film(path: Any) -> Path:
 
 def _write_mp4(film: Film, n_frames: int, path: Path, fps: float, dpi: float) -> None:
     """Write the film with ffmpeg."""
-    # ffmpeg is told the format, since the name of the file that is not complete yet ends otherwise.
+    # ffmpeg cannot see the format from the name, because the incomplete file has another ending.
     writer = FFMpegWriter(
-        fps=fps,  # type: ignore[arg-type]  # a fraction is allowed
+        fps=fps,  # type: ignore[arg-type]  # a float is allowed
         codec="h264",
         extra_args=["-f", "mp4"],
     )
-    # Settings of the user that would change the size of the pictures.
+    # These settings of the user would change the size of the pictures.
     with mpl.rc_context({"savefig.bbox": None, "savefig.transparent": False}):
         writer.setup(film.figure, str(path), dpi)
         try:
@@ -146,7 +146,7 @@ def _write_mp4(film: Film, n_frames: int, path: Path, fps: float, dpi: float) ->
                 film.draw(t)
                 writer.grab_frame()
         finally:
-            writer.finish()  # raises what ffmpeg said, if that has failed
+            writer.finish()  # raises the message of ffmpeg if it failed
 
 
 class Film:
@@ -156,7 +156,7 @@ class Film:
     ----------
     figure : matplotlib Figure
     shape : (int, int)
-        Of the scan.
+        Shape of the scan.
     """
 
     def __init__(
@@ -213,11 +213,11 @@ class Film:
         if not info.error:
             loc = free_corner(self.shape, list(places) if self._numbers else [])
             add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, ry, loc=loc)
-        # With the number of the frame: a GIF would join frames that look the same.
+        # The number of the frame makes every picture different: a GIF would join equal pictures.
         self._text.set_text(f"{time_text(series, t)}    frame {t + 1} of {len(series)}")
 
     def picture(self, t: int) -> Image.Image:
-        """Frame `t` of the series, as many colours as a GIF holds."""
+        """Frame `t` of the series, reduced to the number of colours of a GIF."""
         self.draw(t)
         self._canvas.draw()
         rgb = np.asarray(self._canvas.buffer_rgba())[..., :3]
@@ -225,7 +225,7 @@ class Film:
 
 
 def time_text(series: Any, t: int) -> str:
-    """Time of frame `t`, with as many digits as tell frames apart."""
+    """Time of frame `t`, with enough digits to distinguish frames."""
     times = np.asarray(series.times, dtype=np.float64)
     step = np.diff(times).min() if len(times) > 1 else 1.0
     digits = int(np.clip(-np.floor(np.log10(step) + 1e-9), 0, 9)) if step > 0 else 0

@@ -1,4 +1,4 @@
-"""Figures of the scan. Each function draws into `ax` and returns it; none calls ``show()``.
+"""Figures of the scan. Each function draws into `ax` and returns `ax`; none calls ``show()``.
 
 The first scan axis runs downwards, as in py4DSTEM's own pictures.
 """
@@ -29,7 +29,7 @@ from .style import (
 def plot_similarity(
     similarity: Any, ax: Axes | None = None, *, direction: int | None = None
 ) -> Axes:
-    """Draw a similarity as a map of the scan, with its scale.
+    """Draw a similarity as a map of the scan, with a colour bar.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def plot_similarity(
     ax : matplotlib Axes, optional
         Where to draw; by default in a new figure.
     direction : int, optional
-        The similarity with the neighbour in one direction, 0 to 7; by default the mean over all.
+        Direction of the neighbour, 0 to 7; by default the mean over all directions.
 
     Returns
     -------
@@ -154,18 +154,18 @@ def plot_clusters(
 
 
 def _deepest_place(inside: NDArray[np.bool_]) -> tuple[int, ...]:
-    """The position farthest from the border of a cluster; a bent one need not hold its centroid."""
+    """Position farthest from the border of a cluster; the centroid may lie outside of it."""
     depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
     return np.unravel_index(depth.argmax(), depth.shape)
 
 
 def plot_growth(clusters: Any, ax: Axes | None = None, *, label: int | None = None) -> Axes:
-    """Draw in which order positions joined, from the seed outwards.
+    """Draw the order in which positions joined a cluster, from the seed outwards.
 
     Parameters
     ----------
     clusters : Clusters
-        Made by growth.
+        Clusters from the method "grow".
     ax : matplotlib Axes, optional
         Where to draw; by default in a new figure.
     label : int, optional
@@ -174,8 +174,8 @@ def plot_growth(clusters: Any, ax: Axes | None = None, *, label: int | None = No
     Returns
     -------
     matplotlib Axes
-        Colours tell the step at which a position joined: 0 at the seed, where the number of the
-        cluster stands; elsewhere one more than the step of the neighbour that it was joined to.
+        Colours show the step at which a position joined. The seed has step 0, and shows the number
+        of the cluster. Any other position has one step more than the neighbour to which it joined.
 
     Examples
     --------

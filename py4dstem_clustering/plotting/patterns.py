@@ -29,7 +29,7 @@ def plot_averages(
     Parameters
     ----------
     averages : DataCube (N, 1, Qx, Qy)
-        What ``datacube.get_clustered_datacube()`` returned.
+        Result of ``datacube.get_clustered_datacube()``.
     ax : matplotlib Axes, optional
         Where to draw; by default in a new figure.
     labels : sequence of int, optional
@@ -37,8 +37,8 @@ def plot_averages(
     columns : int, optional
         Patterns side by side; by default such that the grid is about as wide as high.
     power : float
-        Intensities are drawn to this power, between the 1st and the 99.9th percentile of each
-        pattern, so that weak disks show beside the direct beam.
+        Exponent of the intensities that are drawn. A power below 1 makes weak disks visible beside
+        the direct beam. Colours cover the 1st to the 99.9th percentile of each pattern.
 
     Returns
     -------
@@ -82,8 +82,8 @@ def plot_patterns(
     ----------
     datacube : DataCube (Rx, Ry, Qx, Qy)
     positions : array-like of int, (n, 2)
-        Scan positions (rx, ry), such as ``clusters.seeds``, to be compared with the averages, or
-        the first of ``clusters.growth_order(0)``.
+        Scan positions (rx, ry), such as ``clusters.seeds`` for a comparison with the averages, or
+        the first positions of ``clusters.growth_order(0)``.
     ax, columns, power
         As in `plot_averages`.
 
@@ -108,7 +108,7 @@ def plot_patterns(
 
 
 def _check_patterns(name: str, item: Any) -> Any:
-    """The data of a DataCube or an array, with four axes."""
+    """Data of a DataCube or an array, checked to have four axes."""
     data = values_of(item)
     if np.ndim(data) != 4:
         raise ValueError(f"{name} of shape {np.shape(data)} must have four axes")
@@ -162,7 +162,7 @@ def _draw_patterns(
     bare_frame(ax, None)
     ax.set_frame_on(False)
     ax.set_xlabel(f"intensity to the power {power:g}, each scaled by itself", fontsize=7)
-    # The bar is black where the last row has room for it, and white on the last pattern elsewhere.
+    # The bar is black if the last row has an empty tile for it; otherwise it is white on a pattern.
     color = "black" if len(positions) < rows * columns else "white"
     add_scale_bar(ax, *detector_step(item), qy, color=color)
     return ax

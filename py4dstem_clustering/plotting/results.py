@@ -58,7 +58,7 @@ def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int 
 def _draw_branches(tree: Any, ax: Axes, min_size: int, n_leaves: int) -> None:
     """Draw the coarsest joins of large clusters as a dendrogram."""
     joins, levels, n_regions = tree.branches(min_size=min_size)
-    first = max(0, len(joins) - n_leaves + 1)  # finer ones are drawn as one branch
+    first = max(0, len(joins) - n_leaves + 1)  # finer joins are drawn as one branch
     floor = levels[first] if first else (1.0 if not len(levels) else min(1.0, levels[0]))
     if tree.method == "grow" and len(levels):
         floor = levels[first] + 0.05 * max(levels[first] - levels[-1], 1e-3)
@@ -104,14 +104,14 @@ def plot_cross_validation(
     axes : sequence of matplotlib Axes, optional
         Where to draw, one for each method; by default in a new figure.
     max_error : float, optional
-        Error at the end of the colours, degrees; by default the 95th percentile of all errors, at
-        least 5.
+        Error at the upper end of the colour bar, degrees; by default the 95th percentile of all
+        errors, but at least 5.
 
     Returns
     -------
     ndarray of matplotlib Axes
-        Grey where there is no error, because the position or all four neighbours have no
-        orientation. Titles hold the mean error of each method over its own positions.
+        Positions without an error are grey: the position or all four neighbours have no
+        orientation. Titles show the mean error of each method over all its positions with an error.
     """
     errors = validation.errors
     if max_error is None:
@@ -154,7 +154,7 @@ def plot_disks(gained: Any, ax: Axes | None = None, *, step: float = 0.1) -> Axe
     Returns
     -------
     matplotlib Axes
-        Disks for each pattern in each bin. Every cluster weighs the same, whatever its size.
+        Number of disks per pattern in each bin. All clusters have the same weight.
     """
     step = check_number("step", step, 1e-3)
     pairs = [
@@ -178,7 +178,7 @@ def plot_disks(gained: Any, ax: Axes | None = None, *, step: float = 0.1) -> Axe
         ax.stairs(counts, edges, color=color, linewidth=1.5, label=label)
     ax.set_xlabel("scattering vector (Å⁻¹)")
     ax.set_ylabel(f"Bragg disks a pattern, in {step:g} Å⁻¹")
-    ax.margins(y=0.25)  # room for the legend, which does not keep clear of stairs by itself
+    ax.margins(y=0.25)  # room for the legend, which would cover the stairs
     ax.legend(frameon=False, loc="upper right")
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from ..kernels.regions import find_borders
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-"""Colours of Okabe and Ito without black: told apart by all common kinds of colour vision."""
+"""Colours of Okabe and Ito without black, which colour-blind readers can distinguish too."""
 
 OUTLINE = [matplotlib.patheffects.withStroke(linewidth=1.5, foreground="black")]
-"""A black line about white text and marks, so that they can be read on any ground."""
+"""A black line around white text and marks, so that they can be read on any background."""
 
 
 def axes_or_new(ax: Axes | None) -> Axes:
@@ -53,7 +53,7 @@ def add_scale_bar(
 ) -> None:
     """A scale bar of 1, 2 or 5 times a power of ten, at most a quarter of the picture wide.
 
-    None is drawn where the size of a pixel is not known (0 or NaN).
+    No bar is drawn if the pixel size is unknown (0 or NaN).
     """
     if not pixel_size > 0:
         return
@@ -75,21 +75,21 @@ def add_scale_bar(
         borderpad=0.8,
         sep=2,
         frameon=False,
-        # A share of the whole picture, not of one tile; thinner in a flat picture.
+        # The bar is scaled to the whole picture, not to one tile; it is thinner in a flat picture.
         size_vertical=min(abs(np.subtract(*ax.get_xlim())), 2 * abs(np.subtract(*ax.get_ylim())))
         / 80,
     )
     if color == "white":
-        # An outline rather than a box, which would hide more of the picture.
+        # A box would hide more of the picture than an outline.
         bar.txt_label._text.set_path_effects(OUTLINE)
         bar.size_bar.get_children()[0].set(facecolor="white", edgecolor="black", linewidth=0.75)
     ax.add_artist(bar)
 
 
 def free_corner(shape: tuple[int, int], places: Sequence[Any]) -> str:
-    """The corner for a scale bar: one in which nothing is written, if there is one.
+    """Corner for a scale bar, if possible one without text; the lower right is preferred.
 
-    `places` (rx, ry) are those of texts on a picture of `shape`. The lower right comes first.
+    `places` are the positions (rx, ry) of texts on a picture of shape `shape`.
     """
     for vertical, horizontal in product(("lower", "upper"), ("right", "left")):
         inside = [
@@ -117,18 +117,19 @@ def cluster_colors(labels: NDArray[Any], n_clusters: int) -> NDArray[np.float64]
 
 
 def pair_colors(pairs: NDArray[Any], n_clusters: int) -> NDArray[np.float64]:
-    """RGB of each cluster ``(N, 3)``; those of a pair, ``(n, 2)``, never share a colour.
+    """RGB of each cluster ``(N, 3)``; the two clusters of a pair never share a colour.
 
-    Clusters with most neighbours are coloured first. Each takes the colour that is used least among
-    those that no neighbour has. Where the palette is too small, darker versions of it follow.
+    `pairs` are ``(n, 2)``. Clusters with many neighbours get a colour first. Each cluster gets the
+    least used of the colours that none of its neighbours has. If the palette is too small, darker
+    versions of its colours are added.
     """
     touching: list[set[int]] = [set() for _ in range(n_clusters)]
     for a, b in pairs.tolist():
         touching[a].add(b)
         touching[b].add(a)
 
-    # Take away the cluster with the fewest neighbours that are left, again and again, and colour
-    # in the reverse of that order.
+    # Repeatedly take away the cluster with the fewest remaining neighbours. Colours are given in
+    # the reverse order.
     degree = np.array([len(t) for t in touching])
     alive = np.ones(n_clusters, dtype=bool)
     order = []
@@ -152,7 +153,7 @@ def pair_colors(pairs: NDArray[Any], n_clusters: int) -> NDArray[np.float64]:
 
 
 def nth_color(index: int) -> NDArray[np.float64]:
-    """RGB of colour number `index`: the palette, then shades of it."""
+    """RGB of colour number `index`: first the palette, then darker shades of it."""
     turn, index = divmod(index, len(PALETTE))
     hue, saturation, value = rgb_to_hsv(to_rgb(PALETTE[index]))
     value *= 0.5 + 0.5 * np.modf(1 + turn * 0.618)[0] if turn else 1
@@ -176,9 +177,9 @@ def write_text(ax: Axes, position: Any, text: str, size: float = 8) -> None:
 
 
 def grey_limits(image: NDArray[Any]) -> tuple[float, float] | tuple[None, None]:
-    """Values that are drawn black and white: percentiles, which a few hot pixels do not change.
+    """Values that are drawn black and white; they are percentiles, so hot pixels change little.
 
-    None where no value of the image is known.
+    Both are None if the image has no finite value.
     """
     values = image[np.isfinite(image)]
     if not values.size:

@@ -1,4 +1,4 @@
-"""Outlines of tracks, and what all figures of a series share."""
+"""Outlines of tracks, and functions that all figures of a series share."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ WIDTH = 85 / 25.4
 """Width of a column of a journal, inches."""
 
 TIME_COLORS = ListedColormap(plt.get_cmap("plasma")(np.linspace(0.3, 1, 256)), "time")
-"""Colours of time: plasma without its darkest end, so that outlines stand out from dark greys."""
+"""Colours for time: plasma without its darkest end, so that outlines stand out from dark greys."""
 
 GREYS = ListedColormap(plt.get_cmap("gray")(np.linspace(0.05, 0.55, 256)), "dark grey")
-"""Greys of the virtual image: dark throughout, so that outlines stand out."""
+"""Greys for the virtual image: all are dark, so that outlines stand out."""
 
 EDGE_COLOR = "0.25"
-"""Grey of thin lines about bands and curves."""
+"""Grey of thin lines around bands and curves."""
 
 
 # --- what all figures of a series share ---------------------------------------------------------
@@ -44,8 +44,8 @@ EDGE_COLOR = "0.25"
 def track_colors(tracks: Any) -> NDArray[Any]:
     """RGB of each track ``(N, 3)``, the same in all figures.
 
-    Tracks never share a colour if their numbers follow each other, if one split from the other or
-    merged with it, or if they may ever have come near each other.
+    Two tracks never share a colour if their numbers are successive, if one split from the other or
+    merged with it, or if they may ever have been near each other.
     """
     n = tracks.n_tracks
     rows = tracks.table[tracks.table["track"] >= 0]
@@ -67,7 +67,7 @@ def track_colors(tracks: Any) -> NDArray[Any]:
 
 
 def check_tracks(series: Any, tracks: Any) -> Any:
-    """The tracks that were given, if they fit the series, or those of the series for None."""
+    """Check that tracks fit the series; for None, return the tracks of the series."""
     if tracks is None:
         return series.tracks()
     check_is_tracks(tracks)
@@ -80,7 +80,7 @@ def check_tracks(series: Any, tracks: Any) -> Any:
 
 
 def check_is_tracks(tracks: Any) -> None:
-    """Refuse what is no `Tracks`."""
+    """Refuse any object that is not a `Tracks`."""
     if not all(hasattr(tracks, name) for name in ("table", "events", "n_frames")):
         raise TypeError(
             f"tracks of type {type(tracks).__name__} must be Tracks: series.tracks(), or what "
@@ -89,7 +89,7 @@ def check_is_tracks(tracks: Any) -> None:
 
 
 def seen_often_enough(tracks: Any, min_frames: Any) -> NDArray[np.int64]:
-    """Numbers of the tracks seen in `min_frames` frames or more, by their first frame."""
+    """Numbers of the tracks seen in at least `min_frames` frames, sorted by their first frame."""
     min_frames = check_integer("min_frames", min_frames, 1)
     number = tracks.table["track"]
     found, first, counts = np.unique(number[number >= 0], return_index=True, return_counts=True)
@@ -99,9 +99,9 @@ def seen_often_enough(tracks: Any, min_frames: Any) -> NDArray[np.int64]:
 
 
 def _value_of_each_frame(tracks: Any, values: NDArray[Any]) -> NDArray[np.float64]:
-    """Values of the frames (T,) from those of the rows of the table, which a frame shares.
+    """Value of each frame, (T,), from the values of the rows; all rows of a frame have the same.
 
-    Interpolated where a frame has no rows.
+    The value is interpolated if a frame has no rows.
     """
     frames, rows = np.unique(tracks.table["frame"], return_index=True)
     if not len(frames):
@@ -110,7 +110,7 @@ def _value_of_each_frame(tracks: Any, values: NDArray[Any]) -> NDArray[np.float6
 
 
 def _drift(tracks: Any) -> NDArray[np.float64]:
-    """The drift (T, 2) that was taken off the places of the tracks."""
+    """Drift (T, 2) that was subtracted from the places of the tracks."""
     table = tracks.table
     parts = [table[f"centroid_{a}"] - table[f"place_{a}"] for a in ("rx", "ry")]
     return np.stack([_value_of_each_frame(tracks, part) for part in parts], axis=1)
@@ -119,7 +119,7 @@ def _drift(tracks: Any) -> NDArray[np.float64]:
 def outlines(
     clusters: Any, t: int, tracks: Any, wanted: set[int]
 ) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Number of the track, and outline (n, 2), (rx, ry), for clusters of wanted tracks."""
+    """Yield number and outline, (n, 2) of (rx, ry), of each wanted track in frame `t`."""
     rows = tracks.table[tracks.table["frame"] == t]
     if len(rows) != clusters.n_clusters:
         raise ValueError(
@@ -133,7 +133,7 @@ def outlines(
 
 
 def frames_that_succeeded(series: Any) -> list[int]:
-    """Numbers of the frames that have not failed; at least one."""
+    """Numbers of the frames that did not fail; ValueError if all failed."""
     if not hasattr(series, "infos"):
         raise TypeError(
             f"series of type {type(series).__name__} must be a ClusterSeries, from cluster_series "
@@ -168,7 +168,7 @@ def plot_tracks(
     numbers: bool | None = None,
     min_frames: int = 1,
 ) -> Axes:
-    """Draw the outlines of every track in all frames in one picture, drift taken off.
+    """Draw the outlines of every track in all frames in one picture, drift subtracted.
 
     Parameters
     ----------
@@ -178,13 +178,13 @@ def plot_tracks(
     tracks : Tracks, optional
         By default ``series.tracks()``.
     image : int or array-like (Rx, Ry), optional
-        Grey picture below the outlines: the virtual image of the frame of this number, by default
-        the last one that did not fail; or any map of the scan, placed as in frame 0.
+        Grey picture below the outlines. A number means the virtual image of this frame; by default
+        the last frame that did not fail. A map of the scan is drawn at the place of frame 0.
     every : int
-        Draw every n-th frame, counted back from the last, so that slow growth shows.
+        Draw every n-th frame, counted back from the last, so that slow growth is visible.
     color : {"time", "track"}
-        What colours tell: the time; or the track, with the colours of `plot_areas`, where later
-        frames are more opaque.
+        Meaning of the colours: the time; or the track, with the colours of `plot_areas` and later
+        frames more opaque.
     numbers : bool, optional
         Write the number of each track at its last place; by default when there are at most 60.
     min_frames : int
@@ -193,7 +193,7 @@ def plot_tracks(
     Returns
     -------
     matplotlib Axes
-        In scan positions of frame 0, so that a particle that does not move stays in its place.
+        Coordinates are scan positions of frame 0, so particles without motion of their own stay.
 
     Raises
     ------
@@ -240,7 +240,7 @@ def plot_tracks(
 
     points = np.concatenate([*segments, box[:, ::-1]])
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
-    ax.set_facecolor(GREYS(0))  # where the scan was in other frames
+    ax.set_facecolor(GREYS(0))  # fills the area outside of the grey picture
     ax.set_xlim(left, right)
     ax.set_ylim(bottom, top)
     written = np.zeros((0, 2))
@@ -256,7 +256,7 @@ def plot_tracks(
 def _segments(
     series: Any, tracks: Any, wanted: set[int], every: int, drift: NDArray[np.float64]
 ) -> tuple[list[NDArray[np.float64]], list[int], list[int]]:
-    """Outlines (n, 2), (y, x), drift taken off; the track and the frame of each, by frame."""
+    """Outlines, (n, 2) of (y, x), drift subtracted; the track of each; the frame of each."""
     segments, owners, frames = [], [], []
     for t in range(len(series) - 1, -1, -every):
         if series.infos[t].error:
@@ -265,7 +265,7 @@ def _segments(
             segments.append((points - drift[t])[:, ::-1])
             owners.append(track)
             frames.append(t)
-    return segments[::-1], owners[::-1], frames[::-1]  # later ones are drawn on top
+    return segments[::-1], owners[::-1], frames[::-1]  # later frames are drawn on top
 
 
 def _color_by_time(ax: Axes, lines: LineCollection, series: Any, frames: list[int]) -> None:
@@ -282,7 +282,7 @@ def _color_by_time(ax: Axes, lines: LineCollection, series: Any, frames: list[in
 
 
 def _picture(series: Any, image: Any, shape: tuple[int, int]) -> tuple[NDArray[Any], int]:
-    """The grey picture, and the number of the frame that it belongs to."""
+    """Grey picture, and the number of the frame at whose place it is drawn."""
     if np.ndim(values_of(image)) == 0:
         frame = check_integer("image", image, -len(series))
         if frame >= len(series):
@@ -296,16 +296,16 @@ def _picture(series: Any, image: Any, shape: tuple[int, int]) -> tuple[NDArray[A
 
 
 def _write_numbers(ax: Axes, tracks: Any, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Write each number where its track was last seen, moved so that no number covers another.
+    """Write each number where its track was last seen; numbers that would overlap are moved.
 
-    Returns the places (n, 2), (rx, ry).
+    Returns the places, (n, 2) of (rx, ry).
     """
     number, rows = np.unique(tracks.table["track"][::-1], return_index=True)
     last = tracks.table[::-1][rows[np.searchsorted(number, chosen)]]
     places = np.stack([last["place_rx"], last["place_ry"]], axis=1)
     size = 7 if len(chosen) <= 20 else 5
     view = np.abs([np.subtract(*ax.get_ylim()), np.subtract(*ax.get_xlim())])
-    points = (size_in_points(ax) / view).min()  # of one scan position
+    points = (size_in_points(ax) / view).min()  # size of one scan position
     places = move_apart(places, np.array([1.0, 1.3]) * size / points)
     for k, place in zip(chosen, places, strict=True):
         write_text(ax, place, str(k), size)
@@ -313,7 +313,7 @@ def _write_numbers(ax: Axes, tracks: Any, chosen: NDArray[np.int64]) -> NDArray[
 
 
 def move_apart(places: NDArray[np.float64], room: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Places (n, 2), moved so that boxes of size `room` about them do not overlap, if possible."""
+    """Move places (n, 2) so that boxes of size `room` around them do not overlap, if possible."""
     places = places.copy()
     for _ in range(50):  # enough for 60 numbers; the rest may overlap
         moved = False

@@ -33,18 +33,18 @@ ROOT = "series"
 
 
 class FrameInfo(NamedTuple):
-    """What is known of a frame besides its clusters."""
+    """Facts about a frame that are stored beside its clusters."""
 
     frame: int
     source: str
-    """Name of the file of the scan, or "item 3" for a scan that was no file."""
+    """Name of the file of the scan, or "item 3" if the scan did not come from a file."""
     size: int
-    """Bytes of that file; 0 for a scan that was no file."""
+    """Size of that file in bytes; 0 if the scan did not come from a file."""
     fingerprint: str
-    """See `scan.datacubes.fingerprint`; empty where the scan could not be opened."""
+    """See `scan.datacubes.fingerprint`; empty if the scan could not be opened."""
     time: float
     error: str
-    """Why the frame has no clusters; empty where it has them."""
+    """Why the frame failed; empty if it did not fail."""
     n_clusters: int
 
 
@@ -62,19 +62,19 @@ class FrameResult(NamedTuple):
 
 
 class StoredSeries(NamedTuple):
-    """What is stored of a series, but for the clusters."""
+    """All that is stored for a series, except the clusters."""
 
     infos: dict[int, FrameInfo]
-    """By the number of the frame, rising."""
+    """Facts about each frame, by its number, in rising order."""
     places: dict[int, Path]
     """The file that holds each frame."""
     settings: list[Settings]
     """Options of the frames in the file of the series, and of those in the folder, if any."""
     drift: NDArray[np.float64] | None
-    """(T, 2), where the file holds the drift of just these frames."""
+    """Drift (T, 2); None if the file holds no drift, or the drift of other frames."""
 
     def with_frames(self, new: Mapping[int, tuple[FrameInfo, Path]]) -> StoredSeries:
-        """The same with frames that were done since, or done again."""
+        """Return the series with frames that were added or replaced."""
         infos = self.infos | {frame: info for frame, (info, _) in new.items()}
         places = self.places | {frame: place for frame, (_, place) in new.items()}
         return self._replace(infos=dict(sorted(infos.items())), places=places)
@@ -91,7 +91,7 @@ def journal_of(path: Path) -> Path:
 
 
 def describe_missing_series(path: Path) -> str:
-    """Text of the error for a file that is no series."""
+    """Error message for a file that does not hold a series."""
     return f"{path} holds no series of {nodes.TAG}; make one with cluster_series(..., out=...)"
 
 
@@ -99,10 +99,10 @@ def describe_missing_series(path: Path) -> str:
 
 
 def read_series(path: Path) -> StoredSeries:
-    """Read what is stored of a series; each file is opened once.
+    """Read a stored series without its clusters; each file is opened once.
 
-    A frame in the folder is newer than one of the same number in the file of the series. A file in
-    the folder that cannot be read counts for nothing, so that its frame is done again.
+    A frame in the folder replaces the frame of the same number in the file of the series, because
+    it is newer. A file in the folder that cannot be read is ignored, so its frame is done again.
     """
     infos: dict[int, FrameInfo] = {}
     places: dict[int, Path] = {}
@@ -138,7 +138,7 @@ def read_series(path: Path) -> StoredSeries:
 
 @contextmanager
 def _open_series_file(path: Path) -> Iterator[tuple[h5py.File, emdfile.Root]]:
-    """The file of a series, open, and its root; any other file is a ValueError."""
+    """Open the file of a series and read its root; ValueError if it holds no series."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(untrusted.open_file(path))
@@ -174,7 +174,7 @@ def _read_drift(root: emdfile.Root) -> NDArray[np.float64] | None:
 
 
 def _number_of(name: str) -> int | None:
-    """Number of the frame of a name that `frame_name` made; None for other names."""
+    """Number of the frame in a name made by `frame_name`; None for other names."""
     digits = name.removeprefix("frame_")
     plain = digits.isascii() and digits.isdecimal()
     return int(digits) if digits != name and len(digits) == 6 and plain else None
@@ -185,7 +185,7 @@ _INFO_TYPES = {"frame": int, "size": int, "time": float, "n_clusters": int}
 
 
 def _read_info(file: h5py.File, frame: int) -> FrameInfo:
-    """What a file says of a frame, when it can be true."""
+    """Read the facts about a frame from a file; ValueError if one of them cannot be true."""
     group = untrusted.check_stored(file, f"{ROOT}/{frame_name(frame)}/metadatabundle/frame")
     params = emdfile.Metadata.from_h5(group)._params
     for key in FrameInfo._fields:
@@ -202,14 +202,14 @@ def _read_info(file: h5py.File, frame: int) -> FrameInfo:
 
 
 def read_node(file: h5py.File, info: FrameInfo) -> emdfile.Node:
-    """The node of a frame that has not failed: labels, averages, virtual image, calibration."""
+    """Node of a frame that did not fail, with labels, averages, virtual image and calibration."""
     from py4DSTEM import RealSlice
 
     group = untrusted.check_stored(file, f"{ROOT}/{frame_name(info.frame)}")
     if group.attrs.get("python_class") != "RealSlice":
         raise ValueError(f"{frame_name(info.frame)} holds no clusters; do it again")
     node = RealSlice.from_h5(group)
-    # What `Clusters.from_node` does not look at.
+    # `Clusters.from_node` does not check the following.
     arrays = nodes.read_arrays(node)
     labels = nodes.check_array(node, "labels", node.data, (None, None), "iu")
     image = nodes.check_array(node, "image", arrays.get("image"), labels.shape, nan=True)
@@ -245,7 +245,7 @@ def _new_root(settings: Mapping[str, Any]) -> emdfile.Root:
 
 
 def save_frame(folder: Path, result: FrameResult, settings: Mapping[str, Any]) -> Path:
-    """Write a frame to a file of its own, complete or absent."""
+    """Write a frame to its own file; if writing fails, no file is left."""
     info = result.info
     root = _new_root(settings)
     n_bytes = 2**20
@@ -266,9 +266,9 @@ def save_frame(folder: Path, result: FrameResult, settings: Mapping[str, Any]) -
 
 
 def remove_series(path: Path, overwrite: bool) -> None:
-    """Remove all that is stored of a series; without `overwrite`, it is an error if there is any.
+    """Remove a stored series; without `overwrite`, a stored series is an error.
 
-    A file that is no series is never removed.
+    A file that does not hold a series is never removed.
     """
     frames = list(journal_of(path).glob("frame_*.h5"))
     if path.is_file():
@@ -290,10 +290,10 @@ def assemble(
     times: Mapping[int, float],
     drift: NDArray[np.float64] | None,
 ) -> None:
-    """Put all frames into one file, complete or absent; one frame is in memory at a time.
+    """Copy all frames into one file; if this fails, no file is left.
 
-    `times` replaces the times of frames that it holds. `drift` None is measured from the virtual
-    images, while the frames are copied.
+    One frame is in memory at a time. `times` holds new times of some frames, by their number. If
+    `drift` is None, it is measured from the virtual images while the frames are copied.
     """
     root = _new_root(settings)
     shown = np.zeros((len(stored.infos), 2)) if drift is None else drift
@@ -314,7 +314,7 @@ def _copy_frames(
     times: Mapping[int, float],
     check: Callable[[], None],
 ) -> Iterator[NDArray[np.float32] | None]:
-    """Copy frame after frame, and yield the virtual image of each; None for one that failed."""
+    """Copy each frame and yield its virtual image, or None for a frame that failed."""
     for frame, info in stored.infos.items():
         name = f"{ROOT}/{frame_name(frame)}"
         with untrusted.open_file(stored.places[frame]) as source:

@@ -24,27 +24,27 @@ from .files import FrameInfo, FrameResult, frame_name
 
 
 class Frame(NamedTuple):
-    """A frame that has to be clustered."""
+    """A frame that is still to be clustered."""
 
     number: int
     source: str
-    """Name of the file of the scan, or "item 3" for a scan that was no file."""
+    """Name of the file of the scan, or "item 3" if the scan did not come from a file."""
     size: int
-    """Bytes of that file; 0 for a scan that was no file."""
+    """Size of that file in bytes; 0 if the scan did not come from a file."""
     time: float
     open: Callable[[], Any]
-    """Returns the DataCube."""
+    """Function that returns the DataCube."""
 
 
 _NO_MORE = object()
-"""What the iterator of frames gives when it has ended."""
+"""Stands for the end of the frames."""
 
 
 # --- 5D arrays -----------------------------------------------------------------------------------
 
 
 class ScanOf5D:
-    """One scan of a 5D array, which stays where it is."""
+    """One scan of a 5D array; its data are read only when they are used."""
 
     def __init__(self, data: Any, number: int) -> None:
         self._data, self._number = data, number
@@ -61,23 +61,23 @@ class ScanOf5D:
 
 
 def _open_scan_of_file(path: str, name: str, number: int) -> ScanOf5D:
-    """One scan of a 5D HDF5 dataset, by names, so that another process can open it."""
+    """Open one scan of a 5D HDF5 dataset by file name, so that another process can do it too."""
     import h5py
 
     return ScanOf5D(h5py.File(path, "r")[name], number)
 
 
 def _items(frames: Any) -> Iterator[Any]:
-    """Frames one after the other; of a 5D array as functions that return a scan."""
+    """Yield each frame; a 5D array yields functions that return a scan."""
     if not hasattr(frames, "shape"):
         yield from frames
         return
-    file = getattr(frames, "file", None)  # of an HDF5 dataset
+    file = getattr(frames, "file", None)  # only an HDF5 dataset has one
     for number in range(frames.shape[0]):
         if file is not None:
             yield partial(_open_scan_of_file, file.filename, frames.name, number)
         elif isinstance(frames, np.ndarray):
-            yield partial(np.asanyarray, frames[number])  # a mask stays, and a memmap on disk
+            yield partial(np.asanyarray, frames[number])  # keeps masked arrays and memmaps
         else:
             yield partial(ScanOf5D, frames, number)
 
@@ -104,7 +104,7 @@ def _open_path(path: Path, load: Callable[[Path], Any] | None) -> Any:
 
 
 def check_frames(frames: Any) -> Any:
-    """What is given as frames, as far as this can be seen before a frame is opened."""
+    """Check the argument `frames` as far as possible before a frame is opened."""
     if isinstance(frames, (str, PathLike)):
         raise TypeError(f"frames={str(frames)!r} is one path; give a list of paths, or a 5D array")
     shape = getattr(frames, "shape", None)
@@ -131,7 +131,7 @@ def _open_made(make: Callable[[], Any]) -> Any:
 
 
 class Times:
-    """Time of each frame: evenly spaced, or given one by one."""
+    """Times of the frames: evenly spaced, or listed frame by frame."""
 
     def __init__(self, times: Any) -> None:
         self._step = 1.0
@@ -150,7 +150,7 @@ class Times:
             raise ValueError("times must rise from frame to frame")
 
     def __call__(self, number: int) -> float:
-        """Time of the frame of a number."""
+        """Time of frame `number`."""
         if self._times is None:
             return number * self._step
         if number >= len(self._times):
@@ -162,28 +162,28 @@ class Times:
 
     @property
     def are_listed(self) -> bool:
-        """Whether they were given one by one."""
+        """Whether the times were listed frame by frame."""
         return self._times is not None
 
     def check(self, n_frames: int) -> None:
-        """Refuse times that were given one by one for another number of frames."""
+        """Refuse a list of times whose length is not the number of frames."""
         if self._times is not None and len(self._times) != n_frames:
             raise ValueError(f"times holds {len(self._times)} numbers for {n_frames} frames")
 
 
 class FramesToDo:
-    """Yields the frames that are not done, one after the other, and counts those that are.
+    """Yields the frames that are still to be done, and counts the frames that are done.
 
-    A frame is known by the name of its file, so that files may move to another folder or come in
-    another order. A scan that was no file is known by its place. With `in_order`, frames that are
-    done must keep their places: their times or their drift were given one by one.
+    A frame is recognised by the name of its file, so files may move to another folder or come in
+    another order. A scan that did not come from a file is recognised by its place. With `in_order`
+    (times or drift are listed frame by frame), frames that are done must keep their places.
 
     Attributes
     ----------
     times : dict
-        Time of each frame that has come up to now, by its number.
+        Time of each frame that was read so far, by the number of the frame.
     n_done : int
-        How many of these were done before.
+        Number of these frames that were done by an earlier call.
     """
 
     def __init__(
@@ -239,16 +239,17 @@ class FramesToDo:
         return source, size, partial(_open_path, path, self._load)
 
     def _next_number(self) -> int:
-        """The lowest number that no frame has."""
+        """Lowest number that no frame has yet."""
         while self._free_number in self.times or self._free_number in self._done:
             self._free_number += 1
         return self._free_number
 
 
 def _is_done(info: FrameInfo, size: int, open_scan: Callable[[], Any]) -> bool:
-    """Whether a frame was clustered, and its scan is still the same.
+    """Whether a frame was clustered and its scan has not changed.
 
-    A file is the same while its size is; the data of any other scan are compared.
+    A file has not changed if its size is the same. For any other scan, fingerprints of the data are
+    compared.
     """
     if info.error or info.size != size:
         return False
@@ -256,7 +257,7 @@ def _is_done(info: FrameInfo, size: int, open_scan: Callable[[], Any]) -> bool:
         return True
     try:
         return fingerprint(open_scan().data) == info.fingerprint
-    except Exception:  # clustering the frame will find what is wrong with it
+    except Exception:  # clustering the frame will report this error
         return False
 
 
@@ -264,7 +265,7 @@ def _is_done(info: FrameInfo, size: int, open_scan: Callable[[], Any]) -> bool:
 
 
 class Options(NamedTuple):
-    """What is done with each frame."""
+    """Options for the work on each frame."""
 
     filter: Mapping[str, Any] | None
     """Options of `filter_correlative`; None for no filter."""
@@ -277,11 +278,11 @@ class Options(NamedTuple):
     n_jobs: int | None
     max_memory: int | str | None
     folder: str
-    """For the file of a filtered scan that is not kept in memory."""
+    """Folder for the file of a filtered scan that is not kept in memory."""
 
 
 def cluster_frame(frame: Frame, options: Options, record: bool) -> FrameResult:
-    """Filter, cluster and average one scan; with `record`, an error is a result."""
+    """Filter, cluster and average one scan; with `record`, an error is returned, not raised."""
     mark = ""
     try:
         cube = frame.open()
@@ -297,7 +298,7 @@ def cluster_frame(frame: Frame, options: Options, record: bool) -> FrameResult:
 
 
 def info_of_failed(frame: Frame, error: Exception, mark: str = "") -> FrameInfo:
-    """What is kept of a frame that failed; `mark` is its fingerprint."""
+    """Facts about a frame that failed; `mark` is the fingerprint of its scan."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return FrameInfo(frame.number, frame.source, frame.size, mark, frame.time, text, 0)
 
@@ -331,7 +332,7 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
 def _filtered(
     frame: Frame, cube: Any, options: Options, common: Mapping[str, Any]
 ) -> Iterator[Any]:
-    """The scan that is clustered; one on disk is filtered to a file that is removed afterwards."""
+    """Scan to cluster; a filtered copy of a scan on disk is a file that is removed afterwards."""
     if options.filter is None:
         yield cube
         return

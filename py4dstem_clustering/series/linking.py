@@ -30,27 +30,30 @@ def link_frames(
     ----------
     frames : iterable
         For each frame ``(labels, averages, properties, background)``, or None for a frame that
-        failed, which ends no track. `labels` (Rx, Ry), int, numbers clusters from 0; -1 is no
-        cluster. `averages`, (N, Qx, Qy) or (N, 1, Qx, Qy), is the mean pattern of each cluster, or
-        None: then overlap decides. `properties`, from ``clusters.properties()``, or None.
-        `background`, labels of clusters that are no particles (``clusters.background``), may be
-        left out. One frame is in memory at a time.
+        failed; a failed frame ends no track. `labels`, (Rx, Ry), int, number the clusters from 0;
+        -1 is no cluster. `averages`, (N, Qx, Qy) or (N, 1, Qx, Qy), are the mean patterns of the
+        clusters; with None, only the overlap is used. `properties` come from
+        ``clusters.properties()``, or are None. `background` lists the labels of clusters that are
+        not particles (``clusters.background``); it may be left out. One frame is in memory at a
+        time.
     drift : array-like, (T, 2), optional
-        From `find_drift`; that of frames with NaN is interpolated. By default none.
+        Drift from `find_drift`, scan positions; NaN is interpolated. By default 0.
     times : array-like, (T,), optional
         Time of each frame, rising. By default the number of the frame.
     memory : int
         A track goes on when its cluster was missing in at most this many frames. Frames that failed
-        are not counted. More bridges longer gaps, and confuses particles that vanish with new ones.
+        are not counted. A larger value bridges longer gaps, but may join a new particle to the
+        track of one that has vanished.
     reach : float
-        Clusters that do not overlap may be the same when no more than so many scan positions are
-        between them, and their patterns are alike. For fast or small particles; 0 for slow ones.
+        Largest distance, in scan positions, of two clusters that do not overlap but have similar
+        patterns, and so may be the same particle. For fast or small particles; 0 for slow ones.
     min_similarity : float
-        Clusters whose patterns correlate less than this, -1 to 1, are different ones, unless noise
-        explains that. Lower it for particles that turn by more than a few degrees a frame.
+        Clusters are different particles if the correlation of their patterns, -1 to 1, is below
+        this, unless noise explains the low correlation. Lower it for particles that turn by more
+        than a few degrees a frame.
     blur : float
-        Patterns are blurred by so many detector pixels before they are compared, so that small
-        rotations cost little; about half of the radius of the Bragg disks.
+        Width of the blur of the patterns before they are compared, detector pixels. The blur
+        makes small rotations matter less; use about half of the radius of the Bragg disks.
     centre : (float, float), optional
         Centre of the direct beam, detector pixels; found by default.
 
@@ -65,12 +68,12 @@ def link_frames(
 
     Notes
     -----
-    A link is rated by the overlap of both clusters (Dice coefficient, drift taken off) plus the
-    correlation of their mean patterns, without rings, direct beam and the power of noise; the best
-    sum over all links of a frame is an assignment problem. When two clusters become one, the track
-    that fits better goes on, and the other one has merged with it if more than half of it lies in
-    there. A new cluster of which more than half lies where a track was that goes on has split from
-    it.
+    The score of a link is the overlap of both clusters (Dice coefficient, drift subtracted) plus
+    the correlation of their mean patterns, without rings, direct beam and the power of the noise.
+    The links of a frame are chosen so that the sum of their scores is largest (an assignment
+    problem). When two clusters become one, the track that fits better goes on. The other track is a
+    merge if more than half of its cluster lies in the new one. A new cluster is a split from a
+    track that goes on if more than half of the new cluster lies where this track was.
 
     Examples
     --------
@@ -93,7 +96,7 @@ def link_frames(
     if centre is not None:
         centre = check_number("centre[0]", centre[0]), check_number("centre[1]", centre[1])
     drift, times = _check_drift(drift), check_times(times)
-    if isinstance(frames, Sequence):  # then a wrong length shows before long work
+    if isinstance(frames, Sequence):  # finds a wrong length before the long work
         _check_lengths(drift, times, len(frames))
 
     linker = Linker(memory, reach, min_similarity)
@@ -136,14 +139,14 @@ def link_frames(
 
 
 def _mean_pattern(averages: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean over all clusters (Qx, Qy), 0 where no average is known."""
+    """Mean over all clusters, (Qx, Qy); 0 where all averages are NaN."""
     known = np.isfinite(averages)
     total = np.where(known, averages, 0).sum(axis=0, dtype=np.float64)
     return total / np.maximum(known.sum(axis=0), 1)
 
 
 def _prepare_patterns(t: int, averages: NDArray[Any], comparer: Comparer) -> Patterns:
-    """Averages of frame `t` as they are compared with those of other frames."""
+    """Prepare the averages of frame `t` for the comparison with other frames."""
     if averages.shape[1:] != comparer.shape:
         raise ValueError(
             f"averages of frame {t} of {averages.shape[1:]} detector pixels must have those of the "
@@ -164,7 +167,7 @@ class _FrameToLink(NamedTuple):
 
 
 def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _FrameToLink:
-    """One item of `frames`; `shape` is that of the labels of frames before."""
+    """Check one item of `frames`; `shape` is that of the labels of earlier frames."""
     if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= 4:
         raise TypeError(
             f"frame {t} must be (labels, averages, properties, background) or None, not "
@@ -235,7 +238,7 @@ def _rows(
 
 
 def _check_drift(drift: Any) -> NDArray[np.float64] | None:
-    """Drift (T, 2), interpolated where it is not known; 0 where no frame knows it."""
+    """Drift (T, 2); NaN is interpolated, or becomes 0 if all values are NaN."""
     if drift is None:
         return None
     drift = np.array(values_of(drift), dtype=np.float64)
@@ -251,7 +254,7 @@ def _check_drift(drift: Any) -> NDArray[np.float64] | None:
 
 
 def check_times(times: Any) -> NDArray[np.float64] | None:
-    """Times, finite and rising."""
+    """Check that times are finite and rising."""
     if times is None:
         return None
     times = np.array(values_of(times), dtype=np.float64)
@@ -263,7 +266,7 @@ def check_times(times: Any) -> NDArray[np.float64] | None:
 def _check_lengths(
     drift: NDArray[Any] | None, times: NDArray[Any] | None, n_frames: int, more: bool = False
 ) -> None:
-    """One entry of drift and times for each frame; with `more`, frames may follow."""
+    """Check the lengths of drift and times; with `more`, more frames may follow."""
     for name, value in (("drift", drift), ("times", times)):
         n = n_frames if value is None else len(value)
         if n < n_frames or (n > n_frames and not more):

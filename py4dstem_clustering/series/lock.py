@@ -1,4 +1,4 @@
-"""One process at a time writes a series."""
+"""A lock, so that only one process at a time writes a series."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LOCK_NAME = "lock"
 def only_one_writer(path: Path) -> Iterator[Path]:
     """Make the folder for the frames of a series, and lock it for this process.
 
-    The lock goes with the process, however that ends. A folder that holds nothing afterwards is
-    removed. Where files cannot be locked, a warning says so.
+    The lock ends when the process ends, also after a crash. If the folder is empty afterwards, it
+    is removed. If the file system cannot lock files, a warning is given.
 
     Yields
     ------
@@ -45,7 +45,7 @@ def only_one_writer(path: Path) -> Iterator[Path]:
             finally:
                 _remove_if_empty(folder)
     finally:
-        # Windows removes no open file.
+        # Windows cannot remove an open file.
         if os.name == "nt":
             _remove_if_empty(folder)
 
@@ -60,7 +60,7 @@ def _lock(file: IO[str], path: Path) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # some file servers know no locks
+    except OSError as error:  # some file servers do not support locks
         _warn_of_no_lock(path, str(error))
     return True
 
@@ -72,7 +72,7 @@ def _lock_on_windows(file: IO[str], path: Path) -> bool:
         _warn_of_no_lock(path, "this Python has neither fcntl nor msvcrt")
         return True
     try:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # its first byte, which need not exist
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # the first byte; the file may be empty
     except OSError:
         return False
     return True

@@ -24,19 +24,19 @@ def find_drift(images: Iterable[Any], *, reach: float | None = None) -> NDArray[
     Parameters
     ----------
     images : iterable of ndarray (Rx, Ry) or None
-        A virtual image of each frame in which particles stand out, such as the intensity outside of
-        the direct beam. NaN where it is unknown; None, or NaN everywhere, for a missing frame. Only
-        a few images are in memory at a time.
+        A virtual image of each frame, such as the intensity outside of the direct beam. Particles
+        must stand out in it. Unknown values are NaN; a missing frame is None, or all NaN. Only a
+        few images are in memory at a time.
     reach : float, optional
-        Farthest that the sample moves from one frame to the next, scan positions. By default a
-        quarter of the shorter side of the scan, at least 1. Less helps where few particles look
-        alike.
+        Largest motion of the sample from one frame to the next, scan positions. By default a
+        quarter of the shorter side of the scan, at least 1. A smaller value helps where there are
+        few particles that look alike.
 
     Returns
     -------
     ndarray, (T, 2)
-        Displacement along Rx and Ry since the first frame that is not missing: what lies at p in
-        that frame lies at ``p + drift[t]`` in frame t. NaN for a missing frame. A frame without
+        Displacement along Rx and Ry since the first frame that is not missing: a point at ``p`` in
+        that frame is at ``p + drift[t]`` in frame t. NaN for a missing frame. A frame without
         contrast gets the drift of its neighbours, or 0.
 
     Raises
@@ -46,12 +46,12 @@ def find_drift(images: Iterable[Any], *, reach: float | None = None) -> NDArray[
 
     Notes
     -----
-    Frames that are 1, 2, 4 and 8 apart are compared, and the places that explain all of these best
-    are found by robust least squares: so errors do not add up from frame to frame as they would
-    when only successive ones are compared. Each comparison starts from the correlation over what
-    both images show (no window is needed, and the border draws it nowhere), and is refined by
-    Gauss-Newton with one rate of growth for each particle beside the displacement. Without that, a
-    particle that grows away from the border, or from one that it touches, would pass for drift.
+    Frames that are 1, 2, 4 and 8 apart are compared. Robust least squares finds the places that
+    explain all comparisons best, so errors do not add up from frame to frame. Each comparison
+    starts from the correlation over the area that both images show, so it needs no window and the
+    border does not bias it. Gauss-Newton steps refine the displacement together with one rate of
+    growth for each particle. Without these rates, the growth of a particle to one side, away from
+    the border or from another particle, would be taken for drift.
 
     Examples
     --------
@@ -64,11 +64,11 @@ def find_drift(images: Iterable[Any], *, reach: float | None = None) -> NDArray[
     if reach is not None:
         reach = check_number("reach", reach, 0)
     drift = find_drift_core(_check_images(images), reach)
-    return drift + 0.0  # no -0
+    return drift + 0.0  # turns -0 into 0
 
 
 def _check_images(images: Iterable[Any]) -> Iterator[NDArray[np.float64] | None]:
-    """Images as float64 with NaN where they are unknown; None for a missing frame."""
+    """Yield images as float64, NaN where unknown; None for a missing frame."""
     shape = None
     for t, image in enumerate(images):
         if image is None:
@@ -100,17 +100,17 @@ class Rotation(Frozen):
     Attributes
     ----------
     rate : float
-        Degrees a time unit, at least 0; NaN where it is not determined.
+        Degrees a time unit, at least 0; NaN if the data do not determine it.
     error : float
-        Its standard error; NaN for fewer than 3 frames.
+        Standard error of the rate; NaN for fewer than 3 frames.
     axis : ndarray, (3,)
-        Axis of the rotation in image x, image y and the beam: seen from its tip, the particle turns
-        counter-clockwise (the right-hand rule). NaN without a rate.
+        Axis of the rotation in image x, image y and the beam. Seen from the tip of the axis, the
+        particle turns counter-clockwise (right-hand rule). NaN without a rate.
     angles : ndarray, (n,)
-        Rotation about the axis since the first frame with an orientation, degrees; NaN where there
-        is none.
+        Rotation about the axis since the first frame with an orientation, degrees; NaN in frames
+        without an orientation.
     used : ndarray, (n,), bool
-        Frames that fit a steady rotation; the orientations of the others are taken to be wrong.
+        Frames that fit a steady rotation. The orientations of other frames are taken to be wrong.
     """
 
     rate: float
@@ -132,12 +132,13 @@ def rotation_rate(
         the image x and y axes and the beam in Cartesian coordinates of the crystal. NaN or zeros
         where no match was found.
     times : array-like, (n,)
-        Time of each, rising: ``track.times``.
+        Time of each frame, rising: ``track.times``.
     crystal : py4DSTEM.process.diffraction.Crystal
-        Its symmetry says which orientations are the same.
+        The symmetry of the crystal decides which orientations are the same.
     tolerance : float
-        Frames that deviate from steady rotation by more than this, degrees, do not count: a few
-        times the error of the orientations, well below the symmetry (cubic: 45 degrees).
+        Frames that deviate from a steady rotation by more than this, degrees, are left out. Use a
+        few times the error of the orientations, well below the limit of the symmetry (cubic: 45
+        degrees).
 
     Returns
     -------
@@ -150,10 +151,10 @@ def rotation_rate(
 
     Notes
     -----
-    The rotation that most frames agree with is searched among those between pairs of frames, each
-    the smallest of all that the symmetry allows, and then fitted by robust least squares. From one
-    frame to the next the particle may turn by less than half of the smallest rotation of its
-    symmetry, 45 degrees in cubic crystals; over the series by any angle.
+    For each pair of frames, the smallest rotation that the symmetry allows is a candidate. The
+    candidate that most frames agree with is refined by robust least squares. From one frame to the
+    next the particle must turn by less than half of the smallest rotation of its symmetry (45
+    degrees in cubic crystals); over the whole series it may turn by any angle.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Options of a series, and whether they are those of an earlier run."""
+"""Check the options of a series, and compare them with those of an earlier run."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from ..patterns.filtering import filter_correlative
 _SET_BY_SERIES = {
     "self", "similarity", "name", "returncalc", "n_jobs", "max_memory", "progress_bar",
 }  # fmt: skip
-"""Parameters of `cluster` that `cluster_series` gives itself."""
+"""Parameters of `cluster` that `cluster_series` sets."""
 
 _SET_BY_SERIES_FOR_FILTER = {
     "self", "out", "overwrite", "compression", "name", "n_jobs", "max_memory", "progress_bar",
 }  # fmt: skip
-"""Parameters of `filter_correlative` that `cluster_series` gives itself."""
+"""Parameters of `filter_correlative` that `cluster_series` sets."""
 
 
 # --- what is given -------------------------------------------------------------------------------
 
 
 def check_drift(drift: Any, n_frames: int | None) -> NDArray[np.float64] | Literal["auto"] | None:
-    """Drift as `cluster_series` takes it; `n_frames` where it is known."""
+    """Check `drift` of `cluster_series`; `n_frames` is None if the number is not known."""
     rule = "'auto', None, or two finite numbers for each frame, (T, 2)"
     if drift is None:
         return None
@@ -53,7 +53,7 @@ def check_drift(drift: Any, n_frames: int | None) -> NDArray[np.float64] | Liter
 
 
 def check_averages(min_purity: float | None, align: bool | None) -> dict[str, Any]:
-    """Options of `get_clustered_datacube`, as far as they are given."""
+    """Those options of `get_clustered_datacube` that are not None, checked."""
     options: dict[str, Any] = {}
     if min_purity is not None:
         options["min_purity"] = check_number("min_purity", min_purity, 0, 1)
@@ -65,7 +65,7 @@ def check_averages(min_purity: float | None, align: bool | None) -> dict[str, An
 def _with_defaults(
     options: Mapping[str, Any], function: Callable[..., Any], own: set[str], what: str
 ) -> dict[str, Any]:
-    """Options of a function with its defaults, without its parameters in `own`."""
+    """Options of `function`, completed with its defaults; parameters in `own` are refused."""
     parameters = inspect.signature(function).parameters
     resolved = {name: item.default for name, item in parameters.items() if name not in own}
     for name in options:
@@ -75,7 +75,7 @@ def _with_defaults(
 
 
 def check_filter(filtering: Any) -> dict[str, Any] | None:
-    """Options of `filter_correlative`, defaults resolved; None for no filter."""
+    """Options of `filter_correlative`, completed with its defaults; None for no filter."""
     if filtering is None or isinstance(filtering, bool):
         if not filtering:
             return None
@@ -93,12 +93,12 @@ def check_filter(filtering: Any) -> dict[str, Any] | None:
 
 
 def check_cluster_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `cluster`, defaults resolved, as it checks them; before a frame is opened."""
+    """Options of `cluster`, completed with its defaults and checked before a frame is opened."""
     options = _with_defaults(options, cluster, _SET_BY_SERIES, "cluster_series or datacube.cluster")
     for key in ("q_mask", "r_mask"):
         if np.ndim(values_of(options[key])):
             options[key] = np.array(values_of(options[key]))
-    # No frame is open yet: `cluster` compares the shapes of masks with those of each frame.
+    # No frame is open yet, so the masks pass here; `cluster` checks their shapes for each frame.
     shapes: Any = np.shape(options["r_mask"]), np.shape(options["q_mask"])
     options["method"] = check_options(*shapes, **options).method
     return options
@@ -107,13 +107,13 @@ def check_cluster_options(options: Mapping[str, Any]) -> dict[str, Any]:
 # --- whether they are those of an earlier run ----------------------------------------------------
 
 _FRAME_SETTINGS = ("cluster", "filter", "averages", "image_mask")
-"""Settings of a series that decide what the clusters of a frame are."""
+"""Settings of a series that change the result of a frame."""
 
 
 def check_resume(
     path: Path, earlier: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> None:
-    """Refuse to add frames to those that were made with other options."""
+    """Refuse to add frames to a series that was made with other options."""
     now = {key: settings[key] for key in _FRAME_SETTINGS}
     for made_with in earlier:
         changed = list(_differences({key: made_with.get(key) for key in _FRAME_SETTINGS}, now))
@@ -126,7 +126,7 @@ def check_resume(
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What differs, as texts; an EMD file turns the numbers of a tuple into floats."""
+    """Differences as texts. An EMD file turns the numbers of a tuple into floats."""
     if isinstance(was, Mapping) or isinstance(now, Mapping):
         was, now = ({} if x is None else x for x in (was, now))
         for key in sorted({*was, *now}):

@@ -40,18 +40,18 @@ FRAMES_DTYPE = np.dtype(
 class ClusterSeries:
     """The clusters of a series of scans, from `cluster_series` or `open_series`.
 
-    ``len(series)`` frames; ``series[i]`` are the `Clusters` of frame `i`, read from the file when
-    asked for, so that a series of any length takes little memory. Made by `cluster_series`.
+    ``len(series)`` is the number of frames. ``series[i]`` reads the `Clusters` of frame `i` from
+    the file, so a series of any length takes little memory.
 
     Attributes
     ----------
     path : Path
         File of the series.
     settings : mapping
-        The options that made it: ``cluster``, ``filter``, and so on. Those with defaults resolved
-        and what was estimated are with each frame: ``series[i].settings``.
+        The options of `cluster_series`: ``cluster``, ``filter``, and so on. Values that were
+        estimated are stored with each frame: ``series[i].settings``.
     infos : tuple
-        Of each frame ``frame``, ``source``, ``size``, ``fingerprint``, ``time``, ``error`` and
+        For each frame ``frame``, ``source``, ``size``, ``fingerprint``, ``time``, ``error`` and
         ``n_clusters``.
     """
 
@@ -60,7 +60,7 @@ class ClusterSeries:
     infos: tuple[FrameInfo, ...]
     _places: Mapping[int, Path]
     stored_drift: NDArray[Any] | None
-    """As it is in the file; see `drift`."""
+    """Drift in the file, or None; see `drift`."""
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -75,7 +75,7 @@ class ClusterSeries:
         return f"ClusterSeries({self.path.name!r}, {text})"
 
     def __iter__(self) -> Iterator[Clusters | None]:
-        """Clusters of each frame, None for one that failed."""
+        """Clusters of each frame; None for a frame that failed."""
         for place, info in enumerate(self.infos):
             yield None if info.error else self[place]
 
@@ -109,7 +109,7 @@ class ClusterSeries:
         if info.error:
             raise ValueError(f"frame {info.frame} ({info.source}) has no clusters: {info.error}")
         place = self._places[info.frame]
-        if not place.is_file() and self.path.is_file():  # all frames are done since
+        if not place.is_file() and self.path.is_file():  # all frames were done in the meantime
             place = self.path
         with untrusted.open_file(place) as file:
             return read_node(file, info)
@@ -122,10 +122,10 @@ class ClusterSeries:
         return self._clusters(self._node(frame))
 
     def image(self, frame: int) -> NDArray[Any]:
-        """Virtual image of a frame, (Rx, Ry), float32; what `drift` is measured from.
+        """Virtual image of a frame, (Rx, Ry), float32; `drift` is measured from these images.
 
-        The sum over `image_mask`, over the `q_mask` of the clusters, or over all that is scattered
-        out of the direct beam.
+        It is the sum of each pattern over `image_mask`; by default over the `q_mask` of the
+        clusters; without this, over all pixels outside of the direct beam.
         """
         return self._node(frame).metadata["arrays"]["image"]
 
@@ -150,10 +150,10 @@ class ClusterSeries:
 
     @property
     def drift(self) -> NDArray[Any]:
-        """Where the sample was in each frame, (T, 2): positions along Rx and Ry from frame 0.
+        """Displacement of the sample since frame 0, (T, 2), in scan positions along Rx and Ry.
 
-        What lies at ``p`` in frame 0 lies at ``p + drift[i]`` in frame `i`. Measured from the
-        virtual images, or as it was given; it was not applied to any data.
+        A point at ``p`` in frame 0 is at ``p + drift[i]`` in frame `i`. The drift was measured
+        from the virtual images, or given by the user. It was not applied to any data.
         """
         if self.stored_drift is not None:
             return self.stored_drift
@@ -172,9 +172,9 @@ class ClusterSeries:
         Returns
         -------
         Tracks
-            A table with one row for each frame and cluster, and the events; as an array,
-            ``pandas.DataFrame(numpy.asarray(tracks))``. Drift is taken off, background (with
-            ``drop_background=False``) belongs to no track, frames that failed end none.
+            A table with one row for each cluster of each frame, and the events. For pandas:
+            ``pandas.DataFrame(numpy.asarray(tracks))``. Drift is subtracted. Background (with
+            ``drop_background=False``) belongs to no track. Frames that failed end no track.
         """
         return link_frames(
             self._frames_to_link(),
@@ -185,7 +185,7 @@ class ClusterSeries:
         )
 
     def _frames_to_link(self) -> Iterator[tuple[Any, ...] | None]:
-        """What `link_frames` takes of each frame, read when its turn comes."""
+        """Yield the input of `link_frames`, and read each frame only when it is needed."""
         for k, info in enumerate(self.infos):
             if info.error:
                 yield None
@@ -196,7 +196,7 @@ class ClusterSeries:
             yield clusters.labels, averages, clusters.properties(), clusters.background
 
     def _centre(self) -> tuple[float, float] | None:
-        """Centre of the direct beam in the first frame that knows it."""
+        """Centre of the direct beam in the first frame whose calibration has an origin."""
         for place, info in enumerate(self.infos):
             if not info.error:
                 origin = np.array(
@@ -217,12 +217,12 @@ class ClusterSeries:
         Returns
         -------
         DataCube, (n, 1, Qx, Qy)
-            Frame by frame (``track.frames``), with the calibration of the averages: each pattern
-            has the origin and the ellipse of its frame, NaN where that has none. Each pattern is
-            a cluster of its own in ``cube.clusters``, so that what takes averages takes it:
+            One pattern for each frame in ``track.frames``, with the calibration of the averages:
+            each pattern has the origin and the ellipse of its frame, or NaN without these. Each
+            pattern is its own cluster in ``cube.clusters``, so the datacube is used like averages:
             ``bragg = cube.find_Bragg_disks(...)``, ``maps = crystal.match_orientations(bragg)``,
-            then ``rotation_rate(maps, track.times, crystal)`` for its rotation, and
-            ``cube.clusters.calculate_strain(crystal, bragg, maps)`` for its strain over time.
+            then ``rotation_rate(maps, track.times, crystal)`` for the rotation, and
+            ``cube.clusters.calculate_strain(crystal, bragg, maps)`` for the strain over time.
 
         Raises
         ------
@@ -247,33 +247,33 @@ class ClusterSeries:
         return cube
 
     def get_track_pattern(self, track: Any) -> NDArray[Any]:
-        """Mean pattern of one particle over all positions in all frames, (Qx, Qy).
+        """Mean pattern of one particle over all its positions in all frames, (Qx, Qy).
 
-        Patterns are taken as they lie on the detector, also where the origin moves.
+        Patterns are not shifted on the detector, even if the origin moves.
         """
         return np.average(self.get_track_datacube(track).data[:, 0], axis=0, weights=track.sizes)
 
 
 _ORIGIN_KEYS = ("qx0", "qy0")
-"""Keys of a calibration that hold the origin; its mean and its shift are computed from them."""
+"""Keys of a calibration that hold the origin. Its mean and shift are computed from these."""
 
 _PATTERN_KEYS = {*_ORIGIN_KEYS, "qx0_meas", "qy0_meas", "a", "b", "theta"}
-"""Keys of a calibration of which py4DSTEM takes a value for each pattern."""
+"""Keys of a calibration that may hold a value for each pattern."""
 
 _SHARED_KEYS = {
     "Q_pixel_size", "Q_pixel_units", "R_pixel_size", "R_pixel_units", "QR_rotation",
     "QR_rotation_degrees", "QR_flip",
 }  # fmt: skip
-"""Keys of a calibration of which all patterns of a datacube share one value."""
+"""Keys of a calibration that hold one value for all patterns of a datacube."""
 
 
 def _track_calibration(
     params: Sequence[Mapping[str, Any]], of_patterns: set[str], frames: Sequence[int]
 ) -> Any:
-    """The calibration of patterns from different frames, given that of each.
+    """Join the calibrations of several frames into one for the patterns of a track.
 
-    What differs and belongs neither to patterns nor to all, such as the semiangle of the probe
-    where it was measured in each frame, is left out.
+    Other values that differ between frames, such as a semiangle of the probe that was measured in
+    each frame, are left out.
     """
     calibration = copy_calibration()
     kept = calibration._params
@@ -306,8 +306,8 @@ def open_series(path: str | PathLike[str]) -> ClusterSeries:
     Parameters
     ----------
     path : path
-        What was given as `out`. While `cluster_series` runs, or after it was stopped, the frames
-        that are done so far.
+        The `out` of `cluster_series`. While `cluster_series` runs, or after it was stopped, the
+        series has only the frames that are done so far.
 
     Returns
     -------
@@ -316,7 +316,8 @@ def open_series(path: str | PathLike[str]) -> ClusterSeries:
     Raises
     ------
     ValueError, OSError
-        If there is none, it is damaged, or made by a newer version; the error names the file.
+        If there is no series, or it is damaged or made by a newer version. The error names the
+        file.
     """
     path = check_path("path", path)
     stored = read_series(path)

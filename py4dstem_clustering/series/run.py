@@ -1,8 +1,8 @@
 """Cluster a series of scans, one frame after the other or on many machines, and go on after a stop.
 
-Each frame that is done is a file in a folder beside the result, written whole and moved into place;
-at the end they become one file. So nothing that was done is lost, and no file that was half written
-is ever taken for a result.
+Each frame that is done becomes a file in a folder beside the result. The file is written under
+another name and then renamed, so a half-written file is never taken for a result. At the end, all
+these files are copied into one file.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from .options import check_averages, check_cluster_options, check_drift, check_f
 from .result import ClusterSeries, open_series
 
 _FRAMES_A_WORKER = 2
-"""Frames that a dask worker is given at a time: one to work on, and one that is sent meanwhile.
+"""Number of frames that a dask worker has at a time: one in work, and one that is being sent.
 
-More take more memory, since a frame may be a whole scan.
+A larger number takes more memory, since a frame may be a whole scan.
 """
 
 
@@ -73,9 +73,10 @@ def cluster_series(
 ) -> ClusterSeries:
     """Cluster scan after scan, and keep the clusters of all of them in one file.
 
-    The scans are those of an in-situ experiment (5D-STEM): one sample at successive times. One is
-    in memory at a time, and what is done is safe on disk: after a crash, Ctrl-C or a power loss the
-    same call goes on where it stopped. While it runs, ``open_series(out)`` shows what is done.
+    The scans show one sample at successive times, as in an in-situ experiment (5D-STEM). One scan
+    is in memory at a time, and each result is saved to disk at once: after a crash, Ctrl-C or a
+    power loss, the same call continues where it stopped. During the run, ``open_series(out)`` opens
+    the frames that are done.
 
     Parameters
     ----------
@@ -83,44 +84,45 @@ def cluster_series(
         DataCubes, arrays (Rx, Ry, Qx, Qy), or paths; a 5D array (NumPy, memmap, HDF5, dask); or a
         generator that yields scans while the microscope records them, such as `watch_folder`.
     out : path
-        EMD file to write, which plain py4DSTEM opens. Until all frames are done they lie in the
-        folder ``<out>.frames``, each a file that opens too.
+        EMD file to write; py4DSTEM can open it without this package. Until all frames are done,
+        the folder ``<out>.frames`` holds one such file for each frame.
     filter : True or mapping, optional
         Apply ``datacube.filter_correlative`` before clustering, with its defaults or these options.
-        Averages are of the unfiltered scan all the same.
+        Averages are always those of the unfiltered scan.
     min_purity, align
-        For averages; see ``datacube.get_clustered_datacube``.
+        Options for the averages; see ``datacube.get_clustered_datacube``.
     load : callable, optional
-        Makes a DataCube of a path. By default whatever `py4DSTEM.import_file` and `py4DSTEM.read`
-        open as a single scan, .npy and .npz. For scans larger than memory give `open_scan`.
+        Function that opens a path as a DataCube. By default files are opened that hold a single
+        scan and that `py4DSTEM.import_file` or `py4DSTEM.read` can open, and .npy and .npz. For
+        scans larger than memory give `open_scan`.
     times : float or sequence, optional
         Time from frame to frame, or the time of each frame, rising. By default 0, 1, 2, ...
-        Where these, or `drift`, are given one by one, scans that are done must come first and in
-        the same order as before.
+        If the times or the `drift` are listed frame by frame, scans that are done must come first,
+        in the same order as before.
     time_units : str
         Unit of `times`, such as "s".
     drift : "auto", ndarray (T, 2), or None
-        Where the sample is in each frame, in positions from frame 0; see ``series.drift``. "auto"
-        measures it from virtual images; None takes it as 0. It is kept, not applied to data.
+        Displacement of the sample since frame 0, in scan positions; see ``series.drift``. "auto"
+        measures it from virtual images; None sets it to 0. It is stored, not applied to data.
     image_mask : ndarray of bool, (Qx, Qy), optional
-        Detector pixels of the virtual image that is kept of each frame and that the drift is
-        measured from. By default the `q_mask`, or all beyond the direct beam.
+        Detector pixels of the virtual images, which are stored and from which the drift is
+        measured. By default the `q_mask`, or without this all pixels outside of the direct beam.
     resume : bool
-        Go on with what is done in `out`. The options must be those of the first call. More frames
-        may be given than before; their numbers follow on those that are done, wherever they come.
-        Frames that failed, and those whose file has another size now (or whose data, where they
-        were no files, are not the same), are done again. False starts anew, if there is nothing
-        yet, or with `overwrite`.
+        Continue with the frames in `out`. The options must be those of the first call. More frames
+        may be given than before; new frames get the next free numbers. A frame is done again if it
+        failed, if the size of its file has changed, or, for a scan that is not a file, if its data
+        have changed. False starts from the beginning; an existing `out` is then an error, unless
+        `overwrite` is True.
     overwrite : bool
-        With ``resume=False``, remove what is there.
+        With ``resume=False``, remove an existing series.
     on_error : "record" or "raise"
-        A frame that cannot be clustered (damaged, cut short, of another shape than `q_mask`) is
-        kept with its error, in ``series.errors``, and the other frames are still clustered; or the
-        error is raised, and the frames that are done stay done.
+        What to do if a frame cannot be clustered (damaged, cut short, of another shape than
+        `q_mask`). "record" stores the error in ``series.errors``, and clusters the other frames.
+        "raise" raises the error; frames that are done are kept.
     client : dask.distributed.Client, optional
-        Frames become tasks of its workers, on any number of machines. What a lost worker was doing
-        is done again. Paths are opened by the workers, which must see the files; DataCubes in
-        memory are sent. Frames are taken from a generator as workers become free.
+        The workers of this client cluster the frames, on any number of machines. The work of a lost
+        worker is done again. The workers open paths, so they must have access to the files;
+        DataCubes in memory are sent. A generator is read as workers become free.
     n_jobs : int, optional
         Number of threads for each frame; by default all cores that the process may use, or 1 with a
         `client`.
@@ -130,9 +132,9 @@ def cluster_series(
     progress_bar : bool
         Show progress.
     **options
-        All else goes to ``datacube.cluster``: ``method``, ``threshold``, ``min_size``, ``q_mask``
-        and so on. Merging learns its features in each frame anew: a grain that comes up later has
-        no place among those that were learned before, and no frame waits for another one.
+        Options of ``datacube.cluster``: ``method``, ``threshold``, ``min_size``, ``q_mask`` and so
+        on. Merging learns its features from each frame separately, because features from earlier
+        frames do not describe a grain that appears later.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def cluster_series(
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule, or `out` was made with other options; before any work.
+        Before any work, if an argument breaks its rule, or `out` was made with other options.
     OSError
         If the disk is full, or another process writes to `out`.
 
@@ -169,7 +171,7 @@ def cluster_series(
     if load is not None and not callable(load):
         raise TypeError(f"load={load!r} must be a function of a path, such as open_scan")
     if image_mask is not None:
-        shape = cast("tuple[int, int]", np.shape(image_mask))  # of the detector, not known yet
+        shape = cast("tuple[int, int]", np.shape(image_mask))  # of the detector, unknown yet
         image_mask = check_mask("q_mask", image_mask, shape, "detector pixels")
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     check_choice("on_error", on_error, ("record", "raise"))
@@ -221,7 +223,7 @@ def _save_results(
     to_do: FramesToDo,
     bar: Any,
 ) -> dict[int, tuple[FrameInfo, Path]]:
-    """Write each frame as soon as it is done; what is known of it, and its file, by its number."""
+    """Write each frame as soon as it is done; return its facts and its file, by its number."""
     new = {}
     for result in results:
         new[result.info.frame] = result.info, save_frame(folder, result, settings)
@@ -238,7 +240,7 @@ def _finish(
     times: Mapping[int, float],
     drift: NDArray[np.float64] | Literal["auto"] | None,
 ) -> None:
-    """Put all frames into one file, unless there is one that holds just these."""
+    """Copy all frames into one file, unless that file is already up to date."""
     n_frames = len(stored.infos)
     if drift is None:
         drift = np.zeros((n_frames, 2))
@@ -255,7 +257,7 @@ def _finish(
     if stored.drift is None:
         same_drift = False
     elif isinstance(drift, str):
-        # What was measured from the same images is not measured again.
+        # The drift of the same images is not measured again.
         same_drift = was.get("drift") == drift
     else:
         same_drift = np.array_equal(stored.drift, drift)
@@ -272,7 +274,8 @@ def _cluster_here(
     """Cluster one frame after the other in this process."""
     for frame in frames:
         result = work(frame)
-        # Before the next one is made. A DataCube and its tree hold each other (emdfile 0.0.16).
+        # Free the memory before the next frame is opened. A DataCube and its tree refer to each
+        # other (emdfile 0.0.16).
         del frame
         gc.collect()
         yield result
@@ -296,7 +299,7 @@ def _cluster_on_workers(
                 frame = pending.pop(future)
                 try:
                     result = future.result()
-                except Exception as error:  # its workers died, again and again
+                except Exception as error:  # workers died several times on this frame
                     if not work.keywords["record"]:
                         raise
                     result = FrameResult(info_of_failed(frame, error))
@@ -311,7 +314,7 @@ def _cluster_on_workers(
 def _submit(
     client: Any, frames: Iterator[Frame], work: partial[FrameResult], pending: dict[Any, Frame]
 ) -> None:
-    """Give frames to the workers until each has enough; what they have is kept in `pending`."""
+    """Send frames until each worker has enough; `pending` holds the frames that were sent."""
     while len(pending) < _FRAMES_A_WORKER * max(1, len(client.nthreads())):
         frame = next(frames, None)
         if frame is None:
@@ -323,12 +326,12 @@ def _submit(
 
 
 def _sent() -> Any:
-    """Opens no scan: stands for what opens it, once a worker has that."""
+    """Placeholder for `Frame.open` after the frame was sent to a worker."""
     raise RuntimeError("this frame was sent to a worker")
 
 
 def _work_without_dask_threads(work: Callable[[Frame], FrameResult], frame: Frame) -> FrameResult:
-    """Cluster a frame on a worker, where a dask array would wait for threads that wait for it."""
+    """Cluster a frame on a worker, without dask threads, which would cause a deadlock there."""
     import dask
 
     with dask.config.set(scheduler="synchronous"):

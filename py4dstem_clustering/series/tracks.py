@@ -59,24 +59,26 @@ class Rate(NamedTuple):
 class Tracks(Frozen):
     """Particles followed through a series; from `link_frames`.
 
-    ``tracks["area"]`` is a column of the table, ``np.asarray(tracks)`` all of it, and
-    ``pandas.DataFrame(np.asarray(tracks))`` takes it.
+    ``tracks["area"]`` is a column of the table, and ``np.asarray(tracks)`` is the whole table. For
+    pandas: ``pandas.DataFrame(np.asarray(tracks))``.
 
     Attributes
     ----------
     table : structured ndarray, a row for each cluster of each frame
-        By frame, then label: ``frame``; ``time``; ``label`` in the frame; ``track``, from 0 in the
-        order of appearance, -1 for background; ``size``, number of positions; ``area``, in the unit
-        of the properties of the clusters, positions without; ``centroid_rx``, ``centroid_ry``, scan
-        positions as recorded; ``place_rx``, ``place_ry``, drift taken off; ``similarity``, mean
-        similarity, NaN where it is not known; ``touches_border`` of the scan; ``background``.
+        Sorted by frame, then by label: ``frame``; ``time``; ``label`` in the frame; ``track``, from
+        0 in the order of appearance, -1 for background; ``size``, number of positions; ``area``, in
+        the unit of the properties of the clusters, or in positions without properties;
+        ``centroid_rx``, ``centroid_ry``, scan positions as recorded; ``place_rx``, ``place_ry``,
+        the same with drift subtracted; ``similarity``, mean similarity, NaN if unknown;
+        ``touches_border``, whether it touches the border of the scan; ``background``.
     events : structured ndarray, a row for each event
-        By frame, then track: ``frame``; ``time``; ``event``; ``track``; ``other``. 'birth': the
-        first frame of a track, if it is not the first frame of all. 'death': the first frame
-        without it. 'split': a birth inside of the track `other`. 'merge': a death in which the
-        particle has become part of `other`. For births and deaths, `other` is -1.
+        Sorted by frame, then by track: ``frame``; ``time``; ``event``; ``track``; ``other``.
+        'birth': the first frame of a track, unless this is the first frame of the series. 'death':
+        the first frame after the end of a track. 'split': a birth inside of the track `other`.
+        'merge': a death in which the particle has become part of `other`. For births and deaths,
+        `other` is -1.
     n_frames : int
-        Frames of the series, with those that failed.
+        Number of frames of the series, including frames that failed.
     """
 
     table: NDArray[Any]
@@ -129,12 +131,12 @@ class Tracks(Frozen):
         Parameters
         ----------
         labels : iterable of ndarray (Rx, Ry), int, or Clusters, or None
-            The label maps that were linked, such as a `ClusterSeries`; None for one that failed.
+            The label maps that were linked, such as a `ClusterSeries`; None for a failed frame.
 
         Returns
         -------
         ndarray, (T, Rx, Ry), int
-            Number of the track; -1 in none, in the background, and in frames that failed.
+            Number of the track; -1 outside of tracks, in the background, and in failed frames.
         """
         labels = [
             None if item is None else np.asarray(values_of(getattr(item, "labels", item)))
@@ -171,9 +173,9 @@ class Track(Frozen):
     ----------
     number : int
     table : structured ndarray
-        Its rows of `Tracks.table`, by frame.
+        Rows of `Tracks.table` for this track, by frame.
     events : structured ndarray
-        Rows of `Tracks.events` in which it takes part.
+        Rows of `Tracks.events` in which this track takes part.
     """
 
     number: int
@@ -182,17 +184,17 @@ class Track(Frozen):
 
     @property
     def frames(self) -> NDArray[Any]:
-        """Frames in which it was found, (n,)."""
+        """Frames in which the particle was found, (n,)."""
         return self.table["frame"]
 
     @property
     def times(self) -> NDArray[Any]:
-        """Their times, (n,)."""
+        """Times of these frames, (n,)."""
         return self.table["time"]
 
     @property
     def labels(self) -> NDArray[Any]:
-        """Number of its cluster in each of them, (n,)."""
+        """Label of the cluster in each of these frames, (n,)."""
         return self.table["label"]
 
     @property
@@ -202,17 +204,17 @@ class Track(Frozen):
 
     @property
     def areas(self) -> NDArray[Any]:
-        """Area, (n,)."""
+        """Area in the unit of `Tracks.table`, (n,)."""
         return self.table["area"]
 
     @property
     def places(self) -> NDArray[Any]:
-        """Centroid, scan positions, drift taken off, (n, 2)."""
+        """Centroid in scan positions, drift subtracted, (n, 2)."""
         return np.stack([self.table["place_rx"], self.table["place_ry"]], axis=1)
 
     @property
     def lifetime(self) -> float:
-        """Time from the first to the last frame in which it was found."""
+        """Time from the first to the last frame in which the particle was found."""
         return float(self.times[-1] - self.times[0])
 
     def __len__(self) -> int:
@@ -223,20 +225,20 @@ class Track(Frozen):
         return f"Track({self.number}, {_plural(len(self), 'frame')}, {where})"
 
     def growth_rate(self, start: int | None = None, stop: int | None = None) -> Rate:
-        """How fast the area grows, by least squares of a line over time.
+        """How fast the area grows: the slope of a line fitted by least squares.
 
         Parameters
         ----------
         start, stop : int, optional
-            Frames from `start` to `stop`, that one not included; by default all. Leave out frames
-            after a merge and those in which the particle touches the border of the scan.
+            Use the frames from `start` up to `stop`, without `stop`; by default all. Leave out
+            frames after a merge, and frames in which the particle touches the border of the scan.
 
         Returns
         -------
         Rate
-            ``rate``, area a time unit, and ``error``, its standard error, from the scatter about
-            the line: too small where errors of successive frames are alike. NaN for a rate from
-            fewer than 2 frames, an error from fewer than 3.
+            ``rate``, area per time unit, and ``error``, its standard error from the scatter about
+            the line. The error is too small if errors of successive frames are correlated. The rate
+            is NaN for fewer than 2 frames, the error for fewer than 3.
         """
         frames = self.frames
         keep = np.ones(len(frames), dtype=bool)
