@@ -207,7 +207,7 @@ def test_a_cell_that_is_nearly_a_cube():
 
 
 def slow_angle(a, b, symmetry):
-    """Over all equivalents of both."""
+    """Smallest angle over all equivalent orientations of both."""
     angles = [
         Rotation.from_matrix((s @ a) @ (t @ b).T).magnitude() for s in symmetry for t in symmetry
     ]

@@ -1,4 +1,4 @@
-"""Simulated series: the truth is what the frames are made of, and does what it promises."""
+"""Simulated series: the frames agree with the truth, and the truth is as documented."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_arrays_are_read_only():
 
 
 def test_counts_are_as_expected():
-    # Together, some thousand pixels: chi squared of a Poisson distribution, and the mean.
+    # Mean, and chi squared of a Poisson distribution, of some thousand pixels together.
     series = quiet(electrons=3000, speckle=0, probe_blur=0.6, n_frames=1, seed=2)
     counts = series.frame(0).data.astype(float)
     expected = 3000 * np.tensordot(series.shares(0), series.patterns(0), 1)
@@ -124,7 +124,7 @@ def test_the_liquid_is_that_of_a_scan():
     scan = simulate_scan(**options, n_grains=0)
     assert (series.labels == -1).all()
     np.testing.assert_array_equal(series.patterns(0), scan.patterns)
-    # As speckled, too: how much more counts vary than Poisson would have them.
+    # The speckle is as strong: how much more counts vary than Poisson counts.
     spreads = []
     for cube in (series.frame(0), scan.datacube):
         counts = cube.data.astype(float)
@@ -308,7 +308,7 @@ def test_two_become_one(seed):
         assert np.isfinite(series.orientations[frame - 1, small]).all()
         radii = series._scene.particles.radii[frame]
         assert radii[small] <= radii[large]
-        # Both, up to what they cover of each other and grow in the last frame.
+        # The sum of both areas, up to their overlap and their growth in the last frame.
         whole = np.pi * (radii[small] ** 2 + radii[large] ** 2)
         assert 0.85 * whole < after[large] < 1.01 * whole
         assert before[small] > 0.5 * np.pi * radii[small] ** 2 - 10
