@@ -80,7 +80,7 @@ def _gradient_ridge(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.fl
 def border_values(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float32]:
     """Features ``(Rx, Ry, rank)`` that each region has at each of its positions, without noise.
 
-    A window about the position gives a mean of members, which holds at the middle of these members.
+    The mean of the members in a window about the position holds at the middle of these members.
     The gradient of the region carries the mean from there to the position. Only members deeper
     than `INNER_DEPTH` give the gradient, since no other grain blurs them. A lattice that bends has
     the same slope inside and at its border, so the gradient carries it right up to the border. A

@@ -152,7 +152,7 @@ def features_core(
     shifts: NDArray[np.int64] | None = None,
     n_rows: int | None = None,
 ) -> Features:
-    """Features of every pattern, `rank` of them; None: as many as eigenvalues above the noise.
+    """Features of every pattern; with `rank` None, as many as eigenvalues lie above the noise.
 
     `centre` is that of the direct beam, detector pixels; None finds it. Hot pixels do not count.
     With whole `shifts` ``(Rx, Ry, 2)`` each pattern is moved by so many pixels first, its border

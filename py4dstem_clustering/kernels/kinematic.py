@@ -151,7 +151,7 @@ def refine(
     first: float,
     last: float,
 ) -> tuple[float, NDArray[np.float64]]:
-    """Climb to the orientation near `matrix` with the best score; returns both, score first.
+    """Climb to the best score near `matrix`; returns this score and its orientation.
 
     Steps are halved from `first` down to `last`, radian. Then strain is taken out of the peaks, and
     the climb starts again, twice. For the other parameters see `score`.

@@ -24,8 +24,7 @@ def mixture_core(
 
     Shares come from least squares on the mean features of the clusters within `reach` positions;
     they are not negative, and all of them sum to 1. Positions in no cluster (-1) count as one more
-    cluster. Where there are fewer
-    than `max_clusters` clusters, the rest is -2 with a share of 0.
+    cluster. Where there are fewer than `max_clusters` clusters, the rest is -2 with a share of 0.
     """
     rx, ry = labels.shape
     known = labels - labels.min()  # -1 becomes a region like any other
@@ -65,7 +64,7 @@ def _mixed(number: NDArray[Any], reach: int) -> NDArray[Any]:
 
 
 def _pure_means(number: NDArray[Any], values: NDArray[Any], reach: int) -> NDArray[Any]:
-    """Mean features of each cluster, from positions away from other clusters if it has enough."""
+    """Mean features of each cluster, of positions away from other clusters where it has enough."""
     means, _ = region_means(number, values)
     for distance in range(1, reach + 1):
         pure = np.where(_mixed(number, distance), -1, number)

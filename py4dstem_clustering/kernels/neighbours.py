@@ -55,7 +55,7 @@ class Neighbours:
             self.band[dx] = slice(int(indices[0]), int(indices[-1]) + 1)
             self.width[dx] = len(indices) // 2
         self.unused = reach - self.width[reach]
-        """Positions at each end of the surroundings of a tile that are neighbours of none in it."""
+        """Positions at each end of the surroundings of a tile that no position of the tile uses."""
         columns = np.arange(n_columns)[:, None] + offsets[:, 1]
         self.inside: NDArray[np.bool_] = (columns >= 0) & (columns < n_columns)
         """Whether a neighbour lies in a column of the scan, ``(n_columns, n_offsets)``."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 CELL_TOLERANCE = 1e-3
-"""Largest difference of places (fractions of the cell) or lengths (relative) that are equal.
+"""Largest difference of atoms (fractions of the cell) or lengths (relative) taken as equal.
 
 A larger value finds more symmetry in a cell that is slightly distorted.
 """

@@ -200,7 +200,7 @@ def test_rank_is_what_is_asked_for():
 
 
 def test_a_pattern_of_known_strength_has_that_strength():
-    """A weak pattern in a disk of the scan: the step of the feature is its size in noise."""
+    """At a disk with a weak pattern, the feature steps by the strength in units of noise."""
     rng = np.random.default_rng(0)
     scan, detector = (36, 30), (20, 18)
     x, y = np.indices(scan)
@@ -210,7 +210,7 @@ def test_a_pattern_of_known_strength_has_that_strength():
     flat = np.full(detector, 20.0)
     data = rng.poisson(flat + inside[..., None, None] * extra).astype(np.uint16)
     result = run(data, centre=(9.5, 8.5))
-    # Noise has the variance of the counts; what is like a ring does not count.
+    # Noise has the variance of the counts; the part that is like a ring does not count.
     mean_variance = flat + inside.mean() * extra
     scale = 1 / np.sqrt(mean_variance).ravel()
     u, v = (np.indices(detector) - np.array([9.5, 8.5])[:, None, None]).reshape(2, -1)
@@ -377,7 +377,7 @@ def test_data_without_contrast(value):
         result = run(np.full((5, 6, 8, 7), value, dtype))
         for array in result:
             assert np.isfinite(array).all()
-        # Rounding at most, in units of rounding.
+        # At most rounding errors, which are divided by their own standard deviation.
         assert np.abs(result.values).max() < 100
         assert np.ptp(result.values, axis=(0, 1)).max() < 20
         np.testing.assert_array_equal(result.variance, 0)
@@ -421,7 +421,7 @@ def test_few_pixels_of_a_large_detector_are_not_binned():
     result = run(data, mask, rank=2)
     np.testing.assert_array_equal(result.pixels, 1)
     assert 590 < len(result.pixels) <= 600  # a few shine alone in these random patterns
-    # 3000 pixels are more than fit.
+    # 3000 pixels are more than `MAX_BINS`.
     result = run(data, rank=2)
     assert len(result.pixels) <= binning.MAX_BINS
     assert set(result.pixels) <= {3, 4}

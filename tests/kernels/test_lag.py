@@ -316,6 +316,6 @@ def test_mixtures_undo_the_lag_that_was_found():
     )
     lag = Lag.from_name(clusters.settings["lag_axis"], clusters.settings["lag"])
     assert (undo_lag(plain, lag).values.shape) == tree.features.shape
-    # Far from one half is pure: a lag that is left makes tails of mixtures behind each border.
+    # Most positions are pure: a lag that is left would make mixtures behind each border.
     assert (mixture.purity > 0.9).mean() > 0.8
     assert (mixture.labels[..., 0] == clusters.labels).mean() > 0.93

@@ -166,7 +166,7 @@ def test_similarity_is_free_of_noise_and_of_what_all_share():
         pairs = np.triu(np.outer(same, same), 1)
         np.testing.assert_allclose(np.median(value[pairs]), 1, atol=0.15)
         assert np.abs(np.median(value[np.outer(same, ~same)])) < 0.25
-        # Never too small; too large where sharp disks pass for noise.
+        # The error is never too small; it is too large where sharp disks are taken for noise.
         assert value[np.outer(same, ~same)].std() / 1.2 < error.mean() < most
 
 
@@ -390,7 +390,7 @@ def test_a_slow_past_is_forgotten_after_some_links():
 
 @pytest.mark.parametrize(("error", "survivor"), [(0.3, 0), (0.9, 1)])
 def test_overlap_decides_where_noise_hides_the_similarity(error, survivor):
-    """The first is much more similar to what is left of two, the second has a little more of it."""
+    """Of two clusters, the first is more similar to the later one, the second overlaps more."""
     noise = 0.5  # half of the power: the similarity is twice the product of two rows
     freedom = (1 - (1 - noise) ** 2) / ((1 - noise) * error) ** 2
     rows = [[0.5, np.sqrt(0.75), 0], [0.15, 0, np.sqrt(0.9775)]]

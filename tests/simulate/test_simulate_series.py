@@ -154,7 +154,7 @@ def test_labels_are_the_largest_share():
 
 
 def test_shares_point_by_point():
-    # 8 x 8 points in each position; where discs overlap, the smaller power with respect to them.
+    # 8 x 8 points in each position; where discs overlap, the one with the smaller power counts.
     options = {**SMALL, "scan_shape": (17, 14), "coalescence": 1, "dissolution": 0, "seed": 1}
     series = simulate_series(**options)
     discs, n = series._scene.particles, series.n_particles
@@ -265,7 +265,7 @@ def test_particles_turn_steadily(seed):
         unit = np.broadcast_to(np.eye(3), matrices.shape)
         np.testing.assert_allclose(matrices @ matrices.transpose(0, 2, 1), unit, atol=1e-12)
         assert (np.linalg.det(matrices) > 0).all()
-        # Of the particle, in the axes of the image and the beam.
+        # Rotations of the particle, in the axes of the image and the beam.
         turns = matrices[1:].transpose(0, 2, 1) @ matrices[:-1]
         vectors = np.rad2deg(Rotation.from_matrix(turns).as_rotvec())
         np.testing.assert_allclose(vectors, vectors[:1] + np.zeros((len(vectors), 1)), atol=1e-9)
@@ -355,7 +355,7 @@ def test_particles_dissolve(seed):
         assert other == -1
         areas = series.areas[:, k]
         end = np.flatnonzero(areas)[-1] + 1
-        assert frame in (end, end - 1)  # the last bit may be no position's largest share
+        assert frame in (end, end - 1)  # the last part may have no label
         assert 11 <= end <= 19
         shrinking = np.flatnonzero((areas < areas[0] - 1) & (areas > 0))
         steps = np.diff(areas[shrinking])
