@@ -26,7 +26,7 @@ def write_arina(
     per_file : frames in one chunk file.
     mask : pixel mask (Qx, Qy), bits as in NeXus.
     links : whether the master file has the external links.
-    facts : more datasets, by their place below entry/instrument/detector.
+    facts : further datasets, named by their place below entry/instrument/detector.
     pixel_size : distance of scan positions in nm, in the file of the microscope.
 
     Returns

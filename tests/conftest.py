@@ -19,8 +19,8 @@ from py4dstem_clustering import simulate_scan
 
 SCAN, DETECTOR = (7, 9), (14, 11)
 
-# Options of Python for tests that start a process: warnings are errors, except those with which old
-# dependencies say that other dependencies are deprecated.
+# Options of Python for tests that start a process: warnings are errors, except the deprecation
+# warnings that old dependencies raise about other dependencies.
 STRICT = ("-W", "error", "-W", "ignore::DeprecationWarning")
 
 

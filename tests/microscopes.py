@@ -1,8 +1,8 @@
 """Small scans in the files of cameras and programs, byte by byte.
 
-None was written by the program or the library that opens it again, and no file of a camera was at
-hand: what a vendor does otherwise than its description says does not show here. Descriptions are
-named with each format; where they leave something open (the attributes of EMD, the padding of a
+No file was written by the program or the library that opens it again, and no file of a camera was
+at hand. So these files do not show where a vendor deviates from its own description. Descriptions
+are named with each format; where they leave something open (the attributes of EMD, the padding of a
 Merlin's header, sizes in .dm4), the sources of ncempy, emdfile and py4DSTEM decided. Scans are
 (Rx, Ry, Qx, Qy) throughout, Ry and Qy the fast axes.
 """
@@ -41,7 +41,7 @@ class _Tags:
         return b"%%%%" + self.sizes(len(info), *info) + value.tobytes()
 
     def directory(self, content):
-        """Of names, or a list, whose members have none."""
+        """A group of tags: a dict by their names, or a list of tags without names."""
         named = isinstance(content, dict)
         items = content.items() if named else (("", value) for value in content)
         tags = [self.tag(name, value) for name, value in items]
@@ -55,7 +55,7 @@ class _Tags:
 
 
 def _dm_image(data, scales, tags=None):
-    """Of an array whose last axis is the first dimension; `scales`: (size, unit) of each axis."""
+    """Tags of an array, dimensions from the last axis on; `scales`: (size, unit) of each axis."""
     dimensions = [
         {"Origin": np.float32(0), "Scale": np.float32(scale), "Units": unit}
         for scale, unit in reversed(scales)
@@ -105,7 +105,7 @@ def write_empad(path, data):
 # --- Merlin of Quantum Detectors, .mib and .hdr ---------------------------------------------------
 # From the fields and examples of headers that LiberTEM has from Quantum Detectors
 # (LiberTEM-live, test_merlin_headers.py): 384 bytes of text before each frame of one chip, the
-# counts big-endian. Padded with zeros; of a quad, and of the R64 mode, nothing is written here.
+# counts big-endian. Padded with zeros; neither a quad nor the R64 mode is written here.
 
 _MERLIN = {"u1": ("U08", 6), "u2": ("U16", 12), "u4": ("U32", 24)}
 
@@ -246,7 +246,7 @@ def write_py4dstem_0_13(path, data, scales):
 
 
 def write_py4dstem_0_12(path, data, scales, names=("scan",)):
-    """As py4DSTEM 0.12 wrote, EMD 0.2 with groups of its own; what is known is what is read."""
+    """As py4DSTEM 0.12 wrote: EMD 0.2 with groups of its own, inferred from what py4DSTEM reads."""
     kinds = ("datacubes", "counted_datacubes", "diffractionslices", "realslices", "pointlists")
     with h5py.File(path, "w") as file:
         top = file.create_group("4DSTEM_experiment")

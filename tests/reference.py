@@ -1,6 +1,6 @@
 """Slow, obvious versions of the kernels, written from the formulas of the design.
 
-The loops of filter and averages are those beside which the benchmark of speed times the kernels.
+The benchmark of speed compares the kernels with the loops of filter and averages in this file.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "tutorials" / "guide"
 PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
 WARNING = {"orientation_and_strain", "phases", "series"}
-"""Pages on which py4DSTEM or distributed warn, which is not ours to change."""
+"""Pages on which py4DSTEM or distributed warn; this project cannot change that."""
 
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"^(?:python -m py4dstem_clustering|py4dstem-clustering) +(.*)$", flags=re.M)
@@ -116,7 +116,7 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize("part", ["py4dstem_clustering demo", "pytest"])
 def test_the_readme_has_the_two_commands(part):
-    """.ci/run takes them from there."""
+    """The file .ci/run takes the commands from the README."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert sum("python3 -m venv .venv" in line and part in line for line in lines) == 1
 

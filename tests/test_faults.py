@@ -129,7 +129,7 @@ def test_ctrl_c_stops_soon_and_leaves_nothing(tmp_path, names):
         process.kill()
         process.communicate()
     assert process.returncode == 0, errors
-    # The aim is a second; measured were 0.01 to 0.3. It takes longer where the cores are busy.
+    # The aim is one second; 0.01 to 0.3 were measured. It takes longer where the cores are busy.
     assert max(seconds.values()) < 5, seconds
 
 
@@ -179,7 +179,7 @@ def test_sigkill_leaves_the_target_as_it_was_and_the_next_run_cleans_up(tmp_path
 
     cube = py4DSTEM.DataCube(make_scan())
     cube.filter_correlative(**FILTER, out=path, overwrite=True)
-    assert left.exists()  # new: its process may be alive, in a container of the same name
+    assert left.exists()  # new: its process may be alive in another container
     os.utime(left, (0, 0))
     other = tmp_path / "other.h5"
     cube.filter_correlative(**FILTER, out=other)
@@ -277,7 +277,7 @@ def test_an_hdf5_file_that_shrinks(tmp_path, monkeypatch, chunks):
 
 
 def cut(monkeypatch, report):
-    """What the progress bar is told goes to `report`."""
+    """Updates of the progress bar go to `report`."""
     bar = SimpleNamespace(update=report, close=lambda: None)
     monkeypatch.setattr("emdfile.tqdmnd", lambda *arguments, **options: bar)
 

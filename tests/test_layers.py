@@ -1,4 +1,4 @@
-"""Imports run downwards only, from folder to folder, and inside a folder in no circle."""
+"""Imports from folder to folder run downwards only; inside a folder they make no circle."""
 
 from __future__ import annotations
 

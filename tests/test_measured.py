@@ -1,4 +1,4 @@
-"""A measured scan that lies beside the project, where it does: see its README. Never shipped."""
+"""A test on a measured scan, if it lies beside the project: see its README. Never shipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 MGO = Path(__file__).parents[2] / "shared" / "data" / "mgo_sped.npz"
 
-# Inside of each cube that stands apart from the others, (Rx, Ry).
+# A place (Rx, Ry) inside each cube that stands apart from the others.
 CUBES = {
     "large": np.s_[48:56, 14:36],
     "small beside it": np.s_[26:40, 46:58],

@@ -39,7 +39,7 @@ SLOW = pytest.mark.slow
 
 
 def holds(share, **strategies):
-    """A test of a property with this share of all cases, marked slow, and with a tenth of them."""
+    """Test a property with this share of all cases, marked slow, and with a tenth of them."""
 
     def decorate(check):
         def test(n_cases):
@@ -130,7 +130,7 @@ def scans(draw, largest=(9, 7, 12, 10)):
 
 @st.composite
 def masks(draw, shape):
-    """Not given, or what selects something: all, a single element, anything."""
+    """No mask, or one that selects all elements, a single one or some."""
     mask = np.zeros(shape, bool)
     kind = draw(st.sampled_from(["none", "all", "one", "some"]))
     if kind == "none":
@@ -146,7 +146,7 @@ def doubt(data, feature):
     """Rounding of each feature beside its norm, (Rx, Ry): what float32 leaves of a cosine.
 
     Where a pattern is nearly flat, or the mask leaves nearly nothing, a feature is a small
-    difference of large numbers; where they are equal, as by symmetry, nothing but rounding.
+    difference of large numbers; where these are equal, as by symmetry, it is nothing but rounding.
     """
     out = np.zeros(data.shape[:2])
     for r in np.ndindex(out.shape):
@@ -296,7 +296,7 @@ def test_virtual_image(scan, seed):
 
 @holds(0.3, data=st.data(), scan=scans())
 def test_merging(data, scan):
-    """Labels are labels, whatever the scan, and all that is made of them fits."""
+    """Labels are valid for any scan, and so are all results that are made from them."""
     r_mask = data.draw(st.one_of(R_MASKS, masks(scan.shape[:2])))
     options = {
         "r_mask": r_mask,
@@ -427,7 +427,7 @@ def test_layouts(layout, scan):
 
 @lru_cache
 def grains():
-    """A simulated scan without doubt where its grains are; counts up to 59."""
+    """A simulated scan whose grains are clear; counts up to 59."""
     return simulate_scan((16, 14), (32, 30), n_grains=3, electrons=1000, seed=3).datacube.data
 
 
@@ -459,7 +459,7 @@ def test_types(dtype):
     "scale", some_quick([1e-30, 1e-9, 1e-6, 1e-3, 1e6, 1e9, 1e30], 1e-30, 1e30)
 )
 def test_scales(scale, dtype):
-    """Also where squares leave float32, and where the largest pixels alone would."""
+    """Also where squares, or the squares of the largest pixels alone, are out of float32."""
     assert_same(everything((grains() * scale).astype(dtype), scale))
 
 
@@ -472,7 +472,7 @@ def test_scales(scale, dtype):
     ),
 )
 def test_offsets(level):
-    """A dark level, however far from 0. Rounding of results is that of the level."""
+    """A dark level far from 0 changes nothing but rounding, which is that of the level."""
     dtype, offset = level
     found = everything(grains().astype(dtype) + np.dtype(dtype).type(offset))
     for key in ("filtered", "averages"):
@@ -483,7 +483,7 @@ def test_offsets(level):
 
 @pytest.mark.parametrize("residue", some_quick([1e-8, 1e-12, 1e-30], 1e-12))
 def test_what_rounding_leaves_of_nothing_is_nothing(residue):
-    """Positions without signal, as arithmetic leaves them: not as strong as grains are."""
+    """Positions that hold only rounding errors count as empty, not as strong as grains."""
     empty = np.zeros((16, 14), bool)
     empty[:, :3] = True
     noise = np.random.default_rng(0).normal(size=grains().shape)
@@ -498,7 +498,7 @@ def test_what_rounding_leaves_of_nothing_is_nothing(residue):
     "turn", some_quick(["transposed", "rows reversed", "columns reversed"], "transposed")
 )
 def test_turned_scans(turn):
-    """Turned labels, but for their numbers."""
+    """Labels turn with the scan, except for their numbers."""
     turned = {
         "transposed": lambda a: a.swapaxes(0, 1),
         "rows reversed": lambda a: a[::-1],
@@ -585,7 +585,7 @@ def test_no_masks(method, which, kind):
 
 @pytest.mark.parametrize("scale", [1e-150, 1e150])
 def test_beyond_float32(scale):
-    """Results in float32 cannot hold them; what has no unit is as ever."""
+    """Float32 cannot hold results in this unit; results without a unit are the same."""
     cube = DataCube(grains() * scale)
     similarity = cube.get_similarity(sigma=0.7, **QUIET)
     np.testing.assert_allclose(similarity, expected_of_grains()["similarity"], atol=1e-5)
@@ -602,8 +602,9 @@ def test_beyond_float32(scale):
 # --- warnings as errors -----------------------------------------------------------------------
 
 
-# All after the imports, since one of py4DSTEM 0.14.18 (process/phase/phase_base_class.py) says that
-# a UserWarning be always shown, whatever the command line said. After them no warning is excused.
+# Warnings become errors after the imports, since an import of py4DSTEM 0.14.18
+# (process/phase/phase_base_class.py) sets UserWarnings to be shown, against the command line. From
+# there on, no warning is excused.
 WORK = """
 import sys, warnings
 import numpy, py4DSTEM, py4dstem_clustering

@@ -1,4 +1,4 @@
 """Numerical kernels: NumPy in, NumPy out; no py4DSTEM, no files, no plots.
 
-Nothing here checks its arguments: the public methods do, once, before any long work.
+The kernels do not check their arguments: the public methods do so once, before any long work.
 """

@@ -24,11 +24,11 @@ from .blocks import (
 )
 
 _MEMBERS_AT_ONCE = 16
-"""Members of a cluster that are added together, see `at_once`. More of them leave the cache of a
-core."""
+"""Members of a cluster that are added together, see `at_once`. More of them do not fit into
+the cache of a core."""
 
 EXACT_TERMS = 2**8
-"""Numbers of 16 bits that add up in float32 without error. With more of them, sums would round."""
+"""How many numbers of 16 bits float32 adds without error. With more of them, sums would round."""
 
 _READ_BYTES = 32 * 2**20
 """Bytes of the scan that `member_mean` reads at a time."""
@@ -71,7 +71,7 @@ def averaging_core(
 
 
 def averaging_need(data: Any, n_clusters: int, n_jobs: int | None) -> MemoryNeed:
-    """Memory that `averaging_core` takes, its sums among it."""
+    """Memory that `averaging_core` takes, including its sums."""
     pixels = int(np.prod(data.shape[2:]))
     members = min(at_once(_MEMBERS_AT_ONCE, pixels), EXACT_TERMS)
     fixed = 16 * n_clusters * pixels + scratch_need(data, n_jobs, members, 3)
@@ -86,7 +86,7 @@ def member_mean(
 ) -> NDArray[np.float32]:
     """Mean pattern ``(Qx, Qy)`` of the members of one cluster; reads little else of the scan.
 
-    As `averaging_core`, which reads the whole scan, up to rounding.
+    Up to rounding, the result is that of `averaging_core`, which reads the whole scan.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def member_mean(
     shifts : ndarray, (n, 2), optional
         Pixels by which each pattern moves first.
     report : callable
-        Told the number of positions just read.
+        Called with the number of positions just read.
     """
     rows, columns = members.T
     low, high = int(columns.min()), int(columns.max()) + 1
@@ -214,8 +214,8 @@ def _sum(patterns: NDArray[Any]) -> NDArray[Any]:
 def move_pattern(pattern: NDArray[Any], shift: NDArray[Any]) -> NDArray[np.float64]:
     """A pattern moved by `shift` pixels along both axes, float64.
 
-    Linear between pixels: never negative, and the same counts. What enters at the border repeats
-    the border. A missing pixel makes those that it contributes to missing.
+    Interpolation is linear, so it makes no negative values and keeps the counts. Pixels that enter
+    repeat the border. A pixel is missing if a missing pixel contributes to it.
     """
     out = pattern.astype(np.float64)
     for axis, distance in enumerate(shift):

@@ -16,8 +16,8 @@ MAX_BINS = 1300
 take more time and memory, with the square of their number."""
 
 MAX_DARK_LEVEL = 200.0
-"""Dark level, in standard deviations of a pixel, above which it is subtracted first. A larger one
-costs digits: products in float32 would lose what varies."""
+"""Dark level, in standard deviations of a pixel, above which it is subtracted first. With a
+larger value, products in float32 lose digits of what varies."""
 
 SAFE_PEAKS = (1e-6, 1e6)
 """Largest values of a scan whose products float32 holds without a change of unit."""
@@ -28,7 +28,7 @@ larger one would drown all others."""
 
 
 class Binning:
-    """Bins of the detector pixels of a scan that count."""
+    """Bins of those detector pixels of a scan that count."""
 
     factor: int
     """Pixels along the side of a bin."""
@@ -136,7 +136,7 @@ def find_hot_pixels(data: Any) -> NDArray[np.bool_]:
 
     They are found in the mean patterns of up to eight rows of the scan. The dimmest of these means
     must be three times as bright as the brightest of the eight neighbours is on average, which
-    keeps Bragg disks out: most grains lack them. It must also be a fiftieth of the direct beam.
+    keeps Bragg disks out: most grains lack them. It must also be above 2 % of the brightest pixel.
     """
     rx, _, qx, qy = data.shape
     means = []

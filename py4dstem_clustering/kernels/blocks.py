@@ -34,7 +34,7 @@ SAFE_RANGE = (1e-10, 1e10)
 with values outside this range are rescaled before they are compared."""
 
 Report = Callable[[int], Any]
-"""Told the number of scan rows just finished."""
+"""A function that is called with the number of scan rows just finished."""
 
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], None]
 """``run(task, items)`` of `workers`."""
@@ -168,7 +168,7 @@ def _read_now(data: Any, start: int, stop: int) -> NDArray[Any]:
 
 
 def check_whole(data: Any) -> None:
-    """An OSError if the file of an h5py dataset or a memmap has become shorter.
+    """Raise an OSError if the file of an h5py dataset or a memmap has become shorter.
 
     HDF5 reads zeros behind the end of a file, and reading a memmap there kills the process.
     """

@@ -1,4 +1,4 @@
-"""Features carried to the common border of two regions, and borders placed at one half."""
+"""Features at the common border of two regions, and borders where a grain has half its strength."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .regions import (
 )
 
 MAX_CONTRAST = 0.05
-"""Squared difference across a border, relative to the signal, of regions that are one grain.
+"""Largest squared difference, relative to the signal, across a border inside one grain.
 
 A larger value joins more neighbours: grains of similar orientation become one.
 """
@@ -43,16 +43,16 @@ A larger value lets grains bend more before their parts differ, but adds noise a
 """
 
 MIN_CORE_SIZE = 8
-"""Inner positions, at least, for the mean of a region to leave out the positions at its border.
+"""Smallest number of inner positions for which they alone give the mean of a region.
 
-A larger value takes more means from all positions, with those that a neighbour blurs.
+With a larger value, more means are of all positions, also of those that a neighbour blurs.
 """
 
 _PLACES_PER_CHUNK = 4096
 
 
 def _moment(values: NDArray[Any], power_x: int, power_y: int) -> NDArray[Any]:
-    """Sum about each position of values times window times powers of the offsets along Rx and Ry.
+    """Sum around each position: values times the window times powers of the offsets (Rx, Ry).
 
     Offsets are in units of `WINDOW_SIGMA`.
     """
@@ -66,9 +66,9 @@ def _moment(values: NDArray[Any], power_x: int, power_y: int) -> NDArray[Any]:
 
 
 def _gradient_ridge(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float64]:
-    """Ridge of the regression for the gradient of each region: a large one holds it near zero.
+    """Ridge of the regression for the gradient of each region; a large ridge holds it near zero.
 
-    The power of the noise in a window, divided by the power that is expected of gradients.
+    It is the power of the noise in a window, divided by the expected power of gradients.
     """
     rank = values.shape[2]
     mean, size = region_means(labels, values)
@@ -80,7 +80,7 @@ def _gradient_ridge(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.fl
 def border_values(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float32]:
     """Features ``(Rx, Ry, rank)`` that each region has at each of its positions, without noise.
 
-    The mean of the members under a window about the position lies at the middle of these members.
+    The mean of the members in a window about the position holds at the middle of these members.
     The gradient of the region carries the mean from there to the position. Only members deeper
     than `INNER_DEPTH` give the gradient, since no other grain blurs them. A lattice that bends has
     the same slope inside and at its border, so the gradient carries it right up to the border. A

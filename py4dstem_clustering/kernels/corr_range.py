@@ -32,10 +32,10 @@ def auto_range(
 ) -> tuple[float, float]:
     """A range of correlations for `correlative_core` that suits the noise of a scan.
 
-    Two correlations are taken from a sample of positions: `same`, which one tenth of the pairs of
-    neighbours exceed, and `other`, the median of positions far apart. The range lies between them,
-    near `same` where there is little noise. The noisier the patterns, the nearer to `other`: to
-    lose neighbours of the same kind then costs more than to take in some of another.
+    Two correlations are taken from a sample of positions: `same`, the value that one tenth of the
+    pairs of neighbours exceed, and `other`, the median of pairs far apart. The range lies between
+    them, near `same` where there is little noise. With more noise it lies nearer to `other`: then
+    it costs more to lose neighbours of the same grain than to take in some of another grain.
     """
     rx, ry, qx, qy = data.shape
     vectors = unit_vectors((qx, qy), sigma, edge)
@@ -89,10 +89,10 @@ def auto_range_need(data: Any, sigma: float, edge: int, n_jobs: int | None) -> M
 
 
 def _place_range(same: float, other: float) -> tuple[float, float]:
-    """From correlations of the same and of other patterns, see `auto_range`.
+    """The range, from the correlations `same` and `other` of `auto_range`.
 
-    What tells patterns apart lies between `other` and 1; `kept` is the share of it that noise
-    leaves. The third power is measured on simulated scans of 30 to 10,000 electrons a pattern: a
+    Without noise, `same` would be 1; `kept` is the share of the step from `other` to 1 that noise
+    leaves. The third power was chosen on simulated scans of 30 to 10,000 electrons a pattern: a
     higher power gains a little at low dose, and loses as much where grains are bent or blurred.
     """
     step = max(same - other, 0.02)

@@ -32,8 +32,8 @@ from .neighbours import MAX_SMALL_PRODUCT, TILE_COLUMNS, Neighbours
 from .unit_vectors import PATTERNS_PER_TASK, Modes, Pixels, unit_vectors
 
 _TILES_PER_TASK = 8
-"""Tiles whose correlations are one task. Fewer: threads wait for each other more often. More: some
-threads have nothing to do at the end of a block."""
+"""Tiles whose correlations are one task. With fewer, threads wait for each other more often; with
+more, some threads have nothing to do at the end of a block."""
 
 _PIECES_PER_TASK = 20
 """Pieces of pixels that are averaged in one task, one after the other, in the same buffer. The
@@ -186,8 +186,8 @@ class _Window:
     def fetch(self, first: int, tile_range: slice, pixels: slice, out: NDArray[np.float32]) -> None:
         """Copy what lies around some rows and tiles to `out` ``(tile, row, column, pixel)``.
 
-        `out` has `reach` rows and columns more at either end of each tile. It stays as it is where
-        they lie outside the scan.
+        `out` has `reach` rows and columns more at either end of each tile. Its values stay as they
+        are where they lie outside the scan.
         """
         reach, tile_near = self.neighbours.reach, self.neighbours.tile_near
         above, below = max(0, first - reach), min(self.n_scan_rows, first - reach + out.shape[1])
@@ -220,7 +220,7 @@ def _weigh(window: _Window, rows: range, corr_range: tuple[float, float], run: R
         near.correlate(window.units, row, tile_range, out=correlations[row - rows.start])
 
     run(correlate, product(rows, tiles(near.n_tiles, _TILES_PER_TASK)))
-    # Not in threads: many short calls, between which they would only wait for each other.
+    # Not in threads: between many short calls, threads would only wait for each other.
     for row, found in zip(rows, correlations, strict=True):
         near.weigh(found, corr_range, row, window.weights)
 
@@ -228,7 +228,7 @@ def _weigh(window: _Window, rows: range, corr_range: tuple[float, float], run: R
 def _write_averages(window: _Window, rows: range, out: Any, run: Run) -> None:
     """Average some rows, and write them to `out`."""
     n_columns, n_pixels = window.n_columns, window.n_pixels
-    # An array takes the averages where they are made.
+    # If `out` is such an array, the averages are made in it, without a copy.
     direct = isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.c_contiguous
     if direct:
         averages = out[rows.start : rows.stop].reshape(-1, n_columns, n_pixels)

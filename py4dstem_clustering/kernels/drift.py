@@ -1,7 +1,7 @@
 """Drift of the sample through a series of images in which particles grow.
 
-A correlation of two images takes a particle that grows at the border of the scan, or next to
-another particle, for a particle that moves. Here the difference of images `a` and `b` is, to first
+A plain correlation of two images mistakes growth for motion where a particle grows at the border of
+the scan or next to another particle. Here the difference of images `a` and `b` is, to first
 order, a displacement of the whole image, plus the growth of each particle at its edge:
 
     b - a = -d . grad(a) + v_k |grad(a)| + offset + scale a
@@ -50,7 +50,7 @@ A larger value converges faster, but may leave the edges.
 """
 
 MAX_FIT_DISTANCE = 1.5
-"""Distance from the start, along Rx and Ry, scan positions, up to which a fit has converged.
+"""Largest distance from the start along Rx and Ry, scan positions, of a fit that has converged.
 
 A larger value accepts more fits in place of the correlation, wrong fits among them.
 """

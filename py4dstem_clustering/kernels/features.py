@@ -1,9 +1,9 @@
 """Low-rank features of diffraction patterns, with noise of standard deviation 1.
 
-What grains differ in lies in few directions of the space of patterns. These directions are found
-from the covariance of each pattern with its diagonal neighbours, in which independent noise has
-mean zero: its eigenvalues scatter evenly about zero, and the most negative one shows how far. So no
-noise is taken for structure, and a camera that lags along either axis of the scan adds nothing.
+Grains differ in few directions of the space of patterns. These directions are found from the
+covariance of each pattern with its diagonal neighbours. Independent noise has mean zero there: the
+eigenvalues of noise scatter evenly about zero, and the most negative one shows how far. So no noise
+is taken for structure, and a camera that lags along either axis of the scan adds nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ the merging grow with it."""
 
 NEIGHBOUR_SIGMA = 1.5
 """Standard deviation of the Gaussian weights of the diagonal neighbours, scan positions. A larger
-one averages more noise, and mixes more of the grain beside."""
+value averages more noise, and mixes in more of the next grain."""
 
 NEIGHBOUR_REACH = 2
 """Diagonal neighbours count up to this many positions along either axis; more take longer."""
@@ -75,7 +75,7 @@ def find_centre(mean: NDArray[Any]) -> tuple[float, float]:
 def nuisances(
     u: NDArray[Any], v: NDArray[Any], scale: NDArray[Any], width: float
 ) -> NDArray[np.float64]:
-    """Orthonormal basis ``(pixels, n)`` of all changes of a pattern that are not those of grains.
+    """Orthonormal basis ``(pixels, n)`` of the changes of a pattern that do not come from grains.
 
     These are any radial profile (diffuse rings, thickness, an offset), and any profile times the
     cosine or sine of the azimuth (rings and direct beam that descan has moved). `u` and `v` are the
@@ -90,7 +90,7 @@ def nuisances(
     profile[rows, inner] = 1 - part
     profile[rows, inner + 1] = part
     bases = [profile]
-    # With few pixels, the second kind would take most of what tells grains apart.
+    # With few pixels, the second kind would take most of the differences between grains.
     if 6 * 3 * profile.shape[1] <= radius.size:
         far = np.maximum(radius * width, 1e-9)
         bases += [profile * (u / far)[:, None], profile * (v / far)[:, None]]
@@ -152,7 +152,7 @@ def features_core(
     shifts: NDArray[np.int64] | None = None,
     n_rows: int | None = None,
 ) -> Features:
-    """Features of every pattern; `rank` None counts the eigenvalues above the noise.
+    """Features of every pattern; with `rank` None, as many as eigenvalues lie above the noise.
 
     `centre` is that of the direct beam, detector pixels; None finds it. Hot pixels do not count.
     With whole `shifts` ``(Rx, Ry, 2)`` each pattern is moved by so many pixels first, its border
@@ -241,7 +241,7 @@ class _Moments:
 def _directions(
     moments: _Moments, bins: Binning, centre: tuple[float, float], rank: int | None
 ) -> NDArray[np.float32]:
-    """What binned patterns are multiplied with ``(bins, rank + 1)``: features and brightness.
+    """Matrix ``(bins, rank + 1)`` from binned patterns to features and brightness.
 
     The covariance of `moments` is changed in place, to save memory.
     """
@@ -249,7 +249,7 @@ def _directions(
     n_bins = len(mean)
     floor = 0.02 * variance.mean()
     scale = 1 / np.sqrt(np.maximum(variance, floor)) if floor > 0 else np.ones(n_bins)
-    # A bin is the sum of its pixels: a ring must stay even where bins differ in size.
+    # A bin is the sum of its pixels, so an even ring grows with the number of pixels in a bin.
     rings = nuisances(*bins.places(centre), scale * bins.pixels, float(bins.factor))
 
     covariance *= scale[:, None] * scale / moments.n_positions

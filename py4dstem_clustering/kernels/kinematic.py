@@ -27,7 +27,7 @@ A larger value leaves the strain in patterns with few disks.
 """
 
 MIN_STRAIN_SPREAD = 0.1
-"""Extent of the matched peaks across their longest direction, relative to it, to measure strain.
+"""Width of the matched peaks, relative to their length, from which on strain is measured.
 
 A larger value leaves the strain in more patterns whose disks lie nearly on a line.
 """
@@ -46,9 +46,9 @@ class Lattice(NamedTuple):
     intensity: NDArray[Any]
     """Intensities ``(n,)`` at the Bragg angle, the strongest 1."""
     wavelength: float
-    """Of the electrons, Angstrom."""
+    """Wavelength of the electrons, Angstrom."""
     sigma: float
-    """Standard deviation of the excitation error, 1/Angstrom: 61 % of the intensity are left."""
+    """Excitation error, 1/Angstrom, that leaves 61 % of the intensity (one standard deviation)."""
 
 
 class Window(NamedTuple):
@@ -151,7 +151,7 @@ def refine(
     first: float,
     last: float,
 ) -> tuple[float, NDArray[np.float64]]:
-    """Climb to the orientation near `matrix` with the best score; the score, and the orientation.
+    """Climb to the best score near `matrix`; returns this score and its orientation.
 
     Steps are halved from `first` down to `last`, radian. Then strain is taken out of the peaks, and
     the climb starts again, twice. For the other parameters see `score`.

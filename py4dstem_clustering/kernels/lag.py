@@ -1,10 +1,11 @@
-"""Camera lag: what a pattern holds of those recorded before it along the fast axis of the scan.
+"""Camera lag: patterns hold a part of those recorded before them along the fast axis of the scan.
 
-A camera that lags records ``f(y) = a f(y - 1) + (1 - a) u(y)``, with the share ``a`` of the pattern
-before. So, where the probe crosses a border between two grains, the first grain fades with an
-exponential tail behind the border, whichever of the two grains comes first. Two other effects blur
-a border, and both differ from lag. The probe blurs it evenly to both sides. Where grains are wedges
-or overlap, the tail lies on the same grain in both directions of crossing.
+A camera that lags records ``f(y) = a f(y - 1) + (1 - a) u(y)``, where ``u`` are the patterns that
+arrive and ``a`` is the share of the pattern before. So, where the probe crosses a border between
+two grains, the first grain fades with an exponential tail behind the border, whichever of the two
+grains comes first. Two other effects blur a border, and both differ from lag. The probe blurs it
+evenly to both sides. Where grains are wedges or overlap, the tail lies on the same grain in both
+directions of crossing.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ MIN_CROSSINGS = 10
 measured from. With a larger number, lag is found in fewer scans and more surely."""
 
 MIN_DECAY = 0.4
-"""Smallest decay that is undone: even blur may look like 0.36, and a smaller lag moves borders
-little. With a larger value, weak lag stays in the scan."""
+"""Smallest decay that is undone: an even blur may look like a decay of 0.36, and a smaller lag
+moves borders little. With a larger value, weak lag stays in the scan."""
 
 MIN_ERROR_RATIO = 2.0
 """How many times larger the squared error of an even blur must be than that of a lag, over all
@@ -49,7 +50,7 @@ profiles. With a larger value, lag is found in fewer scans and more surely."""
 _MIN_BLUR = 0.25
 """Standard deviation of the blur, scan positions, below which a border is sharp."""
 
-_RUN = np.arange(SIDE_POSITIONS) - SIDE_POSITIONS + 1  # positions from the last one of a run
+_RUN = np.arange(SIDE_POSITIONS) - SIDE_POSITIONS + 1  # offsets from the last position of a run
 
 _LEAD_POSITIONS = 32
 """Positions before a profile from which a step is computed, so that its tail is complete."""
@@ -183,8 +184,8 @@ def fit_step(profile: NDArray[Any]) -> Fit:
 def find_lag(values: NDArray[Any], labels: NDArray[Any]) -> Lag | None:
     """Lag of the camera, from features and the regions found in them; None unless it is certain.
 
-    A lag lies along one axis, in one direction, and behind the borders into stronger regions as
-    well as behind those into weaker ones. Where noise is so strong that the borders follow it (in
+    A lag has one axis and one direction. Its tails lie behind borders into stronger regions as well
+    as behind borders into weaker ones. Where noise is so strong that the borders follow it (in
     simulations, with 100 electrons a pattern), the profiles jump at the border and no lag is found.
     """
     found = []

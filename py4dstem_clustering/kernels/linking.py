@@ -146,8 +146,8 @@ A larger value asks for more overlap, so that fast particles are linked by their
 MIN_SIMILARITY_APART = 0.4
 """Similarity, at least, of two clusters that are linked although they do not overlap.
 
-Of different particles, 1 % are more similar. A larger value loses particles that jump, a smaller
-one links different particles.
+Of all pairs of different particles, 1 % are more similar. A larger value loses particles that jump,
+a smaller one links different particles.
 """
 
 SIMILARITY_LOSS_PER_FRAME = 0.1

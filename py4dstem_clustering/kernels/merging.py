@@ -6,11 +6,11 @@ Three steps, each on features with noise of standard deviation 1 (`features.py`)
    grows little for the length of border that disappears (the energy of Mumford and Shah, the scheme
    of Koepfler). In each round, all pairs of regions that are each other's cheapest neighbour join.
 2. Thin regions that are a mixture of their neighbours are borders, not grains: they dissolve.
-3. Regions with the same patterns on both sides of their common border join. The features near the
-   border are carried to it along the gradient inside each region before they are compared, so a
+3. Regions with the same patterns on both sides of their common border join. Before the comparison,
+   the features near the border are carried to it along the gradient inside each region, so a
    lattice may bend from one end of a grain to the other.
 
-At last, each position at a border goes to the region with the nearest mean.
+Finally, each position at a border goes to the region with the nearest mean.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from .regions import (
 )
 
 MAX_COST = 40.0
-"""Cost of a join, in units of the noise, up to which step 1 merges; less with few features.
+"""Largest cost of a join in step 1, in units of the noise; less with few features.
 
 A larger value merges more in step 1: small or weak grains are lost to their neighbours.
 """
 
 MAX_COST_PER_FEATURE = 3.0
-"""The same for each feature, where this gives less than `MAX_COST` (up to 13 features).
+"""Largest cost of a join per feature, where this gives less than `MAX_COST` (up to 13 features).
 
 A larger value merges more in step 1 when the patterns have few features.
 """
@@ -59,7 +59,7 @@ A larger value dissolves more thin regions, in the end thin grains too.
 """
 
 MAX_THIN_WIDTH = 1.5
-"""Scan positions per unit of border up to which a region is thin.
+"""A region is thin up to this number of scan positions per unit of its border.
 
 A larger value lets wider regions dissolve.
 """
@@ -111,7 +111,7 @@ def merge_positions(values: NDArray[Any], mask: NDArray[Any], stop: float = 1.0)
     mask : ndarray, (Rx, Ry), bool
         Positions that take part.
     stop : float
-        The default is the automatic cut; infinity merges all that touches.
+        The default is the automatic cut; infinity merges all regions that touch.
     """
     rx, ry, rank = values.shape
     n = rx * ry
@@ -235,7 +235,7 @@ def dissolve(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
 def _largest_part(
     mean: NDArray[Any], count: float, others: NDArray[Any], counts: NDArray[Any], rank: int
 ) -> tuple[int, float] | None:
-    """Neighbour with the largest share in a region, and this share; None if it is no mixture."""
+    """Neighbour with the largest share in a region, and this share; None for no mixture."""
     power = max(float((mean**2).sum() - rank / count), 1e-9)
     strength = (others**2).sum(axis=1)
     # A far weaker neighbour, such as noise, would explain any region with a large enough share.
@@ -248,7 +248,7 @@ def _largest_part(
     if strong.all() and share.sum() < 0.5:
         return None  # a pocket of liquid between grains, not their mixture
     if not strong.all() and share[strong].sum() < 0.5:
-        largest = int(strength.argmin())  # more than half has no structure, as the liquid
+        largest = int(strength.argmin())  # more than half has no structure, like the liquid
     else:
         largest = int((share**2 * strength).argmax())
     return largest, float(share[largest])

@@ -22,9 +22,9 @@ def mixture_core(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Clusters ``(Rx, Ry, max_clusters)`` and their shares, the largest first.
 
-    Shares are not negative and sum to 1: least squares on the mean features of the clusters within
-    `reach` positions. The positions in no cluster (-1) are one cluster more. Where there are fewer
-    than `max_clusters` clusters, the rest is -2 with a share of 0.
+    Shares come from least squares on the mean features of the clusters within `reach` positions;
+    they are not negative, and all of them sum to 1. Positions in no cluster (-1) count as one more
+    cluster. Where there are fewer than `max_clusters` clusters, the rest is -2 with a share of 0.
     """
     rx, ry = labels.shape
     known = labels - labels.min()  # -1 becomes a region like any other
@@ -64,7 +64,7 @@ def _mixed(number: NDArray[Any], reach: int) -> NDArray[Any]:
 
 
 def _pure_means(number: NDArray[Any], values: NDArray[Any], reach: int) -> NDArray[Any]:
-    """Mean features of each cluster away from the others, as far as it has such positions."""
+    """Mean features of each cluster, of positions away from other clusters where it has enough."""
     means, _ = region_means(number, values)
     for distance in range(1, reach + 1):
         pure = np.where(_mixed(number, distance), -1, number)

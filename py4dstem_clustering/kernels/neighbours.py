@@ -55,7 +55,7 @@ class Neighbours:
             self.band[dx] = slice(int(indices[0]), int(indices[-1]) + 1)
             self.width[dx] = len(indices) // 2
         self.unused = reach - self.width[reach]
-        """Positions at either end of all that surrounds a tile that are nobody's neighbours."""
+        """Positions at each end of the surroundings of a tile that no position of the tile uses."""
         columns = np.arange(n_columns)[:, None] + offsets[:, 1]
         self.inside: NDArray[np.bool_] = (columns >= 0) & (columns < n_columns)
         """Whether a neighbour lies in a column of the scan, ``(n_columns, n_offsets)``."""
@@ -139,9 +139,9 @@ class Neighbours:
         return matrices.reshape(*share.shape[:3], -1)[..., self.unused : -self.unused or None]
 
     def around(self, near: NDArray[Any]) -> NDArray[Any]:
-        """All that surrounds each row of a tile, one after the other; a view.
+        """View of the surroundings of each row of a tile, as one list of neighbours.
 
-        From patterns ``(tile, row, column, pixel)``, `reach` rows more at either end, to
+        The patterns ``(tile, row, column, pixel)`` have `reach` more rows at each end. The view is
         ``(tile, row, neighbour, pixel)``, with the neighbours of `shares`.
         """
         tile, row, column, item = near.strides

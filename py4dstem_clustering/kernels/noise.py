@@ -1,7 +1,7 @@
 """Gain and offset of the detector, from the noise of a scan.
 
 A recorded value is ``offset + gain * electrons``, and the number of electrons is Poisson
-distributed, so noise has the variance ``gain (mean - offset)``. It is measured by second
+distributed, so noise has the variance ``gain (mean - offset)``. This is measured by second
 differences of three positions in a row or column, ``(a - 2 b + c)^2 / 6``, in which an even change
 from position to position cancels. With gamma_k, half the mean squared difference of positions k
 apart, this is ``(4 gamma_1 - gamma_2) / 3``. Borders of grains and speckle do not cancel, so only
@@ -28,10 +28,10 @@ and represent the scan better."""
 
 _QUIET_SHARE = 0.2
 """Share of the triples that counts as quiet. Grains must fill about this share of the scan:
-speckle, which differs from position to position as noise does, counts as noise otherwise."""
+otherwise speckle, which also differs from position to position, counts as noise."""
 
 _TRIPLES_PER_TASK = 16
-"""More of them take more memory for each thread."""
+"""Triples that are compared together; more of them take more memory for each thread."""
 
 _PIXELS_PER_TASK = 4096
 """Detector pixels whose moments are one task; more of them take more memory for each thread."""
@@ -72,7 +72,7 @@ def noise_windows(scan: tuple[int, int]) -> list[tuple[int, int]]:
 def noise_core(
     data: Any, *, n_jobs: int | None, report: Report, offset: float | None = None
 ) -> Noise:
-    """Gain and offset of a scan; with `offset`, the gain that goes with it.
+    """Gain and offset of a scan; where `offset` is given, only the gain is measured.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def noise_moments(
         if not has_signal.any():
             raise _no_noise("no three neighbouring positions hold a signal")
         limits = np.quantile(all_ratios[has_signal], _QUIET_SHARE, axis=0)
-        total = np.zeros((3, n_pixels))  # of means, of squares, number of triples
+        total = np.zeros((3, n_pixels))  # sum of means, sum of squares, number of triples
         for window, ratio in zip(windows, ratios, strict=True):
             quiet = (ratio <= limits) & np.isfinite(ratio).all(axis=1, keepdims=True)
             _add_quiet(*read(window), quiet, half, total, run)
@@ -160,7 +160,7 @@ def _add_quiet(
     total: NDArray[np.float64],
     run: Run,
 ) -> None:
-    """Add to `total` the moments of each half of the detector, of triples where the other is quiet.
+    """Add to `total` the moments of each half of the detector where the other half is quiet.
 
     A task owns its pixels, and adds up in order: the same bits for any number of threads.
     """
@@ -237,7 +237,7 @@ def fit_noise(mean: NDArray[Any], variance: NDArray[Any], offset: float | None =
     if len(m) < 3 or not scale > 0 or not v.any():
         raise _no_noise("all detector pixels are alike")
 
-    # In a unit near the signal: its fourth power might leave float64.
+    # In a unit near the signal, whose fourth power might be out of the range of float64.
     unit = 2.0 ** np.round(np.log2(scale))
     m, v, dark, scale = m / unit, v / unit / unit, dark / unit, scale / unit
     d = (m - dark) / scale  # near 1, so that the squares are well conditioned
@@ -245,7 +245,7 @@ def fit_noise(mean: NDArray[Any], variance: NDArray[Any], offset: float | None =
     gain, curve, zero = v.mean() / scale, 0.0, dark
     keep = np.ones_like(d)
     for _ in range(30):
-        # Variance of a Poisson variance: of rare counts, and of many; a floor for dark groups.
+        # Variance of a Poisson variance, for rare and for many counts; dark groups get a floor.
         x = np.maximum(m - zero, 0) + 1e-3 * scale
         spread = np.sqrt((gain**3 * x + 2 * (gain * x + curve * x**2) ** 2) / sizes)
         factor = np.sqrt(keep) / spread

@@ -17,7 +17,7 @@ A larger value joins strong regions more easily: fewer and larger grains, bent g
 """
 
 NOISE_FACTOR = 1.5
-"""Times that the expected power of the noise is taken off a difference (no unit).
+"""Factor of the expected power of the noise that is taken off a difference (no unit).
 
 A larger value takes more weak differences for noise: fewer grains at a low dose.
 """

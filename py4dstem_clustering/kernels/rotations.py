@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 CELL_TOLERANCE = 1e-3
-"""Differences, at most, of atoms (fractions of the cell) and lengths (relative) that are equal.
+"""Largest difference of atoms (fractions of the cell) or lengths (relative) taken as equal.
 
 A larger value finds more symmetry in a cell that is slightly distorted.
 """
@@ -49,7 +49,7 @@ def symmetry_rotations(
     positions = np.asarray(positions, dtype=float) % 1
     numbers = np.asarray(numbers)
     metric = lattice @ lattice.T
-    # The rows of each matrix are the images of the lattice vectors, in lattice vectors.
+    # Each row of a matrix is the image of a lattice vector, as a sum of lattice vectors.
     whole = np.array(list(product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
     kept = np.abs(whole @ metric @ whole.transpose(0, 2, 1) - metric).max(axis=(1, 2))
     whole = whole[kept <= CELL_TOLERANCE * np.trace(metric)]
@@ -105,7 +105,7 @@ def _angle_and_axis(turns: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         ],
         axis=-1,
     )
-    # From sine and cosine: the cosine alone gives angles near 0 and 180 degrees to 1e-8 only.
+    # Uses sine and cosine: the cosine alone gives angles near 0 and 180 degrees to 1e-8 only.
     trace = np.trace(turns, axis1=-2, axis2=-1)
     return np.arctan2(np.linalg.norm(out, axis=-1), trace - 1), out
 
@@ -144,7 +144,7 @@ class SteadyRotation(NamedTuple):
     velocity: NDArray[np.float64]
     """Rotation vector ``(3,)``, radian a time unit, along the image x and y axes and the beam."""
     error: float
-    """Standard error of the length."""
+    """Standard error of the length of `velocity`, radian a time unit."""
     angles: NDArray[np.float64]
     """Angle ``(n,)`` about the axis since the first orientation, radian."""
     used: NDArray[np.bool_]

@@ -42,8 +42,8 @@ MAX_NOISE_SHARE = 0.7
 that is left is a small difference of large numbers, and similarities scatter."""
 
 _STRIP_COLUMNS = 16
-"""Columns of a strip, see `at_once`. More columns are fewer and longer calls, between which threads
-wait less for each other; fewer of them stay in the cache of a core."""
+"""Columns of a strip, see `at_once`. With more, calls are longer and threads wait less for each
+other, but the patterns may not fit into the cache of a core."""
 
 _COLUMNS_AT_ONCE = 8
 """Columns of a strip that are converted together, see `at_once`; their buffers grow with it."""
@@ -146,8 +146,8 @@ class _Preparation:
 class _Strip:
     """A strip of columns, and J of two of its rows: the row at hand and the row above.
 
-    The two rows lie side by side, column by column, with an empty column at either end. The row at
-    hand takes the place of the row before the last one.
+    The two rows lie side by side, column by column, with an empty column at either end. Each new
+    row overwrites the one two rows above.
     """
 
     def __init__(self, columns: slice, size: int) -> None:
@@ -190,7 +190,7 @@ class _Products:
     def add(self, start: int, rows: NDArray[Any], strip: _Strip) -> None:
         """Go down a strip, row by row, from row `start` of the scan on.
 
-        So the rows that are compared are in the cache of a core, and J never in main memory.
+        So the rows that are compared stay in the cache of a core; J never goes to main memory.
         """
         first, stop = strip.columns.start, strip.columns.stop
         # New arrays for every few columns might cost more time than the work: malloc may give
@@ -221,7 +221,7 @@ class _Products:
 
 
 def _cosines(dots: NDArray[Any], power: NDArray[Any]) -> NDArray[Any]:
-    """Similarity of dot products ``(Rx, Ry, 3, 2)`` and norms, squared, ``(Rx, Ry)``.
+    """Similarity from `dots` ``(Rx, Ry, 3, 2)`` and `power`, the squared norms ``(Rx, Ry)``.
 
     The dot products are those with the column to the left, itself and the one to the right, in the
     row above and in the row itself.

@@ -198,7 +198,7 @@ def most_stable(
 
 
 def label_nodes(children: NDArray[Any], nodes: NDArray[Any], n: int) -> NDArray[np.int64]:
-    """Index in `nodes` of the node that each leaf is part of, ``(n,)``; -1 where of none."""
+    """Index in `nodes` of the node that each leaf is part of, ``(n,)``; -1 for no node."""
     number = np.full(n + len(children), -1, dtype=np.int64)
     number[nodes] = np.arange(len(nodes))
     for i in range(len(children) - 1, -1, -1):

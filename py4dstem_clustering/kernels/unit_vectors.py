@@ -1,8 +1,8 @@
 """Diffraction patterns as unit vectors, whose dot products are the correlations of the filter.
 
-A pattern is blurred, multiplied with the squared distance from the middle of the detector, freed of
-its mean and divided by its norm. The dot product of two such vectors is the correlation of the two
-patterns.
+A pattern is blurred and multiplied with the squared distance from the middle of the detector. Then
+its mean is subtracted, and it is divided by its norm. The dot product of two such vectors is the
+correlation of the two patterns.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from .blocks import as_comparable, nearly_comparable
 from .blur import Blur, blur_matrix
 
 PATTERNS_PER_TASK = 8
-"""Patterns that are made unit vectors together. More of them take more memory for each thread, and
-their buffers leave the cache of a core."""
+"""Patterns that are made unit vectors together. With more, each thread takes more memory, and its
+buffers do not fit into the cache of a core."""
 
 _MIN_MODE = 1e-3
-"""Share of the largest singular value below which a mode of the blur is left out. Larger: shorter
-vectors, and correlations that are less exact. The modes left out here hold less than a millionth of
-the power of white noise, and change correlations as little as rounding does."""
+"""Share of the largest singular value below which a mode of the blur is left out. A larger
+value gives shorter vectors and less exact correlations. The modes left out here hold less than a
+millionth of the power of white noise, and change correlations as little as rounding does."""
 
 _MIN_CONTRAST = 1e-6
-"""Contrast, relative to the signal, below which a pattern is flat: so much is left by the rounding
-of float32."""
+"""Contrast, relative to the signal, up to which a pattern is flat: the rounding of float32 leaves
+about as much."""
 
 
 def radial_weight(detector: tuple[int, int], edge: int) -> NDArray[np.float64]:
@@ -45,7 +45,7 @@ def unit_vectors(detector: tuple[int, int], sigma: float, edge: int) -> Pixels |
     """The shorter of the two ways to make unit vectors: blurred pixels, or modes of the blur."""
     qx, qy = detector
     # Modes need a blur that reaches every pixel of the edge: a pixel that the blur leaves out would
-    # leak into the modes. They also need more than a line, which has no distance from the middle.
+    # leak into the modes. Modes also need more than one line of pixels along each axis.
     if sigma > 0 and int(4 * sigma + 0.5) >= edge and min(detector) - 2 * edge > 1:
         modes = Modes(detector, sigma, edge)
         if 2 * modes.size <= (qx - 2 * edge) * (qy - 2 * edge):
@@ -73,7 +73,7 @@ class Pixels:
 
     def write(self, patterns: NDArray[Any], out: NDArray[np.float32]) -> None:
         """Write patterns ``(n, pixels)`` to `out` as unit vectors ``(n, size)``."""
-        # A constant changes no correlation; without it a flat pattern is exactly zero.
+        # To subtract the mean changes no correlation, and makes a flat pattern exactly zero.
         x = as_comparable(patterns, subtract_mean=True)
         if self._blur is not None:
             x = self._blur(x.reshape(-1, *self._detector)).reshape(len(x), -1)
@@ -87,9 +87,9 @@ class Modes:
 
     A blurred pattern is a sum of few modes along each axis, the singular vectors of the blur. The
     weight is a sum of squares along the axes, and turns these modes into a few more. In an
-    orthonormal basis of all of them a pattern is short, and dot products are the same as between
-    pixels. Each mode is symmetric or antisymmetric, and so needs half of a pattern, folded in the
-    middle.
+    orthonormal basis of all these modes, a pattern has few numbers, and dot products are the same
+    as between pixels. Each mode is symmetric or antisymmetric, so it needs only half of a pattern,
+    folded in the middle.
     """
 
     size: int
@@ -154,17 +154,17 @@ _FOLDS: tuple[np.ufunc, np.ufunc] = np.add, np.subtract
 
 
 class _LineModes(NamedTuple):
-    """The few numbers that a blur leaves of symmetric or of antisymmetric lines of pixels.
+    """Modes that a blur leaves of symmetric, or of antisymmetric, lines of pixels.
 
-    Lines are given by their first half, folded.
+    A line is given by its first half, onto which the second half is folded.
     """
 
     read: NDArray[np.float32]
-    """From folded lines to the modes of the blur, ``(modes, half)``."""
+    """Matrix ``(modes, half)`` from folded lines to the modes of the blur."""
     plain: NDArray[np.float32]
-    """From these modes to those of the weighted pattern, ``(weighted modes, modes)``."""
+    """Matrix ``(weighted modes, modes)`` from these modes to those of the weighted pattern."""
     square: NDArray[np.float32]
-    """The same, times the square of the distance from the middle."""
+    """As `plain`, times the square of the distance from the middle."""
     one: NDArray[np.float64]
     """Weighted modes of a constant."""
     far: NDArray[np.float64]

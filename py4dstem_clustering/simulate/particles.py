@@ -79,7 +79,7 @@ def make_particles(
 ) -> Particles:
     """Draw the lives of particles; the options are those of `simulate_series`."""
     n_frames = len(times)
-    # Each subject has a generator of its own, so that one option does not change the others.
+    # Each has a generator of its own, so that an option of one does not change the others.
     places, lives, turns, moves = (np.random.default_rng([seed, 4, n]) for n in (1, 2, 3, 4))
     n_pairs = int(coalescence * n_particles / 2 + 0.5) if n_frames > 2 else 0
     starts, full, pairs = _place(scan_shape, n_particles, min(n_pairs, n_particles // 2), places)
@@ -143,7 +143,7 @@ def _try_to_place(
     centres, taken = np.empty((0, 2)), np.empty(0)
     for group in groups:
         own = radii[list(group)]
-        room = np.maximum(scan / 2 - own[:, None], 0)  # 0: only the middle of the scan
+        room = np.maximum(scan / 2 - own[:, None], 0)  # where 0, only the middle is left
         for _ in range(100):
             new = (scan - 1) / 2 + room * rng.uniform(-1, 1, (len(group), 2))
             if len(group) == 2:
@@ -171,7 +171,7 @@ def _lives(
     dissolution: float,
     rng: np.random.Generator,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """First frame of each particle, first frame without it (or infinity), frames of shrinking."""
+    """First frame of each particle, first frame without it (or infinity), frames it shrinks for."""
     order = rng.permutation(n)
     births = rng.integers(1, max(n_frames // 2, 1) + 1, n)
     deaths = _late_frames(n, n_frames, rng).astype(float)
@@ -192,7 +192,7 @@ def _free_areas(
     growth_rates: NDArray[Any],
     times: NDArray[Any],
 ) -> NDArray[Any]:
-    """Areas ``(T, N)`` of particles that join no other; `full` ``(N,)`` when full-grown."""
+    """Areas ``(T, N)`` of particles that join no other; `full` ``(N,)`` are the largest ones."""
     frames = np.arange(len(times))[:, None]
     nuclei = np.where(births > 0, np.minimum(NUCLEUS_AREA, full), full)
     areas = np.minimum(nuclei + growth_rates * (times[:, None] - times[births]), full)

@@ -98,7 +98,7 @@ def random_orientations(n: int, rng: np.random.Generator) -> NDArray[Any]:
 
 
 def largest_count(electrons: float, brightest: float) -> float:
-    """Number of electrons that, in practice, no pixel exceeds if the brightest expects so many."""
+    """Electrons that, in practice, no pixel exceeds if the brightest one expects `brightest`."""
     return max(electrons, brightest + 8 * np.sqrt(brightest) + 20)
 
 

@@ -54,7 +54,7 @@ class _Scene(NamedTuple):
                 low, high = np.searchsorted(place, [-radius, radius])
                 axes.append(place[low:high])
                 box.append(slice(low, high))
-            # The power is below 0 inside the disc; it gives overlapping discs a straight border.
+            # This is below 0 inside the disc, and gives overlapping discs a straight border.
             power = axes[0][:, None] ** 2 + axes[1] ** 2 - radius**2
             nearer = power < best[tuple(box)]
             best[tuple(box)][nearer] = power[nearer]
@@ -232,7 +232,7 @@ def simulate_series(
     steadily and is 0 from a frame of the second half on. All particles turn, while the sample
     drifts. Each scan position averages over a square of its own size, so borders are mixtures.
 
-    A seed means the same particles with any electrons, speckle, detector, and blur. In frame 0,
+    A seed gives the same particles whatever the electrons, speckle, detector and blur. In frame 0,
     particles lie apart and wholly inside the scan; drift may move them over its border.
 
     Parameters

@@ -172,7 +172,7 @@ def test_most_stable_takes_two_long_branches_and_not_their_late_sum():
         *(0, 0, 0),
         *(1, 1, 1),
     ]
-    # The same, but the chains join at 0.75: the sum lasts longer, down to a last join at 0.1.
+    # The chains join at 0.75 already: both together last longer, down to a last join at 0.1.
     children, sizes = link(np.array([0, 3, 1, 4, 0, 0]), np.array([1, 4, 2, 5, 5, 6]), 7)
     level = np.array([0.9, 0.9, 0.8, 0.8, 0.75, 0.1])
     assert label_nodes(children, most_stable(children, sizes, level, 2), 7).tolist() == [0] * 7

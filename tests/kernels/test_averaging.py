@@ -61,7 +61,7 @@ def test_groups_hold_every_member_once_in_order(by_row):
 @pytest.mark.parametrize("dtype", ["u2", "u4", "f4", "f8"])
 @pytest.mark.parametrize("moved", [False, True])
 def test_memory_is_what_was_announced(monkeypatch, dtype, moved):
-    monkeypatch.setattr(blocks, "_OVERHEAD", 2**18)  # of Python, and none for stacks of threads
+    monkeypatch.setattr(blocks, "_OVERHEAD", 2**18)  # memory of Python; none for stacks of threads
     rng = np.random.default_rng(0)
     data = rng.poisson(3, (5, 150, 96, 96)).astype(dtype)
     labels = rng.integers(0, 3, data.shape[:2])

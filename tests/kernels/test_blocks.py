@@ -1,4 +1,4 @@
-"""Patterns made comparable: the short way of each type equals the long one in float64."""
+"""Patterns made comparable: the quick way of each type equals the slow one in float64."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Nowhere:
 @pytest.mark.parametrize("n_rows", [1, 4, 11])
 @pytest.mark.parametrize("sigma", [0, 3])
 def test_memory_is_what_it_says(dtype, n_rows, sigma, monkeypatch):
-    monkeypatch.setattr(blocks, "_PIECE_BYTES", 2**16)  # part of what is not counted
+    monkeypatch.setattr(blocks, "_PIECE_BYTES", 2**16)  # a part of the memory that is not counted
     data = Source(dtype)
     options = {**OPTIONS, "sigma": sigma}
     report = {"n_jobs": 1, "n_rows": n_rows, "report": lambda n: None}

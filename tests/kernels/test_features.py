@@ -51,7 +51,7 @@ def half_mask(detector):
 
 
 def features_by_loops(data, valid, centre, rank, max_bins):
-    """The docstrings in float64: returns everything of `Features`, and the number of features."""
+    """What the docstrings say, in float64: all of `Features`, and the number of features."""
     rx, ry, qx, qy = data.shape
     factor = 1
     while valid.sum() > max_bins * factor**2:
@@ -169,7 +169,7 @@ def test_independent_noise_has_little_rank(kind):
         result = run(data.astype(np.float32))
         # Measured: 4 to 7.
         assert result.values.shape[2] <= features.MAX_RANK // 4
-        # Chosen for being smooth, so a little more than their noise: up to 1.26.
+        # These features are the smoothest, so they exceed their noise a little: up to 1.26.
         np.testing.assert_allclose(result.values.std(axis=(0, 1)), 1, atol=0.4)
 
 
@@ -184,7 +184,7 @@ def test_patterns_are_counted(n):
         assert power[n - 1] > 50
         assert power[n:].max(initial=0) < 4
         for number in range(n):
-            # Blocks of 4 have so many borders that noise is taken for up to twice of what it is.
+            # Blocks of 4 have so many borders that the noise is measured up to twice too large.
             spread = values[grain == number].std(axis=0)
             assert 0.35 < spread.min() <= spread.max() < 2.5
 
@@ -200,7 +200,7 @@ def test_rank_is_what_is_asked_for():
 
 
 def test_a_pattern_of_known_strength_has_that_strength():
-    """A weak pattern in a disk of the scan: the step of the feature is its size in noise."""
+    """At a disk with a weak pattern, the feature steps by the strength in units of noise."""
     rng = np.random.default_rng(0)
     scan, detector = (36, 30), (20, 18)
     x, y = np.indices(scan)
@@ -210,7 +210,7 @@ def test_a_pattern_of_known_strength_has_that_strength():
     flat = np.full(detector, 20.0)
     data = rng.poisson(flat + inside[..., None, None] * extra).astype(np.uint16)
     result = run(data, centre=(9.5, 8.5))
-    # Noise has the variance of the counts; what is like a ring does not count.
+    # Noise has the variance of the counts; the part that is like a ring does not count.
     mean_variance = flat + inside.mean() * extra
     scale = 1 / np.sqrt(mean_variance).ravel()
     u, v = (np.indices(detector) - np.array([9.5, 8.5])[:, None, None]).reshape(2, -1)
@@ -290,7 +290,7 @@ def test_an_offset_cancels(monkeypatch, max_bins, masked):
 
 
 def test_thickness_of_what_has_no_direction_cancels():
-    """A linear radial profile that comes and goes over the scan leaves no trace."""
+    """A linear radial profile that varies over the scan changes no feature."""
     detector, centre = (17, 15), (8.0, 7.0)
     data, _ = planted(detector=detector, electrons=50)
     thick = 100 + 90 * np.sin(np.indices(data.shape[:2]).sum(axis=0) / 3)
@@ -339,7 +339,7 @@ def test_masked_pixels_do_not_matter():
 
 
 def test_a_wandering_beam_is_not_taken_for_grains():
-    """Descan of 2 pixels, no speckle: measured 2 to 3 without, 3 to 5 with it (noise alone: 1)."""
+    """Power of the smooth liquid: 3 to 5 with descan, 2 to 3 without it; 1 is noise alone."""
     for seed in (1, 2):
         scan = simulate_scan(
             (28, 24), (48, 44), n_grains=3, electrons=3000, descan=2, speckle=0, seed=seed
@@ -365,7 +365,7 @@ def test_missing_pixels():
     whole = np.ones(grain.shape, bool)
     whole[[3, 9, 11], [4, 1, 8]] = False
     expected = run(data, rank=3).values[whole]
-    # The noise, and so the scale, hears of the missing pattern; the grains stay where they are.
+    # The missing pattern changes the noise, and so the scale; the grains stay where they are.
     for k in range(3):
         assert np.abs(np.corrcoef(result.values[whole][:, k], expected[:, k])[0, 1]) > 0.95
     np.testing.assert_array_equal(result.values[9, 1], 0)
@@ -377,7 +377,7 @@ def test_data_without_contrast(value):
         result = run(np.full((5, 6, 8, 7), value, dtype))
         for array in result:
             assert np.isfinite(array).all()
-        # Rounding at most, in units of rounding.
+        # At most rounding errors, which are divided by their own standard deviation.
         assert np.abs(result.values).max() < 100
         assert np.ptp(result.values, axis=(0, 1)).max() < 20
         np.testing.assert_array_equal(result.variance, 0)
@@ -421,7 +421,7 @@ def test_few_pixels_of_a_large_detector_are_not_binned():
     result = run(data, mask, rank=2)
     np.testing.assert_array_equal(result.pixels, 1)
     assert 590 < len(result.pixels) <= 600  # a few shine alone in these random patterns
-    # 3000 pixels are more than fit.
+    # 3000 pixels are more than `MAX_BINS`.
     result = run(data, rank=2)
     assert len(result.pixels) <= binning.MAX_BINS
     assert set(result.pixels) <= {3, 4}
@@ -458,7 +458,7 @@ def test_the_centre_is_that_of_the_direct_beam():
     for mean in (beam, beam + 500, 3 * beam):
         np.testing.assert_allclose(find_centre(mean), (17.25, 28.5), atol=0.3)
     np.testing.assert_allclose(find_centre(beam[::-1]), (39 - 17.25, 28.5), atol=0.3)
-    # Nothing to see: the middle.
+    # A pattern without structure: the middle.
     assert find_centre(np.zeros((5, 8))) == (2, 3.5)
     assert find_centre(np.ones((1, 1))) == (0, 0)
 
@@ -476,12 +476,12 @@ def test_nuisances_hold_rings_and_their_shifts_and_little_else(width):
         return np.linalg.norm(pattern - basis @ (basis.T @ pattern)) / np.linalg.norm(pattern)
 
     radius, azimuth = np.hypot(u, v), np.arctan2(v, u)
-    # Any profile that is linear between the nodes, exactly; also times cosine or sine.
+    # Exactly: any profile that is linear between the nodes, also times cosine or sine.
     nodes = np.arange(0, radius.max() + width, width)
     profile = np.interp(radius, nodes, rng.normal(size=len(nodes)))
     for pattern in (profile, np.ones(u.size), profile * np.cos(azimuth), profile * np.sin(azimuth)):
         assert left_over(pattern) < 1e-5
-    # A smooth ring nearly, and what little moves of the whole pattern change of it.
+    # Nearly: a smooth ring, and the change of this ring when the pattern moves a little.
     ring = np.exp(-0.5 * ((radius - 11) / 4) ** 2)
     moved = np.exp(-0.5 * ((np.hypot(u - 0.4, v + 0.3) - 11) / 4) ** 2)
     assert left_over(ring) < 0.02

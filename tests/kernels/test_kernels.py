@@ -101,7 +101,7 @@ def test_scipys_blas_is_taken_where_numpys_does_not_know_the_processor():
     assert not says(("numpy", "Haswell"), ("scipy", "SkylakeX"))
     assert not says(("numpy", "Prescott"), ("scipy", "Katmai"))
     assert not says(("numpy", "Prescott"))
-    # One for both, as conda has it; MKL, which names no architecture; Accelerate, which is unseen.
+    # One BLAS for both, as in conda; MKL, which names no architecture; Accelerate, not listed.
     assert not says(("lib", "Prescott"))
     assert not blas._numpy_is_slow([{"filepath": "/x/lib/mkl.so"}])
     assert not says()

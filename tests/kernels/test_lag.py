@@ -1,4 +1,4 @@
-"""Camera lag: found where there is one, in its sense and size, not found elsewhere, and undone."""
+"""Camera lag is found, with its direction and size, only where there is one, and is undone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from py4dstem_clustering.kernels.merging import find_regions, merge_positions
 QUIET = {"progress_bar": False}
 RANK = 6
 MOVES = {
-    # How each changes a scan, and the name of a lag along +Ry.
+    # How each move changes a scan, and the name that a lag along +Ry then has.
     "transposed": (lambda a: a.swapaxes(0, 1), "+Rx"),
     "left": (lambda a: a[:, ::-1], "-Ry"),
     "up": (lambda a: a[::-1], "+Ry"),
@@ -45,7 +45,7 @@ def tiles(shape=(60, 63), size=(20, 21), seed=0, strength=40.0):
 
 
 def lagging(values, decay):
-    """Recorded along +Ry by a camera that holds the first pattern of each row already."""
+    """Values with lag along +Ry; before each row, the camera already holds its first pattern."""
     start = decay * values[:, :1]
     return lfilter([1 - decay], [1, -decay], values, axis=1, zi=start)[0]
 
@@ -101,7 +101,7 @@ def crossings_by_loops(values, labels):
 @pytest.mark.parametrize("masked", [False, True])
 def test_crossings_equal_loops(masked):
     labels, values = tiles((26, 52), (9, 13))
-    labels[3:6, 16:24] = labels.max() + 1  # nothing of it lies far from others
+    labels[3:6, 16:24] = labels.max() + 1  # all its positions lie near other regions
     labels = np.where((np.indices(labels.shape)[0] < 2) & masked, -1, labels)
     values = values + noise(labels.shape)
     profile, weight, rises, pair = crossings(values, labels)
@@ -118,7 +118,7 @@ def test_crossings_equal_loops(masked):
 @pytest.mark.parametrize("decay", [0, 0.3, 0.5, 0.66, 0.8])
 @pytest.mark.parametrize("blur", [0.3, 0.8, 2.0])
 def test_a_step_is_fitted(decay, blur):
-    """Sampled from a step far longer than the kernel follows it; levels are free."""
+    """The step starts far before the profile; its levels are not 0 and 1."""
     n = np.arange(-200, kernel.SIDE_POSITIONS + 1)
     step = lfilter([1 - decay], [1, -decay], ndtr((n + 0.6) / blur))[-2 * kernel.SIDE_POSITIONS :]
     fit = fit_step(0.1 + 0.7 * step)
@@ -200,14 +200,14 @@ def test_blur_along_one_axis_and_long_grains_are_no_lag(axis):
 
 
 def test_wedges_are_no_lag():
-    """Every grain thins out to the left: a tail in the grain, as it is left or entered alike."""
+    """The grain thins out to the left: the tail is in the grain, whether it is left or entered."""
     y = np.indices((60, 63))[1]
     labels = (y // 21).clip(0, 2)
     share = np.where(labels == 1, 1 - np.exp(-(y - 20.5) / 2), 0)[..., None]
     values = share * np.array([40.0, 0, 0, 0, 0, 0]) + noise(labels.shape)
     assert find_lag(values.astype(np.float32), labels) is None
     assert find_lag(values[:, ::-1].astype(np.float32), labels[:, ::-1]) is None
-    # Into the grain alone it would look like one.
+    # The profiles into the grain, alone, look like a lag.
     profile, weight, rises, _ = crossings(values, labels)
     assert fit_step(weight[rises] @ profile[rises] / weight[rises].sum()).decay > kernel.MIN_DECAY
 
@@ -243,7 +243,7 @@ def test_noise_and_nothing_are_no_lag():
 def test_without_noise_the_inverse_is_exact(decay):
     for seed in range(2):
         values = noise((5, 9), seed)
-        values[:, 0] = values[:, 1]  # of the first position nobody knows
+        values[:, 0] = values[:, 1]  # the pattern before the first position is unknown
         found = without_lag(lagging(values, decay), Lag(1, 1, decay))
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, values, atol=1e-4)
@@ -316,6 +316,6 @@ def test_mixtures_undo_the_lag_that_was_found():
     )
     lag = Lag.from_name(clusters.settings["lag_axis"], clusters.settings["lag"])
     assert (undo_lag(plain, lag).values.shape) == tree.features.shape
-    # Far from one half is pure: a lag that is left makes tails of mixtures behind each border.
+    # Most positions are pure: a lag that is left would make mixtures behind each border.
     assert (mixture.purity > 0.9).mean() > 0.8
     assert (mixture.labels[..., 0] == clusters.labels).mean() > 0.93

@@ -116,14 +116,14 @@ def test_errors_do_not_add_up(monkeypatch):
         for seed in range(3, 6):
             rng = np.random.default_rng(seed)
             images = [rng.poisson(20 + 10 * still).astype(float) for _ in range(24)]
-            found.append(find_drift_core(images, 5.0).std(axis=0))  # that of frame 0 is in all
+            found.append(find_drift_core(images, 5.0).std(axis=0))  # the error of frame 0 is in all
         spread[len(distances)] = np.mean(found)
     assert spread[4] < 0.85 * spread[1]
     assert spread[4] < 0.2
 
 
 def test_drift_bears_a_bright_particle_that_shows_up_for_two_frames():
-    """Measured: 0.08; 0.11 where pairs of frames that do not fit count as much as others."""
+    """Measured: 0.08; 0.11 if pairs of frames that do not fit had full weight."""
     still = disks([(6, 6, 3), (18, 14, 4), (19, 4, 2)])
     worst = []
     for seed in range(8):
@@ -166,7 +166,7 @@ def test_similarity_is_free_of_noise_and_of_what_all_share():
         pairs = np.triu(np.outer(same, same), 1)
         np.testing.assert_allclose(np.median(value[pairs]), 1, atol=0.15)
         assert np.abs(np.median(value[np.outer(same, ~same)])) < 0.25
-        # Never too small; too large where sharp disks pass for noise.
+        # The error is never too small; it is too large where sharp disks are taken for noise.
         assert value[np.outer(same, ~same)].std() / 1.2 < error.mean() < most
 
 
@@ -244,7 +244,7 @@ def test_birth_and_death():
     tracks, events = run([label_map(A), label_map(A, B), label_map(B), label_map(B)])
     assert tracks == [[0], [0, 1], [1], [1]]
     assert events == [(1, "birth", 1, -1), (2, "death", 0, -1)]
-    # It is missing at the end: nobody knows whether it would have come back.
+    # Missing at the end: it ends, although it might have come back.
     assert run([label_map(A, B), label_map(A)])[1] == [(1, "death", 1, -1)]
 
 
@@ -295,7 +295,7 @@ def test_another_lattice_at_the_same_place_is_another_particle():
     frames = [label_map(A, B), label_map(A, B), label_map(A, B)]
     tracks, events = run(frames, patterns=[(1, 2), (1, 2), (3, 2)])
     assert tracks == [[0, 1], [0, 1], [2, 1]]
-    # Nothing went on in which it could have been taken up.
+    # A death, not a merge: no older track went on at its place.
     assert events == [(2, "birth", 2, -1), (2, "death", 0, -1)]
 
 
@@ -329,7 +329,7 @@ def test_a_tenth_of_the_smaller_cluster_must_overlap():
 
 def test_a_track_that_was_missing_yields_to_one_that_was_there():
     whole = label_map((1, 1, 9, 4))
-    for split, track in ((5, 1), (6, 0)):  # unless the missing one had far more of the place
+    for split, track in ((5, 1), (6, 0)):  # unless the missing one covered far more
         left, right = (1, 1, split, 4), (1 + split, 1, 9 - split, 4)
         frames = [label_map(left, right), label_map(right), whole]
         assert run(frames, memory=2)[0] == [[0, 1], [1], [track]]
@@ -390,7 +390,7 @@ def test_a_slow_past_is_forgotten_after_some_links():
 
 @pytest.mark.parametrize(("error", "survivor"), [(0.3, 0), (0.9, 1)])
 def test_overlap_decides_where_noise_hides_the_similarity(error, survivor):
-    """The first is much more similar to what is left of two, the second has a little more of it."""
+    """Of two clusters, the first is more similar to the later one, the second overlaps more."""
     noise = 0.5  # half of the power: the similarity is twice the product of two rows
     freedom = (1 - (1 - noise) ** 2) / ((1 - noise) * error) ** 2
     rows = [[0.5, np.sqrt(0.75), 0], [0.15, 0, np.sqrt(0.9775)]]

@@ -342,7 +342,7 @@ def test_border_values_of_nothing():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_cut_through_a_bent_grain_has_no_contrast(axis):
-    """Where the features change evenly, plain means differ by more than grains may."""
+    """Where the features change evenly, plain means differ by more than `MAX_CONTRAST`."""
     y = np.indices((24, 40))[1] - 19.5
     mean = np.zeros((24, 40, 6))
     mean[..., 0], mean[..., 1] = 30, 1.5 * y  # nearly 90 degrees from end to end
@@ -502,7 +502,7 @@ def test_a_thin_sum_of_two_regions_dissolves_and_a_compact_one_stays(seed):
 
 
 def test_a_faint_border_of_a_grain_goes_to_what_it_has_most_of():
-    """A thin border between grain and liquid: to the liquid below one half, else to the grain."""
+    """A thin border goes to the liquid where the share of the grain is below one half."""
     labels = strips((8, 2, 10))
     for part, expected in ((0.3, 2), (0.7, 0)):
         mean = np.zeros((3, 6))

@@ -154,7 +154,7 @@ def test_fit_is_exact_without_noise_and_structure_spoils_nothing():
     gain, offset = fit_noise(mean[shuffled], np.r_[variance][shuffled])
     assert 3 <= gain < 4.5
     np.testing.assert_allclose(offset, 12, atol=0.1)
-    # A missing pixel has no say.
+    # A missing pixel has no influence.
     mean, variance = np.r_[mean, np.nan], np.r_[3 * signal, np.nan]
     np.testing.assert_allclose(fit_noise(mean, variance), (3, 12), rtol=1e-3)
 
@@ -211,7 +211,7 @@ def test_noise_weight_is_the_square_of_the_blur(sigma):
     rng = np.random.default_rng(0)
     shape, mask = (17, 15), rng.random((17, 15)) < 0.6
     expected = np.zeros(shape)
-    for q in np.ndindex(shape):  # what the noise of one pixel does
+    for q in np.ndindex(shape):  # the effect of the noise of one pixel
         pulse = np.zeros(shape)
         pulse[q] = 1
         blurred = gaussian_filter(pulse, sigma, mode="reflect", truncate=4) if sigma else pulse

@@ -98,7 +98,7 @@ CRYSTALS = {
     "orthorhombic": ([[0, 0, 0]], 26, [3, 4, 5], 4),
     "monoclinic": ([[0, 0, 0], [0.21, 0, 0.37]], [40, 8], [5.1, 5.2, 5.3, 90, 99, 90], 2),
     "triclinic": ([[0, 0, 0], [0.2, 0.3, 0.37]], [40, 8], [5.1, 6.2, 7.3, 80, 99, 93], 1),
-    # A cube by its cell and by where atoms are, but not by what they are.
+    # Cell and places of the atoms are cubic, but not the elements at these places.
     "ordered alloy": (FCC, [79, 79, 29, 29], 3.9, 8),
 }
 
@@ -207,7 +207,7 @@ def test_a_cell_that_is_nearly_a_cube():
 
 
 def slow_angle(a, b, symmetry):
-    """Over all equivalents of both."""
+    """Smallest angle over all equivalent orientations of both."""
     angles = [
         Rotation.from_matrix((s @ a) @ (t @ b).T).magnitude() for s in symmetry for t in symmetry
     ]

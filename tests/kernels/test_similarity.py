@@ -126,7 +126,7 @@ def test_long_sums_are_exact_where_every_rounding_goes_one_way():
 @pytest.mark.parametrize("sigma", [0, 2])
 @pytest.mark.parametrize("masked", [True, False])
 def test_memory_is_what_was_announced(monkeypatch, dtype, sigma, masked):
-    monkeypatch.setattr(blocks, "_OVERHEAD", 2**18)  # of Python, and none for stacks of threads
+    monkeypatch.setattr(blocks, "_OVERHEAD", 2**18)  # memory of Python; none for stacks of threads
     data = np.random.default_rng(0).poisson(3, (5, 40, 96, 96)).astype(dtype)
     for noise, wanted in (
         (None, data),

@@ -1,4 +1,4 @@
-"""Simulated scans: what they promise, and that a seed is a seed."""
+"""Simulated scans are as documented, and a seed always gives the same scan."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_scan():
 
 
 def test_the_same_grains_everywhere():
-    # Fixed when first released: a change of the grain map must be meant.
+    # Fixed when first released: a change of the grain map must be intended.
     labels = simulate_scan((48, 40), (32, 30), seed=0).labels
     digest = hashlib.sha256(labels.astype("<i4").tobytes()).hexdigest()
     assert digest[:16] == "07f28f221941f4da"
@@ -118,7 +118,7 @@ def test_bad_input(options, error, match):
         simulate_scan(**{**SMALL, **options})
 
 
-# Options that make a scan harder. Each is compared with what is known of the scan, not with itself.
+# Options that make a scan harder. Each scan is compared with its known truth.
 
 HARD = {
     "probe_blur": 1.2,
@@ -162,13 +162,13 @@ def liquid_parts(scan, disk_radius=2.0):
 
 
 def disagreement(counts, expected):
-    """Largest deviation from expected Poisson counts, standard deviations (and a little)."""
+    """Largest deviation from expected Poisson counts, in standard deviations plus 1."""
     counts = np.asarray(counts, dtype=float)
     return (np.abs(counts - expected) / (np.sqrt(expected) + 1)).max()
 
 
 def neighbours(labels):
-    """Times that each pair of grains, the earlier one first, is side by side."""
+    """How often each pair of grains, the earlier one first, is side by side."""
     pairs = {}
     for a, b in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
         for pair in zip(np.minimum(a, b).flat, np.maximum(a, b).flat, strict=True):
@@ -178,7 +178,7 @@ def neighbours(labels):
 
 
 def most_touched(labels):
-    """For each grain that touches an earlier one, that which it touches most."""
+    """For each grain that touches earlier grains, the one of them that it touches most."""
     best = {}
     for (a, b), times in sorted(neighbours(labels).items()):
         if times > best.get(b, (0, 0))[0]:
@@ -228,7 +228,7 @@ def test_shares_and_labels(options):
 def test_a_seed_means_the_same_grains_with_every_option(option):
     options = {**SMALL, "n_grains": 5, "seed": 3}
     plain, scan = simulate_scan(**options), simulate_scan(**options, **{option: HARD[option]})
-    if option == "overlap":  # this puts them elsewhere, but the others do not change them
+    if option == "overlap":  # this option moves the grains, the others do not
         plain, scan = scan, simulate_scan(**{**options, **HARD, "twins": 0, "small_angles": 0})
     if option not in ("probe_blur", "overlap"):
         np.testing.assert_array_equal(scan.labels, plain.labels)
@@ -369,7 +369,7 @@ def test_strains_are_drawn_evenly_up_to_the_largest(strain):
     drawn = np.concatenate([scan.strains for scan in scans])
     assert len(drawn) > 40
     assert 0.93 * strain < np.abs(drawn).max() <= strain
-    for column in drawn.T:  # standard deviation of even numbers
+    for column in drawn.T:  # standard deviation of evenly drawn numbers
         assert column.std() == pytest.approx(strain / 3**0.5, rel=0.2)
         assert abs(column.mean()) < 4 * strain / (3 * len(drawn)) ** 0.5
     assert np.abs(np.corrcoef(drawn.T)[np.triu_indices(3, 1)]).max() < 0.4
@@ -382,7 +382,7 @@ def test_strain_changes_nothing_else():
     np.testing.assert_array_equal(scan.patterns[-1], plain.patterns[-1])
     assert (np.abs(scan.patterns - plain.patterns)[:-1].max(axis=(1, 2)) > 1e-4).all()
     np.testing.assert_array_equal(scan.crystal.lat_real, plain.crystal.lat_real)
-    # Drawn from a generator of its own: a seed means what it meant for all older options.
+    # Drawn from a generator of its own, so that older options give the same scan as before.
     own = np.random.default_rng([3, 2]).uniform(-0.05, 0.05, scan.strains.shape)
     np.testing.assert_allclose(scan.strains, own, rtol=1e-12)
     again = simulate_scan(**SMALL, seed=3, strain=0.1)

@@ -1,4 +1,4 @@
-"""Simulated series: the truth is what the frames are made of, and does what it promises."""
+"""Simulated series: the frames agree with the truth, and the truth is as documented."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_arrays_are_read_only():
 
 
 def test_counts_are_as_expected():
-    # Together, some thousand pixels: chi squared of a Poisson distribution, and the mean.
+    # Mean, and chi squared of a Poisson distribution, of some thousand pixels together.
     series = quiet(electrons=3000, speckle=0, probe_blur=0.6, n_frames=1, seed=2)
     counts = series.frame(0).data.astype(float)
     expected = 3000 * np.tensordot(series.shares(0), series.patterns(0), 1)
@@ -124,7 +124,7 @@ def test_the_liquid_is_that_of_a_scan():
     scan = simulate_scan(**options, n_grains=0)
     assert (series.labels == -1).all()
     np.testing.assert_array_equal(series.patterns(0), scan.patterns)
-    # As speckled, too: how much more counts vary than Poisson would have them.
+    # The speckle is as strong: how much more counts vary than Poisson counts.
     spreads = []
     for cube in (series.frame(0), scan.datacube):
         counts = cube.data.astype(float)
@@ -154,7 +154,7 @@ def test_labels_are_the_largest_share():
 
 
 def test_shares_point_by_point():
-    # 8 x 8 points in each position; where discs overlap, the smaller power with respect to them.
+    # 8 x 8 points in each position; where discs overlap, the one with the smaller power counts.
     options = {**SMALL, "scan_shape": (17, 14), "coalescence": 1, "dissolution": 0, "seed": 1}
     series = simulate_series(**options)
     discs, n = series._scene.particles, series.n_particles
@@ -265,7 +265,7 @@ def test_particles_turn_steadily(seed):
         unit = np.broadcast_to(np.eye(3), matrices.shape)
         np.testing.assert_allclose(matrices @ matrices.transpose(0, 2, 1), unit, atol=1e-12)
         assert (np.linalg.det(matrices) > 0).all()
-        # Of the particle, in the axes of the image and the beam.
+        # Rotations of the particle, in the axes of the image and the beam.
         turns = matrices[1:].transpose(0, 2, 1) @ matrices[:-1]
         vectors = np.rad2deg(Rotation.from_matrix(turns).as_rotvec())
         np.testing.assert_allclose(vectors, vectors[:1] + np.zeros((len(vectors), 1)), atol=1e-9)
@@ -308,7 +308,7 @@ def test_two_become_one(seed):
         assert np.isfinite(series.orientations[frame - 1, small]).all()
         radii = series._scene.particles.radii[frame]
         assert radii[small] <= radii[large]
-        # Both, up to what they cover of each other and grow in the last frame.
+        # The sum of both areas, up to their overlap and their growth in the last frame.
         whole = np.pi * (radii[small] ** 2 + radii[large] ** 2)
         assert 0.85 * whole < after[large] < 1.01 * whole
         assert before[small] > 0.5 * np.pi * radii[small] ** 2 - 10
@@ -355,7 +355,7 @@ def test_particles_dissolve(seed):
         assert other == -1
         areas = series.areas[:, k]
         end = np.flatnonzero(areas)[-1] + 1
-        assert frame in (end, end - 1)  # the last bit may be no position's largest share
+        assert frame in (end, end - 1)  # the last part may have no label
         assert 11 <= end <= 19
         shrinking = np.flatnonzero((areas < areas[0] - 1) & (areas > 0))
         steps = np.diff(areas[shrinking])
