@@ -33,6 +33,13 @@ def forbid(monkeypatch, *names):
                     monkeypatch.setattr(module, name, None)
 
 
+def first_quick(values, n_quick=1):
+    """Cases of a test of which the first ones run always, and the others with the slow tests."""
+    values = list(values)
+    slow = [pytest.param(value, marks=pytest.mark.slow) for value in values[n_quick:]]
+    return [*values[:n_quick], *slow]
+
+
 def make_scan(scan=SCAN, detector=DETECTOR, seed=0):
     """Counts of three grains in stripes that are neither rows nor columns, and noise."""
     rng = np.random.default_rng(seed)

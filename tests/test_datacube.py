@@ -16,7 +16,7 @@ import numpy as np
 import py4DSTEM
 import pytest
 import reference
-from conftest import DETECTOR, SCAN, forbid, make_scan
+from conftest import DETECTOR, SCAN, first_quick, forbid, make_scan
 from py4DSTEM import DataCube
 
 import py4dstem_clustering
@@ -34,12 +34,14 @@ FILTER = {"sigma": 1.2, "radius": 2, "corr_range": (0.3, 0.9), "edge": 2, **QUIE
 
 @pytest.mark.parametrize(
     "imports",
-    [
-        "import py4DSTEM, py4dstem_clustering",
-        "import py4dstem_clustering, py4DSTEM",
-        "import py4dstem_clustering, importlib; importlib.reload(py4dstem_clustering)",
-        "import py4dstem_clustering.datacube as d; d.register(); d.register()",
-    ],
+    first_quick(
+        [
+            "import py4DSTEM, py4dstem_clustering",
+            "import py4dstem_clustering, py4DSTEM",
+            "import py4dstem_clustering, importlib; importlib.reload(py4dstem_clustering)",
+            "import py4dstem_clustering.datacube as d; d.register(); d.register()",
+        ]
+    ),
 )
 def test_registered_in_any_import_order_and_twice(imports):
     code = f"{imports}; from py4DSTEM import DataCube; print(DataCube.cluster.__module__)"

@@ -11,6 +11,7 @@ import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import first_quick
 from matplotlib.backend_bases import CloseEvent, KeyEvent, MouseEvent
 from py4DSTEM import DataCube
 
@@ -144,7 +145,7 @@ def test_the_mouse_drags_the_slider(merging):
     assert ax.get_xlim() == (0, merging.slider.valmax)
 
 
-@pytest.mark.parametrize("min_size", [1, 5])
+@pytest.mark.parametrize("min_size", first_quick([5, 1]))
 def test_the_slider_moves_through_numbers_of_clusters(explorer, min_size):
     explorer.set(min_size=min_size)
     before = explorer.clusters

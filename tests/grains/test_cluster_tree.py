@@ -13,7 +13,7 @@ import numpy as np
 import py4DSTEM
 import pytest
 import reference
-from conftest import SCAN
+from conftest import SCAN, first_quick
 from py4DSTEM import DataCube, RealSlice
 
 from py4dstem_clustering import Clusters, simulate_scan
@@ -490,7 +490,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("seed", [1, 5])
+@pytest.mark.parametrize("seed", first_quick([1, 5]))
 def test_the_scan_may_lie_in_any_way(change, seed):
     data = simulation(seed).datacube.data
     of_scan, of_map = CHANGES[change]
@@ -550,7 +550,7 @@ def test_one_grain(seed):
     assert ((found.labels == 0) == (scan.labels == 0)).mean() > 0.97
 
 
-@pytest.mark.parametrize("electrons", [100, 1000, 30_000])
+@pytest.mark.parametrize("electrons", first_quick([1000, 100, 30_000]))
 @pytest.mark.parametrize("speckle", [0, 0.5])
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_liquid_is_no_grain(electrons, speckle, calibrated):
@@ -631,7 +631,7 @@ def test_liquid_is_listed_or_dropped(merged):
 
 
 @pytest.mark.parametrize("electrons", [100, 300, 1000, 10_000])
-@pytest.mark.parametrize("seed", [0, 1, 3, 4])
+@pytest.mark.parametrize("seed", first_quick([0, 1, 3, 4]))
 def test_a_grain_is_never_background(electrons, seed):
     scan = simulation(seed, electrons=electrons)
     found = cube_of(scan.datacube.data).cluster(drop_background=False, **QUIET)

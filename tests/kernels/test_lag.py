@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from conftest import first_quick
 from scipy.ndimage import gaussian_filter
 from scipy.signal import lfilter
 from scipy.special import ndtr
@@ -134,8 +135,8 @@ def test_a_step_is_fitted(decay, blur):
 # --- found ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0, 3.0])
-@pytest.mark.parametrize("blur", [0, 0.8, 1.5])
+@pytest.mark.parametrize("level", first_quick([1.0, 0.0, 3.0]))
+@pytest.mark.parametrize("blur", first_quick([0.8, 0, 1.5]))
 @pytest.mark.parametrize("decay", [0.5, 0.66, 0.8])
 def test_a_known_lag_is_found(decay, blur, level):
     labels, values = tiles()
@@ -157,7 +158,7 @@ def test_a_known_lag_is_found_from_regions_that_it_displaced(decay):
     assert found.decay == pytest.approx(decay, abs=0.08)
 
 
-@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("move", first_quick(MOVES, 2))
 def test_lag_turns_with_the_scan(move):
     turn, name = MOVES[move]
     values, labels = scan(0.66)
@@ -175,8 +176,8 @@ def test_lag_turns_with_the_scan(move):
 # --- not found --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("blur", [0, 0.5, 1, 2, 3])
-@pytest.mark.parametrize("level", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("blur", first_quick([1, 0, 0.5, 2, 3]))
+@pytest.mark.parametrize("level", first_quick([1.0, 0.0, 5.0]))
 def test_even_blur_is_no_lag(blur, level):
     for seed in range(2):
         values, labels = scan(0, blur, level, seed)
@@ -305,6 +306,7 @@ def test_a_lagging_scan_is_clustered_as_one_that_does_not():
     assert clusters[2].n_clusters == clusters[0].n_clusters
 
 
+@pytest.mark.slow
 def test_mixtures_undo_the_lag_that_was_found():
     scan = simulated(2)
     clusters = scan.datacube.cluster(**QUIET)

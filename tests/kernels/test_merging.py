@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 import pytest
+from conftest import first_quick
 
 from py4dstem_clustering import simulate_scan
 from py4dstem_clustering.kernels import borders, merging
@@ -340,7 +341,7 @@ def test_border_values_of_nothing():
     np.testing.assert_array_equal(border_values(np.full((4, 5), -1), values), 0)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis", first_quick([0, 1]))
 def test_a_cut_through_a_bent_grain_has_no_contrast(axis):
     """Where the features change evenly, plain means differ by more than `MAX_CONTRAST`."""
     y = np.indices((24, 40))[1] - 19.5
@@ -652,7 +653,11 @@ def test_a_line_scan(upright):
 @pytest.mark.parametrize(
     # Measured: 0.60, 0.87 and 0.85 on average.
     ("electrons", "floor"),
-    [(100, 0.5), (1000, 0.77), (10_000, 0.75)],
+    [
+        (1000, 0.77),
+        pytest.param(100, 0.5, marks=pytest.mark.slow),
+        pytest.param(10_000, 0.75, marks=pytest.mark.slow),
+    ],
 )
 def test_grains_of_simulated_scans_are_found(electrons, floor):
     """Blurred borders, twins, bending, uneven thickness; the largest region is the liquid."""

@@ -8,7 +8,7 @@ import numpy as np
 import py4DSTEM
 import pytest
 import reference
-from conftest import forbid, make_scan
+from conftest import first_quick, forbid, make_scan
 from py4DSTEM import DataCube
 from scipy.ndimage import convolve, gaussian_filter
 
@@ -123,7 +123,7 @@ def test_second_differences_are_the_nugget_of_the_variogram():
 
 
 @pytest.mark.parametrize("hard", [{}, HARD], ids=["easy", "hard"])
-@pytest.mark.parametrize("electrons", [100, 1000, 10000])
+@pytest.mark.parametrize("electrons", first_quick([1000, 100, 10000]))
 def test_gain_of_counted_electrons(electrons, hard):
     for seed in (210, 211, 212):
         scan = simulate_scan(SCAN, DETECTOR, electrons=electrons, seed=seed, **hard)

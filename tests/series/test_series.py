@@ -230,10 +230,13 @@ def test_a_memmap_stays_on_disk(frames, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.h5", "scan.npy"]
 
 
-SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("list", "cubes", "memmap")]
+SLOW_KINDS = [
+    pytest.param(kind, marks=pytest.mark.slow)
+    for kind in ("list", "cubes", "memmap", "h5py", "dask")
+]
 
 
-@pytest.mark.parametrize("kind", ["generator", "h5py", "dask", "paths", *SLOW_KINDS])
+@pytest.mark.parametrize("kind", ["generator", "paths", *SLOW_KINDS])
 def test_frames_of_every_kind(frames, whole, tmp_path, kind):
     file = None
     if kind == "list":
