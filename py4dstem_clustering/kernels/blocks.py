@@ -350,7 +350,10 @@ def nearly_comparable(
             x[i] = _rescaled(patterns[i].astype(np.float64))
     if wide:
         if subtract_mean:
+            # The mean of equal values is rounded; a flat pattern becomes zero, not nearly zero.
+            flat = x.max(axis=1) == x.min(axis=1)
             x -= x.mean(axis=1, keepdims=True)
+            x[flat] = 0
         np.copyto(out, x, casting="same_kind")
     elif subtract_mean:
         # The mean of large numbers is not exact in float32, so the mean of the rest is taken again.

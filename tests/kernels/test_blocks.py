@@ -32,8 +32,9 @@ def test_float32_does_not_feel_an_offset_that_it_holds(offset):
 
 
 @pytest.mark.parametrize("value", [0, 0.1, -1 / 3, 1e-7, 3e9, 1e-20, 1e-38, 1e20])
-def test_a_flat_pattern_in_float32_is_exactly_zero(value):
-    assert not as_comparable(np.full((2, 36864), value, np.float32), True).any()
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_a_flat_pattern_is_exactly_zero(value, dtype):
+    assert not as_comparable(np.full((2, 36864), value, dtype), True).any()
 
 
 def test_any_flat_pattern_in_float32_is_exactly_zero():
