@@ -64,16 +64,23 @@ FULL_BORDER = 8.0
 FINE_LEVEL = 0.5
 """Level of the merges of positions at which parts of regions are looked at for disks."""
 
+MAX_UNIFORM_SCATTER = 0.18
+"""Scatter of the patterns of a region beyond noise, relative to the power of their mean, up to which
+a wide region is one pattern. Cubes of MgO have 0.05 to 0.1, pieces of a bent foil from 0.18 on."""
+
 CORE_WIDTH = 5
 """Width, scan positions, of a square that lies in one region for its middle to count in the mean
 pattern of the region when disks are looked for."""
+
+FAR_ABOVE = 3.0
+"""Contrast, in units of the limit, from which on disks are certain although patterns scatter."""
 
 MIN_PART = 4
 """Smallest crystal, and smallest part of a background region that becomes a piece, positions."""
 
 MIN_EMPTY = 30
-"""Positions from which on a part without certain disks is background; smaller parts must be without
-disks for sure."""
+"""Positions from which on a part is background if its contrast is below the limit; smaller parts
+must be below it for sure."""
 
 EMPTY_ERRORS = 3.0
 """Standard errors by which the contrast of a small part must stay below the limit."""
@@ -201,10 +208,16 @@ def _coarse_joins(
 
 
 def _contrast(
-    labels: NDArray[Any], values: NDArray[Any], disks: Disks, errors: float
+    labels: NDArray[Any],
+    values: NDArray[Any],
+    disks: Disks,
+    errors: float,
+    own_scatter: bool = True,
 ) -> NDArray[np.float64]:
     """`disk_contrast` of regions, from their positions away from other regions where there are
-    enough of them, since the probe brings disks from there. The error follows their own scatter.
+    enough of them, since the probe brings disks from there.
+
+    The error follows the scatter of each region, which speckle makes larger, or the noise.
     """
     core = minimum_filter(labels, CORE_WIDTH) == maximum_filter(labels, CORE_WIDTH)
     n = int(labels.max(initial=-1)) + 1
@@ -212,6 +225,8 @@ def _contrast(
     small = np.append(count < MIN_CORE_SIZE, True)
     chosen = np.where(core | small[labels], labels, -1)
     mean, size = region_means(chosen, values)
+    if not own_scatter:
+        return disk_contrast(disks, mean, size, errors)
     inside = chosen >= 0
     square = (values[inside].astype(np.float64) ** 2).sum(axis=1)
     scatter = np.bincount(chosen[inside], square, n) / size - (mean**2).sum(axis=1)
@@ -225,9 +240,8 @@ def find_pieces(
     """Pieces with disks, -1 elsewhere, and the contrast of disks above which they are pieces."""
     if regions.max(initial=-1) < 0:
         return regions, contrast_limit(np.empty(0))
-    certain = _contrast(regions, values, disks, DISK_ERRORS)
-    limit = contrast_limit(certain)
-    empty = certain < limit
+    limit = contrast_limit(_contrast(regions, values, disks, DISK_ERRORS))
+    empty = _is_empty(regions, values, disks, limit)
     fine = cut_merges(merges, FINE_LEVEL)
     # Parts of regions with disks that have none.
     full = np.where(np.append(empty, True)[regions], -1, regions)
@@ -235,7 +249,7 @@ def find_pieces(
     if parts.max(initial=-1) >= 0:
         size = np.bincount(parts[parts >= 0])
         without = _contrast(parts, values, disks, -EMPTY_ERRORS) < limit
-        without |= (_contrast(parts, values, disks, DISK_ERRORS) < limit) & (size >= MIN_EMPTY)
+        without |= (_contrast(parts, values, disks, 0) < limit) & (size >= MIN_EMPTY)
         full = np.where(np.append(without, True)[parts], -1, full)
     pieces = consecutive(full)
     # Parts without a piece that have disks.
@@ -278,15 +292,13 @@ def split_unconnected(labels: NDArray[Any]) -> NDArray[np.int64]:
     return consecutive(np.where(labels >= 0, part, -1))
 
 
-def _rims(
-    parts: NDArray[Any], pieces: NDArray[Any], values: NDArray[Any]
-) -> NDArray[np.bool_]:
+def _rims(parts: NDArray[Any], pieces: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
     """Which parts hold less than half of the patterns of wide pieces beside them.
 
     They are blurred rims, or tails that a camera with lag leaves. Beside a bent crystal, which has
     no wide pieces, they may be weak places of the crystal.
     """
-    n, wide = int(pieces.max(initial=-1)) + 1, find_wide(pieces)
+    n, wide = int(pieces.max(initial=-1)) + 1, find_wide(pieces, values)
     out = np.zeros(int(parts.max(initial=-1)) + 1, dtype=bool)
     if not wide.any():
         return out
@@ -337,9 +349,22 @@ def join_numbers(pairs: NDArray[Any], n: int) -> NDArray[np.int64]:
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def find_wide(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which regions are deeper than the strips at their borders."""
+def _is_empty(
+    labels: NDArray[Any], values: NDArray[Any], disks: Disks, limit: float
+) -> NDArray[np.bool_]:
+    """Which regions show no disks for sure.
+
+    A small grain scatters because the probe blurs its borders. Its disks are certain, too, if they
+    are far above the limit and above the noise.
+    """
+    empty = _contrast(labels, values, disks, DISK_ERRORS) < limit
+    return empty & (_contrast(labels, values, disks, DISK_ERRORS, False) < FAR_ABOVE * limit)
+
+
+def find_wide(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which regions have one pattern over a long way: deeper than strips, and hardly varying."""
     out = np.zeros(int(labels.max(initial=-1)) + 1, dtype=bool)
+    noise = noise_power(labels, values)
     for label, box in enumerate(find_objects(labels + 1)):
         around = tuple(
             slice(max(0, s.start - 1), min(n, s.stop + 1))
@@ -347,7 +372,10 @@ def find_wide(labels: NDArray[Any]) -> NDArray[np.bool_]:
         )
         # The border of the scan is no border of a region.
         own = np.pad(labels[around] == label, 1, mode="edge")
-        out[label] = own.all() or distance_transform_edt(own).max() >= STRIP_DEPTH
+        if own.all() or distance_transform_edt(own).max() >= STRIP_DEPTH:
+            inside = values[box][labels[box] == label].astype(np.float64)
+            power = (inside.mean(axis=0) ** 2).sum()
+            out[label] = inside.var(axis=0).sum() - noise < MAX_UNIFORM_SCATTER * power
     return out
 
 
@@ -363,7 +391,7 @@ class _Joining:
         borders, which, first, second = find_borders(pieces)
         self.touching = np.stack([borders.first, borders.second], axis=1)
         self.lengths = borders.length
-        self.wide = find_wide(pieces)
+        self.wide = find_wide(pieces, values)
         ry = pieces.shape[1]
         straight = np.isin(np.abs(first - second), (1, ry))
         self.straight = which[straight], first[straight], second[straight]
@@ -639,8 +667,8 @@ def drop_empty(
     """Label -1 for regions whose disks are not certain."""
     if labels.max(initial=-1) < 0:
         return consecutive(labels)
-    certain = _contrast(labels, values, disks, DISK_ERRORS)
-    return consecutive(np.where(np.append(certain < limit, True)[labels], -1, labels))
+    empty = _is_empty(labels, values, disks, limit)
+    return consecutive(np.where(np.append(empty, True)[labels], -1, labels))
 
 
 def _nearest_label(labels: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[np.int64]:
