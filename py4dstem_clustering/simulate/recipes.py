@@ -26,11 +26,11 @@ class Scene(NamedTuple):
     def add(
         self, material: str, orientation: NDArray[Any], thickness: NDArray[Any], **options: Any
     ) -> float:
-        """Add a crystal; returns the mean share that it scatters: `Exposure.add_crystal`."""
+        """Add a crystal, as `Exposure.add_crystal` does."""
         return self._add_to(self.exposure, material, orientation, thickness, **options)
 
     def strength(self, material: str, orientation: NDArray[Any], thickness: NDArray[Any]) -> float:
-        """Mean share that a crystal would scatter into its disks."""
+        """Mean share of the electrons that the disks of a crystal would hold."""
         trial = Exposure(self.scattering, self.scan_shape)
         return self._add_to(trial, material, orientation, thickness)
 

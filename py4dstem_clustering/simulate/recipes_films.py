@@ -21,7 +21,7 @@ from .textures import (
     varied,
 )
 
-FILM_RADII = (2.6, 4.6)
+FILM_RADII = (2.4, 4.2)
 """Radii of the grains of fine-grained films, scan positions; they have 4 to 10 across."""
 
 

@@ -14,6 +14,15 @@ from .textures import bend, looking_along, place_discs, varied
 FILM_DEPTH = 0.15
 """What the thin film under particles scatters."""
 
+PLATE_THICKNESS = 120.0
+"""Thickness of precipitates, Angstrom."""
+
+FAINTEST_PLATE = 0.005
+"""Share of the electrons that the disks of a precipitate hold at least, before it is scaled.
+
+A larger value leaves out more of the orientations in which no reflection is excited.
+"""
+
 
 def precipitates(scene: Scene) -> Sample:
     """Plates of silicon with 5 to 20 % of the intensity in a bent crystal of aluminium."""
@@ -21,20 +30,23 @@ def precipitates(scene: Scene) -> Sample:
     centres, radii = place_discs(shape, (3, 6), 1.4, rng, n=10, margin=1)
     inside = _distances(shape, centres) <= radii
     parts = rng.uniform(0.05, 0.2, len(radii))
-    part = (inside * parts).sum(axis=2)
+    taken = (inside * parts).sum(axis=2)
     thickness = varied(shape, 500, 0.1, rng)
     tilts = bend(shape, 1.5, rng)
     matrix = looking_along((1, 1, 0), rng.uniform(0, 360), 1.0, rng)
-    strength = scene.add("aluminium", matrix, thickness, tilts=tilts, weight=1 - part)
-    orientations = random_orientations(len(radii), rng)
-    for k, orientation in enumerate(orientations):
-        own = 120.0 * inside[..., k]
-        alone = scene.strength("silicon", orientation, own)
+    strength = scene.add("aluminium", matrix, thickness, tilts=tilts, weight=1 - taken)
+    orientations = np.empty((len(radii), 3, 3))
+    for k, part in enumerate(parts):
+        own = PLATE_THICKNESS * inside[..., k]
+        alone = 0.0
+        while alone < FAINTEST_PLATE:
+            (orientations[k],) = random_orientations(1, rng)
+            alone = scene.strength("silicon", orientations[k], own)
         # So that it has its part of the intensity of all disks.
-        scene.add("silicon", orientation, own, weight=parts[k] * strength / alone)
+        scene.add("silicon", orientations[k], own, weight=part * strength / alone)
     nothing = np.zeros(shape)
     regions = _regions([~inside.any(axis=2), *np.moveaxis(inside, 2, 0)], nothing)
-    shares = _regions([1 - part, *np.moveaxis(inside * parts, 2, 0)], nothing)
+    shares = _regions([1 - taken, *np.moveaxis(inside * parts, 2, 0)], nothing)
     n = len(radii)
     return Sample(
         regions,

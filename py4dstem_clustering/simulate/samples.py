@@ -205,9 +205,9 @@ def simulate_sample(
     >>> from py4dstem_clustering import simulate_sample
     >>> sample = simulate_sample("twin-lamellae", (16, 12), (32, 30), seed=1)
     >>> sample
-    SimulatedSample('twin-lamellae', 16 x 12 x 32 x 30, 3 grains)
+    SimulatedSample('twin-lamellae', 16 x 12 x 32 x 30, 2 grains)
     >>> sample.labels.shape, sample.materials
-    ((16, 12), ('gold', 'gold', 'gold'))
+    ((16, 12), ('gold', 'gold'))
     """
     usual = _KINDS[check_choice("kind", kind, SAMPLE_KINDS)]
     scan = (scan_shape, usual.scan_step, probe_blur)

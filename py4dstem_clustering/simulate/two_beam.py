@@ -135,7 +135,8 @@ class Exposure:
 
         `thickness` is ``(Rx, Ry)``, Angstrom; `tilts` ``(Rx, Ry, 2)`` turn the lattice about the
         image x and y axes, radians; `stretch` ``(2, 2)`` deforms it in the plane of the image;
-        `weight` multiplies the intensities. Returns the mean share that the crystal scatters.
+        `weight` multiplies the intensities. Returns the mean share of the electrons that its disks
+        on the detector would hold.
         """
         where = np.flatnonzero(thickness.ravel() > 0)
         t = thickness.ravel()[where, None]
@@ -144,12 +145,14 @@ class Exposure:
         size = self.scattering.pixel_size
         to_place = np.eye(2) if stretch is None else np.linalg.inv(stretch).T
         total = 0.0
+        if where.size == 0:
+            return total
         self.depth[where] += amount * t / MEAN_FREE_PATH
         self.scattered[where] += (amount * t / MEAN_FREE_PATH * self.diffuse.ravel()).astype(
             np.float32
         )
         for g, error, extinction in self._strong(
-            crystal, debye_waller, orientation, turns, t.max(initial=0)
+            crystal, debye_waller, orientation, turns, t.max()
         ):
             s = error + (turns[:, 0] * g[1] - turns[:, 1] * g[0])[:, None]
             shift = to_place @ g[:2]
@@ -157,10 +160,10 @@ class Exposure:
             rocking = crystal.wavelength * (self.directions @ g[:2])
             taken = amount * two_beam(s - rocking, extinction, t)
             self.depth[where] += taken
-            total += float((taken @ self.beam).mean())
-            if len(pixels):
-                given = amount * two_beam(s - crystal.wavelength * (inside @ g[:2]), extinction, t)
-                self.scattered[where[:, None], pixels] += (given * cover).astype(np.float32)
+            given = two_beam(s - crystal.wavelength * (inside @ g[:2]), extinction, t)
+            given *= amount * cover
+            self.scattered[where[:, None], pixels] += given.astype(np.float32)
+            total += given.sum() / len(where)
         return total
 
     def _strong(
