@@ -140,7 +140,8 @@ def simulate_sample(
     sizes, thicknesses and scattering angles, at 300 kV. Intensities of crystals follow the
     two-beam formula with the extinction distances of py4DSTEM's structure factors, so that they
     change with thickness and tilt, also within each disk. Reflections that are excited together
-    share the direct beam, but do not scatter into each other as they would in Bloch waves.
+    share the direct beam, but do not scatter into each other as they would in Bloch waves. Memory
+    is about 20 bytes for each detector pixel of each pattern.
 
     Parameters
     ----------
