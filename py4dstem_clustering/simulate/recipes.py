@@ -11,6 +11,9 @@ from .scattering import Scattering
 from .textures import as_regions
 from .two_beam import MATERIALS, Exposure, make_crystal
 
+SPECKLE = 0.5
+"""Relative strength of the speckle of a film."""
+
 
 class Scene(NamedTuple):
     """An empty scan, on which a recipe puts its sample."""
@@ -50,16 +53,13 @@ class Scene(NamedTuple):
             self.crystals[material], vibration, orientation, thickness, **options
         )
 
-    def add_film(self, depth: NDArray[Any], speckle: float = 0.5) -> None:
+    def add_film(self, depth: NDArray[Any]) -> None:
         """Add an amorphous film with a speckled ring; `depth` ``(Rx, Ry)`` is what it scatters."""
-        if speckle == 0:
-            self.exposure.add_diffuse(self.scattering.film_ring, depth)
-            return
         where = depth > 0
         rings = np.empty((where.sum(), *self.scattering.shape))
         for i, strength in enumerate(depth[where]):
             # The speckle of the liquid, on the ring of the film.
-            change = self.scattering.speckle(1.0, speckle, self.rng) / self.scattering.diffuse
+            change = self.scattering.speckle(1.0, SPECKLE, self.rng) / self.scattering.diffuse
             rings[i] = self.scattering.film_ring * (1 + change)
             rings[i] *= strength / rings[i].sum()
         self.exposure.add_patterns(where, rings)

@@ -17,12 +17,28 @@ from .textures import (
     distinct_angles,
     looking_along,
     numbered,
+    ramp,
     stripes,
     varied,
 )
 
 FILM_RADII = (2.4, 4.2)
 """Radii of the grains of fine-grained films, scan positions; they have 4 to 10 across."""
+
+HALO = (0.22, 0.035)
+"""Maximum and standard deviation of the halo of the amorphous part, 1/Angstrom."""
+
+HALO_DEPTH = 0.7
+"""What the halo scatters; about half of the electrons."""
+
+ARC = (0.242, 0.012)
+"""Place and standard deviation across the ring of the arcs, 1/Angstrom."""
+
+ARC_DEPTH = 0.06
+"""What both arcs scatter; a larger value makes domains easier to find."""
+
+ARC_SHARPNESS = 4.0
+"""Sharpness of the arcs; they are about 50 degrees long at half of their maximum."""
 
 
 def random_film(scene: Scene) -> Sample:
@@ -46,16 +62,11 @@ def fibre_film(scene: Scene) -> Sample:
 def convergent(scene: Scene) -> Sample:
     """Larger grains of gold under a cone so wide that disks touch, with fringes inside them."""
     labels = cells(scene.scan_shape, (5, 8), scene.rng)
-    zones = np.array([(1, 1, 0), (1, 1, 1), (1, 0, 0), (1, 1, 2)])
     angles = distinct_angles(labels, 180, 12, scene.rng)
-    orientations = np.array(
-        [
-            looking_along(
-                tuple(zones[scene.rng.integers(4)]), a, scene.rng.uniform(0, 4), scene.rng
-            )
-            for a in angles
-        ]
-    )
+    orientations = np.empty((len(angles), 3, 3))
+    for k, angle in enumerate(angles):
+        zone = ((1, 1, 0), (1, 1, 1), (1, 0, 0), (1, 1, 2))[scene.rng.integers(4)]
+        orientations[k] = looking_along(zone, angle, scene.rng.uniform(0, 4), scene.rng)
     thickness = varied(scene.scan_shape, 250, 0.15, scene.rng)
     return film(scene, "gold", labels, orientations, thickness)
 
@@ -87,10 +98,7 @@ def mismatched_layers(scene: Scene) -> Sample:
 
 def strain_gradient(scene: Scene) -> Sample:
     """One crystal of silicon whose lattice widens smoothly by 2 % from end to end."""
-    angle = scene.rng.uniform(0, 2 * np.pi)
-    across = np.array([np.cos(angle), np.sin(angle)])
-    place = np.tensordot(across, np.indices(scene.scan_shape), 1)
-    place = (place - place.min()) / max(np.ptp(place), 1)
+    place, across = ramp(scene.scan_shape, scene.rng)
     # In steps of 0.02 %, far below what can be seen.
     return _strained(scene, np.round(place * 100) / 100 * 0.02, across)
 
@@ -102,7 +110,7 @@ def _strained(scene: Scene, strain: NDArray[Any], across: NDArray[Any]) -> Sampl
     for value in np.unique(strain):
         stretch = np.eye(2) + value * np.outer(across, across)
         scene.add("silicon", orientation, thickness * (strain == value), stretch=stretch)
-    return _one_crystal(scene, "silicon", orientation, thickness)
+    return _one_crystal("silicon", orientation, thickness)
 
 
 def bent_foil(scene: Scene) -> Sample:
@@ -110,24 +118,22 @@ def bent_foil(scene: Scene) -> Sample:
     zone = ((1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 2))[scene.rng.integers(4)]
     orientation = looking_along(zone, scene.rng.uniform(0, 360), 0.7, scene.rng)
     tilts = bend(scene.scan_shape, 2.0, scene.rng)
-    angle = scene.rng.uniform(0, 2 * np.pi)
-    place = np.tensordot([np.cos(angle), np.sin(angle)], np.indices(scene.scan_shape), 1)
-    place = (place - place.min()) / max(np.ptp(place), 1)
+    place, _ = ramp(scene.scan_shape, scene.rng)
     thickness = (150 + 1050 * place) * varied(scene.scan_shape, 1, 0.05, scene.rng)
     scene.add("aluminium", orientation, thickness, tilts=tilts)
-    return _one_crystal(scene, "aluminium", orientation, thickness, tilts)
+    return _one_crystal("aluminium", orientation, thickness, tilts)
 
 
 def _one_crystal(
-    scene: Scene,
     material: str,
     orientation: NDArray[Any],
     thickness: NDArray[Any],
     tilts: NDArray[Any] | None = None,
 ) -> Sample:
-    regions = as_regions(np.zeros(scene.scan_shape, dtype=int))
+    """A sample that is one crystal everywhere."""
+    regions = as_regions(np.zeros(thickness.shape, dtype=int))
     if tilts is None:
-        tilts = np.zeros((*scene.scan_shape, 2))
+        tilts = np.zeros((*thickness.shape, 2))
     return Sample(regions, regions, orientation[None], (material,), thickness, tilts)
 
 
@@ -140,11 +146,9 @@ def polymer_domains(scene: Scene) -> Sample:
 
 def turning_polymer(scene: Scene) -> Sample:
     """A semicrystalline polymer whose chains turn smoothly by 180 degrees over the scan."""
-    angle = scene.rng.uniform(0, 2 * np.pi)
-    place = np.tensordot([np.cos(angle), np.sin(angle)], np.indices(scene.scan_shape), 1)
-    turn = 180 * (place - place.min()) / max(np.ptp(place), 1)
+    place, _ = ramp(scene.scan_shape, scene.rng)
     start = scene.rng.uniform(0, 180)
-    return _polymer(scene, np.zeros(scene.scan_shape, dtype=int), start + turn)
+    return _polymer(scene, np.zeros(scene.scan_shape, dtype=int), start + 180 * place)
 
 
 def _polymer(scene: Scene, labels: NDArray[Any], angles: NDArray[Any]) -> Sample:
@@ -177,19 +181,3 @@ def _polymer(scene: Scene, labels: NDArray[Any], angles: NDArray[Any]) -> Sample
         nothing,
         np.stack([nothing, nothing], axis=2),
     )
-
-
-HALO = (0.22, 0.035)
-"""Maximum and standard deviation of the halo of the amorphous part, 1/Angstrom."""
-
-HALO_DEPTH = 0.7
-"""What the halo scatters; about half of the electrons."""
-
-ARC = (0.242, 0.012)
-"""Place and standard deviation across the ring of the arcs, 1/Angstrom."""
-
-ARC_DEPTH = 0.06
-"""What both arcs scatter; a larger value makes domains easier to find."""
-
-ARC_SHARPNESS = 4.0
-"""Sharpness of the arcs; they are about 50 degrees long at half of their maximum."""

@@ -72,6 +72,16 @@ def stripes(
     return numbered(np.searchsorted(edges, place)), across
 
 
+def ramp(
+    shape: tuple[int, int], rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A map ``(Rx, Ry)`` that rises evenly from 0 to 1 in a random direction, and the direction."""
+    angle = rng.uniform(0, 2 * np.pi)
+    along = np.array([np.cos(angle), np.sin(angle)])
+    place = np.tensordot(along, np.indices(shape), 1)
+    return (place - place.min()) / max(np.ptp(place), 1), along
+
+
 def touching(labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Which of N regions touch which, ``(N, N)``; corners count."""
     n = labels.max() + 1

@@ -179,6 +179,14 @@ def test_twins():
     for a, b in neighbours(sample.labels):
         turn = misorientation(sample.orientations[a], sample.orientations[b], gold)
         assert turn == pytest.approx(60, abs=1e-6)
+    # The plane that the twins share stands upright between them.
+    x, y = np.indices((64, 56))
+    across = np.linalg.lstsq(
+        np.stack([x.ravel(), y.ravel(), np.ones(x.size)], axis=1), sample.labels.ravel(), rcond=None
+    )[0][:2]
+    normals = sample.orientations.transpose(0, 2, 1) @ np.ones(3) / np.sqrt(3)
+    aligned = np.abs(normals[:, :2] @ across) / np.linalg.norm(across)
+    assert aligned.min() > np.cos(np.deg2rad(4))
     widths = []
     for axis in (0, 1):  # along one of them, lamellae look wider than they are
         for line in np.moveaxis(sample.labels, axis, 0):
