@@ -27,3 +27,8 @@ def test_angles_of_touching_regions_differ():
     # Where there is no room for all, the best of what was tried.
     angles = textures.distinct_angles(labels, 180, 80, rng)
     assert np.isfinite(angles).all()
+
+
+def test_corners_touch():
+    assert (textures.touching(np.array([[0, 1], [2, 3]])) == ~np.eye(4, dtype=bool)).all()
+    assert not textures.touching(np.array([[0, 1, 2]]))[0, 2]
