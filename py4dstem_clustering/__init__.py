@@ -43,11 +43,13 @@ from .series.motion import find_drift, rotation_rate
 from .series.result import ClusterSeries, open_series
 from .series.run import cluster_series
 from .series.tracks import Track, Tracks
+from .simulate.samples import SAMPLE_KINDS, SimulatedSample, simulate_sample
 from .simulate.scan import SimulatedScan, simulate_scan
 from .simulate.series import SimulatedSeries, simulate_series
 
 __all__ = [
     "DIRECTIONS",
+    "SAMPLE_KINDS",
     "ClusterExplorer",
     "ClusterSeries",
     "ClusterTree",
@@ -57,6 +59,7 @@ __all__ = [
     "Mixture",
     "ScanArray",
     "Similarity",
+    "SimulatedSample",
     "SimulatedScan",
     "SimulatedSeries",
     "Track",
@@ -86,6 +89,7 @@ __all__ = [
     "refine_orientations",
     "register",
     "rotation_rate",
+    "simulate_sample",
     "simulate_scan",
     "simulate_series",
     "watch_folder",

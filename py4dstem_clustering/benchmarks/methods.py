@@ -22,7 +22,11 @@ from sklearn.feature_extraction.image import grid_to_graph
 from ..kernels.binning import bin_factor, bin_matrix
 from ..kernels.features import features_core
 from ..metrics import panoptic_quality
+from ..simulate.samples import SimulatedSample
 from ..simulate.scan import SimulatedScan
+
+KnownScan = SimulatedScan | SimulatedSample
+"""A scan of which the true labels are known."""
 
 THRESHOLDS = np.concatenate(
     [np.linspace(0.01, 0.9, 90), np.linspace(0.905, 0.99, 18), np.linspace(0.991, 0.999, 9)]
@@ -46,10 +50,15 @@ def count_labels(labels: NDArray[Any]) -> int:
     return int((np.unique(labels) >= 0).sum())
 
 
+def _n_wanted(truth: NDArray[Any]) -> int:
+    """Number of clusters to look for: the grains, and the background if there is one."""
+    return len(np.unique(truth))
+
+
 # --- what methods start from -----------------------------------------------------------------
 
 
-def _datacube(scan: SimulatedScan) -> Any:
+def _datacube(scan: KnownScan) -> Any:
     return scan.datacube
 
 
@@ -60,7 +69,7 @@ def annulus(cube: Any) -> NDArray[np.bool_]:
     return cube.make_detector(cube.Qshape, "annulus", (centre, (inner, min(centre))))
 
 
-def _filtered_and_similarity(scan: SimulatedScan) -> tuple[Any, Any]:
+def _filtered_and_similarity(scan: KnownScan) -> tuple[Any, Any]:
     """Filter and compare as in the paper."""
     filtered = scan.datacube.filter_correlative(
         sigma=3, radius=4, corr_range=(0.85, 0.95), edge=12, progress_bar=False
@@ -69,7 +78,7 @@ def _filtered_and_similarity(scan: SimulatedScan) -> tuple[Any, Any]:
     return filtered, filtered.get_similarity(q_mask=q_mask, progress_bar=False)
 
 
-def _features(scan: SimulatedScan) -> NDArray[np.float64]:
+def _features(scan: KnownScan) -> NDArray[np.float64]:
     """Return the features that merging uses, ``(Rx, Ry, n)``."""
     found = features_core(
         scan.datacube.data, q_mask=None, rank=None, centre=None, n_jobs=None, report=lambda n: None
@@ -77,7 +86,7 @@ def _features(scan: SimulatedScan) -> NDArray[np.float64]:
     return found.values.astype(np.float64)
 
 
-def binned_counts(scan: SimulatedScan) -> NDArray[Any]:
+def binned_counts(scan: KnownScan) -> NDArray[Any]:
     """Return counts outside the direct beam, ``(Rx, Ry, n)``, in the bins of the features."""
     cube = scan.datacube
     mask = annulus(cube)
@@ -131,7 +140,7 @@ def _kmeans(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "One of the clusters is empty")
             means, labels = kmeans2(
-                values, count_labels(truth) + 1, iter=50, minit="++", seed=1000 * seed + i
+                values, _n_wanted(truth), iter=50, minit="++", seed=1000 * seed + i
             )
         return ((values - means[labels]) ** 2).sum(), labels
 
@@ -141,7 +150,7 @@ def _kmeans(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation
 
 def _nmf(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
     """Label each position by the component that explains most of its counts."""
-    model = NMF(count_labels(truth) + 1, init="nndsvda", random_state=seed)
+    model = NMF(_n_wanted(truth), init="nndsvda", random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         weights = model.fit_transform(start.reshape(-1, start.shape[2]))
@@ -152,7 +161,7 @@ def _nmf(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
 def _ward(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
     """Join only neighbours along the axes of the scan."""
     model = AgglomerativeClustering(
-        count_labels(truth) + 1, connectivity=grid_to_graph(*truth.shape), linkage="ward"
+        _n_wanted(truth), connectivity=grid_to_graph(*truth.shape), linkage="ward"
     )
     labels = model.fit_predict(start.reshape(-1, start.shape[2]))
     return Segmentation(drop_liquid(labels.reshape(truth.shape), truth))
@@ -174,7 +183,7 @@ class Method(NamedTuple):
     title: str
     told: str
     """Facts from the truth that the method uses; empty if it uses none."""
-    prepare: Callable[[SimulatedScan], Any]
+    prepare: Callable[[KnownScan], Any]
     """Function that makes the input of the method; methods with the same input share it."""
     run: Callable[[Any, NDArray[Any], int], Segmentation]
     """Function that makes the labels from this input, the truth and the seed."""

@@ -17,7 +17,7 @@ from ..metrics import adapted_rand_error, panoptic_quality
 from ..simulate.scan import SimulatedScan, simulate_scan
 from .common import doses_of
 from .common import markdown_table as make_table
-from .methods import METHODS, count_labels
+from .methods import METHODS, KnownScan, count_labels
 
 ELECTRONS = (30.0, 100.0, 1000.0, 10000.0, 100000.0)
 """Electrons a pattern."""
@@ -90,7 +90,7 @@ def run_benchmark(
         for seed in seeds:
             for dose in doses:
                 scan = make_scan(seed, dose, easy=easy, small=small)
-                found, example = _run_scan(scan, dose, seed, methods)
+                found, example = run_methods(scan, dose, seed, methods)
                 rows += found
                 if dose == shown:
                     examples.append(example)
@@ -98,9 +98,10 @@ def run_benchmark(
     return Results(methods, rows, typical_example(examples))
 
 
-def _run_scan(
-    scan: SimulatedScan, electrons: float, seed: int, methods: tuple[str, ...]
+def run_methods(
+    scan: KnownScan, electrons: float, seed: int, methods: tuple[str, ...]
 ) -> tuple[list[Row], Example]:
+    """Run methods on one scan; methods that start from the same input share it."""
     truth = scan.labels
     prepared: dict[Any, tuple[Any, float]] = {}  # and the seconds that this took
     rows, labels, quality = [], {}, {}

@@ -54,6 +54,28 @@ def run_segmentation(options: argparse.Namespace) -> None:
     print(f"wrote segmentation.csv, .md and .png to {folder} in {time_since(start)}")
 
 
+def run_samples(options: argparse.Namespace) -> None:
+    """Compare methods on many kinds of sample: samples.csv and .md."""
+    from ..benchmarks import methods
+    from ..benchmarks import samples as benchmark
+    from ..benchmarks.common import write_csv
+
+    names = methods.check_methods(options.methods or benchmark.COMPARED)
+    kinds = benchmark.check_kinds(options.kinds or benchmark.SAMPLE_KINDS)
+    seeds, doses = _seeds_and_doses(options, benchmark)
+    folder = make_folder(options.out)
+    start = time.perf_counter()
+    _print_seeds(f"scans of {len(kinds)} kinds", seeds)
+    rows = benchmark.run_benchmark(
+        kinds, doses, seeds, names, small=options.small, progress_bar=not options.quiet
+    )
+    text = "Panoptic quality: mean (worst)\n\n" + benchmark.markdown_table(rows, names)
+    print(text)
+    write_csv(folder / "samples.csv", rows)
+    _write_text(folder / "samples.md", text)
+    print(f"wrote samples.csv and .md to {folder} in {time_since(start)}")
+
+
 def run_orientation(options: argparse.Namespace) -> None:
     """Measure errors of orientations and strains: orientation.csv and .md."""
     from ..benchmarks import orientation as benchmark

@@ -12,6 +12,7 @@ from ..base.checks import THRESHOLD_NAMES
 from .benchmark import (
     run_memory,
     run_orientation,
+    run_samples,
     run_segmentation,
     run_series_benchmark,
     run_speed,
@@ -36,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     benchmark = commands.add_parser("benchmark", help="measure on simulated scans of known grains")
     benchmarks = benchmark.add_subparsers(required=True, metavar="WHAT")
     _add_segmentation(benchmarks)
+    _add_samples(benchmarks)
     _add_orientation(benchmarks)
     _add_series_benchmark(benchmarks)
     _add_speed(benchmarks)
@@ -152,6 +154,25 @@ def _add_segmentation(commands: Any) -> None:
         "auto-threshold, merge, k-means, nmf, ward; by default all")  # fmt: skip
     add("--easy", action="store_true", help="simulate perfect grains with sharp borders")
     segmentation.set_defaults(run=run_segmentation)
+
+
+def _add_samples(commands: Any) -> None:
+    samples = commands.add_parser(
+        "samples",
+        help="how well methods find the grains of many kinds of sample",
+        description="Segment simulated films, foils, twins, polymers, particles and others by "
+        "several methods, compare with the truth, and write samples.csv and .md. k-means, NMF and "
+        "Ward are told the number of grains and what is background; the paper's threshold is the "
+        "best one by the truth.",
+    )
+    _add_simulated_scans(samples, "100 1000 10000", 3, "100 to 163")
+    add = samples.add_argument
+    add("--kinds", nargs="+", metavar="KIND", help="some of the kinds of simulate_sample; by "
+        "default all")  # fmt: skip
+    add("--methods", nargs="+", metavar="METHOD", help="some of paper, best-threshold, "
+        "auto-threshold, merge, k-means, nmf, ward; by default best-threshold, merge, k-means, "
+        "nmf, ward")  # fmt: skip
+    samples.set_defaults(run=run_samples)
 
 
 def _add_orientation(commands: Any) -> None:

@@ -1,13 +1,17 @@
 """Scans and series with known truth."""
 
+from .samples import SAMPLE_KINDS, SimulatedSample, simulate_sample
 from .scan import SimulatedScan, simulate_scan
 from .scattering import crystal_of_gold
 from .series import SimulatedSeries, simulate_series
 
 __all__ = [
+    "SAMPLE_KINDS",
+    "SimulatedSample",
     "SimulatedScan",
     "SimulatedSeries",
     "crystal_of_gold",
+    "simulate_sample",
     "simulate_scan",
     "simulate_series",
 ]
