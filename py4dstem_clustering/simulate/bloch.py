@@ -1,9 +1,9 @@
 """Bloch waves: intensities of Bragg disks of one grain over tilt and thickness.
 
 The equations, the structure factors and the signs are those of py4DSTEM's
-`Crystal.generate_dynamical_diffraction_pattern` with the foil normal along the beam; a test compares
-both. Here many tilts are computed at once: with the beams of a whole grain, only the diagonal of the
-matrix depends on the tilt.
+`Crystal.generate_dynamical_diffraction_pattern` with the foil normal along the beam; a test
+compares both. Here many tilts are computed at once, because only the diagonal of the matrix depends
+on the tilt.
 """
 
 from __future__ import annotations
@@ -47,7 +47,16 @@ With fewer of them, forbidden reflections far from the direct beam are missing.
 """
 
 BLOCK = 48
-"""Number of tilts that are computed at once. A larger value takes more memory."""
+"""Number of tilts that are computed at once, with the same reflections.
+
+A larger value needs more reflections, and more memory.
+"""
+
+MAX_NODES = 2_000_000
+"""Nodes of the table of one grain, at most: tilts times thicknesses.
+
+A larger value allows thicker and more bent grains; a table of 2 million takes about 1 GB.
+"""
 
 
 class BlochCrystal:
@@ -178,6 +187,32 @@ def propagate_core(
     return waves
 
 
+def tilt_step(largest_thickness: float, k_max: float) -> float:
+    """Distance of the nodes of a table along tilt, radian; thickness in nm, `k_max` in 1/Angstrom.
+
+    A rocking fringe of a reflection g of a crystal of thickness t is 1 / (g t) wide.
+    """
+    return 1 / (NODES_PER_FRINGE * k_max * 10 * max(largest_thickness, 5.0))
+
+
+def check_nodes(largest_thickness: float, bending: float, cone: float, k_max: float) -> None:
+    """Raise an error where the table of a grain would be too large.
+
+    `bending` is that of the whole grain, degrees; `cone` is the radius of the probe's, radian.
+    """
+    step = tilt_step(largest_thickness, k_max)
+    across = 2 * cone / step + 2 * MARGIN
+    along = across + np.deg2rad(bending) / step
+    nodes = along * across * (largest_thickness / THICKNESS_STEP + MARGIN)
+    if nodes > MAX_NODES:
+        raise ValueError(
+            f"grains of {largest_thickness:g} nm that bend by {bending:g} degrees, with a cone of "
+            f"{1e3 * cone:.2g} mrad, need a table of {nodes / 1e6:.1f} million tilts and "
+            f"thicknesses, but {MAX_NODES / 1e6:g} million are possible; give a smaller thickness, "
+            "bending or disk_radius, or even_disks=True"
+        )
+
+
 class RockingTable(NamedTuple):
     """Intensities of the beams of one grain over tilt and thickness."""
 
@@ -188,7 +223,7 @@ class RockingTable(NamedTuple):
     splines: NDArray[np.float32]
     """Spline coefficients ``(n + 1, J, A, B)``; the last: the electrons that no beam holds."""
     to_nodes: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
-    """From slopes ``(..., 2)`` and thickness ``(...)``, nm, to the place ``(3, ...)`` in a table."""
+    """From slopes ``(..., 2)`` and thickness ``(...)``, nm, to the place ``(3, ...)`` in it."""
 
     def intensity(
         self, beam: int, slopes: NDArray[Any], thickness: NDArray[Any]
@@ -224,7 +259,7 @@ def rocking_table(
     """
     middle = slopes.mean(axis=0)
     axes = np.linalg.svd(slopes - middle, full_matrices=False)[2] if len(slopes) > 1 else np.eye(2)
-    step = 1 / (NODES_PER_FRINGE * k_max * 10 * max(largest_thickness, 5.0))
+    step = tilt_step(largest_thickness, k_max)
     along = (slopes - middle) @ axes.T
     low, high = along.min(axis=0), along.max(axis=0)
     nodes = []

@@ -9,19 +9,20 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_number
 
-_FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
-_HCP = [[1 / 3, 2 / 3, 1 / 4], [2 / 3, 1 / 3, 3 / 4]]
-_DIAMOND = [*_FCC, *(np.array(_FCC) + 0.25).tolist()]
-_ROCK_SALT = [*_FCC, *(np.array(_FCC) + [0.5, 0, 0]).tolist()]
+_FCC = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+_HCP = np.array([[1 / 3, 2 / 3, 1 / 4], [2 / 3, 1 / 3, 3 / 4]])
+_DIAMOND = np.concatenate([_FCC, _FCC + 0.25])
+_ROCK_SALT = np.concatenate([_FCC, _FCC + np.array([0.5, 0, 0])])
 
 
 class _Preset(NamedTuple):
     """Positions and atomic numbers of the atoms of a cell, the cell, and how far atoms vibrate."""
 
-    positions: list[list[float]]
+    positions: NDArray[np.float64]
     numbers: list[int]
     cell: list[float]
     """Edges in Angstrom (and angles in degrees)."""
@@ -100,7 +101,7 @@ def _material(item: Any, displacement: Any) -> Material:
             raise ValueError(f"materials={item!r} must be one of {names}, or a py4DSTEM Crystal")
         preset = PRESETS[item]
         cell = preset.cell[0] if len(preset.cell) == 1 else np.array(preset.cell)
-        crystal = Crystal(np.array(preset.positions), np.array(preset.numbers), cell)
+        crystal = Crystal(preset.positions, np.array(preset.numbers), cell)
         return Material(crystal, dict(preset.displacements))
     if not isinstance(item, Crystal):
         raise TypeError(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .bloch import BlochCrystal, rocking_table
+from .bloch import BlochCrystal, check_nodes, rocking_table
 from .grains import Grains, Lattice, places_along
 from .scattering import LIQUID_SHARE, Scattering
 from .setup import DynamicalSetup
@@ -69,13 +69,12 @@ class GrainDisks:
         turns = lattice.orientation.T @ lattice.matrices(lattice.angles[inside])
         cone = crystal.wavelength * scattering.pixel_size  # slope of a ray, per pixel
         rim = _rim(0 if even_disks else scattering.disk_radius)
-        k_max = scattering.pixel_size * min(scattering.shape) / 2
         table = rocking_table(
             crystal,
             lattice.orientation,
             _slopes(turns[:, None], cone * rim).reshape(-1, 2),
             float(self.thickness.max()),
-            k_max,
+            _fringe_k_max(scattering),
         )
         xx, yy, xy = lattice.strain
         to_pixels = np.linalg.inv([[1 + xx, xy], [xy, 1 + yy]]) / scattering.pixel_size
@@ -140,6 +139,11 @@ def _slopes(turns: NDArray[Any], rays: NDArray[Any]) -> NDArray[Any]:
     return slopes
 
 
+def _fringe_k_max(scattering: Scattering) -> float:
+    """Longest reflection whose fringes a table resolves: at the nearest border of the detector."""
+    return float(scattering.pixel_size * min(scattering.shape) / 2)
+
+
 def _rim(radius: float) -> NDArray[Any]:
     """Points on the rim of a disk of this radius, and its centre."""
     angles = np.linspace(0, 2 * np.pi, 8, endpoint=False)
@@ -161,7 +165,10 @@ class DynamicalSample(NamedTuple):
     film: float
 
     def pattern(self, position: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:
-        """Expected pattern ``(Qx, Qy)`` at a position; the sum is 1, less what misses the detector."""
+        """Expected pattern ``(Qx, Qy)`` at a position, as shares of the electrons.
+
+        The sum is below 1, because some electrons miss the detector.
+        """
         share, wet = self.shares[position], self.wetness[position]
         scattering = self.scattering
         expected = share[-1] * self._around(wet)
@@ -223,7 +230,16 @@ def dynamical_sample(
     wetness: NDArray[Any],
 ) -> DynamicalSample:
     """Compute the disks of all grains, and return the sample, without speckle and film."""
+    from py4DSTEM.process.utils import electron_wavelength_angstrom
+
     k_max = scattering.pixel_size * np.hypot(*scattering.shape) / 2
+    wavelength = electron_wavelength_angstrom(setup.accelerating_voltage)
+    for lattice, whole in zip(lattices, thickness, strict=True):
+        radius = 0 if setup.even_disks else scattering.disk_radius
+        cone = wavelength * scattering.pixel_size * radius
+        check_nodes(
+            float(whole.max()), float(np.ptp(lattice.angles)), cone, _fringe_k_max(scattering)
+        )
     crystals = {}
     for phase in np.unique(phases):
         # Structure factors reach twice as far as beams, so that each two beams are coupled.

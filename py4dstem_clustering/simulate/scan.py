@@ -28,7 +28,7 @@ from .grains import (
 )
 from .kinematical import KinematicalSample, bent_disks
 from .scattering import Scattering, count_type, largest_count, random_orientations
-from .setup import check_dynamical, check_relations, check_setup
+from .setup import check_dynamical, check_setup, check_together, check_turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +46,13 @@ class SimulatedScan(Frozen):
         Orientation matrix of each grain as py4DSTEM writes it: the columns are the image x and y
         axes and the beam in crystal coordinates. For a bent grain, the one in its middle.
     crystal : py4DSTEM.process.diffraction.Crystal
-        Gold, with structure factors and voltage.
+        Gold, or the first of `crystals`, with structure factors and voltage.
     patterns : ndarray, (N + 1, Qx, Qy)
         Expected pattern of each grain, and of the liquid as the last; each sums to 1. For a bent
         grain, the pattern in its middle; for uneven thickness, the pattern of the thickest place.
-        Film, descan and the effects of the camera are left out.
+        Film, descan and the effects of the camera are left out. With dynamical scattering: the
+        mean over all positions of the grain, whose sum is below 1 because some electrons miss the
+        detector.
     shares : ndarray, (Rx, Ry, N + 1)
         Share of each grain in the pattern of each scan position, and of the liquid as the last;
         they sum to 1.
@@ -59,6 +61,19 @@ class SimulatedScan(Frozen):
     strains : ndarray, (N, 3)
         Strain ``e_xx, e_yy, e_xy`` of each grain, in the axes of scan and detector; positive where
         the lattice is wider than that of `crystal`.
+    orientation_at : ndarray, (Rx, Ry, 3, 3)
+        Orientation matrix of the grain in `labels` at each position, bend included; NaN where
+        there is none.
+    bend_at : ndarray, (Rx, Ry)
+        Angle by which the lattice is turned there from the middle of the grain, degrees; NaN where
+        there is no grain.
+    thickness : ndarray, (Rx, Ry), or None
+        Thickness of the grain in `labels` at each position, nm; 0 where there is none. None with
+        kinematical scattering, whose patterns have no thickness.
+    crystals : tuple of py4DSTEM.process.diffraction.Crystal
+        The materials, with structure factors and voltage.
+    phases : ndarray, (N,), int
+        Number, in `crystals`, of the material of each grain.
     """
 
     datacube: Any
@@ -111,13 +126,22 @@ def simulate_scan(
     thermal_displacement: float | Mapping[int, float] | None = None,
     seed: int = 0,
 ) -> SimulatedScan:
-    """Simulate a scan over gold grains of random orientation in a disordered liquid.
+    """Simulate a scan over grains of random orientation in a disordered liquid.
 
     Grains are round; where two grains touch, a straight border cuts both. Every pattern holds the
     direct beam and the diffuse ring of the liquid; grains add Bragg disks. In the liquid, the ring
     has a different speckle at each position. By default, borders are sharp, grains are perfect and
-    the detector counts electrons. The options from `probe_blur` on add the difficulties of real
-    scans.
+    the detector counts electrons. The options from `probe_blur` to `lag` add the difficulties of
+    real scans; those from `scattering` on say how crystals scatter.
+
+    *Kinematical* scattering is fast and simple: gold, relrods as of 3 nm of crystal, and the square
+    root of intensities, so that a grain looks the same from end to end. *Dynamical* scattering
+    computes Bloch waves with the structure factors of py4DSTEM, absorption included: intensities
+    change with thickness and tilt, as in real crystals of more than a few nanometres. The electrons
+    that absorption takes from the beams go to a broad background. Mixtures (`probe_blur`,
+    `overlap`) are sums of patterns, and `strain` moves disks without changing their intensities.
+    Dynamical scans take about 1 to 5 seconds more for each grain of 40 nm that bends by 2 degrees;
+    the time grows with the bend, and with the second to third power of the thickness.
 
     Parameters
     ----------
@@ -175,6 +199,36 @@ def simulate_scan(
     lag : float
         Mean delay of the camera, scan positions: the signal of each electron decays exponentially
         along the row (Ry) in which the electron came. Each row starts from a dark camera.
+    scattering : str
+        'kinematical', or 'dynamical' for Bloch waves. The options below need 'dynamical'; None
+        stands for their default.
+    materials : str, Crystal, or a sequence of these
+        'gold' (default), 'silicon', 'NaCl', 'magnesium' or 'titanium', or any Crystal of py4DSTEM.
+        With more than one, each has the same number of grains, if possible. `twins` need a cubic
+        material; `twins` and `small_angles` need a single one.
+    thickness : float or (low, high)
+        Thickness of grains, 2 to 150 nm; by default (5, 40).
+    thickness_profile : str
+        'wedge' (default): from the low thickness at one end of each grain to the high one at the
+        other, in a random direction. 'flat': one thickness for each grain, drawn between both.
+        'sphere': the thickness in the centre is drawn between both, and falls to zero at the rim.
+    bending_per_position : float
+        Instead of `bending`: turn of the lattice from one scan position to the next, degrees. The
+        whole grain may bend by 30 degrees at most.
+    accelerating_voltage : float
+        60e3 to 300e3 volt; by default 300e3.
+    even_disks : bool
+        By default (False), each pixel of a disk holds one direction of the probe's cone, so that
+        intensities differ inside of a disk. True: a whole disk has the intensity of the middle of
+        the cone, which takes less time.
+    surroundings : str
+        'liquid' (default), or 'vacuum' beside, above and below the grains; there, only the direct
+        beam is left, and `film` may add a thin amorphous film. Liquid is thinner where a grain is
+        thick: the thickest one leaves 0.3 of the electrons in the ring, of 0.5 beside the grains.
+    thermal_displacement : float or dict
+        For a Crystal among the materials: root mean square displacement of the atoms along one
+        axis, Angstrom, 0.01 to 1; one value (default 0.08) or one for each atomic number. The named
+        materials have their own, of room temperature.
     seed : int
         The same seed gives the same scan on every computer.
 
@@ -185,7 +239,8 @@ def simulate_scan(
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule, or the recorded values do not fit 32 bits.
+        If an argument breaks its rule, if options do not go together, if the recorded values do not
+        fit 32 bits, or if thick and strongly bent grains would take too much memory.
 
     Examples
     --------
@@ -194,6 +249,15 @@ def simulate_scan(
     >>> scan.datacube.shape
     (12, 10, 32, 30)
     >>> bool(scan.labels.max() + 1 == len(scan.orientations))
+    True
+
+    Silicon particles in vacuum, thickest in the middle:
+
+    >>> options = {"materials": "silicon", "thickness_profile": "sphere", "surroundings": "vacuum"}
+    >>> scan = simulate_scan(
+    ...     (12, 10), (32, 30), n_grains=1, scattering="dynamical", thickness=10, **options
+    ... )
+    >>> bool(9 < scan.thickness.max() <= 10)
     True
     """
     scan = (scan_shape, scan_step, probe_blur)
@@ -229,7 +293,8 @@ def simulate_scan(
     hot_pixels = check_number("hot_pixels", hot_pixels, 0, 1)
     lag = check_number("lag", lag, 0)
 
-    check_relations(dynamical, twins, small_angles)
+    if dynamical is not None:
+        check_together(dynamical, twins, small_angles, bending)
 
     # The options of the first release draw from `rng`, in the old order; later options have
     # generators of their own. So a seed means the same grains with every option but `overlap`.
@@ -247,6 +312,7 @@ def simulate_scan(
     turns = [bending / 2] * n_found
     if dynamical is not None and dynamical.bending_per_position > 0:
         turns = [dynamical.bending_per_position * half for _, half in bends]
+        check_turns(dynamical.bending_per_position, turns)
     angles = [turn * place for turn, (place, _) in zip(turns, bends, strict=True)]
     lattices = [Lattice(*parts) for parts in zip(orientations, axes, angles, strains, strict=True)]
 

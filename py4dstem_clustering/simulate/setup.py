@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,10 +121,10 @@ def check_dynamical(scattering: Any, options: dict[str, Any]) -> DynamicalSetup 
     )
 
 
-def check_relations(dynamical: DynamicalSetup | None, twins: float, small_angles: float) -> None:
-    """Raise an error where grains of these materials cannot be related as asked."""
-    if dynamical is None:
-        return
+def check_together(
+    dynamical: DynamicalSetup, twins: float, small_angles: float, bending: float
+) -> None:
+    """Raise an error where options do not go together."""
     for name, chance in (("twins", twins), ("small_angles", small_angles)):
         if chance > 0 and len(dynamical.materials) > 1:
             raise ValueError(
@@ -132,3 +133,17 @@ def check_relations(dynamical: DynamicalSetup | None, twins: float, small_angles
             )
     if twins > 0 and not dynamical.materials[0].cubic:
         raise ValueError(f"{twins=} needs a cubic material; give another one, or twins=0")
+    if bending > 0 and dynamical.bending_per_position > 0:
+        raise ValueError(
+            f"{bending=} and bending_per_position={dynamical.bending_per_position} both bend the "
+            "grains; give one of them"
+        )
+
+
+def check_turns(bending_per_position: float, turns: Sequence[float]) -> None:
+    """Raise an error where this bend turns a grain by more than 15 degrees to either side."""
+    if max(turns, default=0) > 15:
+        raise ValueError(
+            f"{bending_per_position=} bends a grain by {2 * max(turns):.1f} degrees; give at most "
+            f"{bending_per_position * 15 / max(turns):.3g}, so that it bends by 30"
+        )
