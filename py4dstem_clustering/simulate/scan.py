@@ -351,7 +351,7 @@ def simulate_scan(
         )
         sample = sample._replace(speckle=setup.speckle, film=film)
         patterns = sample.mean_patterns()
-        thickness_at = at_labels(labels, maps, 0.0)
+        thickness_at = np.nan_to_num(at_labels(labels, maps))
         crystals = [
             material.kinematical(1.5 * setup.k_max, dynamical.accelerating_voltage)
             for material in dynamical.materials
@@ -371,17 +371,19 @@ def simulate_scan(
         shares=shares,
         shifts=shifts,
         strains=strains,
-        orientation_at=at_labels(labels, [lattice.matrices() for lattice in lattices], np.nan),
-        bend_at=at_labels(labels, angles, np.nan),
+        orientation_at=at_labels(labels, [lattice.matrices() for lattice in lattices], (3, 3)),
+        bend_at=at_labels(labels, angles),
         thickness=thickness_at,
         crystals=tuple(crystals),
         phases=phases,
     )
 
 
-def at_labels(labels: NDArray[Any], maps: list[NDArray[Any]], beside: float) -> NDArray[np.float64]:
-    """Values ``(Rx, Ry, ...)`` of the grain of each position; `beside` where there is none."""
-    found = np.full((*labels.shape, *np.shape(maps)[3:]), beside)
+def at_labels(
+    labels: NDArray[Any], maps: list[NDArray[Any]], each: tuple[int, ...] = ()
+) -> NDArray[np.float64]:
+    """Values ``(Rx, Ry, *each)`` of the grain of each position; NaN where there is none."""
+    found = np.full((*labels.shape, *each), np.nan)
     for k, values in enumerate(maps):
         found[labels == k] = values[labels == k]
     return found

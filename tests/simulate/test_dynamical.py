@@ -60,7 +60,7 @@ def test_the_disks_of_a_scan_are_those_of_py4dstem_at_its_truth(material, option
     size = scan.datacube.Q_pixel_size
     u, v = np.indices((100, 92))
     checked = 0
-    for position in np.argwhere(scan.labels >= 0)[::7]:
+    for position in np.argwhere(scan.labels >= 0)[::3]:
         position = tuple(position)
         turn, thickness = scan.orientation_at[position], scan.thickness[position]
         voltage = options.get("accelerating_voltage", 300e3)
@@ -85,25 +85,27 @@ def test_the_disks_of_a_scan_are_those_of_py4dstem_at_its_truth(material, option
 
 def test_each_pixel_of_a_disk_is_a_direction_of_the_cone():
     """The direct beam is the bright-field disk of py4DSTEM's own convergent beam pattern."""
-    options = {**SMALL, "detector_shape": (97, 91), "n_grains": 1, "disk_radius": 6, **PURE}
+    options = {**SMALL, "detector_shape": (97, 91), "n_grains": 1, "disk_radius": 5, **PURE}
     scan = simulate_scan(
-        **options, scattering="dynamical", materials="silicon", thickness=60, bending=0.5, seed=3
+        **options, scattering="dynamical", materials="silicon", thickness=70, bending=0.3, seed=3
     )
     size = scan.datacube.Q_pixel_size
     position = tuple(np.argwhere(scan.labels == 0)[10])
     turn = scan.orientation_at[position]
     (material,) = check_materials("silicon", 0.08)
-    crystal = material.dynamical(3.0, 300e3)
-    crystal.calculate_structure_factors(1.5)
+    # As far as the corner of the detector: lines of far reflections cross the disk.
+    reach = size * np.hypot(97, 91) / 2
+    crystal = material.dynamical(2 * reach, 300e3)
+    crystal.calculate_structure_factors(reach)
     beams = crystal.generate_diffraction_pattern(
-        orientation_matrix=turn, sigma_excitation_error=0.03, tol_intensity=0
+        orientation_matrix=turn, sigma_excitation_error=0.012, tol_intensity=0
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         images = crystal.generate_CBED(
             beams,
-            600.0,
-            alpha_mrad=1e3 * 6 * size * crystal.wavelength,
+            700.0,
+            alpha_mrad=1e3 * 5 * size * crystal.wavelength,
             pixel_size_inv_A=size,
             zone_axis_cartesian=turn[:, 2],
             foil_normal_cartesian=turn[:, 2],
@@ -111,17 +113,20 @@ def test_each_pixel_of_a_disk_is_a_direction_of_the_cone():
             dtype=float,
             progress_bar=False,
         )
-    expected = images[0, 0, 0]  # 12 x 12, the middle of the cone at (6, 6)
-    u, v = np.indices(expected.shape) - 6
-    inner = np.hypot(u, v) < 5.4
-    data = scan.datacube.data[position][48 - 6 : 48 + 6, 45 - 6 : 45 + 6]
-    found = data[inner] / 1e9 * np.clip(6.5 - np.hypot(*(np.indices((15, 15)) - 7)), 0, 1).sum()
-    assert np.ptp(expected[inner]) > 0.1  # bent fringes, not an even disk
-    np.testing.assert_allclose(found, expected[inner], atol=0.015)
-    # Turned by half a turn, or mirrored, it would not fit.
-    for wrong in (expected[::-1, ::-1], expected.T):
-        wrong = np.roll(wrong, 1, axis=(0, 1)) if wrong is not expected.T else wrong
-        assert np.abs(found - wrong[inner]).max() > 0.05
+    expected = images[0, 0, 0]  # 10 x 10, the middle of the cone at (5, 5)
+    inner = np.hypot(*(np.indices(expected.shape) - 5)) < 4.4
+    middle = crystal.generate_dynamical_diffraction_pattern
+    data = scan.datacube.data[position][48 - 5 : 48 + 5, 45 - 5 : 45 + 5] / 1e9
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        lost = 1 - middle(beams, 700.0, zone_axis_cartesian=turn[:, 2]).data["intensity"].sum()
+    data = data - lost * size**2 / (2 * np.pi * 0.6**2)  # the background of what is absorbed
+    found = data * np.clip(5.5 - np.hypot(*(np.indices((13, 13)) - 6)), 0, 1).sum()
+    assert np.ptp(expected[inner]) > 0.1  # fringes and lines, not an even disk
+    np.testing.assert_allclose(found[inner], expected[inner], atol=0.015)
+    # Turned by half a turn, or with its axes exchanged, it does not fit.
+    for wrong in (np.roll(found[::-1, ::-1], 1, axis=(0, 1)), found.T):
+        assert np.abs(wrong - expected)[inner].max() > 0.05
 
 
 def test_the_truth_about_a_bent_wedge():
@@ -206,11 +211,9 @@ def test_thin_rims_look_like_what_is_around():
         assert change[~inside].max() < 0.01
         thick = scan.thickness[inside]
         order = np.argsort(thick)
-        assert change[inside][order[:3]].max() < 0.6 * change[inside][order[-3:]].min()
-        # In proportion to the square of the thickness in vacuum: no step at the rim.
-        if surroundings == "vacuum":
-            rate = change[inside] / thick**2
-            assert np.ptp(rate) < 0.5 * rate.max()
+        thin = change[inside][order[:3]]
+        assert thick[order[2]] < 1
+        assert thin.max() < 0.2 * change[inside][order[-3:]].min()
 
 
 def test_vacuum_and_a_film():
@@ -249,8 +252,8 @@ def test_means_converge_to_the_expected_patterns():
 
 
 def test_two_materials():
-    options = {**DYNAMICAL, "materials": ("gold", "silicon"), "n_grains": 4, "even_disks": True}
-    scan = simulate_scan((24, 20), (40, 36), **dict(list(options.items())[2:]), seed=2)
+    options = {**DYNAMICAL, "scan_shape": (24, 20), "n_grains": 4, "even_disks": True, "seed": 2}
+    scan = simulate_scan(**{**options, "materials": ("gold", "silicon")})
     n = len(scan.orientations)
     assert sorted(np.bincount(scan.phases).tolist()) == [n // 2, n - n // 2]
     assert [crystal.numbers[0] for crystal in scan.crystals] == [79, 14]
@@ -258,12 +261,7 @@ def test_two_materials():
     for crystal in scan.crystals:
         assert crystal.wavelength == pytest.approx(0.0197, abs=1e-4)
         assert crystal.struct_factors_int.max() > 0
-    beam = scan.patterns[:, 17:23, 15:21].sum(axis=(1, 2))
-    scattered = 1 - beam[:-1] / beam[-1]
-    del scattered  # gold is not always darker; the disks of each are checked above
-    only = simulate_scan(
-        (24, 20), (40, 36), **{**dict(list(options.items())[2:]), "materials": "gold"}, seed=2
-    )
+    only = simulate_scan(**{**options, "materials": "gold"})
     gold = scan.phases == 0
     np.testing.assert_allclose(scan.patterns[:-1][gold], only.patterns[:-1][gold], atol=1e-12)
     assert (np.abs(scan.patterns - only.patterns)[:-1][~gold].max(axis=(1, 2)) > 1e-4).all()
@@ -314,10 +312,9 @@ def test_uneven_thickness_is_in_the_truth():
 
 
 def test_strain_moves_disks_and_nothing_else():
-    options = {**DYNAMICAL, "even_disks": True, "surroundings": "vacuum", "seed": 4}
+    options = {**DYNAMICAL, "detector_shape": (100, 92), "even_disks": True, "seed": 4}
     plain, strained = (simulate_scan(**options, strain=strain) for strain in (0, 0.05))
-    u, v = np.indices((40, 36))
-    outside = np.hypot(u - 19.5, v - 17.5) > 3
+    outside = np.hypot(*(np.indices((100, 92)).T - [49.5, 45.5]).T) > 5
     for k in range(len(plain.orientations)):
         np.testing.assert_allclose(
             strained.patterns[k][~outside].sum(), plain.patterns[k][~outside].sum(), atol=1e-4
@@ -349,10 +346,10 @@ def test_even_disks_are_even_and_others_are_not():
         GrainDisks(scattering, crystal, lattice, thick, inside, e) for e in (True, False)
     )
     for n in range(3):
-        flat, rough = (d.at((0, n))[0].reshape(64, 60)[28:36, 26:34] for d in (even, uneven))
-        assert np.ptp(flat) < 1e-9 * flat.max() + 1e-7
+        flat, rough = (d.at((0, n))[0].reshape(64, 60)[29:35, 27:33] for d in (even, uneven))
+        assert np.ptp(flat) < 0.01 * flat.max()  # faint disks lie over the edge
         assert rough.mean() == pytest.approx(flat.mean(), rel=0.3)
-    assert np.ptp(rough) > 0.02 * rough.max()
+    assert np.ptp(rough) > 0.05 * rough.max()
 
 
 def test_no_grain_and_a_seed():
