@@ -19,6 +19,13 @@ THERMAL_WIDTH = 0.6
 A larger value spreads them wider, so that more of them miss the detector.
 """
 
+MIN_REACH = 2.5
+"""Length of the longest reflections in the Bloch waves, at least, 1/Angstrom.
+
+A larger value is more exact and slower; with 1.5, disks of gold were off by up to 0.06 of the
+electrons.
+"""
+
 MIN_INTENSITY = 1e-6
 """Beams that are nowhere above this share of the electrons are not drawn.
 
@@ -76,49 +83,26 @@ class GrainDisks:
             float(self.thickness.max()),
             _fringe_k_max(scattering),
         )
-        xx, yy, xy = lattice.strain
-        to_pixels = np.linalg.inv([[1 + xx, xy], [xy, 1 + yy]]) / scattering.pixel_size
         middle = _slopes(turns, np.zeros(2))
         self.lost = table.intensity(-1, middle, self.thickness)
         """Share of the electrons that absorption took from the beams, at each position."""
-        radius = scattering.disk_radius
-        reach = int(np.ceil(radius + 0.5))
-        window = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), axis=2)
-        window = window.reshape(-1, 2)
-        positions, pixels, values = [], [], []
+        xx, yy, xy = lattice.strain
+        to_pixels = np.linalg.inv([[1 + xx, xy], [xy, 1 + yy]]) / scattering.pixel_size
+        drawn = []
         for beam, vector in enumerate(table.vectors @ lattice.orientation):
             # Into the axes of the image, at each position: turn^T v.
             places = scattering.centre + (vector @ turns)[:, :2] @ to_pixels.T
-            nearest = np.rint(places)
-            offsets = (nearest - places)[:, None] + window
-            distance = np.hypot(offsets[..., 0], offsets[..., 1])
-            weights = np.clip(radius + 0.5 - distance, 0, 1)
-            weights /= weights.sum(axis=1, keepdims=True)
-            at = (nearest[:, None] + window).astype(int)
-            seen = (weights > 0) & (at >= 0).all(axis=2) & (at < scattering.shape).all(axis=2)
-            if not seen.any():
-                continue
-            position = np.broadcast_to(np.arange(len(turns))[:, None], seen.shape)[seen]
+            position, pixel, weight, ray = _draw(places, scattering)
             if even_disks:
                 bright = table.intensity(beam, middle, self.thickness)[position]
             else:
-                # The soft edge of a disk belongs to the outermost rays.
-                rays = (
-                    offsets[seen]
-                    * np.minimum(1, radius / np.maximum(distance[seen], radius))[:, None]
-                )
-                bright = table.intensity(
-                    beam, _slopes(turns[position], cone * rays), self.thickness[position]
-                )
-            if bright.max() < MIN_INTENSITY:
-                continue
-            positions.append(position)
-            pixels.append((at[seen] @ [scattering.shape[1], 1]).astype(np.int32))
-            values.append((weights[seen] * bright).astype(np.float32))
-        position = np.concatenate(positions)
+                slopes = _slopes(turns[position], cone * ray)
+                bright = table.intensity(beam, slopes, self.thickness[position])
+            if bright.max(initial=0) >= MIN_INTENSITY:
+                drawn.append((position, pixel, (weight * bright).astype(np.float32)))
+        position, pixel, value = map(np.concatenate, zip(*drawn, strict=True))
         order = np.argsort(position, kind="stable")
-        self._pixels = np.concatenate(pixels)[order]
-        self._values = np.concatenate(values)[order]
+        self._pixels, self._values = pixel[order], value[order]
         self._starts = np.searchsorted(position[order], np.arange(len(turns) + 1))
 
     def at(self, position: tuple[int, int]) -> tuple[NDArray[Any], float, float]:
@@ -127,6 +111,37 @@ class GrainDisks:
         part = slice(self._starts[n], self._starts[n + 1])
         disks = np.bincount(self._pixels[part], self._values[part], self._n_pixels)
         return disks, float(self.lost[n]), float(self.thickness[n])
+
+
+def _draw(places: NDArray[Any], scattering: Scattering) -> tuple[NDArray[Any], ...]:
+    """Pixels of disks with these centres ``(P, 2)``, as far as they lie on the detector.
+
+    Returns
+    -------
+    position : ndarray, (n,)
+        Which of the disks the pixel belongs to.
+    pixel : ndarray, (n,)
+        Flat number of the pixel.
+    weight : ndarray, (n,)
+        Share of the disk in the pixel.
+    ray : ndarray, (n, 2)
+        From the centre of the disk to the pixel. At the soft edge, to the rim of the disk.
+    """
+    radius = scattering.disk_radius
+    reach = int(np.ceil(radius + 0.5))
+    window = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), axis=2)
+    window = window.reshape(-1, 2)
+    nearest = np.rint(places).astype(int)
+    offsets = (nearest - places)[:, None] + window
+    distance = np.hypot(offsets[..., 0], offsets[..., 1])
+    weights = np.clip(radius + 0.5 - distance, 0, 1)
+    weights /= weights.sum(axis=1, keepdims=True)
+    at = nearest[:, None] + window
+    seen = (weights > 0) & (at >= 0).all(axis=2) & (at < scattering.shape).all(axis=2)
+    position = np.broadcast_to(np.arange(len(places))[:, None], seen.shape)[seen]
+    pixel = (at[seen] @ [scattering.shape[1], 1]).astype(np.int32)
+    rays = offsets[seen] * (radius / np.maximum(distance[seen], radius))[:, None]
+    return position, pixel, weights[seen], rays
 
 
 def _slopes(turns: NDArray[Any], rays: NDArray[Any]) -> NDArray[Any]:
@@ -161,8 +176,8 @@ class DynamicalSample(NamedTuple):
     thermal: NDArray[Any]  # (Qx, Qy), from `thermal_background`
     wetness: NDArray[Any]  # (Rx, Ry), thickness of the liquid, 0 to 1; 0 everywhere in vacuum
     largest_thickness: float
-    speckle: float
-    film: float
+    speckle: float = 0.0
+    film: float = 0.0
 
     def pattern(self, position: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:
         """Expected pattern ``(Qx, Qy)`` at a position, as shares of the electrons.
@@ -232,7 +247,8 @@ def dynamical_sample(
     """Compute the disks of all grains, and return the sample, without speckle and film."""
     from py4DSTEM.process.utils import electron_wavelength_angstrom
 
-    k_max = scattering.pixel_size * np.hypot(*scattering.shape) / 2
+    # At least as far as the corner of the detector.
+    k_max = max(scattering.pixel_size * np.hypot(*scattering.shape) / 2, MIN_REACH)
     wavelength = electron_wavelength_angstrom(setup.accelerating_voltage)
     for lattice, whole in zip(lattices, thickness, strict=True):
         radius = 0 if setup.even_disks else scattering.disk_radius
@@ -258,6 +274,4 @@ def dynamical_sample(
         thermal_background(scattering),
         wetness * (not setup.vacuum),
         setup.thickness[1],
-        0,
-        0,
     )

@@ -33,8 +33,8 @@ class KinematicalSample(NamedTuple):
     disks: NDArray[Any]  # (N, n_turns, Qx, Qy), of each grain along its bend
     bends: list[NDArray[Any]]  # of each grain, (Rx, Ry): place along its bend, -1 to 1
     liquid: NDArray[Any]  # (Qx, Qy), pattern of the liquid
-    speckle: float
-    film: float
+    speckle: float = 0.0
+    film: float = 0.0
 
     def pattern(self, position: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:
         """Expected pattern ``(Qx, Qy)`` at a position; the sum is 1."""

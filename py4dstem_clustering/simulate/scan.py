@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_number
 from ..base.frozen import Frozen
-from .camera import Camera, Sample, arriving_electrons, descan_shifts
-from .dynamical import dynamical_sample, thickness_maps
+from .camera import Camera, arriving_electrons, descan_shifts
+from .dynamical import DynamicalSample, dynamical_sample, thickness_maps
 from .grains import (
+    Grains,
     Lattice,
     bend_places,
     blur_shares,
@@ -28,7 +29,7 @@ from .grains import (
 )
 from .kinematical import KinematicalSample, bent_disks
 from .scattering import Scattering, count_type, largest_count, random_orientations
-from .setup import check_dynamical, check_setup, check_together, check_turns
+from .setup import DynamicalSetup, check_dynamical, check_setup, check_together, check_turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,34 +330,17 @@ def simulate_scan(
         raise ValueError(
             f"electrons={setup.electrons} with {gain=} and {offset=} may not fit 32 bits"
         )
-    sample: Sample
-    labels = largest_share(shares)
-    phases = np.zeros(n_found, dtype=np.int64)
-    thickness_at = None
     if dynamical is None:
-        disks = bent_disks(optics, lattices, bending)
-        patterns = optics.patterns(disks[:, disks.shape[1] // 2])
-        places = [place for place, _ in bends]
-        sample = KinematicalSample(
-            optics, shares, relative, disks, places, patterns[-1], setup.speckle, film
-        )
-        crystals = [optics.crystal]
+        content = _kinematical(optics, shares, relative, lattices, bends, bending)
     else:
         own = np.random.default_rng([setup.seed, 6])
-        phases = own.permutation(n_found) % len(dynamical.materials)
-        maps = thickness_maps(grains, dynamical.profile, dynamical.thickness, own)
-        maps = [relative[..., 0] * whole for whole in maps]
-        sample = dynamical_sample(
-            dynamical, optics, lattices, phases, maps, shares, relative[..., 1]
-        )
-        sample = sample._replace(speckle=setup.speckle, film=film)
-        patterns = sample.mean_patterns()
-        thickness_at = np.nan_to_num(at_labels(labels, maps))
-        crystals = [
-            material.kinematical(1.5 * setup.k_max, dynamical.accelerating_voltage)
-            for material in dynamical.materials
-        ]
+        content = _dynamical(dynamical, optics, shares, relative, lattices, grains, own)
+    sample = content.sample._replace(speckle=setup.speckle, film=film)
 
+    labels = largest_share(shares)
+    thickness_at = None
+    if content.thickness is not None:
+        thickness_at = np.nan_to_num(at_labels(labels, content.thickness))
     shifts = descan_shifts(setup.scan_shape, descan)
     counts = np.empty((*setup.scan_shape, *setup.detector_shape), dtype=count_type(largest))
     for row in range(len(counts)):
@@ -366,17 +350,65 @@ def simulate_scan(
         datacube=optics.datacube(counts, setup.scan_step, "simulated_scan"),
         labels=labels,
         orientations=orientations,
-        crystal=crystals[0],
-        patterns=patterns,
+        crystal=content.crystals[0],
+        patterns=content.patterns,
         shares=shares,
         shifts=shifts,
         strains=strains,
         orientation_at=at_labels(labels, [lattice.matrices() for lattice in lattices], (3, 3)),
         bend_at=at_labels(labels, angles),
         thickness=thickness_at,
-        crystals=tuple(crystals),
-        phases=phases,
+        crystals=content.crystals,
+        phases=content.phases,
     )
+
+
+class _Content(NamedTuple):
+    """What lies on the scan, without speckle and film."""
+
+    sample: KinematicalSample | DynamicalSample
+    patterns: NDArray[np.float64]
+    crystals: tuple[Any, ...]
+    phases: NDArray[np.int64]
+    thickness: list[NDArray[np.float64]] | None  # (Rx, Ry) of each grain, nm
+
+
+def _kinematical(
+    optics: Scattering,
+    shares: NDArray[Any],
+    relative: NDArray[Any],
+    lattices: list[Lattice],
+    bends: list[tuple[NDArray[Any], float]],
+    bending: float,
+) -> _Content:
+    disks = bent_disks(optics, lattices, bending)
+    patterns = optics.patterns(disks[:, disks.shape[1] // 2])
+    places = [place for place, _ in bends]
+    sample = KinematicalSample(optics, shares, relative, disks, places, patterns[-1])
+    phases = np.zeros(len(lattices), dtype=np.int64)
+    return _Content(sample, patterns, (optics.crystal,), phases, None)
+
+
+def _dynamical(
+    setup: DynamicalSetup,
+    optics: Scattering,
+    shares: NDArray[Any],
+    relative: NDArray[Any],
+    lattices: list[Lattice],
+    grains: Grains,
+    rng: np.random.Generator,
+) -> _Content:
+    phases = rng.permutation(len(lattices)) % len(setup.materials)
+    maps = thickness_maps(grains, setup.profile, setup.thickness, rng)
+    maps = [relative[..., 0] * whole for whole in maps]
+    sample = dynamical_sample(setup, optics, lattices, phases, maps, shares, relative[..., 1])
+    # As many structure factors as the Crystal of a kinematical scan has.
+    k_max = optics.crystal.k_max
+    crystals = tuple(
+        material.kinematical(float(k_max), setup.accelerating_voltage)
+        for material in setup.materials
+    )
+    return _Content(sample, sample.mean_patterns(), crystals, phases, maps)
 
 
 def at_labels(

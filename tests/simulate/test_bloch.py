@@ -18,7 +18,7 @@ from py4dstem_clustering.simulate.crystals import PRESETS, check_materials
 BEAM_FIELDS = [("qx", float), ("qy", float), ("intensity", float), *((n, int) for n in "hkl")]
 
 
-def dynamical(material, k_max=1.6, voltage=300e3):
+def dynamical(material, k_max=2.0, voltage=300e3):
     (material,) = check_materials(material, 0.08)
     crystal = material.dynamical(2 * k_max, voltage)
     return crystal, BlochCrystal(crystal, k_max)

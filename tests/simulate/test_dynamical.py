@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
+from functools import lru_cache
 
 import numpy as np
 import pytest
 from py4DSTEM.process.diffraction import Crystal
 from scipy.spatial.transform import Rotation
-from test_bloch import beam_list, orientation, skewed
+from test_bloch import orientation, skewed
 from test_simulate import HARD, SMALL, disagreement, neighbours, reference_grains
 
 from py4dstem_clustering import simulate_scan
@@ -25,13 +26,20 @@ DYNAMICAL = {**SMALL, "scattering": "dynamical", "materials": "silicon", "thickn
 PURE = {"surroundings": "vacuum", "speckle": 0, "electrons": 1e9}
 
 
-def of_py4dstem(material, turn, thickness, k_max, voltage=300e3):
-    """Places ``(n, 2)`` and intensities ``(n,)`` by py4DSTEM alone, thickness in nm."""
-    (material,) = check_materials(material, 0.08)
-    crystal = material.dynamical(2 * k_max, voltage)
+@lru_cache
+def crystal_of_py4dstem(material, voltage, k_max=2.5):
+    """A crystal with dynamical and kinematical structure factors."""
+    (found,) = check_materials(material, 0.08)
+    crystal = found.dynamical(2 * k_max, voltage)
     crystal.calculate_structure_factors(k_max)
+    return crystal
+
+
+def of_py4dstem(material, turn, thickness, voltage, sigma):
+    """Places ``(n, 2)`` and intensities ``(n,)`` by py4DSTEM alone, thickness in nm."""
+    crystal = crystal_of_py4dstem(material, voltage)
     beams = crystal.generate_diffraction_pattern(
-        orientation_matrix=turn, sigma_excitation_error=0.03, tol_intensity=0
+        orientation_matrix=turn, sigma_excitation_error=sigma, tol_intensity=0
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -42,29 +50,32 @@ def of_py4dstem(material, turn, thickness, k_max, voltage=300e3):
 
 
 @pytest.mark.parametrize(
-    ("material", "options"),
+    # What may differ is due to faint reflections that the scan leaves out, shares of the electrons.
+    ("material", "options", "tolerance"),
     [
-        ("silicon", {"thickness": (5, 25), "bending": 2}),
-        ("magnesium", {"thickness": (20, 30), "bending": 6, "thickness_profile": "sphere"}),
-        pytest.param("gold", {"thickness": (5, 25), "bending": 2}, marks=pytest.mark.slow),
+        ("silicon", {"thickness": (5, 25), "bending": 2}, 0.01),
+        ("magnesium", {"thickness": (20, 30), "bending": 6, "thickness_profile": "sphere"}, 0.01),
+        pytest.param("gold", {"thickness": (5, 25), "bending": 2}, 0.02, marks=pytest.mark.slow),
         pytest.param(
             "gold",
             {"thickness": 12, "bending": 2, "accelerating_voltage": 80e3},
+            0.03,
             marks=pytest.mark.slow,
         ),
     ],
 )
-def test_the_disks_of_a_scan_are_those_of_py4dstem_at_its_truth(material, options):
+def test_the_disks_of_a_scan_are_those_of_py4dstem_at_its_truth(material, options, tolerance):
     options = {**SMALL, "detector_shape": (100, 92), "materials": material, **options, **PURE}
     scan = simulate_scan(**options, scattering="dynamical", even_disks=True, k_max=1.1, seed=6)
     size = scan.datacube.Q_pixel_size
     u, v = np.indices((100, 92))
     checked = 0
-    for position in np.argwhere(scan.labels >= 0)[::3]:
+    for position in np.argwhere(scan.labels >= 0)[::4]:
         position = tuple(position)
         turn, thickness = scan.orientation_at[position], scan.thickness[position]
         voltage = options.get("accelerating_voltage", 300e3)
-        places, intensities = of_py4dstem(material, turn, thickness, 1.5, voltage)
+        sigma = 0.03 if material == "gold" else 0.01
+        places, intensities = of_py4dstem(material, turn, thickness, voltage, sigma)
         # Electrons that are absorbed go to a background, a Gaussian of 0.6 inverse Angstrom.
         lost = 1 - intensities.sum()
         pixel = size**2 / (2 * np.pi * 0.6**2)
@@ -73,14 +84,14 @@ def test_the_disks_of_a_scan_are_those_of_py4dstem_at_its_truth(material, option
             inside = (at > 4).all() and (at < [95, 87]).all()
             others = np.hypot(*(places - place).T) / size
             near = others < 6.5
-            if not inside or near.sum() > 1 and intensities[near].sum() > intensity + 1e-3:
+            if not inside or (near.sum() > 1 and intensities[near].sum() > intensity + 1e-3):
                 continue
             disk = np.hypot(u - at[0], v - at[1]) < 3.3
             counts = scan.datacube.data[position][disk].sum() / 1e9
             background = disk.sum() * lost * pixel * np.exp(-0.5 * (place**2).sum() / 0.6**2)
-            assert counts - background == pytest.approx(intensity, abs=0.012)
+            assert counts - background == pytest.approx(intensity, abs=tolerance)
             checked += intensity > 0.01
-    assert checked > 20
+    assert checked > 15
 
 
 def test_each_pixel_of_a_disk_is_a_direction_of_the_cone():
@@ -94,7 +105,7 @@ def test_each_pixel_of_a_disk_is_a_direction_of_the_cone():
     turn = scan.orientation_at[position]
     (material,) = check_materials("silicon", 0.08)
     # As far as the corner of the detector: lines of far reflections cross the disk.
-    reach = size * np.hypot(97, 91) / 2
+    reach = max(size * np.hypot(97, 91) / 2, 2.5)
     crystal = material.dynamical(2 * reach, 300e3)
     crystal.calculate_structure_factors(reach)
     beams = crystal.generate_diffraction_pattern(
@@ -237,7 +248,7 @@ def test_electrons_are_not_made():
     assert sums.max() < 1.01
     assert sums[scan.labels < 0].mean() == pytest.approx(1, abs=0.002)
     grains = scan.patterns[:-1].sum(axis=(1, 2))
-    assert (0.8 < grains).all()
+    assert (grains > 0.8).all()
     assert (grains < 0.9999).all()
     assert (scan.patterns >= 0).all()
 
@@ -280,7 +291,7 @@ def test_any_crystal_of_py4dstem():
     assert warm.patterns[:-1, far].sum() != pytest.approx(scan.patterns[:-1, far].sum(), rel=0.01)
 
 
-@pytest.mark.parametrize("twins", [0, 1])
+@pytest.mark.parametrize("twins", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_difficulty_works_with_dynamical_scattering(twins):
     options = {**SMALL, "n_grains": 5, **HARD, "twins": twins, "small_angles": 1 - twins}
     options |= {"strain": 0.02, "bending": 1.0, "seed": 3}
@@ -338,7 +349,7 @@ def test_bending_for_each_position():
 def test_even_disks_are_even_and_others_are_not():
     scattering = Scattering((64, 60), 1.2, 5)
     (material,) = check_materials("silicon", 0.08)
-    crystal = BlochCrystal(material.dynamical(3.4, 300e3), 1.7)
+    crystal = BlochCrystal(material.dynamical(4, 300e3), 2)
     inside = np.ones((1, 3), dtype=bool)
     lattice = Lattice(orientation(8), np.array([1.0, 0, 0]), np.zeros((1, 3)), np.zeros(3))
     thick = np.array([[10, 20, 40.0]])
