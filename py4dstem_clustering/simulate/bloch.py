@@ -52,6 +52,12 @@ BLOCK = 48
 A larger value needs more reflections, and more memory.
 """
 
+SEGMENT = 16
+"""Number of depths that are computed from the wave at the end of the depths before.
+
+A larger value takes more memory, and more time where crystals are thick.
+"""
+
 MAX_NODES = 2_000_000
 """Nodes of the table of one grain, at most: tilts times thicknesses.
 
@@ -147,9 +153,6 @@ def propagate_core(
 ) -> NDArray[np.complex128]:
     """Waves ``(J, n, T)``: exp(2 pi i depth A) start, for T matrices that share all but a diagonal.
 
-    Chebyshev polynomials of A are the same for all depths; the Bessel functions that weigh them
-    vanish beyond an order of the phase that the widest eigenvalue gathers.
-
     Parameters
     ----------
     matrix : ndarray, (n, n)
@@ -159,20 +162,39 @@ def propagate_core(
     start : ndarray, (n,)
         The wave at depth 0.
     depths : ndarray, (J,)
-        Angstrom.
+        Rising, Angstrom.
     """
     spread = np.linalg.norm(matrix, 2)
     low, high = diagonal.min() - spread, diagonal.max() + spread
     middle, half = (low + high) / 2, max((high - low) / 2, 1e-9)
-    phases = 2 * np.pi * depths * half
-    largest = float(np.max(phases, initial=0.0))
+    shared, own = 2 * matrix / half, 2 * (diagonal - middle) / half
+    waves = np.empty((len(depths), *diagonal.shape), dtype=complex)
+    wave = np.broadcast_to(start[:, None], diagonal.shape)
+    # In segments, because the cost of each is its number of depths times its largest depth.
+    for first in range(0, len(depths), SEGMENT):
+        part = slice(first, first + SEGMENT)
+        further = depths[part] - (depths[first - 1] if first > 0 else 0)
+        found = _chebyshev(shared, own, wave, 2 * np.pi * half * further)
+        waves[part] = found * np.exp(2j * np.pi * middle * further)[:, None, None]
+        wave = waves[part][-1]
+    return waves
+
+
+def _chebyshev(
+    shared: NDArray[Any], own: NDArray[Any], start: NDArray[Any], phases: NDArray[Any]
+) -> NDArray[np.complex128]:
+    """Waves ``(J, n, T)``: exp(i phase B) start, where 2 B is `shared` and the diagonal `own`.
+
+    The eigenvalues of B lie between -1 and 1. Chebyshev polynomials of B are the same for all
+    phases; the Bessel functions that weigh them vanish beyond an order of the largest phase.
+    """
+    largest = float(np.max(phases))
     # Beyond this order, Bessel functions are below 1e-12.
     order = int(largest + 10 * largest ** (1 / 3) + 20)
-    shared, own = 2 * matrix / half, 2 * (diagonal - middle) / half
-    terms = np.empty((order + 1, *diagonal.shape), dtype=complex)
-    terms[0] = start[:, None]
-    terms[1] = (shared @ terms[0] + own * terms[0]) / 2
-    product = np.empty(diagonal.shape, dtype=complex)
+    terms = np.empty((order + 1, *own.shape), dtype=complex)
+    terms[0] = start
+    terms[1] = (shared @ start + own * start) / 2
+    product = np.empty(own.shape, dtype=complex)
     for n in range(2, order + 1):
         np.matmul(shared, terms[n - 1], out=terms[n])
         np.multiply(own, terms[n - 1], out=product)
@@ -180,11 +202,8 @@ def propagate_core(
         terms[n] -= terms[n - 2]
     orders = np.arange(order + 1)
     weights = jv(orders, phases[:, None]) * np.where(orders == 0, 1, 2) * 1j ** (orders % 4)
-    weights = weights * np.exp(2j * np.pi * middle * depths)[:, None]
-    waves: NDArray[np.complex128] = (weights @ terms.reshape(order + 1, -1)).reshape(
-        len(depths), *diagonal.shape
-    )
-    return waves
+    waves: NDArray[np.complex128] = weights @ terms.reshape(order + 1, -1)
+    return waves.reshape(len(phases), *own.shape)
 
 
 def tilt_step(largest_thickness: float, k_max: float) -> float:
