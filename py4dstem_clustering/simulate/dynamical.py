@@ -19,7 +19,7 @@ THERMAL_WIDTH = 0.6
 A larger value spreads them wider, so that more of them miss the detector.
 """
 
-MIN_REACH = 2.5
+MIN_REACH = 3.0
 """Length of the longest reflections in the Bloch waves, at least, 1/Angstrom.
 
 A larger value is more exact and slower; with 1.5, disks of gold were off by up to 0.06 of the

@@ -27,7 +27,7 @@ PURE = {"surroundings": "vacuum", "speckle": 0, "electrons": 1e9}
 
 
 @lru_cache
-def crystal_of_py4dstem(material, voltage, k_max=2.5):
+def crystal_of_py4dstem(material, voltage, k_max=3.0):
     """A crystal with dynamical and kinematical structure factors."""
     (found,) = check_materials(material, 0.08)
     crystal = found.dynamical(2 * k_max, voltage)
@@ -110,7 +110,7 @@ def test_each_pixel_of_a_disk_is_a_direction_of_the_cone():
     turn = scan.orientation_at[position]
     (material,) = check_materials("silicon", 0.08)
     # As far as the corner of the detector: lines of far reflections cross the disk.
-    reach = max(size * np.hypot(97, 91) / 2, 2.5)
+    reach = max(size * np.hypot(97, 91) / 2, 3.0)
     crystal = material.dynamical(2 * reach, 300e3)
     crystal.calculate_structure_factors(reach)
     beams = crystal.generate_diffraction_pattern(
