@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,37 @@ Below 1, some grains touch along a straight border; a larger value leaves fewer 
 """
 
 
+class Grains(NamedTuple):
+    """Round grains; touching ones share a straight border, or lie on top of each other."""
+
+    shares: NDArray[np.float64]
+    """Shares ``(Rx, Ry, N + 1)`` of the grains, and of the liquid (last)."""
+    centres: NDArray[np.float64]
+    """Centre of each grain ``(N, 2)``, scan positions."""
+    radii: NDArray[np.float64]
+    """Radius of each grain ``(N,)``, scan positions."""
+
+
+class Lattice(NamedTuple):
+    """The lattice of one grain: its orientation, its bend and its strain."""
+
+    orientation: NDArray[np.float64]
+    """Orientation matrix ``(3, 3)`` in the middle of the bend."""
+    axis: NDArray[np.float64]
+    """Unit vector ``(3,)`` of the bend, in the axes of the image."""
+    angles: NDArray[np.float64]
+    """Angle ``(Rx, Ry)`` by which the lattice is turned about the axis, degrees."""
+    strain: NDArray[np.float64]
+    """``e_xx, e_yy, e_xy``."""
+
+    def matrices(self, angles: Any = None) -> NDArray[np.float64]:
+        """Orientation matrices ``(..., 3, 3)`` where the lattice is turned; without angles, all."""
+        turned = np.deg2rad(np.asarray(self.angles if angles is None else angles, dtype=float))
+        vectors = turned.reshape(-1, 1) * self.axis
+        matrices: NDArray[np.float64] = self.orientation @ Rotation.from_rotvec(vectors).as_matrix()
+        return matrices.reshape(*turned.shape, 3, 3)
+
+
 def largest_share(shares: NDArray[Any]) -> NDArray[np.int32]:
     """Labels ``(Rx, Ry)`` of shares ``(Rx, Ry, N + 1)``; -1 where the liquid (last) is largest."""
     labels = shares.argmax(axis=2).astype(np.int32)
@@ -43,10 +74,10 @@ def blur_shares(shares: NDArray[Any], probe_blur: float) -> NDArray[Any]:
     return shares / shares.sum(axis=2, keepdims=True)
 
 
-def grain_shares(
+def place_grains(
     shape: tuple[int, int], n_grains: int, overlap: float, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Shares ``(Rx, Ry, N + 1)`` of round grains, some of which touch, and of the liquid (last).
+) -> Grains:
+    """Place round grains, some of which touch.
 
     Parameters
     ----------
@@ -59,7 +90,7 @@ def grain_shares(
     rng : numpy.random.Generator
     """
     if n_grains == 0:
-        return np.ones((*shape, 1))
+        return Grains(np.ones((*shape, 1)), np.empty((0, 2)), np.empty(0))
     radius = np.sqrt(COVERED_SHARE * shape[0] * shape[1] / (np.pi * n_grains))
     centres: list[NDArray[Any]] = []
     radii: list[float] = []
@@ -87,9 +118,10 @@ def grain_shares(
         nearest = distance.argmin(axis=2)[..., None] == np.arange(len(centres))
         shares = (nearest & inside).astype(float)
     # Grains that have no position are left out.
-    shares = shares[..., shares.any(axis=(0, 1))]
+    kept = shares.any(axis=(0, 1))
     liquid = ~inside.any(axis=2, keepdims=True)
-    return np.concatenate([shares, liquid.astype(float)], axis=2)
+    shares = np.concatenate([shares[..., kept], liquid.astype(float)], axis=2)
+    return Grains(shares, np.array(centres)[kept], np.array(radii)[kept])
 
 
 def relate_grains(
@@ -135,17 +167,25 @@ def _same_lattice(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return bool(np.all((turn < 1e-6) | (turn > 1 - 1e-6)))
 
 
-def bend_places(shares: NDArray[Any], rng: np.random.Generator) -> list[NDArray[np.float64]]:
-    """Place ``(Rx, Ry)`` along a direction of each grain: from -1 at one end to 1 at the other."""
-    x, y = np.indices(shares.shape[:2])
-    bends = []
-    for k in range(shares.shape[2] - 1):
-        angle = rng.uniform(0, 2 * np.pi)
-        along = x * np.cos(angle) + y * np.sin(angle)
-        inside = along[shares[..., k] > 0]
-        middle, half = (inside.max() + inside.min()) / 2, max(np.ptp(inside) / 2, 0.5)
-        bends.append(np.clip((along - middle) / half, -1, 1))
-    return bends
+def bend_places(
+    shares: NDArray[Any], rng: np.random.Generator
+) -> list[tuple[NDArray[np.float64], float]]:
+    """For each grain, `places_along` a direction of its own."""
+    return [
+        places_along(shares[..., k], rng.uniform(0, 2 * np.pi)) for k in range(shares.shape[2] - 1)
+    ]
+
+
+def places_along(share: NDArray[Any], angle: float) -> tuple[NDArray[np.float64], float]:
+    """Place ``(Rx, Ry)`` along a direction of a grain, and half the length of the grain.
+
+    The place runs from -1 at one end to 1 at the other; the length is in scan positions.
+    """
+    x, y = np.indices(share.shape)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    inside = along[share > 0]
+    middle, half = (inside.max() + inside.min()) / 2, max(np.ptp(inside) / 2, 0.5)
+    return np.clip((along - middle) / half, -1, 1), float(half)
 
 
 def smooth_fields(shape: tuple[int, int], n: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -1,31 +1,35 @@
-"""Simulated scans with known grains: gold nanoparticles in a disordered liquid.
+"""Simulated scans with known grains, in a disordered liquid or in vacuum.
 
-Diffraction patterns are kinematical and come from py4DSTEM's Crystal, so that orientation mapping
-can be tested against the truth, too.
+Patterns are kinematical, or dynamical from Bloch waves. They come from py4DSTEM's Crystal, so that
+orientation mapping can be tested against the truth, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import shift
-from scipy.signal import lfilter
-from scipy.spatial.transform import Rotation
 
 from ..base.checks import check_integer, check_number
 from ..base.frozen import Frozen
+from .camera import Camera, arriving_electrons, descan_shifts
+from .dynamical import DynamicalSample, dynamical_sample, thickness_maps
 from .grains import (
+    Grains,
+    Lattice,
     bend_places,
     blur_shares,
-    grain_shares,
     largest_share,
+    place_grains,
     relate_grains,
     smooth_fields,
 )
+from .kinematical import KinematicalSample, bent_disks
 from .scattering import Scattering, count_type, largest_count, random_orientations
+from .setup import DynamicalSetup, check_dynamical, check_setup, check_together, check_turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +47,13 @@ class SimulatedScan(Frozen):
         Orientation matrix of each grain as py4DSTEM writes it: the columns are the image x and y
         axes and the beam in crystal coordinates. For a bent grain, the one in its middle.
     crystal : py4DSTEM.process.diffraction.Crystal
-        Gold, with structure factors and voltage.
+        Gold, or the first of `crystals`, with structure factors and voltage.
     patterns : ndarray, (N + 1, Qx, Qy)
         Expected pattern of each grain, and of the liquid as the last; each sums to 1. For a bent
         grain, the pattern in its middle; for uneven thickness, the pattern of the thickest place.
-        Film, descan and the effects of the camera are left out.
+        Film, descan and the effects of the camera are left out. With dynamical scattering: the
+        mean over all positions of the grain, whose sum is below 1 because some electrons miss the
+        detector.
     shares : ndarray, (Rx, Ry, N + 1)
         Share of each grain in the pattern of each scan position, and of the liquid as the last;
         they sum to 1.
@@ -56,6 +62,19 @@ class SimulatedScan(Frozen):
     strains : ndarray, (N, 3)
         Strain ``e_xx, e_yy, e_xy`` of each grain, in the axes of scan and detector; positive where
         the lattice is wider than that of `crystal`.
+    orientation_at : ndarray, (Rx, Ry, 3, 3)
+        Orientation matrix of the grain in `labels` at each position, bend included; NaN where
+        there is none.
+    bend_at : ndarray, (Rx, Ry)
+        Angle by which the lattice is turned there from the middle of the grain, degrees; NaN where
+        there is no grain.
+    thickness : ndarray, (Rx, Ry), or None
+        Thickness of the grain in `labels` at each position, nm; 0 where there is none. None with
+        kinematical scattering, whose patterns have no thickness.
+    crystals : tuple of py4DSTEM.process.diffraction.Crystal
+        The materials, with structure factors and voltage.
+    phases : ndarray, (N,), int
+        Number, in `crystals`, of the material of each grain.
     """
 
     datacube: Any
@@ -66,6 +85,11 @@ class SimulatedScan(Frozen):
     shares: NDArray[np.float64]
     shifts: NDArray[np.float64]
     strains: NDArray[np.float64]
+    orientation_at: NDArray[np.float64]
+    bend_at: NDArray[np.float64]
+    thickness: NDArray[np.float64] | None
+    crystals: tuple[Any, ...]
+    phases: NDArray[np.int64]
 
 
 def simulate_scan(
@@ -92,15 +116,33 @@ def simulate_scan(
     offset: float = 0.0,
     hot_pixels: float = 0.0,
     lag: float = 0.0,
+    scattering: str = "kinematical",
+    materials: Any = None,
+    thickness: float | tuple[float, float] | None = None,
+    thickness_profile: str | None = None,
+    bending_per_position: float | None = None,
+    accelerating_voltage: float | None = None,
+    even_disks: bool | None = None,
+    surroundings: str | None = None,
+    thermal_displacement: float | Mapping[int, float] | None = None,
     seed: int = 0,
 ) -> SimulatedScan:
-    """Simulate a scan over gold grains of random orientation in a disordered liquid.
+    """Simulate a scan over grains of random orientation in a disordered liquid.
 
     Grains are round; where two grains touch, a straight border cuts both. Every pattern holds the
     direct beam and the diffuse ring of the liquid; grains add Bragg disks. In the liquid, the ring
     has a different speckle at each position. By default, borders are sharp, grains are perfect and
-    the detector counts electrons. The options from `probe_blur` on add the difficulties of real
-    scans.
+    the detector counts electrons. The options from `probe_blur` to `lag` add the difficulties of
+    real scans; those from `scattering` on say how crystals scatter.
+
+    *Kinematical* scattering is fast and simple: gold, relrods as of 3 nm of crystal, and the square
+    root of intensities, so that a grain looks the same from end to end. *Dynamical* scattering
+    computes Bloch waves with the structure factors of py4DSTEM, absorption included: intensities
+    change with thickness and tilt, as in real crystals of more than a few nanometres. The electrons
+    that absorption takes from the beams go to a broad background. Mixtures (`probe_blur`,
+    `overlap`) are sums of patterns, and `strain` moves disks without changing their intensities.
+    Dynamical scans take about 1 to 5 seconds more for each grain of 40 nm that bends by 2 degrees;
+    the time grows with the bend, and with the second to third power of the thickness.
 
     Parameters
     ----------
@@ -158,6 +200,36 @@ def simulate_scan(
     lag : float
         Mean delay of the camera, scan positions: the signal of each electron decays exponentially
         along the row (Ry) in which the electron came. Each row starts from a dark camera.
+    scattering : str
+        'kinematical', or 'dynamical' for Bloch waves. The options below need 'dynamical'; None
+        stands for their default.
+    materials : str, Crystal, or a sequence of these
+        'gold' (default), 'silicon', 'NaCl', 'magnesium' or 'titanium', or any Crystal of py4DSTEM.
+        With more than one, each has the same number of grains, if possible. `twins` need a cubic
+        material; `twins` and `small_angles` need a single one.
+    thickness : float or (low, high)
+        Thickness of grains, 2 to 150 nm; by default (5, 40).
+    thickness_profile : str
+        'wedge' (default): from the low thickness at one end of each grain to the high one at the
+        other, in a random direction. 'flat': one thickness for each grain, drawn between both.
+        'sphere': the thickness in the centre is drawn between both, and falls to zero at the rim.
+    bending_per_position : float
+        Instead of `bending`: turn of the lattice from one scan position to the next, degrees. The
+        whole grain may bend by 30 degrees at most.
+    accelerating_voltage : float
+        60e3 to 300e3 volt; by default 300e3.
+    even_disks : bool
+        By default (False), each pixel of a disk holds one direction of the probe's cone, so that
+        intensities differ inside of a disk. True: a whole disk has the intensity of the middle of
+        the cone, which takes less time.
+    surroundings : str
+        'liquid' (default), or 'vacuum' beside, above and below the grains; there, only the direct
+        beam is left, and `film` may add a thin amorphous film. Liquid is thinner where a grain is
+        thick: the thickest one leaves 0.3 of the electrons in the ring, of 0.5 beside the grains.
+    thermal_displacement : float or dict
+        For a Crystal among the materials: root mean square displacement of the atoms along one
+        axis, Angstrom, 0.01 to 1; one value (default 0.08) or one for each atomic number. The named
+        materials have their own, of room temperature.
     seed : int
         The same seed gives the same scan on every computer.
 
@@ -168,7 +240,8 @@ def simulate_scan(
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule, or the recorded values do not fit 32 bits.
+        If an argument breaks its rule, if options do not go together, if the recorded values do not
+        fit 32 bits, or if thick and strongly bent grains would take too much memory.
 
     Examples
     --------
@@ -178,10 +251,32 @@ def simulate_scan(
     (12, 10, 32, 30)
     >>> bool(scan.labels.max() + 1 == len(scan.orientations))
     True
+
+    Silicon particles in vacuum, thickest in the middle:
+
+    >>> options = {"materials": "silicon", "thickness_profile": "sphere", "surroundings": "vacuum"}
+    >>> scan = simulate_scan(
+    ...     (12, 10), (32, 30), n_grains=1, scattering="dynamical", thickness=10, **options
+    ... )
+    >>> bool(9 < scan.thickness.max() <= 10)
+    True
     """
     scan = (scan_shape, scan_step, probe_blur)
     detector = (detector_shape, k_max, disk_radius)
     setup = check_setup(scan, detector, electrons, speckle, seed)
+    dynamical = check_dynamical(
+        scattering,
+        {
+            "materials": materials,
+            "thickness": thickness,
+            "thickness_profile": thickness_profile,
+            "bending_per_position": bending_per_position,
+            "accelerating_voltage": accelerating_voltage,
+            "even_disks": even_disks,
+            "surroundings": surroundings,
+            "thermal_displacement": thermal_displacement,
+        },
+    )
     n_grains = check_integer("n_grains", n_grains, 0)
     twins = check_number("twins", twins, 0, 1)
     small_angles = check_number("small_angles", small_angles, 0, 1)
@@ -199,199 +294,128 @@ def simulate_scan(
     hot_pixels = check_number("hot_pixels", hot_pixels, 0, 1)
     lag = check_number("lag", lag, 0)
 
+    if dynamical is not None:
+        check_together(dynamical, twins, small_angles, bending)
+
     # The options of the first release draw from `rng`, in the old order; later options have
     # generators of their own. So a seed means the same grains with every option but `overlap`.
     rng = np.random.default_rng(setup.seed)
     extra = np.random.default_rng([setup.seed, 1])
-    shares = grain_shares(setup.scan_shape, n_grains, overlap, rng)
-    n_found = shares.shape[2] - 1
+    grains = place_grains(setup.scan_shape, n_grains, overlap, rng)
+    n_found = len(grains.radii)
     orientations = random_orientations(n_found, rng)
-    relate_grains(orientations, shares, twins, small_angles, small_angle, extra)
+    relate_grains(orientations, grains.shares, twins, small_angles, small_angle, extra)
     strains = strain * np.random.default_rng([setup.seed, 2]).uniform(-1, 1, (n_found, 3))
-    bends = bend_places(shares, extra)
-    shares = blur_shares(shares, setup.probe_blur)
-    thickness = 1 - uneven * smooth_fields(setup.scan_shape, 2, extra)
+    bends = bend_places(grains.shares, extra)
+    shares = blur_shares(grains.shares, setup.probe_blur)
+    relative = 1 - uneven * smooth_fields(setup.scan_shape, 2, extra)
+    axes = [axis / np.linalg.norm(axis) for axis in extra.standard_normal((n_found, 3))]
+    turns = [bending / 2] * n_found
+    if dynamical is not None and dynamical.bending_per_position > 0:
+        turns = [dynamical.bending_per_position * half for _, half in bends]
+        check_turns(dynamical.bending_per_position, turns)
+    angles = [turn * place for turn, (place, _) in zip(turns, bends, strict=True)]
+    lattices = [Lattice(*parts) for parts in zip(orientations, axes, angles, strains, strict=True)]
 
-    scattering = Scattering(setup.detector_shape, setup.k_max, setup.disk_radius)
-    disks = _bent_disks(scattering, orientations, strains, bending, extra)
-    patterns = scattering.patterns(disks[:, disks.shape[1] // 2])
-    sample = _Sample(scattering, shares, thickness, disks, bends, patterns[-1], setup.speckle, film)
-    shifts = _descan_shifts(setup.scan_shape, descan)
-
+    optics = Scattering(setup.detector_shape, setup.k_max, setup.disk_radius)
     warm = extra.uniform(0.2, 2, setup.detector_shape)
     warm *= extra.random(setup.detector_shape) < hot_pixels
-    warm *= setup.electrons * scattering.liquid.max()
-    camera = _Camera(gain, offset, lag, warm)
+    warm *= setup.electrons * optics.liquid.max()
+    camera = Camera(gain, offset, lag, warm)
     # No pixel expects more than about half of the electrons, or all where nothing scatters them.
-    brightest = setup.electrons * (1 if uneven > 0 else 0.5) + warm.max()
+    bright = uneven > 0 or dynamical is not None
+    brightest = setup.electrons * (1 if bright else 0.5) + warm.max()
     largest = gain * largest_count(setup.electrons, brightest) + offset
     if largest > np.iinfo(np.uint32).max:
         raise ValueError(
             f"electrons={setup.electrons} with {gain=} and {offset=} may not fit 32 bits"
         )
+    if dynamical is None:
+        content = _kinematical(optics, shares, relative, lattices, bends, bending)
+    else:
+        own = np.random.default_rng([setup.seed, 6])
+        content = _dynamical(dynamical, optics, shares, relative, lattices, grains, own)
+    sample = content.sample._replace(speckle=setup.speckle, film=film)
+
+    labels = largest_share(shares)
+    thickness_at = None
+    if content.thickness is not None:
+        thickness_at = np.nan_to_num(at_labels(labels, content.thickness))
+    shifts = descan_shifts(setup.scan_shape, descan)
     counts = np.empty((*setup.scan_shape, *setup.detector_shape), dtype=count_type(largest))
     for row in range(len(counts)):
-        arrived = sample.electrons(row, setup.electrons, shifts, rng)
+        arrived = arriving_electrons(sample, row, setup.electrons, shifts, rng)
         counts[row] = camera.record(arrived, extra)
     return SimulatedScan(
-        datacube=scattering.datacube(counts, setup.scan_step, "simulated_scan"),
-        labels=largest_share(shares),
+        datacube=optics.datacube(counts, setup.scan_step, "simulated_scan"),
+        labels=labels,
         orientations=orientations,
-        crystal=scattering.crystal,
-        patterns=patterns,
+        crystal=content.crystals[0],
+        patterns=content.patterns,
         shares=shares,
         shifts=shifts,
         strains=strains,
+        orientation_at=at_labels(labels, [lattice.matrices() for lattice in lattices], (3, 3)),
+        bend_at=at_labels(labels, angles),
+        thickness=thickness_at,
+        crystals=content.crystals,
+        phases=content.phases,
     )
 
 
-class Setup(NamedTuple):
-    """The checked options that simulated scans and series share; see `simulate_scan`."""
+class _Content(NamedTuple):
+    """What lies on the scan, without speckle and film."""
 
-    scan_shape: tuple[int, int]
-    detector_shape: tuple[int, int]
-    electrons: float
-    speckle: float
-    k_max: float
-    disk_radius: float
-    scan_step: float
-    probe_blur: float
-    seed: int
+    sample: KinematicalSample | DynamicalSample
+    patterns: NDArray[np.float64]
+    crystals: tuple[Any, ...]
+    phases: NDArray[np.int64]
+    thickness: list[NDArray[np.float64]] | None  # (Rx, Ry) of each grain, nm
 
 
-def check_setup(
-    scan: tuple[Any, Any, Any],
-    detector: tuple[Any, Any, Any],
-    electrons: Any,
-    speckle: Any,
-    seed: Any,
-) -> Setup:
-    """Check the options that simulated scans and series share.
-
-    `scan` are shape, step and blur of the probe; `detector` are shape, `k_max` and radius of disks.
-    """
-    (scan_shape, scan_step, probe_blur), (detector_shape, k_max, disk_radius) = scan, detector
-    scan_shape = _check_shape("scan_shape", scan_shape, 1)
-    detector_shape = _check_shape("detector_shape", detector_shape, 16)
-    return Setup(
-        scan_shape,
-        detector_shape,
-        check_number("electrons", electrons, 0, 1e9),
-        check_number("speckle", speckle, 0),
-        check_number("k_max", k_max, 1e-3),
-        check_number("disk_radius", disk_radius, 0.5, min(detector_shape) / 8),
-        check_number("scan_step", scan_step, 1e-12),
-        check_number("probe_blur", probe_blur, 0, min(scan_shape)),
-        check_integer("seed", seed, 0),
-    )
-
-
-def _check_shape(name: str, shape: Any, lowest: int) -> tuple[int, int]:
-    try:
-        first, second = shape
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}={shape!r} must be two whole numbers") from None
-    return check_integer(name, first, lowest), check_integer(name, second, lowest)
-
-
-def _bent_disks(
-    scattering: Scattering,
-    orientations: NDArray[Any],
-    strains: NDArray[Any],
+def _kinematical(
+    optics: Scattering,
+    shares: NDArray[Any],
+    relative: NDArray[Any],
+    lattices: list[Lattice],
+    bends: list[tuple[NDArray[Any], float]],
     bending: float,
+) -> _Content:
+    disks = bent_disks(optics, lattices, bending)
+    patterns = optics.patterns(disks[:, disks.shape[1] // 2])
+    places = [place for place, _ in bends]
+    sample = KinematicalSample(optics, shares, relative, disks, places, patterns[-1])
+    phases = np.zeros(len(lattices), dtype=np.int64)
+    return _Content(sample, patterns, (optics.crystal,), phases, None)
+
+
+def _dynamical(
+    setup: DynamicalSetup,
+    optics: Scattering,
+    shares: NDArray[Any],
+    relative: NDArray[Any],
+    lattices: list[Lattice],
+    grains: Grains,
     rng: np.random.Generator,
-) -> NDArray[Any]:
-    """Bragg disks ``(N, n_turns, Qx, Qy)`` of each grain along its bend, from end to end."""
-    turns = np.linspace(-0.5, 0.5, 1 + 2 * int(np.ceil(2 * bending)))
-    disks = np.empty((len(orientations), len(turns), *scattering.shape))
-    axes = rng.standard_normal((len(orientations), 3))
-    for k, t in np.ndindex(*disks.shape[:2]):
-        axis = axes[k] / np.linalg.norm(axes[k])
-        turn = Rotation.from_rotvec(np.deg2rad(bending * turns[t]) * axis).as_matrix()
-        disks[k, t] = scattering.bragg(orientations[k] @ turn, strains[k])
-    return disks
+) -> _Content:
+    phases = rng.permutation(len(lattices)) % len(setup.materials)
+    maps = thickness_maps(grains, setup.profile, setup.thickness, rng)
+    maps = [relative[..., 0] * whole for whole in maps]
+    sample = dynamical_sample(setup, optics, lattices, phases, maps, shares, relative[..., 1])
+    # As many structure factors as the Crystal of a kinematical scan has.
+    k_max = optics.crystal.k_max
+    crystals = tuple(
+        material.kinematical(float(k_max), setup.accelerating_voltage)
+        for material in setup.materials
+    )
+    return _Content(sample, sample.mean_patterns(), crystals, phases, maps)
 
 
-def _descan_shifts(scan_shape: tuple[int, int], descan: float) -> NDArray[Any]:
-    """Shift ``(Rx, Ry, 2)`` of each pattern, pixels; `descan` apart at opposite corners."""
-    x, y = (np.linspace(-0.5, 0.5, n) for n in scan_shape)
-    wander = np.stack(np.broadcast_arrays(x[:, None] + y, x[:, None] - 0.5 * y**2 - y), axis=2)
-    return 0.5 * descan * wander
-
-
-class _Sample(NamedTuple):
-    """What lies at each scan position, and how it scatters."""
-
-    scattering: Scattering
-    shares: NDArray[Any]  # (Rx, Ry, N + 1), blurred by the probe
-    thickness: NDArray[Any]  # (Rx, Ry, 2) of grains and of the liquid, 0 to 1
-    disks: NDArray[Any]  # (N, n_turns, Qx, Qy), of each grain along its bend
-    bends: list[NDArray[Any]]  # of each grain, (Rx, Ry): place along its bend, -1 to 1
-    liquid: NDArray[Any]  # (Qx, Qy), pattern of the liquid
-    speckle: float
-    film: float
-
-    def electrons(
-        self, row: int, electrons: float, shifts: NDArray[Any], rng: np.random.Generator
-    ) -> NDArray[Any]:
-        """Electrons that arrive in one row of the scan, ``(Ry, Qx, Qy)``."""
-        arrived = np.empty((self.shares.shape[1], *self.scattering.shape))
-        for column in range(len(arrived)):
-            expected = self.pattern((row, column), rng)
-            if shifts[row, column].any():
-                expected = shift(expected, shifts[row, column], order=1, mode="nearest")
-            # Rounding may leave less than 0 where nothing scatters.
-            arrived[column] = rng.poisson(electrons * np.maximum(expected, 0))
-        return arrived
-
-    def pattern(self, position: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:
-        """Expected pattern ``(Qx, Qy)`` at a position; the sum is 1."""
-        share, (thick, wet) = self.shares[position], self.thickness[position]
-        scattering = self.scattering
-        expected = np.zeros(scattering.shape)
-        for k in np.flatnonzero(share[:-1]):
-            bragg = self._disks_at(k, position)
-            # Electrons that a thin grain does not scatter stay in the direct beam.
-            grain = scattering.grain(thick * bragg + (1 - thick) * scattering.beam)
-            # The sum is below 1 where the lattice has no disk on the detector.
-            expected += share[k] * (grain / grain.sum())
-        expected += share[-1] * self.liquid
-        if wet < 1:
-            amount = 0.3 + 0.2 * share[-1]
-            expected += amount * (1 - wet) * (scattering.beam - scattering.diffuse)
-        if share[-1] > 0 and self.speckle > 0:
-            expected += scattering.speckle(0.5 * share[-1] * wet, self.speckle, rng)
-        if self.film > 0:
-            expected = (1 - self.film) * expected + self.film * scattering.film_ring
-        return expected
-
-    def _disks_at(self, k: int, position: tuple[int, int]) -> NDArray[Any]:
-        """Bragg disks of grain `k`, between the two turns that are nearest."""
-        last = self.disks.shape[1] - 1
-        turn, part = divmod((self.bends[k][position] + 1) / 2 * last, 1)
-        bragg = self.disks[k, int(turn)] * (1 - part)
-        if part > 0:
-            bragg += self.disks[k, int(turn) + 1] * part
-        return bragg
-
-
-class _Camera(NamedTuple):
-    """How a camera records the electrons that arrive."""
-
-    gain: float
-    offset: float
-    lag: float
-    warm: NDArray[Any]  # (Qx, Qy), counts that hot pixels add on average, electrons
-
-    def record(self, arrived: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-        """Recorded values of one row ``(Ry, Qx, Qy)`` of electron counts."""
-        if self.warm.any():
-            arrived = arrived + rng.poisson(self.warm, arrived.shape)
-        if self.lag > 0:
-            decay = self.lag / (1 + self.lag)
-            arrived = lfilter([1 - decay], [1, -decay], arrived, axis=0)
-        recorded = self.gain * arrived + self.offset
-        if self.lag > 0 or self.gain % 1 or self.offset % 1:
-            # Rounded up or down by chance, so that small values keep their mean.
-            recorded = np.floor(recorded + rng.random(recorded.shape))
-        return recorded
+def at_labels(
+    labels: NDArray[Any], maps: list[NDArray[Any]], each: tuple[int, ...] = ()
+) -> NDArray[np.float64]:
+    """Values ``(Rx, Ry, *each)`` of the grain of each position; NaN where there is none."""
+    found = np.full((*labels.shape, *each), np.nan)
+    for k, values in enumerate(maps):
+        found[labels == k] = values[labels == k]
+    return found

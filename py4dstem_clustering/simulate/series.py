@@ -16,8 +16,8 @@ from ..base.checks import check_integer, check_number
 from ..base.frozen import Frozen
 from .grains import blur_shares, largest_share
 from .particles import Particles, make_particles
-from .scan import Setup, check_setup
 from .scattering import Scattering, count_type, largest_count
+from .setup import Setup, check_setup
 
 EVENTS = np.dtype([("frame", np.int64), ("event", "U8"), ("track", np.int64), ("other", np.int64)])
 """Fields of the events of a series."""

@@ -47,6 +47,16 @@ def test_the_same_grains_everywhere():
     assert digest[:16] == "07f28f221941f4da"
 
 
+@pytest.mark.parametrize(
+    ("hard", "digest"), [(False, "b21fb09d6072261b"), (True, "202a729e02d222bd")]
+)
+def test_the_same_kinematical_counts_as_before_there_were_dynamical_ones(hard, digest):
+    options = {**HARD, "strain": 0.02} if hard else {}
+    scan = simulate_scan((12, 10), (40, 36), n_grains=5, seed=3, **options)
+    found = hashlib.sha256(scan.datacube.data.astype("<u4").tobytes()).hexdigest()
+    assert found[:16] == digest
+
+
 @pytest.mark.parametrize("electrons", [30, 1000, 100_000])
 def test_electrons(electrons):
     counts = simulate_scan(**SMALL, electrons=electrons, seed=1).datacube.data.sum(axis=(2, 3))
@@ -346,11 +356,21 @@ def test_a_bend_runs_from_end_to_end(shape):
     shares = np.zeros((*shape, 2))
     shares[shape[0] // 4 :, :-1, 0] = 1
     for seed in range(5):
-        (bend,) = bend_places(shares, np.random.default_rng(seed))
+        ((bend, half),) = bend_places(shares, np.random.default_rng(seed))
         inside = bend[shares[..., 0] > 0]
         assert np.abs(bend).max() <= 1
         assert -inside.min() == pytest.approx(inside.max())
         assert inside.max() > 0.99
+        # Along the direction of the bend, the place changes by 1 over half the length.
+        middle = tuple(n // 2 for n in shape)
+        steps = [
+            np.diff(bend, axis=k)[tuple(np.minimum(middle, np.array(bend.shape) - 2))]
+            if shape[k] > 1
+            else 0
+            for k in (0, 1)
+        ]
+        if min(shape) > 2:
+            assert np.hypot(*steps) == pytest.approx(1 / half)
 
 
 def test_no_strain_by_default():
