@@ -23,7 +23,7 @@ from ..emd import nodes
 from ..kernels.averaging import averaging_core, averaging_need
 from ..kernels.features import features_need
 from ..patterns.mixture import Mixture
-from ..scan.calibration import carry_calibration, known_origins, varies
+from ..scan.calibration import carry_calibration, check_calibration, known_origins, varies
 from ..scan.datacubes import new_datacube
 from .clusters import Clusters
 from .node import CLUSTERS_KIND
@@ -103,6 +103,7 @@ def get_clustered_datacube(
     (2, 1, 32, 30)
     """
     check_data(self.data)
+    check_calibration(self)
     clusters = _clusters_of(self, clusters)
     name = check_name(name)
     n_jobs = check_n_jobs(n_jobs)

@@ -31,7 +31,7 @@ from ..kernels.similarity import feature_similarity, similarity_mean
 from ..kernels.tree import spanning_forest
 from ..patterns.features import measure_features, measure_noise
 from ..patterns.similarity import Similarity, measure_similarity
-from ..scan.calibration import scan_step
+from ..scan.calibration import check_calibration, scan_step
 from ..scan.datacubes import get_provenance
 from .averages import keep_clusters
 from .clusters import Clusters
@@ -129,6 +129,7 @@ def measure_tree(
 ) -> ClusterTree:
     """Make the tree of a scan; `options` are from `check_options`."""
     start = perf_counter()
+    check_calibration(datacube)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
     measure = _merge_tree if options.method == "merge" else _growth_tree

@@ -24,6 +24,7 @@ from ..base.progress import progress
 from ..kernels.features import features_need
 from ..kernels.lag import Lag, undo_lag
 from ..kernels.mixture import mixture_core
+from ..scan.calibration import check_calibration
 from .features import measure_features
 
 MAX_CLUSTERS_PER_POSITION = 4
@@ -79,6 +80,7 @@ def measure_mixture(
 ) -> Mixture:
     """Shares of clusters; q_mask, rank and lag are those in the `settings` of the clusters."""
     check_data(getattr(datacube, "data", None))
+    check_calibration(datacube)
     reach = check_integer("reach", reach, 1)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)

@@ -11,14 +11,73 @@ import numpy as np
 from numpy.typing import NDArray
 from py4DSTEM import Calibration, DataCube
 
+from ..base.progress import warn_user
 from ..emd.nodes import damaged, in_one_line
+
+
+_USED_MAPS = {
+    "qx0": "the origin",
+    "qy0": "the origin",
+    "a": "the ellipse",
+    "b": "the ellipse",
+    "theta": "the ellipse",
+}
+"""Entries of a calibration that may hold a number for each scan position, and what they describe.
+py4DSTEM leaves them as they are when it crops, bins, thins or reshapes a scan (0.14.18)."""
+
+_OTHER_MAPS = {"qx0_shift", "qy0_shift", "qx0_meas", "qy0_meas", "origin_meas_mask"}
+"""Entries of a calibration that hold maps of the scan and are not used here."""
+
+_REMEDIES = {
+    "the origin": "datacube.calibration.set_origin((qx0, qy0)): measure it anew "
+    "(py4DSTEM.process.calibration.get_origin), crop or bin the maps like the scan, or give "
+    "datacube.calibration.get_origin_mean()",
+    "the ellipse": "datacube.calibration.set_ellipse((a, b, theta)): three numbers, or maps that "
+    "are cropped or binned like the scan",
+}
+
+
+def check_calibration(datacube: Any) -> None:
+    """Raise an error if maps in the calibration are of a scan of another shape.
+
+    A median origin outside the detector is warned of: it is that of the detector before py4DSTEM
+    cropped or binned it, unless the direct beam was beside the detector.
+    """
+    calibration = calibration_of(datacube)
+    params = getattr(calibration, "_params", {})
+    for key, what in _USED_MAPS.items():
+        shape = np.shape(params.get(key))
+        if shape not in ((), tuple(datacube.Rshape)):
+            raise ValueError(
+                f"the calibration holds {what} of a scan of {shape} and does not fit this scan of "
+                f"{tuple(datacube.Rshape)}; py4DSTEM leaves it as it was when a scan is cropped, "
+                f"binned or reshaped. Set it with {_REMEDIES[what]}"
+            )
+    origin = [np.asarray(params.get(key), dtype=float) for key in ("qx0", "qy0")]
+    known = [part[np.isfinite(part)] for part in origin]
+    if not all(part.size for part in known):
+        return
+    qx0, qy0 = (float(np.median(part)) for part in known)
+    nx, ny = datacube.Qshape
+    if not (-0.5 <= qx0 <= nx - 0.5 and -0.5 <= qy0 <= ny - 0.5):
+        warn_user(
+            f"the origin ({qx0:.4g}, {qy0:.4g}) in the calibration lies outside the detector of "
+            f"{nx} x {ny} pixels; if the detector was cropped or binned after the origin was "
+            "measured, set it anew with datacube.calibration.set_origin"
+        )
 
 
 def carry_calibration(
     datacube: DataCube, labels: NDArray[np.integer[Any]] | None = None
 ) -> Calibration:
-    """A copy of the calibration; with `labels`, maps of the scan become means over each cluster."""
+    """A copy of the calibration; with `labels`, maps of the scan become means over each cluster.
+
+    Maps that are not used here, and are of a scan of another shape, are left out.
+    """
     copy = copy_calibration(calibration_of(datacube))
+    for key in _OTHER_MAPS:
+        if np.shape(copy._params.get(key)) not in ((), tuple(datacube.Rshape)):
+            del copy._params[key]
     if labels is None:
         return copy
 
@@ -88,6 +147,7 @@ def step_of(node: Any, calibration: Any, axes: str = "R") -> tuple[float, str]:
 
 def known_centre(datacube: Any) -> tuple[float, float] | None:
     """Mean centre of the direct beam, from the calibration; None if the calibration has none."""
+    check_calibration(datacube)
     calibration = calibration_of(datacube)
     if calibration is None:
         return None
@@ -99,9 +159,10 @@ def known_centre(datacube: Any) -> tuple[float, float] | None:
 
 def known_origins(datacube: Any) -> NDArray[Any] | None:
     """Origin of each pattern (Rx, Ry, 2), NaN where unknown; None if all are unknown."""
+    check_calibration(datacube)
     calibration = calibration_of(datacube)
     origin = None if calibration is None else calibration.get_origin()
-    if origin is None or any(np.shape(part) not in ((), datacube.Rshape) for part in origin):
+    if origin is None:
         return None
     parts = [np.broadcast_to(np.asarray(part, dtype=float), datacube.Rshape) for part in origin]
     origin = np.stack(parts, axis=2)

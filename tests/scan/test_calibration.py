@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import py4DSTEM
+import pytest
+from conftest import forbid
 
+from py4dstem_clustering import Clusters, cluster_series
 from py4dstem_clustering.scan.calibration import whole_shifts
 
 
@@ -16,3 +21,83 @@ def test_a_shift_is_at_most_half_the_detector():
     shifts = whole_shifts(cube)
     assert shifts[0, 0].tolist() == [-4, 0]
     assert shifts[1, 1].tolist() == [4, 0]
+
+
+# --- maps of a scan of another shape ---------------------------------------------------------
+
+RESHAPES = {
+    "crop_R": lambda cube: cube.crop_R((1, 6, 0, 7)),
+    "bin_R": lambda cube: cube.bin_R(2),
+    "thin_R": lambda cube: cube.thin_R(2),
+    "set_scan_shape": lambda cube: cube.set_scan_shape((9, 7)),
+}
+
+CALLS = {
+    "merge": lambda cube: cube.cluster(progress_bar=False),
+    "grow": lambda cube: cube.cluster(threshold=0.5, progress_bar=False),
+    "tree": lambda cube: cube.get_cluster_tree(progress_bar=False),
+    "filter": lambda cube: cube.filter_correlative(edge=2, progress_bar=False),
+    "averages": lambda cube: cube.get_clustered_datacube(labels_of(cube), progress_bar=False),
+    "mixture": lambda cube: labels_of(cube).get_mixture(cube, progress_bar=False),
+    "explore": lambda cube: cube.explore_clusters(progress_bar=False),
+}
+
+
+def labels_of(cube):
+    """Clusters of two halves, which need no measurement."""
+    labels = np.zeros(cube.Rshape, dtype=int)
+    labels[:, cube.R_Ny // 2 :] = 1
+    seeds = [(0, 0), (0, cube.R_Ny // 2)]
+    return Clusters(labels, seeds, np.zeros(cube.Rshape))
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("reshape", RESHAPES)
+def test_an_origin_of_another_shape_is_refused(cube, monkeypatch, reshape, call):
+    forbid(monkeypatch, "features_core", "similarity_core", "correlative_core", "averaging_core")
+    RESHAPES[reshape](cube)
+    shape = re.escape(str(tuple(cube.Rshape)))
+    match = rf"the origin of a scan of \(7, 9\) and does not fit this scan of {shape}; .*set_origin"
+    with pytest.raises(ValueError, match=match):
+        CALLS[call](cube)
+
+
+def test_what_the_error_says_helps(cube):
+    cube.crop_R((1, 6, 0, 7))
+    cube.calibration.set_origin(cube.calibration.get_origin_mean())
+    assert cube.cluster(progress_bar=False).shape == (5, 7)
+
+
+def test_a_map_of_the_ellipse_of_another_shape_is_refused(cube):
+    cube.calibration.set_ellipse((np.full((7, 9), 1.02), 1.0, 0.3))
+    cube.cluster(progress_bar=False)
+    cube.calibration.set_ellipse((np.full((9, 7), 1.02), 1.0, 0.3))
+    with pytest.raises(ValueError, match=r"the ellipse of a scan of \(9, 7\) .*set_ellipse"):
+        cube.cluster(progress_bar=False)
+
+
+def test_maps_that_are_not_used_are_not_handed_on(cube):
+    cube.calibration.set_origin_meas((np.ones((7, 9)), np.ones((7, 9))))
+    cube.crop_R((1, 6, 0, 7))
+    x, y = np.indices((5, 7))
+    cube.calibration.set_origin((6 + 0.1 * x, 5 + 0.2 * y))
+    averages = cube.get_clustered_datacube(labels_of(cube), progress_bar=False)
+    assert averages.calibration.get_origin_meas() is None
+    np.testing.assert_allclose(averages.calibration.get_qx0()[:, 0], 6.2)
+    np.testing.assert_allclose(averages.calibration.get_qy0()[:, 0], [5.2, 5.9])
+
+
+def test_an_origin_outside_the_detector_is_warned_of(cube):
+    cube.calibration.set_origin((12.0, 9.0))
+    cube.bin_Q(2)
+    with pytest.warns(UserWarning, match=r"the origin \(12, 9\) .* detector of 7 x 5") as found:
+        cube.cluster(progress_bar=False)
+    assert {warning.filename for warning in found} == {__file__}
+
+
+def test_a_series_records_the_frame_whose_origin_does_not_fit(cube, tmp_path):
+    wrong = cube.copy()
+    wrong.crop_R((1, 6, 0, 7))
+    series = cluster_series([cube, wrong], out=tmp_path / "series.h5", progress_bar=False)
+    assert list(series.errors) == [1]
+    assert "the origin of a scan of (7, 9) and does not fit" in series.errors[1]
