@@ -44,6 +44,7 @@ from ..scan.calibration import (
     scan_step,
     varies,
 )
+from ..scan.datacubes import warn_of_other_data
 from .window import ClusterExplorer
 
 
@@ -146,6 +147,8 @@ def explore_clusters(
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
     image = _check_image(image, self.Rshape)
+    if tree is not None:
+        warn_of_other_data("the tree was", tree.settings, self)
     n_rows = _check_memory(self.data, options["merge"].q_mask, max_memory, n_jobs)
 
     def measure(which: str) -> ClusterTree:

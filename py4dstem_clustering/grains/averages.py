@@ -24,7 +24,7 @@ from ..kernels.averaging import averaging_core, averaging_need
 from ..kernels.features import features_need
 from ..patterns.mixture import Mixture
 from ..scan.calibration import carry_calibration, check_calibration, known_origins, varies
-from ..scan.datacubes import new_datacube
+from ..scan.datacubes import new_datacube, warn_of_other_data
 from .clusters import Clusters
 from .node import CLUSTERS_KIND
 
@@ -53,7 +53,7 @@ def get_clustered_datacube(
     ----------
     clusters : Clusters or str, optional
         Clusters of this scan (they may come from the filtered scan), or the name of clusters in the
-        tree; by default the newest ones in the tree. Only the shape of the scan is checked.
+        tree; by default the newest ones in the tree. Clusters of another scan of the same shape are warned of.
     min_purity : float, optional
         Average only positions where the cluster has at least this share of the pattern, 0 to 1; see
         ``clusters.get_mixture``. 0.9 leaves out borders and stacked grains. If a cluster has no
@@ -113,6 +113,7 @@ def get_clustered_datacube(
     if align is not None:
         align = check_flag("align", align)
     nodes.check_free(self, clusters.name, CLUSTERS_KIND)
+    warn_of_other_data("the clusters were", clusters.settings, self)
     needs = [partial(averaging_need, self.data, clusters.n_clusters, n_jobs)]
     if min_purity is not None:
         check_memory(max_memory, *needs, partial(features_need, self.data, n_jobs))

@@ -32,7 +32,7 @@ from ..kernels.tree import spanning_forest
 from ..patterns.features import measure_features, measure_noise
 from ..patterns.similarity import Similarity, measure_similarity
 from ..scan.calibration import check_calibration, scan_step
-from ..scan.datacubes import get_provenance
+from ..scan.datacubes import get_provenance, warn_of_other_data
 from .averages import keep_clusters
 from .clusters import Clusters
 from .node import CLUSTERS_KIND, TREE_KIND
@@ -159,6 +159,7 @@ def _growth_tree(
     else:
         check_memory(max_memory)
         similarity = options.similarity
+        warn_of_other_data("the similarity was", similarity.settings, datacube)
     forest = spanning_forest(similarity.data, resolve_r_mask(options.r_mask, similarity.mean))
     provenance = get_provenance(datacube, start, known)
     # The options are noted only if `cluster` with them would measure this similarity again.

@@ -25,6 +25,7 @@ from ..kernels.features import features_need
 from ..kernels.lag import Lag, undo_lag
 from ..kernels.mixture import mixture_core
 from ..scan.calibration import check_calibration
+from ..scan.datacubes import warn_of_other_data
 from .features import measure_features
 
 MAX_CLUSTERS_PER_POSITION = 4
@@ -85,6 +86,7 @@ def measure_mixture(
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
     check_same_scan("clusters", labels.shape, datacube.Rshape)
+    warn_of_other_data("the clusters were", settings, datacube)
     n_rows = check_memory(max_memory, partial(features_need, datacube.data, n_jobs))
     features = measure_features(
         datacube,
