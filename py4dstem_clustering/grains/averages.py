@@ -53,7 +53,8 @@ def get_clustered_datacube(
     ----------
     clusters : Clusters or str, optional
         Clusters of this scan (they may come from the filtered scan), or the name of clusters in the
-        tree; by default the newest ones in the tree. Clusters of another scan of the same shape are warned of.
+        tree; by default the newest ones in the tree. Clusters of another scan of the same shape
+        give a warning.
     min_purity : float, optional
         Average only positions where the cluster has at least this share of the pattern, 0 to 1; see
         ``clusters.get_mixture``. 0.9 leaves out borders and stacked grains. If a cluster has no

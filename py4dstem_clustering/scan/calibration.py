@@ -14,7 +14,6 @@ from py4DSTEM import Calibration, DataCube
 from ..base.progress import warn_user
 from ..emd.nodes import damaged, in_one_line
 
-
 _USED_MAPS = {
     "qx0": "the origin",
     "qy0": "the origin",

@@ -50,8 +50,11 @@ def _parents(datacube: DataCube) -> tuple[str, ...]:
 
     `filter_correlative` has noted them in the metadata.
     """
-    notes = (item for key, item in datacube.metadata.items() if key.startswith("filter_correlative"))
-    found = (getattr(note, "_params", {}).get("fingerprint") for note in notes)
+    found = (
+        getattr(note, "_params", {}).get("fingerprint")
+        for key, note in datacube.metadata.items()
+        if key.startswith("filter_correlative")
+    )
     return tuple(mark for mark in found if isinstance(mark, str))
 
 

@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import check_data, check_mask, check_memory, check_number
+from ..grains.averages import get_clustered_datacube
+from ..grains.clustering import cluster
 from ..kernels.blocks import check_whole
 from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
+from ..patterns.filtering import filter_correlative
 from ..scan.calibration import copy_calibration, known_centre
 from ..scan.datacubes import copy_datacube, fingerprint
 from ..scan.loading import load_scan
@@ -319,10 +322,10 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
         cube.data, weight, n_jobs=options.n_jobs, report=lambda rows: None, n_rows=n_rows
     )
     with _filtered(frame, cube, options, common) as source:
-        clusters = source.cluster(**options.cluster, name=frame_name(frame.number), **common)
+        clusters = cluster(source, **options.cluster, name=frame_name(frame.number), **common)
     averages, calibration = None, cube.calibration
     if clusters.n_clusters:
-        found = cube.get_clustered_datacube(clusters, **options.averages, **common)
+        found = get_clustered_datacube(cube, clusters, **options.averages, **common)
         averages, calibration = found.data[:, 0], found.calibration
     params = copy_calibration(calibration)._params
     return clusters, averages, image.astype(np.float32), params
@@ -337,13 +340,13 @@ def _filtered(
         yield cube
         return
     if isinstance(cube.data, np.ndarray) and not isinstance(cube.data, np.memmap):
-        yield cube.filter_correlative(**options.filter, **common)
+        yield filter_correlative(cube, **options.filter, **common)
         return
     path = Path(options.folder) / f"filtered_{frame.number:06d}.h5"
     filtered = None
     try:
-        filtered = cube.filter_correlative(
-            **options.filter, **common, out=path, overwrite=True, name="filtered"
+        filtered = filter_correlative(
+            cube, **options.filter, **common, out=path, overwrite=True, name="filtered"
         )
         yield filtered
     finally:
