@@ -195,9 +195,11 @@ class Clusters(HandOver, Frozen):
             area; ``major_axis``, ``minor_axis``, axes of the ellipse with the same second moments;
             ``orientation``, angle from the Rx axis to the major axis, counter-clockwise towards Ry,
             -pi/2 to pi/2, radian; ``eccentricity`` of the ellipse, 0 to 1; ``solidity``, share of
-            the convex hull that is filled; ``perimeter``; ``similarity``, mean of
-            `similarity_mean` over the members; ``touches_border``, whether the cluster reaches
-            the border of the scan and may continue outside.
+            the convex hull that is filled; ``perimeter``, measured like the lengths of
+            `get_boundaries`, and counting the border of the scan: round grains of a radius of 1,
+            1.5 and 2 positions come out 6, 3 and 2 % short on average, larger ones less;
+            ``similarity``, mean of `similarity_mean` over the members; ``touches_border``, whether
+            the cluster reaches the border of the scan and may continue outside.
 
             Shapes are measured by `skimage.measure.regionprops`.
         """

@@ -391,6 +391,16 @@ def test_the_length_around_a_circle(radius):
     assert row["length"] == pytest.approx(2 * np.pi * radius, rel=0.06)
 
 
+@pytest.mark.parametrize("radius", [0.5, 1, 2.3, 9])
+def test_the_perimeter_is_the_length_of_the_boundary(radius):
+    x, y = np.indices((23, 26))
+    labels = (np.hypot(x - 11, y - 12) > radius).astype(int)
+    (row,) = length_of(labels, pixel_size=2.5)
+    assert clusters_of(labels, pixel_size=2.5).properties()["perimeter"][0] == pytest.approx(
+        row["length"]
+    )
+
+
 def test_pairs_that_touch():
     labels = np.array([[0, 0, 3, -1, 2], [0, 1, 3, -1, 2], [1, 1, -1, -1, 2]])
     table = length_of(labels)
