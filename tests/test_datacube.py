@@ -590,7 +590,6 @@ def test_averages_carry_the_calibration(cube):
     clusters = cube.cluster(threshold=0.6, min_size=3, **QUIET)
     calibration = cube.get_clustered_datacube(**QUIET).calibration
     assert calibration.get_Q_pixel_size() == 0.02
-    assert calibration.get_R_pixel_units() == "nm"
     assert calibration.get_ellipse() == cube.calibration.get_ellipse()
     assert calibration.get_QR_rotation_degrees() == 12
     qx0 = calibration.get_qx0()
@@ -600,6 +599,26 @@ def test_averages_carry_the_calibration(cube):
         assert qx0[k, 0] == pytest.approx(expected)
     assert calibration.get_origin_meas_mask() is None
     assert calibration.get_qx0_mean() == cube.calibration.get_qx0_mean()
+
+
+def test_the_first_axis_of_averages_counts_clusters(cube, tmp_path):
+    clusters = cube.cluster(threshold=0.6, min_size=3, **QUIET)
+    averages = cube.get_clustered_datacube(**QUIET)
+    averages.calibration.set_Q_pixel_size(0.03)  # py4DSTEM makes all axes anew
+    assert "cluster = [0,1," in repr(averages)
+    assert averages.dim_units == ("", "", "A^-1", "A^-1")
+    py4DSTEM.save(tmp_path / "averages.h5", averages)
+    with h5py.File(tmp_path / "averages.h5") as file:
+        axis = file["py4DSTEM_root/averages/dim0"]
+        assert dict(axis.attrs) == {"name": "cluster", "units": ""}
+        np.testing.assert_array_equal(axis[:2], [0, 1])
+    for made in (averages, py4DSTEM.read(tmp_path / "averages.h5")):
+        np.testing.assert_array_equal(made.dim(0), np.arange(clusters.n_clusters))
+        assert made.get_dim_units(0) == ""
+        assert (made.clusters.pixel_size, made.clusters.pixel_units) == (2.5, "nm")
+        made.calibration.set_R_pixel_size(7)  # by the user
+        made.calibration.set_R_pixel_units("A")
+        assert (made.clusters.pixel_size, made.clusters.pixel_units) == (7, "A")
 
 
 def test_unknown_origins_are_left_out_of_the_mean(cube):

@@ -142,7 +142,7 @@ def get_clustered_datacube(
             self.data, labels, n_jobs=n_jobs, report=report, shifts=shifts, n_rows=n_rows
         )
     keep_clusters(self, clusters, averages)
-    cube = new_datacube(averages[:, None], name, calibration, dict(self.metadata))
+    cube = new_datacube(averages[:, None], name, calibration, dict(self.metadata), "cluster")
     keep_clusters(cube, clusters)
     return cube
 

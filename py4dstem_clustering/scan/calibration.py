@@ -80,6 +80,7 @@ def carry_calibration(
     if labels is None:
         return copy
 
+    count_patterns(copy)
     n_clusters = labels.max() + 1
     for key, value in list(copy._params.items()):
         if isinstance(value, np.ndarray) and value.shape == labels.shape:
@@ -92,6 +93,33 @@ def carry_calibration(
             total = np.bincount(labels[present], value[present], minlength=n_clusters)
             copy._params[key] = (total / count)[:, None]
     return copy
+
+
+_STEP_KEYS = {"size": "scan_pixel_size", "units": "scan_pixel_units"}
+"""Entries that keep the step of the scan in the calibration of averages, which are no scan."""
+
+
+def count_patterns(calibration: Calibration) -> None:
+    """Make the first axis of a datacube of averages count patterns instead of a distance.
+
+    py4DSTEM gives this axis the step of the scan, and other programs would read the number of a
+    cluster as a distance. The step is kept under another name, for `step_of`.
+    """
+    params = calibration._params
+    if _STEP_KEYS["size"] in params:
+        return
+    for name, nothing in (("size", 1), ("units", "")):
+        params[_STEP_KEYS[name]] = params.get(f"R_pixel_{name}", 1 if name == "size" else "pixels")
+        params[f"R_pixel_{name}"] = nothing
+
+
+def measure_distance(calibration: Calibration) -> None:
+    """The reverse of `count_patterns`, for a calibration of averages that is put on a scan."""
+    params = calibration._params
+    for name, nothing in (("size", 1), ("units", "")):
+        kept = params.pop(_STEP_KEYS[name], nothing)
+        if params.get(f"R_pixel_{name}") == nothing:
+            params[f"R_pixel_{name}"] = kept
 
 
 def copy_calibration(calibration: Calibration | None = None) -> Calibration:
@@ -133,6 +161,9 @@ def step_of(node: Any, calibration: Any, axes: str = "R") -> tuple[float, str]:
         raise damaged(node, f"its calibration is a {type(calibration).__name__}")
     size = getattr(calibration, f"get_{axes}_pixel_size")()
     unit = getattr(calibration, f"get_{axes}_pixel_units")()
+    if axes == "R" and unit == "":  # of averages, unless the user has set the step anew
+        unit = calibration._params.get(_STEP_KEYS["units"], unit)
+        size = calibration._params.get(_STEP_KEYS["size"], size) if size == 1 else size
     number = float(size) if isinstance(size, Real) and not isinstance(size, bool) else np.nan
     if not np.isfinite(number) or number == 0:  # emdfile cannot write axes of step 0 (0.0.16)
         found = in_one_line(size)

@@ -81,10 +81,16 @@ def warn_of_other_data(
 
 
 def new_datacube(
-    data: Any, name: str, calibration: Calibration, metadata: Mapping[str, emdfile.Metadata]
+    data: Any,
+    name: str,
+    calibration: Calibration,
+    metadata: Mapping[str, emdfile.Metadata],
+    axis: str | None = None,
 ) -> DataCube:
-    """A DataCube in a tree of its own."""
+    """A DataCube in a tree of its own; `axis` names the first axis where it counts patterns."""
     cube = DataCube(data=data, name=name, calibration=calibration)
+    if axis is not None:
+        cube.set_dim_name(0, axis)
     for key, item in metadata.items():
         cube.metadata = emdfile.Metadata(key, deepcopy(item._params))
     return cube

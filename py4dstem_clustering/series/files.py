@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..emd import nodes, untrusted, writing
 from ..emd.settings import Settings, add_settings, read_settings
 from ..grains.clusters import Clusters
-from ..scan.calibration import copy_calibration, step_of
+from ..scan.calibration import copy_calibration, count_patterns, step_of
 from .motion import find_drift
 
 SERIES_KIND = "series"
@@ -230,6 +230,7 @@ def calibration_of_averages(node: emdfile.Node) -> Any:
     if node.metadata.get("averages_calibration") is None:
         raise nodes.damaged(node, "it holds no calibration of its averages")
     calibration._params.update(read_settings(node, "averages_calibration"))
+    count_patterns(calibration)  # files of older versions hold a step
     return calibration
 
 

@@ -143,7 +143,7 @@ class ClusterSeries:
         if "averages" not in arrays.keys:
             raise ValueError(f"frame {frame} holds no clusters, so it has no averages")
         cube = new_datacube(
-            arrays["averages"][:, None], "averages", calibration_of_averages(node), {}
+            arrays["averages"][:, None], "averages", calibration_of_averages(node), {}, "cluster"
         )
         keep_clusters(cube, clusters)
         return cube
@@ -239,7 +239,7 @@ class ClusterSeries:
             params.append({**own, **maps})
             of_patterns.update(maps)
         calibration = _track_calibration(params, of_patterns, track.frames)
-        cube = new_datacube(np.stack(patterns)[:, None], "track", calibration, {})
+        cube = new_datacube(np.stack(patterns)[:, None], "track", calibration, {}, "frame")
         places = np.arange(len(patterns))[:, None]
         keep_clusters(
             cube, Clusters(places, np.insert(places, 1, 0, axis=1), np.full(places.shape, np.nan))
@@ -262,7 +262,7 @@ _PATTERN_KEYS = {*_ORIGIN_KEYS, "qx0_meas", "qy0_meas", "a", "b", "theta"}
 
 _SHARED_KEYS = {
     "Q_pixel_size", "Q_pixel_units", "R_pixel_size", "R_pixel_units", "QR_rotation",
-    "QR_rotation_degrees", "QR_flip",
+    "QR_rotation_degrees", "QR_flip", "scan_pixel_size", "scan_pixel_units",
 }  # fmt: skip
 """Keys of a calibration that hold one value for all patterns of a datacube."""
 

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import Clusters
 from py4dstem_clustering.diffraction.misorientation import get_symmetry, misorientation
+from py4dstem_clustering.scan.calibration import count_patterns
 
 FIELDS = ("matrix", "family", "corr", "inds", "mirror", "angles")
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
@@ -620,3 +621,13 @@ def test_joined_clusters_are_clusters():
 def test_wrong_angles(value, error):
     with pytest.raises(error, match=f"max_angle={value!r} must be"):
         clusters_of(LABELS).join_by_misorientation(full_map(4, 1), gold(), max_angle=value)
+
+
+def test_expanded_bragg_vectors_have_the_step_of_the_scan():
+    per_cluster = bragg_of_clusters()
+    per_cluster.calibration.set_R_pixel_size(2.5)
+    per_cluster.calibration.set_R_pixel_units("nm")
+    count_patterns(per_cluster.calibration)
+    assert per_cluster.calibration.get_R_pixel_units() == ""
+    found = clusters_of(LABELS).expand_bragg(per_cluster).calibration
+    assert (found.get_R_pixel_size(), found.get_R_pixel_units()) == (2.5, "nm")

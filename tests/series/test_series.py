@@ -27,7 +27,14 @@ import pytest
 from conftest import STRICT, forbid, make_scan
 from py4DSTEM import DataCube
 
-from py4dstem_clustering import cluster_series, open_series, simulate_scan, simulate_series
+from py4dstem_clustering import (
+    cluster,
+    cluster_series,
+    filter_correlative,
+    open_series,
+    simulate_scan,
+    simulate_series,
+)
 from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.metrics import track_quality
 from py4dstem_clustering.scan.datacubes import copy_datacube
@@ -216,13 +223,13 @@ def test_a_mask_stays(frames, tmp_path):
 def test_a_memmap_stays_on_disk(frames, tmp_path, monkeypatch):
     np.save(tmp_path / "scan.npy", frames)
     given = []
-    original = DataCube.filter_correlative
+    original = filter_correlative
 
     def spy(self, **options):
         given.append((type(self.data), options.get("out")))
         return original(self, **options)
 
-    monkeypatch.setattr(DataCube, "filter_correlative", spy)
+    monkeypatch.setattr("py4dstem_clustering.series.frames.filter_correlative", spy)
     cluster_series(np.load(tmp_path / "scan.npy", mmap_mode="r"), out=tmp_path / "s.h5",
                    filter={"sigma": 1, "radius": 1, "edge": 1}, threshold=0.5, **QUIET)  # fmt: skip
     assert [kind for kind, _ in given] == [np.memmap] * 4
@@ -412,6 +419,7 @@ def test_origin_of_a_track_is_unknown_where_a_frame_has_none(tmp_path):
 )
 def test_a_track_has_one_pixel_size_and_rotation(tmp_path, was, now):
     (key,) = {**was, **now}
+    key = key.replace("R_pixel", "scan_pixel")
     with pytest.raises(ValueError, match=f"{key} is .* in frame 0 and .* in frame 1: .*averages"):
         track_of(tmp_path, [calibrated(**was), calibrated(**now)])
 
@@ -526,9 +534,9 @@ def test_a_generator_that_fails_keeps_what_was_done(frames, whole, tmp_path, mon
     for file in journal_of(out).glob("frame_*.h5"):
         assert py4DSTEM.read(str(file)) is not None
     done = []
-    original = DataCube.cluster
     monkeypatch.setattr(
-        DataCube, "cluster", lambda self, **o: (done.append(o["name"]), original(self, **o))[1]
+        "py4dstem_clustering.series.frames.cluster",
+        lambda self, **o: (done.append(o["name"]), cluster(self, **o))[1],
     )
     cluster_series(Failing(frames), out=out, **MERGE)
     assert done == ["frame_000002", "frame_000003"]
@@ -704,7 +712,7 @@ def test_times_one_by_one_need_scans_in_order(two_files, tmp_path, monkeypatch, 
 
 def test_time_units_may_change(frames, whole, tmp_path, monkeypatch):
     shutil.copy(whole, tmp_path / "s.h5")
-    monkeypatch.setattr(DataCube, "cluster", None)
+    monkeypatch.setattr("py4dstem_clustering.series.frames.cluster", None)
     series = cluster_series(frames, out=tmp_path / "s.h5", time_units="s", **MERGE)
     assert series.time_units == "s"
     assert series.times.tolist() == [0, 1, 2, 3]
@@ -713,7 +721,7 @@ def test_time_units_may_change(frames, whole, tmp_path, monkeypatch):
 def test_times_and_drift_may_change(frames, whole, tmp_path, monkeypatch):
     out = tmp_path / "s.h5"
     shutil.copy(whole, out)
-    monkeypatch.setattr(DataCube, "cluster", None)
+    monkeypatch.setattr("py4dstem_clustering.series.frames.cluster", None)
     drift = np.arange(8.0).reshape(4, 2)
     series = cluster_series(frames, out=out, times=[1, 2, 4, 8], drift=drift, **MERGE)
     assert series.times.tolist() == [1, 2, 4, 8]
