@@ -47,7 +47,7 @@ def run_cluster(options: argparse.Namespace) -> None:
 
     if not grows:
         start = time.perf_counter()
-        clusters = cluster(
+        clusters: Any = cluster(
             scan,
             min_size=options.min_size,
             r_mask=r_mask,
@@ -93,13 +93,13 @@ def _grow(
         source = filter_correlative(scan, **filtering, **common)
         print(f"filtered in {time_since(start)}")
     start = time.perf_counter()
-    similarity = get_similarity(source, q_mask=q_mask, sigma=options.sigma or 0, **common)
+    similarity: Any = get_similarity(source, q_mask=q_mask, sigma=options.sigma or 0, **common)
     print(f"compared in {time_since(start)}: {similarity}")
     thresholds = options.threshold or [0.9]
     found = []
     for threshold in thresholds:
         start = time.perf_counter()
-        clusters = cluster(
+        clusters: Any = cluster(
             source,
             threshold=threshold,
             min_size=options.min_size,

@@ -29,7 +29,7 @@ def run_demo(options: argparse.Namespace) -> None:
     scan = truth.datacube
     print(f"simulated {' x '.join(map(str, scan.data.shape))} in {time_since(start)}")
 
-    clusters = cluster(scan, progress_bar=False)
+    clusters: Any = cluster(scan, progress_bar=False)
     averages = get_clustered_datacube(scan, clusters, progress_bar=False)
     print(f"clustered and averaged in {time_since(start)}: {clusters}")
 
@@ -38,8 +38,8 @@ def run_demo(options: argparse.Namespace) -> None:
     filtered = filter_correlative(scan, corr_range="auto", progress_bar=False)
     centre = tuple((n - 1) / 2 for n in scan.Qshape)
     q_mask = scan.make_detector(scan.Qshape, "annulus", (centre, (6, min(centre))))
-    similarity = get_similarity(filtered, q_mask=q_mask, progress_bar=False)
-    grown = cluster(
+    similarity: Any = get_similarity(filtered, q_mask=q_mask, progress_bar=False)
+    grown: Any = cluster(
         filtered, threshold=0.9, min_size=5, r_mask="triangle", similarity=similarity, name="grown"
     )
     print(f"filtered, compared and grown in {time_since(start)}: {grown}")

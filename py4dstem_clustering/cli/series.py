@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,24 +51,26 @@ def run_series(options: argparse.Namespace) -> None:
     if options.q_range is not None or options.q_center is not None:
         q_mask = make_q_mask(load(options.files[0]), options.q_range, options.q_center)
     start = time.perf_counter()
-    series = cluster_series(
-        options.files,
-        out=options.out,
-        filter=filtering or options.filter,
-        load=load,
-        times=time_step,
-        time_units=time_units,
-        resume=not options.overwrite,
-        overwrite=options.overwrite,
-        min_size=options.min_size,
-        q_mask=q_mask,
-        r_mask=r_mask,
-        method="grow" if grows else "merge",
-        threshold=options.threshold,
-        sigma=options.sigma,
-        drop_background=None if grows else not options.keep_background,
-        **common_options(options),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*failed, see series.errors")  # printed below
+        series = cluster_series(
+            options.files,
+            out=options.out,
+            filter=filtering or options.filter,
+            load=load,
+            times=time_step,
+            time_units=time_units,
+            resume=not options.overwrite,
+            overwrite=options.overwrite,
+            min_size=options.min_size,
+            q_mask=q_mask,
+            r_mask=r_mask,
+            method="grow" if grows else "merge",
+            threshold=options.threshold,
+            sigma=options.sigma,
+            drop_background=None if grows else not options.keep_background,
+            **common_options(options),
+        )
     print(f"clustered in {time_since(start)}: {series}")
     for frame, error in series.errors.items():
         print(f"frame {frame} failed: {error}", file=sys.stderr)
@@ -79,6 +82,8 @@ def run_series(options: argparse.Namespace) -> None:
         if figures is not None:
             _draw_series(figures, series, tracks, unit)
     print(f"wrote {options.out}")
+    if len(series.errors) == len(series):
+        raise ValueError(f"no scan could be clustered; {options.out} holds only the errors")
 
 
 def _draw_series(folder: Path, series: Any, tracks: Any, pixel_units: str) -> None:

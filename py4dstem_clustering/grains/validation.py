@@ -215,7 +215,7 @@ def _orientations_of_half(
             options = dict(steps.clusters[method])
             if isinstance(options["r_mask"], np.ndarray):  # a map of the whole scan
                 options["r_mask"] = options["r_mask"][positions]
-            clusters = cluster(source, **options, **steps.common)
+            clusters: Any = cluster(source, **options, **steps.common)
             averages = None
             if clusters.n_clusters:
                 averages = get_clustered_datacube(source, clusters, **steps.common)

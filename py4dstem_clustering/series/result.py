@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_path
+from ..base.progress import warn_user
 from ..emd import untrusted
 from ..grains.averages import keep_clusters
 from ..grains.clusters import Clusters
@@ -323,6 +324,12 @@ def open_series(path: str | PathLike[str]) -> ClusterSeries:
     stored = read_series(path)
     if not stored.infos:
         raise ValueError(describe_missing_series(path))
+    if stored.lost:
+        numbers = ", ".join(map(str, stored.lost[:10])) + ", ..." * (len(stored.lost) > 10)
+        warn_user(
+            f"{path} has lost {len(stored.lost)} of its frames ({numbers}); cluster_series with "
+            "the same frames and options does them again"
+        )
     settings = stored.settings[0]
     if not isinstance(settings.get("time_units"), str):
         raise ValueError(

@@ -310,7 +310,8 @@ def test_a_series_with_a_bad_file(movie_files, tmp_path, capsys):
     (tmp_path / "bad.npy").write_text("x")
     assert series([movie_files[0], tmp_path / "bad.npy"], tmp_path / "out.h5") == 0
     assert "frame 1 failed: ValueError: NumPy cannot open" in capsys.readouterr().err
-    assert series([tmp_path / "bad.npy"], tmp_path / "none.h5") == 0
+    assert series([tmp_path / "bad.npy"], tmp_path / "none.h5") == 2
+    assert "no scan could be clustered" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
