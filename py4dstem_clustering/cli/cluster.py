@@ -10,6 +10,7 @@ from ..base.checks import check_out
 from ..emd import writing
 from ..scan.datacubes import files_of
 from .options import (
+    check_before_opening,
     check_other_file,
     common_options,
     draw_overview,
@@ -32,6 +33,7 @@ def run_cluster(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {options.out} exists; give another name, or --overwrite")
     path = check_out(options.out, options.overwrite)
     check_other_file(path, [options.file])
+    check_before_opening(options)
     grows = is_growth(options)
     filtering, r_mask = filter_and_r_mask(options)
     step = None if options.step is None else parse_step(*options.step)

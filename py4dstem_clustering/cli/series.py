@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..base.checks import check_number
+from ..base.checks import check_number, check_out
 from .options import (
+    check_before_opening,
     check_other_file,
     common_options,
     filter_and_r_mask,
@@ -35,6 +36,8 @@ def run_series(options: argparse.Namespace) -> None:
     from ..series.run import cluster_series
 
     check_other_file(options.out, options.files)
+    check_out(options.out, True, "--out")
+    check_before_opening(options)
     filtering, r_mask = filter_and_r_mask(options)
     step = None if options.step is None else parse_step(*options.step)
     time_step, time_units = 1.0, "frames"

@@ -45,7 +45,8 @@ def check_calibration(datacube: Any) -> None:
     calibration = calibration_of(datacube)
     params = getattr(calibration, "_params", {})
     for key, what in _USED_MAPS.items():
-        shape = np.shape(params.get(key))
+        value: Any = params.get(key)
+        shape = np.shape(value)
         if shape not in ((), tuple(datacube.Rshape)):
             raise ValueError(
                 f"the calibration holds {what} of a scan of {shape} and does not fit this scan of "
