@@ -28,6 +28,7 @@ def run_cluster(options: argparse.Namespace) -> None:
     """Cluster a scan, and write averages, clusters and figures."""
     from ..grains.averages import get_clustered_datacube, keep_clusters
     from ..grains.clustering import cluster
+    from ..grains.describe import find_doubts
 
     if options.out.exists() and not options.overwrite:
         raise ValueError(f"--out {options.out} exists; give another name, or --overwrite")
@@ -64,6 +65,9 @@ def run_cluster(options: argparse.Namespace) -> None:
     found.sort(key=lambda clusters: clusters.n_clusters > 0)  # results without clusters come first
     start = time.perf_counter()
     averages = get_clustered_datacube(scan, found[-1], **common)
+    for clusters in found:
+        for doubt in find_doubts(clusters):
+            print(f"check {clusters.name!r}: {doubt}")
     print(f"averaged {found[-1].name!r} in {time_since(start)}")
     for clusters in found:
         keep_clusters(averages, clusters)

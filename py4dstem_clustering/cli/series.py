@@ -78,7 +78,11 @@ def run_series(options: argparse.Namespace) -> None:
     for frame, error in series.errors.items():
         print(f"frame {frame} failed: {error}", file=sys.stderr)
     if len(series.errors) < len(series):
-        tracks = series.tracks()
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            tracks = series.tracks()
+        for warning in found:
+            print(f"check: {warning.message}")
         print(f"followed: {tracks}")
         unit = next(c.pixel_units for c in series if c is not None)
         _print_tracks(tracks, series.time_units, unit)
@@ -116,9 +120,12 @@ def _print_tracks(tracks: Any, time_units: str, unit: str) -> None:
         rate, error = track.growth_rate()
         first, last = track.frames[[0, -1]]
         growth = f"{rate:.3g} ± {error:.2g}" if np.isfinite(error) else "-"
+        growth += " *" if track.table["touches_border"].any() else ""
         print(
             f"{track.number:>5} {f'{first} to {last}':>12} {len(track):>5} "
             f"{track.areas[-1]:>18.4g}  {growth}"
         )
+    if tracks["touches_border"].any():
+        print("* touches the border of the scan: what lies outside is not counted")
     if len(longest) > _N_PRINTED:
         print(f"and {len(longest) - _N_PRINTED} shorter tracks")

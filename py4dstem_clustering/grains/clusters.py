@@ -386,7 +386,9 @@ class Clusters(HandOver, Frozen):
         Returns
         -------
         str
-            Sentences with the numbers of these clusters, and references. Show it with ``print``.
+            Sentences with the numbers of these clusters, and references. Show it with ``print``. If
+            something speaks against the clusters being grains (no background at all, a cluster that
+            fills the field of view), a last paragraph says what to check.
 
         Examples
         --------

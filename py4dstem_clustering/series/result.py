@@ -18,6 +18,7 @@ from ..base.progress import warn_user
 from ..emd import untrusted
 from ..grains.averages import keep_clusters
 from ..grains.clusters import Clusters
+from ..grains.describe import WHOLE_SHARE
 from ..scan.calibration import copy_calibration, step_of
 from ..scan.datacubes import new_datacube
 from .files import (
@@ -177,13 +178,29 @@ class ClusterSeries:
             ``pandas.DataFrame(numpy.asarray(tracks))``. Drift is subtracted. Background (with
             ``drop_background=False``) belongs to no track. Frames that failed end no track.
         """
-        return link_frames(
+        tracks = link_frames(
             self._frames_to_link(),
             drift=self.drift,
             times=self.times,
             centre=self._centre(),
             **options,
         )
+        self._warn_of_whole_frames(tracks)
+        return tracks
+
+    def _warn_of_whole_frames(self, tracks: Tracks) -> None:
+        """Warn of tracks that fill the field of view in all of their frames: they cannot grow."""
+        if not len(tracks):
+            return
+        first = next(place for place, info in enumerate(self.infos) if info.n_clusters)
+        enough = WHOLE_SHARE * np.prod(self[first].shape)
+        whole = [t.number for t in tracks if (t.sizes >= enough).all() and len(t) > 1]
+        if whole:
+            warn_user(
+                f"track {', '.join(map(str, whole))} fills the field of view in each of its "
+                "frames, so its area and growth are those of the scan; look at "
+                "series[0].plot() and at the averages: the particles were not found"
+            )
 
     def _frames_to_link(self) -> Iterator[tuple[Any, ...] | None]:
         """Yield the input of `link_frames`, and read each frame only when it is needed."""

@@ -163,6 +163,18 @@ def test_a_frame_under_the_number_of_another_is_refused(frames, tmp_path):
         open_series(tmp_path / "s.h5")
 
 
+# --- a particle as large as the scan -----------------------------------------------------------
+
+
+def test_a_track_that_fills_the_field_of_view_is_warned_of(frames, tmp_path):
+    same = np.repeat(frames[:1], 3, axis=0)
+    options = {"threshold": -1, **OPTIONS}
+    series = cluster_series(same, out=tmp_path / "s.h5", **options)
+    assert [len(clusters) for clusters in series] == [1, 1, 1]
+    with pytest.warns(UserWarning, match="track 0 fills the field of view in each"):
+        series.tracks()
+
+
 # --- options ---------------------------------------------------------------------------------
 
 
