@@ -965,3 +965,36 @@ def test_growth_samples_the_data_once(cube, monkeypatch):
     assert clusters.settings["fingerprint"] == "known"
     assert clusters.similarity.settings["fingerprint"] == "known"
     assert clusters.settings["subtract_mean"] is True
+
+
+SPAWN = """
+import multiprocessing
+import numpy as np
+
+def labels_of(cube):
+    import py4dstem_clustering
+    made = cube.cluster(threshold=0.5, progress_bar=False)
+    averages = cube.get_clustered_datacube(made, progress_bar=False)
+    return made, averages.data, cube.clusters.settings["fingerprint"]
+
+if __name__ == "__main__":
+    from py4dstem_clustering import simulate_scan
+    cube = simulate_scan((16, 14), (32, 30), n_grains=2, seed=1).datacube
+    cube.calibration.set_origin((np.full((16, 14), 15.5), 14.5))
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        clusters, averages, mark = pool.apply(labels_of, (cube,))
+    own, expected, own_mark = labels_of(cube)
+    np.testing.assert_array_equal(clusters.labels, own.labels)
+    np.testing.assert_array_equal(averages, expected)
+    assert mark == own_mark
+    print("done")
+"""
+
+
+@pytest.mark.slow
+def test_a_datacube_goes_to_a_spawned_process(tmp_path):
+    (tmp_path / "spawn.py").write_text(SPAWN)
+    done = subprocess.run(
+        [sys.executable, "spawn.py"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == "done\n", done.stderr

@@ -331,6 +331,11 @@ class Clusters(HandOver, Frozen):
                 raise ValueError(f"order={order!r} must be 'size' or a sequence of all labels")
             sequence = np.argsort(-self.sizes, kind="stable")
             text = "relabel('size')"
+        elif not isinstance(order, Iterable):
+            raise TypeError(
+                f"order={order!r} must be 'size' or a sequence of all labels, not "
+                f"{type(order).__name__}"
+            )
         else:
             sequence = np.array([self._check_label(label) for label in order], dtype=int)
             if len(sequence) != self.n_clusters or len(set(sequence)) != self.n_clusters:

@@ -78,6 +78,11 @@ def carry_calibration(
     for key in _OTHER_MAPS:
         if np.shape(copy._params.get(key)) not in ((), tuple(datacube.Rshape)):
             del copy._params[key]
+    for key in ("qx0", "qy0"):
+        # py4DSTEM makes it NaN where one origin is not known, and cannot save the axes (0.14.18).
+        values = np.asarray(copy._params.get(key), dtype=float)
+        if np.isnan(copy._params.get(f"{key}_mean") or 0.0) and np.isfinite(values).any():
+            copy._params[f"{key}_mean"] = float(values[np.isfinite(values)].mean())
     if labels is None:
         return copy
 
@@ -183,6 +188,9 @@ def known_centre(datacube: Any) -> tuple[float, float] | None:
     if calibration is None:
         return None
     origin = calibration.get_origin_mean()
+    if origin is not None and not np.isfinite(np.asarray(origin, dtype=float)).all():
+        origins = known_origins(datacube)
+        origin = None if origins is None else np.nanmean(origins, axis=(0, 1))
     if origin is None or not np.isfinite(np.asarray(origin, dtype=float)).all():
         return None
     return float(origin[0]), float(origin[1])

@@ -364,3 +364,8 @@ def test_similarity_keeps_to_itself(cube):
     data[1, 1, 5] += 1e-3
     with pytest.raises(ValueError, match=r"pairs differ by 0\.00"):
         Similarity(data)
+
+
+def test_an_order_that_is_no_sequence(clusters):
+    with pytest.raises(TypeError, match="order=3 must be 'size' or a sequence of all labels"):
+        clusters.relabel(3)

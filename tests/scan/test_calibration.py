@@ -10,7 +10,7 @@ import pytest
 from conftest import forbid
 
 from py4dstem_clustering import Clusters, cluster_series
-from py4dstem_clustering.scan.calibration import whole_shifts
+from py4dstem_clustering.scan.calibration import known_centre, whole_shifts
 
 
 def test_a_shift_is_at_most_half_the_detector():
@@ -101,3 +101,16 @@ def test_a_series_records_the_frame_whose_origin_does_not_fit(cube, tmp_path):
     series = cluster_series([cube, wrong], out=tmp_path / "series.h5", progress_bar=False)
     assert list(series.errors) == [1]
     assert "the origin of a scan of (7, 9) and does not fit" in series.errors[1]
+
+
+def test_an_origin_that_is_not_known_everywhere(cube, tmp_path):
+    x, y = np.indices((7, 9))
+    qx0, qy0 = 6 + 0.1 * x, 5 + 0.2 * y
+    qx0[2, 3] = np.nan
+    cube.calibration.set_origin((qx0, qy0))
+    assert np.isnan(cube.calibration.get_origin_mean()[0])
+    np.testing.assert_allclose(known_centre(cube), (np.nanmean(qx0), qy0.mean()))
+    averages = cube.get_clustered_datacube(labels_of(cube), progress_bar=False)
+    py4DSTEM.save(tmp_path / "averages.h5", averages)  # py4DSTEM cannot save an axis of NaN
+    read = py4DSTEM.read(tmp_path / "averages.h5").calibration
+    assert read.get_qx0_mean() == pytest.approx(np.nanmean(qx0))
