@@ -133,8 +133,13 @@ def calibrate(rng, cube):
 
 
 def some(rng, **choices):
-    """Some of the options, each with one of its values."""
-    return {k: pick(rng, *v) for k, v in choices.items() if rng.random() < 0.35}
+    """Some of the options, each with one of its values, mostly of the first half of them."""
+    found = {}
+    for name, values in choices.items():
+        if rng.random() < 0.35:
+            likely = values[: (len(values) + 1) // 2]
+            found[name] = pick(rng, *(likely if rng.random() < 0.8 else values))
+    return found
 
 
 def masks(rng, shape):
@@ -145,7 +150,7 @@ def masks(rng, shape):
 
 
 def cluster_options(rng, cube):
-    return some(
+    options = some(
         rng,
         method=["merge", "grow", "merge", "grow", "shrink"],
         threshold=[0.5, 0.9, "auto", -1, 1.5, np.nan, "x", None],
@@ -161,6 +166,15 @@ def cluster_options(rng, cube):
         max_memory=["1 GB", "1 kB", 10**8, "lots"],
         name=["clusters", "a/b", "other", ""],
     )
+    grows = options.get("method") == "grow" or {"threshold", "sigma", "subtract_mean"} & {*options}
+    if rng.random() < 0.85:  # options that go together
+        for name in ("rank", "drop_background") if grows else ("sigma", "subtract_mean"):
+            options.pop(name, None)
+        if "n_clusters" in options:
+            options.pop("threshold", None)
+        if grows:
+            options["method"] = "grow"
+    return options
 
 
 # --- calls -----------------------------------------------------------------------------------
@@ -191,6 +205,7 @@ def do_filter(rng, cube, raw, folder):
         corr_range=[(0.2, 0.9), (-1, 1), "auto", (1, 0)], out=[folder / "filtered.h5", "no/x.h5"],
         overwrite=[True], compression=["gzip", "lzf", "zip"],
     )  # fmt: skip
+    options.setdefault("edge", 0)
     filtered = cube.filter_correlative(**options, **QUIET)
     try:
         values = np.asarray(filtered.data[:])
@@ -213,6 +228,8 @@ def do_similarity(rng, cube, raw, folder):
         rng, q_mask=masks(rng, cube.Qshape), sigma=[0, 1, -1], subtract_mean=[True, False, 3],
         noise_correct=[True, False], gain=[1.0, 0, 5], offset=[0.0, 3.0], n_jobs=[1, 2],
     )  # fmt: skip
+    if not options.get("noise_correct") and rng.random() < 0.85:
+        options = {k: v for k, v in options.items() if k not in ("gain", "offset")}
     similarity = cube.get_similarity(**options, **QUIET)
     values = similarity.data
     if (np.abs(values[np.isfinite(values)]) > 1.0001).any():
@@ -244,7 +261,7 @@ def do_averages(rng, cube, raw, folder):
         cube.cluster(threshold=0.5, **QUIET)
     options = some(
         rng, min_purity=[0.5, 0.9, 2], align=[True, False], n_jobs=[1, 2], name=["a", "x/y"],
-        clusters=["clusters", "none", 3],
+        clusters=["clusters", None, "none", 3],
     )  # fmt: skip
     averages = cube.get_clustered_datacube(**options, **QUIET)
     clusters = averages.clusters

@@ -83,6 +83,8 @@ def run_series(options: argparse.Namespace) -> None:
             tracks = series.tracks()
         for warning in found:
             print(f"check: {warning.message}")
+        if not len(tracks):
+            print("check: no scan has a cluster; what does --keep-background find?")
         print(f"followed: {tracks}")
         unit = next(c.pixel_units for c in series if c is not None)
         _print_tracks(tracks, series.time_units, unit)

@@ -194,7 +194,7 @@ class ClusterSeries:
             return
         first = next(place for place, info in enumerate(self.infos) if info.n_clusters)
         enough = WHOLE_SHARE * np.prod(self[first].shape)
-        whole = [t.number for t in tracks if (t.sizes >= enough).all() and len(t) > 1]
+        whole = [t.number for t in tracks if (t.sizes >= enough).all()]
         if whole:
             warn_user(
                 f"track {', '.join(map(str, whole))} fills the field of view in each of its "

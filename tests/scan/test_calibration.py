@@ -9,7 +9,8 @@ import py4DSTEM
 import pytest
 from conftest import forbid
 
-from py4dstem_clustering import Clusters, cluster_series
+from py4dstem_clustering import Clusters, cluster_series, simulate_scan
+from py4dstem_clustering.metrics import adjusted_rand_index
 from py4dstem_clustering.scan.calibration import known_centre, whole_shifts
 
 
@@ -114,3 +115,19 @@ def test_an_origin_that_is_not_known_everywhere(cube, tmp_path):
     py4DSTEM.save(tmp_path / "averages.h5", averages)  # py4DSTEM cannot save an axis of NaN
     read = py4DSTEM.read(tmp_path / "averages.h5").calibration
     assert read.get_qx0_mean() == pytest.approx(np.nanmean(qx0))
+
+
+def test_maps_that_are_cropped_alike_give_the_right_grains():
+    made = simulate_scan((30, 24), (48, 44), n_grains=4, electrons=1000, seed=2, descan=6)
+    scan = made.datacube
+    qx0, qy0, _ = py4DSTEM.process.calibration.get_origin(scan)
+    scan.calibration.set_origin((qx0, qy0))
+    part = np.s_[2:25, 3:20]
+    scan.crop_R((2, 25, 3, 20))
+    scan.calibration.set_origin((qx0[part], qy0[part]))
+    found = scan.cluster(progress_bar=False)
+    assert adjusted_rand_index(found.labels, made.labels[part]) > 0.95
+    averages = scan.get_clustered_datacube(progress_bar=False)
+    for k in range(found.n_clusters):
+        expected = qx0[part][found.labels == k].mean()
+        assert averages.calibration.get_qx0()[k, 0] == pytest.approx(expected)

@@ -175,6 +175,13 @@ def test_a_track_that_fills_the_field_of_view_is_warned_of(frames, tmp_path):
         series.tracks()
 
 
+def test_the_command_says_that_nothing_was_found(tmp_path, capsys):
+    np.save(tmp_path / "scan.npy", np.zeros((*SHAPE, 14, 11), np.uint8))
+    command = ["series", str(tmp_path / "scan.npy"), "--out", str(tmp_path / "s.h5"), "--quiet"]
+    assert main(command) == 0
+    assert "check: no scan has a cluster" in capsys.readouterr().out
+
+
 # --- options ---------------------------------------------------------------------------------
 
 
