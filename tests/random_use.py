@@ -267,7 +267,9 @@ def do_averages(rng, cube, raw, folder):
     clusters = averages.clusters
     if averages.shape != (clusters.n_clusters, 1, *cube.Qshape) or averages.dim_units[0] != "":
         raise Wrong(f"averages of {averages.shape} in {averages.dim_units}")
-    if "min_purity" in options or options.get("align") is not False:
+    origin = cube.calibration.get_origin()
+    moved = origin is not None and any(np.ndim(q) for q in origin)
+    if "min_purity" in options or (moved and options.get("align") is not False):
         return
     for k in range(min(3, clusters.n_clusters)):
         patterns = raw[clusters.labels == k].astype(np.float64)
