@@ -345,7 +345,7 @@ def test_orix_368_distances_do_not_depend_on_the_equivalent_that_was_chosen():
 # --- files that are exchanged between programs ---------------------------------------------------
 
 
-def test_rosettasciio_303_and_hyperspy_813_other_programs_find_plain_hdf5(cube, tmp_path):
+def test_hyperspy_813_other_programs_find_a_plain_emd_file(cube, tmp_path):
     cube.cluster(**GROW)
     py4DSTEM.save(tmp_path / "averages.h5", cube.get_clustered_datacube(**QUIET))
     cluster_series([cube], out=tmp_path / "series.h5", **QUIET)
