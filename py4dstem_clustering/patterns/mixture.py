@@ -25,7 +25,7 @@ from ..kernels.features import features_need
 from ..kernels.lag import Lag, undo_lag
 from ..kernels.mixture import mixture_core
 from ..scan.calibration import check_calibration
-from ..scan.datacubes import warn_of_other_data
+from ..scan.datacubes import marks_of, warn_of_other_data
 from .features import measure_features
 
 MAX_CLUSTERS_PER_POSITION = 4
@@ -44,10 +44,13 @@ class Mixture(Frozen):
         -2 fills places without a further cluster.
     shares : ndarray, (Rx, Ry, 4)
         Shares of these labels, 0 to 1. They add up to 1 unless more than four clusters meet.
+    made_from : tuple of str
+        Fingerprints of the data of the clusters, if they are known.
     """
 
     labels: NDArray[Any]
     shares: NDArray[Any]
+    made_from: tuple[str, ...] = ()
 
     @property
     def purity(self) -> NDArray[Any]:
@@ -100,5 +103,6 @@ def measure_mixture(
         features = undo_lag(features, Lag.from_name(settings["lag_axis"], settings["lag"]))
     with progress(len(labels), "Finding shares", progress_bar) as report:
         return Mixture(
-            *mixture_core(features.values, labels, reach, MAX_CLUSTERS_PER_POSITION, report)
+            *mixture_core(features.values, labels, reach, MAX_CLUSTERS_PER_POSITION, report),
+            marks_of(settings),
         )

@@ -58,6 +58,14 @@ def _parents(datacube: DataCube) -> tuple[str, ...]:
     return tuple(mark for mark in found if isinstance(mark, str))
 
 
+def marks_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fingerprints of the data of a result, and of the scans they were filtered from, if known."""
+    mark, parents = settings.get("fingerprint"), settings.get("parents")
+    if not isinstance(mark, str):
+        return ()
+    return (mark, *(parents if isinstance(parents, tuple) else ()))
+
+
 def warn_of_other_data(
     what: str, settings: Mapping[str, Any], datacube: DataCube, known: str | None = None
 ) -> None:
@@ -66,10 +74,9 @@ def warn_of_other_data(
     A scan and what was filtered from it fit. So does a result that does not know its data.
     `known` is the fingerprint of the datacube, if the caller has it already.
     """
-    mark, parents = settings.get("fingerprint"), settings.get("parents")
-    if not isinstance(mark, str):
+    made_from = {*marks_of(settings)}
+    if not made_from:
         return
-    made_from = {mark, *(parents if isinstance(parents, tuple) else ())}
     here = known or fingerprint(datacube.data)
     if made_from.isdisjoint({here, *_parents(datacube)}):
         warn_user(
