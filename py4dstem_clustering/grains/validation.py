@@ -29,7 +29,7 @@ from ..diffraction.misorientation import get_symmetry
 from ..diffraction.orientation import check_calibrated
 from ..diffraction.refining import refine_orientations
 from ..patterns.filtering import filter_correlative
-from ..scan.calibration import calibration_of, scan_step
+from ..scan.calibration import calibration_of, check_calibration, scan_step
 from .averages import get_clustered_datacube
 from .clustering import cluster
 
@@ -139,6 +139,7 @@ def cross_validate_orientation(
     >>> validation.table()["mean"]  # doctest: +SKIP
     """
     check_data(self.data)
+    check_calibration(self)
     if min(self.Rshape) < 4:
         raise ValueError(
             f"a scan of {self.R_Nx} x {self.R_Ny} is too small to be halved like a checkerboard; "

@@ -199,6 +199,7 @@ def test_what_was_there_stays(grains, kernel, capsys, wrap):
     results = []
     for data, kept in ((whole.data[small], {}), (wrap(whole.data[small]), {"orientation_map": 1})):
         cube = DataCube(data, calibration=whole.calibration.copy())
+        cube.calibration.set_origin([q[small] for q in whole.calibration.get_origin()])
         before = list(cube._branch.keys())
         vars(grains.crystal).pop("orientation_map", None)  # other tests share the crystal
         vars(grains.crystal).update(kept)

@@ -40,6 +40,7 @@ CALLS = {
     "filter": lambda cube: cube.filter_correlative(edge=2, progress_bar=False),
     "averages": lambda cube: cube.get_clustered_datacube(labels_of(cube), progress_bar=False),
     "mixture": lambda cube: labels_of(cube).get_mixture(cube, progress_bar=False),
+    "cross-validation": lambda cube: cube.cross_validate_orientation(None, None),
     "explore": lambda cube: cube.explore_clusters(progress_bar=False),
 }
 
