@@ -333,7 +333,7 @@ def check_writable(path: Path) -> None:
             file.flush()
     except OSError as error:
         raise OSError(
-            f"{path} cannot be written ({error}); make room, or choose another folder"
+            f"{path} cannot be written ({error}). Make room, or choose another folder"
         ) from error
     if path.is_file():
         try:

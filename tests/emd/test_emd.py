@@ -425,6 +425,6 @@ def test_a_full_disk_is_found_before_the_work(cube, tmp_path, monkeypatch):
 
     forbid(monkeypatch, "correlative_core")
     monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Full())
-    with pytest.raises(OSError, match=r"x.h5 cannot be written .*No space left.*make room"):
+    with pytest.raises(OSError, match=r"x.h5 cannot be written .*No space left.*Make room"):
         cube.filter_correlative(edge=2, out=tmp_path / "x.h5", progress_bar=False)
     assert list(tmp_path.iterdir()) == []
