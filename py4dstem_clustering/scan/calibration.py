@@ -53,7 +53,9 @@ def check_calibration(datacube: Any) -> None:
                 f"{tuple(datacube.Rshape)}; py4DSTEM leaves it as it was when a scan is cropped, "
                 f"binned or reshaped. Set it with {_REMEDIES[what]}"
             )
-    origin = [np.asarray(params.get(key), dtype=float) for key in ("qx0", "qy0")]
+    # py4DSTEM's get_probe_size keeps a mean alone.
+    values: list[Any] = [params.get(key, params.get(f"{key}_mean")) for key in ("qx0", "qy0")]
+    origin = [np.asarray(value, dtype=float) for value in values]
     known = [part[np.isfinite(part)] for part in origin]
     if not all(part.size for part in known):
         return

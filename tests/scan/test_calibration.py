@@ -89,8 +89,11 @@ def test_maps_that_are_not_used_are_not_handed_on(cube):
     np.testing.assert_allclose(averages.calibration.get_qy0()[:, 0], [5.2, 5.9])
 
 
-def test_an_origin_outside_the_detector_is_warned_of(cube):
+@pytest.mark.parametrize("mean_alone", [False, True])
+def test_an_origin_outside_the_detector_is_warned_of(cube, mean_alone):
     cube.calibration.set_origin((12.0, 9.0))
+    if mean_alone:  # as py4DSTEM's get_probe_size keeps it
+        del cube.calibration._params["qx0"], cube.calibration._params["qy0"]
     cube.bin_Q(2)
     with pytest.warns(UserWarning, match=r"the origin \(12, 9\) .* detector of 7 x 5") as found:
         cube.cluster(progress_bar=False)
