@@ -55,7 +55,11 @@ def check_calibration(datacube: Any) -> None:
             )
     # py4DSTEM's get_probe_size keeps a mean alone.
     values: list[Any] = [params.get(key, params.get(f"{key}_mean")) for key in ("qx0", "qy0")]
-    origin = [np.asarray(value, dtype=float) for value in values]
+    try:
+        origin = [np.asarray(value, dtype=float) for value in values]
+    except (TypeError, ValueError):
+        found = " and ".join(map(in_one_line, values))
+        raise damaged(datacube, f"its calibration has the origin {found}, and no numbers") from None
     known = [part[np.isfinite(part)] for part in origin]
     if not all(part.size for part in known):
         return

@@ -135,3 +135,9 @@ def test_maps_that_are_cropped_alike_give_the_right_grains():
     for k in range(found.n_clusters):
         expected = qx0[part][found.labels == k].mean()
         assert averages.calibration.get_qx0()[k, 0] == pytest.approx(expected)
+
+
+def test_an_origin_that_is_no_number_is_refused(cube):
+    cube.calibration._params["qx0"] = "left"
+    with pytest.raises(ValueError, match="'cube' is damaged: .* origin 'left' and .* no numbers"):
+        cube.cluster(progress_bar=False)
