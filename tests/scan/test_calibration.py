@@ -139,5 +139,5 @@ def test_maps_that_are_cropped_alike_give_the_right_grains():
 
 def test_an_origin_that_is_no_number_is_refused(cube):
     cube.calibration._params["qx0"] = "left"
-    with pytest.raises(ValueError, match="'cube' is damaged: .* origin 'left' and .* no numbers"):
+    with pytest.raises(ValueError, match=r"'cube' is damaged: .* origin 'left' and .* no numbers"):
         cube.cluster(progress_bar=False)
