@@ -12,7 +12,8 @@
 ``clusters``                the newest clustering in the tree; ``get_clusters(name)`` for another
 
 and ``cluster_series`` clusters the scans of an in-situ experiment one after the other, and follows
-their grains (5D-STEM).
+their grains (5D-STEM). Each method is also a function, ``py4dstem_clustering.cluster(datacube)``,
+in case another package has taken its name on DataCube.
 """
 
 from . import metrics
@@ -23,12 +24,17 @@ from .diffraction.disks import GainedDisks
 from .diffraction.misorientation import get_symmetry, misorientation
 from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.refining import refine_orientations
+from .explore.start import explore_clusters
 from .explore.window import ClusterExplorer
+from .grains.averages import get_clustered_datacube, get_clusters
+from .grains.clustering import cluster, get_cluster_tree
 from .grains.clusters import Clusters
 from .grains.tree import ClusterTree
+from .grains.validation import cross_validate_orientation
 from .kernels.similarity import DIRECTIONS
+from .patterns.filtering import filter_correlative
 from .patterns.mixture import Mixture
-from .patterns.similarity import Similarity
+from .patterns.similarity import Similarity, get_similarity
 from .plotting.areas import plot_areas
 from .plotting.film import animate_series
 from .plotting.maps import plot_clusters, plot_growth, plot_similarity
@@ -66,8 +72,16 @@ __all__ = [
     "Tracks",
     "__version__",
     "animate_series",
+    "cluster",
     "cluster_series",
+    "cross_validate_orientation",
+    "explore_clusters",
+    "filter_correlative",
     "find_drift",
+    "get_cluster_tree",
+    "get_clustered_datacube",
+    "get_clusters",
+    "get_similarity",
     "get_symmetry",
     "link_frames",
     "metrics",

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
+from typing import Any
 
 from py4DSTEM import DataCube
 
-from .diffraction.validation import cross_validate_orientation
+from .base.progress import warn_user
 from .explore.start import explore_clusters
 from .grains.averages import clusters, get_clustered_datacube, get_clusters
 from .grains.clustering import cluster, get_cluster_tree
+from .grains.validation import cross_validate_orientation
 from .patterns.filtering import filter_correlative
 from .patterns.similarity import get_similarity
+
+
+class NewestClusters:
+    """The newest clusters in the tree of a datacube: ``datacube.clusters``.
+
+    Unlike a property it lets a class of datacubes keep an attribute of the same name.
+    """
+
+    __doc__ = clusters.__doc__
+
+    def __get__(self, datacube: Any, cls: type | None = None) -> Any:
+        return self if datacube is None else clusters(datacube)
+
 
 _ATTRIBUTES = {
     "filter_correlative": filter_correlative,
@@ -22,32 +36,36 @@ _ATTRIBUTES = {
     "explore_clusters": explore_clusters,
     "cross_validate_orientation": cross_validate_orientation,
     "get_clusters": get_clusters,
-    "clusters": property(clusters),
+    "clusters": NewestClusters(),
 }
 
 
 def register(cls: type = DataCube) -> None:
     """Add the methods to DataCube; done by ``import py4dstem_clustering``.
 
+    A name that py4DSTEM or another package has taken stays with them, with a warning. The method is
+    then called as a function: ``py4dstem_clustering.cluster(datacube)``.
+
     Parameters
     ----------
     cls : type
         The class that receives them.
-
-    Raises
-    ------
-    AttributeError
-        If another package has already added one of these names; then nothing is added.
     """
     package = __name__.partition(".")[0]
-    for name in _ATTRIBUTES:
-        held = inspect.getattr_static(cls, name, None)
-        held = held.fget if isinstance(held, property) else held
-        holder = getattr(held, "__module__", type(held).__module__)
-        if held is not None and str(holder).partition(".")[0] != package:
-            raise AttributeError(
-                f"{cls.__name__}.{name} exists already and belongs to {holder}; {package} does not "
-                f"overwrite it. Remove it (del {cls.__name__}.{name}) or the package that made it"
-            )
     for name, attribute in _ATTRIBUTES.items():
+        owner = next((base for base in cls.__mro__ if name in vars(base)), None)
+        if owner is not None and not _is_of(vars(owner)[name], package):
+            function = "get_clusters" if name == "clusters" else name
+            warn_user(
+                f"{cls.__name__}.{name} exists already, in {owner.__module__}."
+                f"{owner.__qualname__}, and stays as it is; call {package}.{function}(datacube, "
+                "...) instead"
+            )
+            continue
         setattr(cls, name, attribute)
+
+
+def _is_of(attribute: Any, package: str) -> bool:
+    """Whether an attribute of a class was made by a package."""
+    module = getattr(attribute, "__module__", None) or type(attribute).__module__
+    return str(module).partition(".")[0] == package

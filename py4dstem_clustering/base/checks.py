@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from numbers import Integral, Real
@@ -19,6 +21,9 @@ from ..kernels.noise import noise_windows
 
 COMPRESSIONS = ("gzip", "lzf", "bitshuffle")
 """How HDF5 files may be compressed; bitshuffle, with LZ4, needs the package hdf5plugin."""
+
+_BYTES_TO_TRY = 2**16
+"""Bytes that are written to see whether a disk has room at all."""
 
 _UNITS = {"": 1, "b": 1}
 
@@ -312,4 +317,29 @@ def check_out(out: Any, overwrite: bool, name: str = "out") -> Path:
         raise ValueError(f"{given} is a folder; give the name of a file")
     if path.exists() and not overwrite:
         raise ValueError(f"{given} exists; give another name, or overwrite=True")
+    check_writable(path)
     return path
+
+
+def check_writable(path: Path) -> None:
+    """Raise an OSError unless a file can be written in the folder of `path`, and replace it.
+
+    Where this is found after the work, the work is lost.
+    """
+    path = path.resolve()
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(_BYTES_TO_TRY))
+            file.flush()
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error}). Make room, or choose another folder"
+        ) from error
+    if path.is_file():
+        try:
+            os.rename(path, path)
+        except OSError as error:
+            raise OSError(
+                f"{path} cannot be replaced ({error}); close the program that has it open, or give "
+                "another name"
+            ) from error

@@ -1,7 +1,9 @@
-"""The progress bar."""
+"""What the user sees while methods run: the progress bar and warnings."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,3 +21,12 @@ def progress(
         yield bar.update
     finally:
         bar.close()
+
+
+def warn_user(text: str) -> None:
+    """Warn at the line outside this package that called it, where the user can do something."""
+    package = __name__.partition(".")[0]
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, UserWarning, stacklevel=level)

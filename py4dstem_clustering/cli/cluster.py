@@ -10,6 +10,7 @@ from ..base.checks import check_out
 from ..emd import writing
 from ..scan.datacubes import files_of
 from .options import (
+    check_before_opening,
     check_other_file,
     common_options,
     draw_overview,
@@ -25,12 +26,15 @@ from .options import (
 
 def run_cluster(options: argparse.Namespace) -> None:
     """Cluster a scan, and write averages, clusters and figures."""
-    from ..grains.averages import keep_clusters
+    from ..grains.averages import get_clustered_datacube, keep_clusters
+    from ..grains.clustering import cluster
+    from ..grains.describe import find_doubts
 
     if options.out.exists() and not options.overwrite:
         raise ValueError(f"--out {options.out} exists; give another name, or --overwrite")
     path = check_out(options.out, options.overwrite)
     check_other_file(path, [options.file])
+    check_before_opening(options)
     grows = is_growth(options)
     filtering, r_mask = filter_and_r_mask(options)
     step = None if options.step is None else parse_step(*options.step)
@@ -46,7 +50,8 @@ def run_cluster(options: argparse.Namespace) -> None:
 
     if not grows:
         start = time.perf_counter()
-        clusters = scan.cluster(
+        clusters: Any = cluster(
+            scan,
             min_size=options.min_size,
             r_mask=r_mask,
             q_mask=q_mask,
@@ -59,7 +64,10 @@ def run_cluster(options: argparse.Namespace) -> None:
         found, similarity = _grow(scan, options, filtering, q_mask, r_mask, common)
     found.sort(key=lambda clusters: clusters.n_clusters > 0)  # results without clusters come first
     start = time.perf_counter()
-    averages = scan.get_clustered_datacube(found[-1], **common)
+    averages = get_clustered_datacube(scan, found[-1], **common)
+    for clusters in found:
+        for doubt in find_doubts(clusters):
+            print(f"check {clusters.name!r}: {doubt}")
     print(f"averaged {found[-1].name!r} in {time_since(start)}")
     for clusters in found:
         keep_clusters(averages, clusters)
@@ -81,19 +89,24 @@ def _grow(
     common: dict[str, Any],
 ) -> tuple[list[Any], Any]:
     """As in the paper: filter, compare neighbours, and grow clusters at each threshold."""
+    from ..grains.clustering import cluster
+    from ..patterns.filtering import filter_correlative
+    from ..patterns.similarity import get_similarity
+
     source = scan
     if options.filter:
         start = time.perf_counter()
-        source = scan.filter_correlative(**filtering, **common)
+        source = filter_correlative(scan, **filtering, **common)
         print(f"filtered in {time_since(start)}")
     start = time.perf_counter()
-    similarity = source.get_similarity(q_mask=q_mask, sigma=options.sigma or 0, **common)
+    similarity: Any = get_similarity(source, q_mask=q_mask, sigma=options.sigma or 0, **common)
     print(f"compared in {time_since(start)}: {similarity}")
     thresholds = options.threshold or [0.9]
     found = []
     for threshold in thresholds:
         start = time.perf_counter()
-        clusters = source.cluster(
+        clusters: Any = cluster(
+            source,
             threshold=threshold,
             min_size=options.min_size,
             r_mask=r_mask,

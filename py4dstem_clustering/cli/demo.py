@@ -16,6 +16,10 @@ from .options import draw_overview, make_folder, save_figure, time_since
 
 def run_demo(options: argparse.Namespace) -> None:
     """Simulate a scan, cluster it both ways, and write files, figures and a table."""
+    from ..grains.averages import get_clustered_datacube
+    from ..grains.clustering import cluster
+    from ..patterns.filtering import filter_correlative
+    from ..patterns.similarity import get_similarity
     from ..simulate.scan import simulate_scan
 
     check_number("--electrons", options.electrons, 0)
@@ -25,18 +29,18 @@ def run_demo(options: argparse.Namespace) -> None:
     scan = truth.datacube
     print(f"simulated {' x '.join(map(str, scan.data.shape))} in {time_since(start)}")
 
-    clusters = scan.cluster(progress_bar=False)
-    averages = scan.get_clustered_datacube(clusters, progress_bar=False)
+    clusters: Any = cluster(scan, progress_bar=False)
+    averages = get_clustered_datacube(scan, clusters, progress_bar=False)
     print(f"clustered and averaged in {time_since(start)}: {clusters}")
 
     # The same scan with the method of the paper. Patterns of few electrons correlate little, so no
     # neighbour would have a weight with the published corr_range.
-    filtered = scan.filter_correlative(corr_range="auto", progress_bar=False)
+    filtered = filter_correlative(scan, corr_range="auto", progress_bar=False)
     centre = tuple((n - 1) / 2 for n in scan.Qshape)
     q_mask = scan.make_detector(scan.Qshape, "annulus", (centre, (6, min(centre))))
-    similarity = filtered.get_similarity(q_mask=q_mask, progress_bar=False)
-    grown = filtered.cluster(
-        threshold=0.9, min_size=5, r_mask="triangle", similarity=similarity, name="grown"
+    similarity: Any = get_similarity(filtered, q_mask=q_mask, progress_bar=False)
+    grown: Any = cluster(
+        filtered, threshold=0.9, min_size=5, r_mask="triangle", similarity=similarity, name="grown"
     )
     print(f"filtered, compared and grown in {time_since(start)}: {grown}")
 

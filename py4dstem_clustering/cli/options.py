@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.checks import THRESHOLD_NAMES, check_number
+from ..base.checks import (
+    THRESHOLD_NAMES,
+    check_corr_range,
+    check_integer,
+    check_memory,
+    check_n_jobs,
+    check_number,
+    check_writable,
+)
 from ..kernels.virtual import sample_mean
 from ..scan.calibration import known_centre
 from ..scan.datacubes import is_one_of
@@ -28,17 +36,45 @@ def parse_step(size: str, unit: str) -> tuple[float, str]:
         raise ValueError(f"--step {size} {unit} must be a number and a unit") from None
 
 
+def check_before_opening(options: argparse.Namespace) -> None:
+    """Refuse, before a file is opened, all values that no scan can make right."""
+    thresholds = options.threshold if isinstance(options.threshold, list) else [options.threshold]
+    for threshold in thresholds:
+        if threshold is not None:
+            check_number("--threshold", threshold, -1, 1)
+    if options.sigma is not None:
+        check_number("--sigma", options.sigma, 0)
+    if options.filter_sigma is not None:
+        check_number("--filter-sigma", options.filter_sigma, 0)
+    if options.filter_radius is not None:
+        check_number("--filter-radius", options.filter_radius, 0)
+    if options.filter_edge is not None:
+        check_integer("--filter-edge", options.filter_edge, 0)
+    if options.corr_range is not None:
+        check_corr_range(tuple(options.corr_range))
+    check_integer("min_size", options.min_size, 1)
+    check_n_jobs(options.n_jobs)
+    check_memory(options.max_memory)
+    _check_q_range(options.q_range, options.q_center)
+
+
+def _check_q_range(q_range: Sequence[float] | None, q_center: Sequence[float] | None) -> None:
+    if q_range is None:
+        if q_center is not None:
+            raise ValueError("--q-center goes with --q-range")
+        return
+    inner, outer = (check_number("--q-range", value, 0) for value in q_range)
+    if not inner < outer:
+        raise ValueError(f"--q-range {inner:g} {outer:g} must rise")
+
+
 def make_q_mask(
     cube: Any, q_range: Sequence[float] | None, q_center: Sequence[float] | None
 ) -> NDArray[Any] | None:
     """The annulus of the detector that ``--q-range`` and ``--q-center`` give; None without them."""
     if q_range is None:
-        if q_center is not None:
-            raise ValueError("--q-center goes with --q-range")
         return None
-    inner, outer = (check_number("--q-range", value, 0) for value in q_range)
-    if not inner < outer:
-        raise ValueError(f"--q-range {inner:g} {outer:g} must rise")
+    inner, outer = q_range
     if q_center is None:
         q_center = known_centre(cube)
     if q_center is None:
@@ -156,6 +192,7 @@ def make_folder(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder / "figure.png")
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .._version import __version__
 from ..base.checks import THRESHOLD_NAMES
@@ -22,10 +22,17 @@ from .demo import run_demo
 from .series import run_series
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help lists all options\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser; the options that it returns hold the command as ``run``."""
     as_module = Path(sys.argv[0]).parts[-2:] == ("py4dstem_clustering", "__main__.py")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m py4dstem_clustering" if as_module else "py4dstem-clustering",
         description="Find the grains in a 4D-STEM scan and average their diffraction patterns.",
     )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..base.checks import check_number
+from ..base.checks import check_number, check_out
 from .options import (
+    check_before_opening,
     check_other_file,
     common_options,
     filter_and_r_mask,
@@ -34,6 +36,8 @@ def run_series(options: argparse.Namespace) -> None:
     from ..series.run import cluster_series
 
     check_other_file(options.out, options.files)
+    check_out(options.out, True, "--out")
+    check_before_opening(options)
     filtering, r_mask = filter_and_r_mask(options)
     step = None if options.step is None else parse_step(*options.step)
     time_step, time_units = 1.0, "frames"
@@ -50,35 +54,45 @@ def run_series(options: argparse.Namespace) -> None:
     if options.q_range is not None or options.q_center is not None:
         q_mask = make_q_mask(load(options.files[0]), options.q_range, options.q_center)
     start = time.perf_counter()
-    series = cluster_series(
-        options.files,
-        out=options.out,
-        filter=filtering or options.filter,
-        load=load,
-        times=time_step,
-        time_units=time_units,
-        resume=not options.overwrite,
-        overwrite=options.overwrite,
-        min_size=options.min_size,
-        q_mask=q_mask,
-        r_mask=r_mask,
-        method="grow" if grows else "merge",
-        threshold=options.threshold,
-        sigma=options.sigma,
-        drop_background=None if grows else not options.keep_background,
-        **common_options(options),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*failed, see series.errors")  # printed below
+        series = cluster_series(
+            options.files,
+            out=options.out,
+            filter=filtering or options.filter,
+            load=load,
+            times=time_step,
+            time_units=time_units,
+            resume=not options.overwrite,
+            overwrite=options.overwrite,
+            min_size=options.min_size,
+            q_mask=q_mask,
+            r_mask=r_mask,
+            method="grow" if grows else "merge",
+            threshold=options.threshold,
+            sigma=options.sigma,
+            drop_background=None if grows else not options.keep_background,
+            **common_options(options),
+        )
     print(f"clustered in {time_since(start)}: {series}")
     for frame, error in series.errors.items():
         print(f"frame {frame} failed: {error}", file=sys.stderr)
     if len(series.errors) < len(series):
-        tracks = series.tracks()
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            tracks = series.tracks()
+        for warning in found:
+            print(f"check: {warning.message}")
+        if not len(tracks):
+            print("check: no scan has a cluster; what does --keep-background find?")
         print(f"followed: {tracks}")
         unit = next(c.pixel_units for c in series if c is not None)
         _print_tracks(tracks, series.time_units, unit)
         if figures is not None:
             _draw_series(figures, series, tracks, unit)
     print(f"wrote {options.out}")
+    if len(series.errors) == len(series):
+        raise ValueError(f"no scan could be clustered; {options.out} holds only the errors")
 
 
 def _draw_series(folder: Path, series: Any, tracks: Any, pixel_units: str) -> None:
@@ -108,9 +122,12 @@ def _print_tracks(tracks: Any, time_units: str, unit: str) -> None:
         rate, error = track.growth_rate()
         first, last = track.frames[[0, -1]]
         growth = f"{rate:.3g} ± {error:.2g}" if np.isfinite(error) else "-"
+        growth += " *" if track.table["touches_border"].any() else ""
         print(
             f"{track.number:>5} {f'{first} to {last}':>12} {len(track):>5} "
             f"{track.areas[-1]:>18.4g}  {growth}"
         )
+    if tracks["touches_border"].any():
+        print("* touches the border of the scan: what lies outside is not counted")
     if len(longest) > _N_PRINTED:
         print(f"and {len(longest) - _N_PRINTED} shorter tracks")

@@ -15,7 +15,7 @@ from ..base.checks import check_name, check_number
 from ..emd import nodes
 from ..kernels.regions import find_borders
 from ..kernels.rotations import misorientation_angle, misorientation_axis
-from ..scan.calibration import copy_calibration
+from ..scan.calibration import copy_calibration, measure_distance
 from .misorientation import SIGMA_3_TWIN, get_symmetry, has_orientation
 
 BOUNDARIES = np.dtype(
@@ -212,6 +212,7 @@ def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
             f"Bragg vectors of shape {found} must have shape {(n, 1)}, one entry for each cluster"
         )
     calibration = copy_calibration(per_cluster.calibration)
+    measure_distance(calibration)
     inside = labels >= 0
     for key, value in calibration._params.items():
         if isinstance(value, np.ndarray) and value.shape == (n, 1):

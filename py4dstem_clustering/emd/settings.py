@@ -15,8 +15,8 @@ MAX_DEPTH = 24
 raises an error, because deep nesting can exhaust the stack."""
 
 PROVENANCE = (
-    "source", "fingerprint", "shape", "created", "seconds", "py4dstem_clustering_version",
-    "py4DSTEM_version",
+    "source", "fingerprint", "parents", "shape", "created", "seconds",
+    "py4dstem_clustering_version", "py4DSTEM_version",
 )  # fmt: skip
 """Settings of every result that say from which data, when and with which versions it was made."""
 

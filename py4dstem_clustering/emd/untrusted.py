@@ -290,7 +290,8 @@ def _check_attributes(item: Any) -> None:
         attribute = h5py.h5a.open(item.id, key.encode())
         is_text = attribute.get_type().get_class() == h5py.h5t.STRING
         if attribute.get_space().get_simple_extent_ndims() != 0 or is_text == (key == "length"):
-            raise _damaged(item, f"has an attribute {key!r} that is no single text")
+            what = "number" if key == "length" else "text"
+            raise _damaged(item, f"has an attribute {key!r} that is no single {what}")
     if not isinstance(item, h5py.Dataset) and "python_class" in item.attrs:
         found = item.attrs["python_class"]
         if found not in _CLASSES:

@@ -5,6 +5,7 @@ Only classes of emdfile and py4DSTEM are written, so that every file opens witho
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -34,9 +35,10 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
     """Yield the name of a partial file, which is renamed to `path` if no error occurs.
 
     The partial file is ``.<name>.<host>-<process>-<random>.partial`` in the same folder. After an
-    error it is removed. If the process is killed, the partial file stays, and the next process that
-    writes `path` removes it. The bytes are on the disk before the name changes, so that after a
-    power loss `path` is the old file or the new one.
+    error it is removed, unless only the renaming failed (Windows does not replace a file that is
+    open): then the finished file stays, and the error names it. If the process is killed, the
+    partial file stays, and the next process that writes `path` removes it. The bytes are on the
+    disk before the name changes, so that after a power loss `path` is the old file or the new one.
     """
     path = path.resolve()  # follows symbolic links
     _remove_leftovers(path)
@@ -51,10 +53,27 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        try:
+            os.replace(partial, path)
+        except OSError as error:
+            kept = _keep(partial, path)
+            raise OSError(
+                f"{path} cannot be replaced ({error}); perhaps another program has it open. The "
+                f"result is complete in {kept}: close that program, and rename the file"
+            ) from error
         _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _keep(partial: Path, path: Path) -> Path:
+    """Give a finished file a name beside that of `path`, which is taken."""
+    for n in itertools.count(1):
+        kept = path.with_name(f"{path.stem}_new{n}{path.suffix}")
+        if not kept.exists():
+            break
+    partial.rename(kept)
+    return kept
 
 
 def _sync_folder(folder: Path) -> None:

@@ -36,7 +36,15 @@ from ..kernels.noise import noise_need
 from ..kernels.similarity import similarity_need
 from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
 from ..patterns.similarity import Similarity
-from ..scan.calibration import detector_step, known_centre, known_origins, scan_step, varies
+from ..scan.calibration import (
+    check_calibration,
+    detector_step,
+    known_centre,
+    known_origins,
+    scan_step,
+    varies,
+)
+from ..scan.datacubes import warn_of_other_data
 from .window import ClusterExplorer
 
 
@@ -123,6 +131,7 @@ def explore_clusters(
     Clusters('by_hand', 2 clusters, 80 of 80 scan positions of 8 x 10, sizes 14 to 66)
     """
     check_data(self.data)
+    check_calibration(self)
     first = _first_method(method, tree, self.Rshape)
     # The options of both methods are checked now, because the user may switch the method later.
     common = {"min_size": min_size, "r_mask": r_mask}
@@ -138,6 +147,8 @@ def explore_clusters(
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
     image = _check_image(image, self.Rshape)
+    if tree is not None:
+        warn_of_other_data("the tree was", tree.settings, self)
     n_rows = _check_memory(self.data, options["merge"].q_mask, max_memory, n_jobs)
 
     def measure(which: str) -> ClusterTree:

@@ -23,8 +23,8 @@ from ..emd import nodes
 from ..kernels.averaging import averaging_core, averaging_need
 from ..kernels.features import features_need
 from ..patterns.mixture import Mixture
-from ..scan.calibration import carry_calibration, known_origins, varies
-from ..scan.datacubes import new_datacube
+from ..scan.calibration import carry_calibration, check_calibration, known_origins, varies
+from ..scan.datacubes import new_datacube, warn_of_other_data
 from .clusters import Clusters
 from .node import CLUSTERS_KIND
 
@@ -53,7 +53,8 @@ def get_clustered_datacube(
     ----------
     clusters : Clusters or str, optional
         Clusters of this scan (they may come from the filtered scan), or the name of clusters in the
-        tree; by default the newest ones in the tree. Only the shape of the scan is checked.
+        tree; by default the newest ones in the tree. Clusters of another scan of the same shape
+        give a warning.
     min_purity : float, optional
         Average only positions where the cluster has at least this share of the pattern, 0 to 1; see
         ``clusters.get_mixture``. 0.9 leaves out borders and stacked grains. If a cluster has no
@@ -103,6 +104,7 @@ def get_clustered_datacube(
     (2, 1, 32, 30)
     """
     check_data(self.data)
+    check_calibration(self)
     clusters = _clusters_of(self, clusters)
     name = check_name(name)
     n_jobs = check_n_jobs(n_jobs)
@@ -112,6 +114,7 @@ def get_clustered_datacube(
     if align is not None:
         align = check_flag("align", align)
     nodes.check_free(self, clusters.name, CLUSTERS_KIND)
+    warn_of_other_data("the clusters were", clusters.settings, self)
     needs = [partial(averaging_need, self.data, clusters.n_clusters, n_jobs)]
     if min_purity is not None:
         check_memory(max_memory, *needs, partial(features_need, self.data, n_jobs))
@@ -139,7 +142,7 @@ def get_clustered_datacube(
             self.data, labels, n_jobs=n_jobs, report=report, shifts=shifts, n_rows=n_rows
         )
     keep_clusters(self, clusters, averages)
-    cube = new_datacube(averages[:, None], name, calibration, dict(self.metadata))
+    cube = new_datacube(averages[:, None], name, calibration, dict(self.metadata), "cluster")
     keep_clusters(cube, clusters)
     return cube
 

@@ -32,8 +32,8 @@ from ..kernels.similarity import feature_similarity, similarity_mean
 from ..kernels.tree import spanning_forest
 from ..patterns.features import measure_features, measure_noise
 from ..patterns.similarity import Similarity, measure_similarity
-from ..scan.calibration import scan_step
-from ..scan.datacubes import get_provenance
+from ..scan.calibration import check_calibration, scan_step
+from ..scan.datacubes import get_provenance, warn_of_other_data
 from .averages import keep_clusters
 from .clusters import Clusters
 from .node import CLUSTERS_KIND, TREE_KIND
@@ -130,6 +130,7 @@ def measure_tree(
 ) -> ClusterTree:
     """Make the tree of a scan; `options` are from `check_options`."""
     start = perf_counter()
+    check_calibration(datacube)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
     measure = _merge_tree if options.method == "merge" else _growth_tree
@@ -159,6 +160,7 @@ def _growth_tree(
     else:
         check_memory(max_memory)
         similarity = options.similarity
+        warn_of_other_data("the similarity was", similarity.settings, datacube)
     forest = spanning_forest(similarity.data, resolve_r_mask(options.r_mask, similarity.mean))
     provenance = get_provenance(datacube, start, known)
     # The options are noted only if `cluster` with them would measure this similarity again.

@@ -195,9 +195,11 @@ class Clusters(HandOver, Frozen):
             area; ``major_axis``, ``minor_axis``, axes of the ellipse with the same second moments;
             ``orientation``, angle from the Rx axis to the major axis, counter-clockwise towards Ry,
             -pi/2 to pi/2, radian; ``eccentricity`` of the ellipse, 0 to 1; ``solidity``, share of
-            the convex hull that is filled; ``perimeter``; ``similarity``, mean of
-            `similarity_mean` over the members; ``touches_border``, whether the cluster reaches
-            the border of the scan and may continue outside.
+            the convex hull that is filled; ``perimeter``, measured like the lengths of
+            `get_boundaries`, and counting the border of the scan: round grains of a radius of 1,
+            1.5 and 2 positions come out 6, 3 and 2 % short on average, larger ones less;
+            ``similarity``, mean of `similarity_mean` over the members; ``touches_border``, whether
+            the cluster reaches the border of the scan and may continue outside.
 
             Shapes are measured by `skimage.measure.regionprops`.
         """
@@ -329,6 +331,11 @@ class Clusters(HandOver, Frozen):
                 raise ValueError(f"order={order!r} must be 'size' or a sequence of all labels")
             sequence = np.argsort(-self.sizes, kind="stable")
             text = "relabel('size')"
+        elif not isinstance(order, Iterable):
+            raise TypeError(
+                f"order={order!r} must be 'size' or a sequence of all labels, not "
+                f"{type(order).__name__}"
+            )
         else:
             sequence = np.array([self._check_label(label) for label in order], dtype=int)
             if len(sequence) != self.n_clusters or len(set(sequence)) != self.n_clusters:
@@ -384,7 +391,9 @@ class Clusters(HandOver, Frozen):
         Returns
         -------
         str
-            Sentences with the numbers of these clusters, and references. Show it with ``print``.
+            Sentences with the numbers of these clusters, and references. Show it with ``print``. If
+            something speaks against the clusters being grains (no background at all, a cluster that
+            fills the field of view), a last paragraph says what to check.
 
         Examples
         --------

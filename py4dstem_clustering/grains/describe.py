@@ -93,7 +93,57 @@ def describe_clusters(clusters: Any) -> str:
             f"(Data {settings['source']!r}, SHA-256 of a sample {settings['fingerprint']}; "
             f"{settings['created']}, {settings['seconds']:.3g} s.)"
         )
-    return str(text)
+    doubts = find_doubts(clusters)
+    return str(text) + (f"\n\nTo check: {' '.join(doubts)}" if doubts else "")
+
+
+WHOLE_SHARE = 0.9
+"""Share of the scan from which on a cluster counts as the whole field of view. With a smaller one,
+more large grains are called so."""
+
+SURROUNDING_SHARE = 0.25
+"""Smallest share of the scan of a cluster that may surround the grains. With a smaller one, more
+grains that reach all borders are called so."""
+
+
+PIECE_OF_NOISE = 8
+"""Mean size of clusters of a line scan below which they may be noise. Pieces of noise alone have 4
+to 5 positions (1 x 60 and 1 x 200 positions, 0.05 to 5 counts a pixel). With a larger number, more
+small grains are called so."""
+
+
+def find_doubts(clusters: Any) -> list[str]:
+    """What speaks against clusters being grains; a sentence or two for each reason."""
+    found = []
+    labels, sizes = clusters.labels, clusters.sizes
+    dropped = clusters.settings.get("drop_background") is True
+    if not len(sizes):
+        remedy = "see drop_background=False" if dropped else "lower threshold or min_size"
+        found.append(f"No cluster was found; {remedy}.")
+    elif dropped and (labels >= 0).all() and len(sizes) > 1:
+        found.append(
+            "No background was found: every scan position is in a cluster. Where liquid, vacuum or "
+            "film is in view, some of these clusters are that and no grains."
+        )
+    if min(labels.shape) == 1 and len(sizes) * PIECE_OF_NOISE > labels.size:
+        found.append(
+            "Noise alone on a line scan falls into pieces of about 5 positions, like these "
+            "clusters: they may be noise."
+        )
+    borders = [set(side.tolist()) for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1])]
+    for label in set.intersection(*borders) - {-1, *clusters.background}:
+        share = sizes[label] / labels.size
+        if share >= WHOLE_SHARE:
+            found.append(
+                f"Cluster {label} fills the field of view ({share:.0%} of the scan): its size, "
+                "shape and growth are those of the scan, whatever the sample is."
+            )
+        elif share >= SURROUNDING_SHARE:
+            found.append(
+                f"Cluster {label} ({share:.0%} of the scan) reaches all four borders; perhaps it "
+                "is what surrounds the grains (liquid, film) and no grain."
+            )
+    return found
 
 
 def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
@@ -114,7 +164,8 @@ def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
     )
     if settings.get("drop_background") and settings.get("n_background"):
         n = settings["n_background"]
-        text.add(f"{n} region{'s' * (n != 1)} without Bragg peaks were left out as background.")
+        are = "were" if n != 1 else "was"
+        text.add(f"{n} region{'s' * (n != 1)} without Bragg peaks {are} left out as background.")
     gain = settings.get("gain")
     if gain is not None and np.isfinite(gain):
         text.add(

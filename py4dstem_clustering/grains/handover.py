@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import check_number
+from ..base.progress import warn_user
 from ..diffraction.disks import GainedDisks, gained_disks
 from ..diffraction.orientation import expand_bragg, expand_orientation_map, find_boundaries
 from ..diffraction.strain import calculate_strain
 from ..emd.settings import Settings
 from ..patterns.mixture import Mixture, measure_mixture
 from ..patterns.similarity import Similarity
+from ..scan.datacubes import marks_of
 
 
 class HandOver:
@@ -185,6 +187,12 @@ class HandOver:
         ValueError, TypeError
             If an argument is wrong, or the Bragg vectors are not calibrated.
         """
+        ours, theirs = set(marks_of(self.settings)), getattr(mixture, "made_from", ())
+        if ours and theirs and ours.isdisjoint(theirs):
+            warn_user(
+                "the mixture was made from clusters of other data; give the mixture that "
+                "clusters.get_mixture() of these clusters returns"
+            )
         return calculate_strain(
             self.labels,
             crystal,

@@ -55,7 +55,7 @@ def measure_properties(
             region.orientation,
             region.eccentricity,
             region.solidity,
-            region.perimeter * pixel_size,
+            region.perimeter_crofton * pixel_size,
             similarity.mean(dtype=np.float64) if similarity.size else np.nan,
             top == 0 or left == 0 or bottom == rx or right == ry,
         )

@@ -194,8 +194,9 @@ def steady_rotation(
             ],
             axis=2,
         )
-        # Cauchy weights, on the scale of the median residual of the orientations in use.
-        spread = max(np.median(size[used]), 1e-9)
+        # Cauchy weights, on the scale of the median residual of the orientations in use. With three
+        # of them the fit would go through two, and leave out the third.
+        spread = max(np.median(size[used]), 1e-9) if used.sum() > 3 else np.inf
         weight = used / (1 + (size / (3 * spread)) ** 2)
         square = np.einsum("n,nij,nik->jk", weight, slopes, slopes)
         target = np.einsum("n,nij,ni->j", weight, slopes, rest)
@@ -204,7 +205,8 @@ def steady_rotation(
         freedom = 3 * used.sum() - 6
         if freedom > 0:
             left = rest - slopes @ step
-            # Most weights are near 1, so the covariance is nearly that of plain least squares.
+            # Weights are near 1 but for the largest residuals, which they would make too small.
+            freedom = freedom * weight[used].mean()
             covariance = inverse * (weight * (left**2).sum(axis=1)).sum() / freedom
         base = _turned(base, step[None, :3])[0]
         velocity = velocity + step[3:]

@@ -27,7 +27,7 @@ from ..base.progress import progress
 from ..emd import writing
 from ..kernels.corr_range import auto_range, auto_range_need
 from ..kernels.correlative import correlative_core, correlative_need
-from ..scan.calibration import carry_calibration
+from ..scan.calibration import carry_calibration, check_calibration
 from ..scan.datacubes import files_of, get_provenance, is_one_of, new_datacube
 
 
@@ -128,6 +128,7 @@ def filter_correlative(
     True
     """
     check_data(self.data)
+    check_calibration(self)
     sigma = check_number("sigma", sigma, 0)
     radius = check_number("radius", radius, 0)
     limits = check_corr_range(corr_range)

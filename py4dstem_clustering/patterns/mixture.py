@@ -24,6 +24,8 @@ from ..base.progress import progress
 from ..kernels.features import features_need
 from ..kernels.lag import Lag, undo_lag
 from ..kernels.mixture import mixture_core
+from ..scan.calibration import check_calibration
+from ..scan.datacubes import marks_of, warn_of_other_data
 from .features import measure_features
 
 MAX_CLUSTERS_PER_POSITION = 4
@@ -42,10 +44,13 @@ class Mixture(Frozen):
         -2 fills places without a further cluster.
     shares : ndarray, (Rx, Ry, 4)
         Shares of these labels, 0 to 1. They add up to 1 unless more than four clusters meet.
+    made_from : tuple of str
+        Fingerprints of the data of the clusters, if they are known.
     """
 
     labels: NDArray[Any]
     shares: NDArray[Any]
+    made_from: tuple[str, ...] = ()
 
     @property
     def purity(self) -> NDArray[Any]:
@@ -79,10 +84,12 @@ def measure_mixture(
 ) -> Mixture:
     """Shares of clusters; q_mask, rank and lag are those in the `settings` of the clusters."""
     check_data(getattr(datacube, "data", None))
+    check_calibration(datacube)
     reach = check_integer("reach", reach, 1)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
     check_same_scan("clusters", labels.shape, datacube.Rshape)
+    warn_of_other_data("the clusters were", settings, datacube)
     n_rows = check_memory(max_memory, partial(features_need, datacube.data, n_jobs))
     features = measure_features(
         datacube,
@@ -96,5 +103,6 @@ def measure_mixture(
         features = undo_lag(features, Lag.from_name(settings["lag_axis"], settings["lag"]))
     with progress(len(labels), "Finding shares", progress_bar) as report:
         return Mixture(
-            *mixture_core(features.values, labels, reach, MAX_CLUSTERS_PER_POSITION, report)
+            *mixture_core(features.values, labels, reach, MAX_CLUSTERS_PER_POSITION, report),
+            marks_of(settings),
         )

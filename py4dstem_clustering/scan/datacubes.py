@@ -15,6 +15,7 @@ import py4DSTEM
 from py4DSTEM import Calibration, DataCube
 
 from .._version import __version__
+from ..base.progress import warn_user
 from ..emd import nodes
 from ..kernels.blocks import read_window
 from .array import ScanArray
@@ -36,16 +37,67 @@ def get_provenance(
         f"{nodes.TAG}_version": __version__,
         "py4DSTEM_version": py4DSTEM.__version__,
     }
+    parents = _parents(datacube)
+    if parents:
+        found["parents"] = parents
     if start is not None:
         found["seconds"] = round(perf_counter() - start, 3)
     return found
 
 
+def _parents(datacube: DataCube) -> tuple[str, ...]:
+    """Fingerprints of the scans from which a filtered scan was made; empty for a scan as recorded.
+
+    `filter_correlative` has noted them in the metadata.
+    """
+    found = (
+        getattr(note, "_params", {}).get("fingerprint")
+        for key, note in datacube.metadata.items()
+        if key.startswith("filter_correlative")
+    )
+    return tuple(mark for mark in found if isinstance(mark, str))
+
+
+def marks_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fingerprints of the data of a result, and of the scans they were filtered from, if known."""
+    mark, parents = settings.get("fingerprint"), settings.get("parents")
+    if not isinstance(mark, str):
+        return ()
+    return (mark, *(parents if isinstance(parents, tuple) else ()))
+
+
+def warn_of_other_data(
+    what: str, settings: Mapping[str, Any], datacube: DataCube, known: str | None = None
+) -> None:
+    """Warn if a result with these settings was made of other data than those of a datacube.
+
+    A scan and what was filtered from it fit. So does a result that does not know its data.
+    `known` is the fingerprint of the datacube, if the caller has it already.
+    """
+    made_from = {*marks_of(settings)}
+    if not made_from:
+        return
+    here = known or fingerprint(datacube.data)
+    if made_from.isdisjoint({here, *_parents(datacube)}):
+        warn_user(
+            f"{what} made from {nodes.in_one_line(settings.get('source'))} (fingerprint "
+            f"{nodes.in_one_line(settings.get('fingerprint'))}), and the data of this scan, "
+            f"{datacube.name!r} (fingerprint {here}), are others. Use what was made from this "
+            "scan, unless you only changed its data since"
+        )
+
+
 def new_datacube(
-    data: Any, name: str, calibration: Calibration, metadata: Mapping[str, emdfile.Metadata]
+    data: Any,
+    name: str,
+    calibration: Calibration,
+    metadata: Mapping[str, emdfile.Metadata],
+    axis: str | None = None,
 ) -> DataCube:
-    """A DataCube in a tree of its own."""
+    """A DataCube in a tree of its own; `axis` names the first axis where it counts patterns."""
     cube = DataCube(data=data, name=name, calibration=calibration)
+    if axis is not None:
+        cube.set_dim_name(0, axis)
     for key, item in metadata.items():
         cube.metadata = emdfile.Metadata(key, deepcopy(item._params))
     return cube

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..emd import nodes, untrusted, writing
 from ..emd.settings import Settings, add_settings, read_settings
 from ..grains.clusters import Clusters
-from ..scan.calibration import copy_calibration, step_of
+from ..scan.calibration import copy_calibration, count_patterns, step_of
 from .motion import find_drift
 
 SERIES_KIND = "series"
@@ -46,6 +46,9 @@ class FrameInfo(NamedTuple):
     error: str
     """Why the frame failed; empty if it did not fail."""
     n_clusters: int
+    stamp: str = ""
+    """Hash of names, sizes and times of the files of the scan; empty if it did not come from a
+    file, or if the series is of an older version."""
 
 
 class FrameResult(NamedTuple):
@@ -72,6 +75,8 @@ class StoredSeries(NamedTuple):
     """Options of the frames in the file of the series, and of those in the folder, if any."""
     drift: NDArray[np.float64] | None
     """Drift (T, 2); None if the file holds no drift, or the drift of other frames."""
+    lost: tuple[int, ...] = ()
+    """Frames that the file of the series announces and that are not there."""
 
     def with_frames(self, new: Mapping[int, tuple[FrameInfo, Path]]) -> StoredSeries:
         """Return the series with frames that were added or replaced."""
@@ -108,12 +113,14 @@ def read_series(path: Path) -> StoredSeries:
     places: dict[int, Path] = {}
     settings = []
     drift = None
+    announced: set[int] = set()
     if path.is_file():
         with _open_series_file(path) as (file, root):
             numbers = [number for name in file[ROOT] if (number := _number_of(name)) is not None]
             infos = {number: _read_info(file, number) for number in numbers}
             places = dict.fromkeys(numbers, path)
             drift = _read_drift(root)
+            announced = _read_numbers(root)
         settings.append(read_settings(root))
     root = None
     for place in sorted(journal_of(path).glob("frame_*.h5")):
@@ -133,7 +140,8 @@ def read_series(path: Path) -> StoredSeries:
                 settings.append(read_settings(root))
     if drift is not None and len(drift) != len(infos):
         drift = None
-    return StoredSeries(dict(sorted(infos.items())), places, settings, drift)
+    lost = tuple(sorted(announced - infos.keys()))
+    return StoredSeries(dict(sorted(infos.items())), places, settings, drift, lost)
 
 
 @contextmanager
@@ -173,6 +181,15 @@ def _read_drift(root: emdfile.Root) -> NDArray[np.float64] | None:
     return nodes.check_array(root, "drift", drift, (None, 2), nan=True)  # NaN: the frame failed
 
 
+def _read_numbers(root: emdfile.Root) -> set[int]:
+    """Numbers of the frames that were stored; files of older versions do not hold them."""
+    stored = root.metadata.get("frames")
+    if stored is None:
+        return set()
+    numbers = stored._params.get("frames")
+    return set(nodes.check_array(root, "frames", numbers, (None,), "iu", 0).tolist())
+
+
 def _number_of(name: str) -> int | None:
     """Number of the frame in a name made by `frame_name`; None for other names."""
     digits = name.removeprefix("frame_")
@@ -189,7 +206,8 @@ def _read_info(file: h5py.File, frame: int) -> FrameInfo:
     group = untrusted.check_stored(file, f"{ROOT}/{frame_name(frame)}/metadatabundle/frame")
     params = emdfile.Metadata.from_h5(group)._params
     for key in FrameInfo._fields:
-        value, kind = params.get(key), _INFO_TYPES.get(key, str)
+        default = FrameInfo._field_defaults.get(key)
+        value, kind = params.setdefault(key, default), _INFO_TYPES.get(key, str)
         good = isinstance(value, kind) and not isinstance(value, bool)
         if good and kind is not str:
             good = np.isfinite(value) and (kind is float or value >= 0)
@@ -230,6 +248,7 @@ def calibration_of_averages(node: emdfile.Node) -> Any:
     if node.metadata.get("averages_calibration") is None:
         raise nodes.damaged(node, "it holds no calibration of its averages")
     calibration._params.update(read_settings(node, "averages_calibration"))
+    count_patterns(calibration)  # files of older versions hold a step
     return calibration
 
 
@@ -298,6 +317,7 @@ def assemble(
     root = _new_root(settings)
     shown = np.zeros((len(stored.infos), 2)) if drift is None else drift
     root.metadata = emdfile.Metadata("drift", {"drift": shown})
+    root.metadata = emdfile.Metadata("frames", {"frames": np.array(list(stored.infos))})
     writing.check_room(path, 2 * sum(file.stat().st_size for file in set(stored.places.values())))
     with writing.new_file(path, root) as (target, check):
         images = _copy_frames(stored, target, times, check)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from glob import escape
 from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from h5py import is_hdf5
 from numpy.typing import NDArray
 
 from ..base.checks import check_data, check_mask, check_memory, check_number
+from ..emd import untrusted
+from ..emd.untrusted import linked_files
+from ..grains.averages import get_clustered_datacube
+from ..grains.clustering import cluster
 from ..kernels.blocks import check_whole
 from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
+from ..patterns.filtering import filter_correlative
 from ..scan.calibration import copy_calibration, known_centre
 from ..scan.datacubes import copy_datacube, fingerprint
 from ..scan.loading import load_scan
@@ -34,6 +42,8 @@ class Frame(NamedTuple):
     time: float
     open: Callable[[], Any]
     """Function that returns the DataCube."""
+    stamp: str = ""
+    """See `FrameInfo.stamp`."""
 
 
 _NO_MORE = object()
@@ -209,7 +219,7 @@ class FramesToDo:
             item = next(items, _NO_MORE)
             if item is _NO_MORE:
                 return
-            source, size, open_scan = self._describe(item, position)
+            source, size, stamp, open_scan = self._describe(item, position)
             del item
             info = self._known.get(source)
             number = self._next_number() if info is None else info.frame
@@ -220,23 +230,23 @@ class FramesToDo:
                     "all of these in the same order as before, or another out"
                 )
             self.times[number] = self._time_of(number)
-            if info is not None and _is_done(info, size, open_scan):
+            if info is not None and _is_done(info, size, stamp, open_scan):
                 self.n_done += 1
             else:
-                yield Frame(number, source, size, self.times[number], open_scan)
+                yield Frame(number, source, size, self.times[number], open_scan, stamp)
             del open_scan
 
-    def _describe(self, item: Any, position: int) -> tuple[str, int, Callable[[], Any]]:
-        """Source and size of a frame, and a function that opens it."""
+    def _describe(self, item: Any, position: int) -> tuple[str, int, str, Callable[[], Any]]:
+        """Source, size and stamp of a frame, and a function that opens it."""
         if not isinstance(item, (str, PathLike)):
             make = _open_made if callable(item) else _as_datacube
-            return f"item {position}", 0, partial(make, item)
+            return f"item {position}", 0, "", partial(make, item)
         path = Path(item)
         self._name_counts[path.name] += 1
         n = self._name_counts[path.name]
         source = f"{path.name} ({n})" if n > 1 else path.name
         size = path.stat().st_size if path.is_file() else 0
-        return source, size, partial(_open_path, path, self._load)
+        return source, size, stamp_of(path), partial(_open_path, path, self._load)
 
     def _next_number(self) -> int:
         """Lowest number that no frame has yet."""
@@ -245,15 +255,32 @@ class FramesToDo:
         return self._free_number
 
 
-def _is_done(info: FrameInfo, size: int, open_scan: Callable[[], Any]) -> bool:
+def stamp_of(path: Path) -> str:
+    """Hash of names, sizes and times of a file and of the files that belong to it.
+
+    These have the same name with another ending, or are those to which a master file links. Empty
+    if there is no such file.
+    """
+    files = {path, *path.parent.glob(f"{escape(path.stem)}.*")}
+    if path.is_file() and is_hdf5(path):
+        with suppress(OSError, ValueError), untrusted.open_file(path) as file:
+            files |= {path.parent / untrusted.file_of_link(n)[0].name for n in linked_files(file)}
+    found = hashlib.sha256()
+    for file in sorted(files):
+        with suppress(OSError):
+            state = file.stat()
+            found.update(repr((file.name, state.st_size, state.st_mtime_ns)).encode())
+    return found.hexdigest()[:32] if path.is_file() else ""
+
+
+def _is_done(info: FrameInfo, size: int, stamp: str, open_scan: Callable[[], Any]) -> bool:
     """Whether a frame was clustered and its scan has not changed.
 
-    A file has not changed if its size is the same. For any other scan, fingerprints of the data are
-    compared.
+    Fingerprints of the data are compared, unless the stamp says that no file has changed.
     """
     if info.error or info.size != size:
         return False
-    if size:
+    if stamp and info.stamp == stamp:
         return True
     try:
         return fingerprint(open_scan().data) == info.fingerprint
@@ -262,6 +289,10 @@ def _is_done(info: FrameInfo, size: int, open_scan: Callable[[], Any]) -> bool:
 
 
 # --- one frame -----------------------------------------------------------------------------------
+
+
+class WrongMask(ValueError):
+    """A mask in the options does not have the shape of the scan or the detector of a frame."""
 
 
 class Options(NamedTuple):
@@ -282,30 +313,64 @@ class Options(NamedTuple):
 
 
 def cluster_frame(frame: Frame, options: Options, record: bool) -> FrameResult:
-    """Filter, cluster and average one scan; with `record`, an error is returned, not raised."""
+    """Filter, cluster and average one scan; with `record`, an error is returned, not raised.
+
+    `WrongMask` is always raised: the caller knows whether the mask fits other frames.
+    """
     mark = ""
     try:
         cube = frame.open()
+        _check_masks(frame, cube, options)
         mark = fingerprint(cube.data)
         clusters, averages, image, calibration = _cluster_datacube(frame, cube, options)
+    except WrongMask:
+        raise
     except Exception as error:
         if not record:
             raise
         return FrameResult(info_of_failed(frame, error, mark))
-    n_clusters = clusters.n_clusters
-    info = FrameInfo(frame.number, frame.source, frame.size, mark, frame.time, "", n_clusters)
+    info = FrameInfo(
+        frame.number,
+        frame.source,
+        frame.size,
+        mark,
+        frame.time,
+        "",
+        clusters.n_clusters,
+        frame.stamp,
+    )
     return FrameResult(info, clusters, averages, image, calibration)
+
+
+def _check_masks(frame: Frame, cube: Any, options: Options) -> None:
+    """Raise `WrongMask` unless the masks in the options fit a scan."""
+    masks = {
+        "image_mask": (options.image_mask, cube.Qshape, "detector pixels"),
+        "q_mask": (options.cluster["q_mask"], cube.Qshape, "detector pixels"),
+        "r_mask": (options.cluster["r_mask"], cube.Rshape, "scan positions"),
+    }
+    for name, (mask, shape, what) in masks.items():
+        if np.ndim(mask):
+            try:
+                check_mask(name, mask, shape, what)
+            except ValueError as error:
+                raise WrongMask(f"{error}; this is the shape of {frame.source}") from error
 
 
 def info_of_failed(frame: Frame, error: Exception, mark: str = "") -> FrameInfo:
     """Facts about a frame that failed; `mark` is the fingerprint of its scan."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return FrameInfo(frame.number, frame.source, frame.size, mark, frame.time, text, 0)
+    kind = ValueError if isinstance(error, WrongMask) else type(error)
+    text = " ".join(f"{kind.__name__}: {error}".split())
+    return FrameInfo(frame.number, frame.source, frame.size, mark, frame.time, text, 0, frame.stamp)
 
 
 def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, ...]:
     """Clusters, averages or None, virtual image, and parameters of the calibration."""
-    common = {"n_jobs": options.n_jobs, "max_memory": options.max_memory, "progress_bar": False}
+    common: dict[str, Any] = {
+        "n_jobs": options.n_jobs,
+        "max_memory": options.max_memory,
+        "progress_bar": False,
+    }
     weight = options.image_mask
     if weight is None:
         weight = options.cluster["q_mask"]
@@ -319,10 +384,10 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
         cube.data, weight, n_jobs=options.n_jobs, report=lambda rows: None, n_rows=n_rows
     )
     with _filtered(frame, cube, options, common) as source:
-        clusters = source.cluster(**options.cluster, name=frame_name(frame.number), **common)
+        clusters: Any = cluster(source, **options.cluster, name=frame_name(frame.number), **common)
     averages, calibration = None, cube.calibration
     if clusters.n_clusters:
-        found = cube.get_clustered_datacube(clusters, **options.averages, **common)
+        found = get_clustered_datacube(cube, clusters, **options.averages, **common)
         averages, calibration = found.data[:, 0], found.calibration
     params = copy_calibration(calibration)._params
     return clusters, averages, image.astype(np.float32), params
@@ -337,13 +402,13 @@ def _filtered(
         yield cube
         return
     if isinstance(cube.data, np.ndarray) and not isinstance(cube.data, np.memmap):
-        yield cube.filter_correlative(**options.filter, **common)
+        yield filter_correlative(cube, **options.filter, **common)
         return
     path = Path(options.folder) / f"filtered_{frame.number:06d}.h5"
     filtered = None
     try:
-        filtered = cube.filter_correlative(
-            **options.filter, **common, out=path, overwrite=True, name="filtered"
+        filtered = filter_correlative(
+            cube, **options.filter, **common, out=path, overwrite=True, name="filtered"
         )
         yield filtered
     finally:

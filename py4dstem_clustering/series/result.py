@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_path
+from ..base.progress import warn_user
 from ..emd import untrusted
 from ..grains.averages import keep_clusters
 from ..grains.clusters import Clusters
+from ..grains.describe import WHOLE_SHARE
 from ..scan.calibration import copy_calibration, step_of
 from ..scan.datacubes import new_datacube
 from .files import (
@@ -143,7 +145,7 @@ class ClusterSeries:
         if "averages" not in arrays.keys:
             raise ValueError(f"frame {frame} holds no clusters, so it has no averages")
         cube = new_datacube(
-            arrays["averages"][:, None], "averages", calibration_of_averages(node), {}
+            arrays["averages"][:, None], "averages", calibration_of_averages(node), {}, "cluster"
         )
         keep_clusters(cube, clusters)
         return cube
@@ -176,13 +178,29 @@ class ClusterSeries:
             ``pandas.DataFrame(numpy.asarray(tracks))``. Drift is subtracted. Background (with
             ``drop_background=False``) belongs to no track. Frames that failed end no track.
         """
-        return link_frames(
+        tracks = link_frames(
             self._frames_to_link(),
             drift=self.drift,
             times=self.times,
             centre=self._centre(),
             **options,
         )
+        self._warn_of_whole_frames(tracks)
+        return tracks
+
+    def _warn_of_whole_frames(self, tracks: Tracks) -> None:
+        """Warn of tracks that fill the field of view in all of their frames: they cannot grow."""
+        if not len(tracks):
+            return
+        first = next(place for place, info in enumerate(self.infos) if info.n_clusters)
+        enough = WHOLE_SHARE * np.prod(self[first].shape)
+        whole = [t.number for t in tracks if (t.sizes >= enough).all()]
+        if whole:
+            warn_user(
+                f"track {', '.join(map(str, whole))} fills the field of view in each of its "
+                "frames, so its area and growth are those of the scan; look at "
+                "series[0].plot() and at the averages: the particles were not found"
+            )
 
     def _frames_to_link(self) -> Iterator[tuple[Any, ...] | None]:
         """Yield the input of `link_frames`, and read each frame only when it is needed."""
@@ -239,7 +257,7 @@ class ClusterSeries:
             params.append({**own, **maps})
             of_patterns.update(maps)
         calibration = _track_calibration(params, of_patterns, track.frames)
-        cube = new_datacube(np.stack(patterns)[:, None], "track", calibration, {})
+        cube = new_datacube(np.stack(patterns)[:, None], "track", calibration, {}, "frame")
         places = np.arange(len(patterns))[:, None]
         keep_clusters(
             cube, Clusters(places, np.insert(places, 1, 0, axis=1), np.full(places.shape, np.nan))
@@ -262,7 +280,7 @@ _PATTERN_KEYS = {*_ORIGIN_KEYS, "qx0_meas", "qy0_meas", "a", "b", "theta"}
 
 _SHARED_KEYS = {
     "Q_pixel_size", "Q_pixel_units", "R_pixel_size", "R_pixel_units", "QR_rotation",
-    "QR_rotation_degrees", "QR_flip",
+    "QR_rotation_degrees", "QR_flip", "scan_pixel_size", "scan_pixel_units",
 }  # fmt: skip
 """Keys of a calibration that hold one value for all patterns of a datacube."""
 
@@ -323,6 +341,12 @@ def open_series(path: str | PathLike[str]) -> ClusterSeries:
     stored = read_series(path)
     if not stored.infos:
         raise ValueError(describe_missing_series(path))
+    if stored.lost:
+        numbers = ", ".join(map(str, stored.lost[:10])) + ", ..." * (len(stored.lost) > 10)
+        warn_user(
+            f"{path} has lost {len(stored.lost)} of its frames ({numbers}); cluster_series with "
+            "the same frames and options does them again"
+        )
     settings = stored.settings[0]
     if not isinstance(settings.get("time_units"), str):
         raise ValueError(

@@ -29,6 +29,7 @@ from ..base.checks import (
     check_n_jobs,
     check_out,
 )
+from ..base.progress import warn_user
 from .files import (
     FrameInfo,
     FrameResult,
@@ -38,7 +39,16 @@ from .files import (
     remove_series,
     save_frame,
 )
-from .frames import Frame, FramesToDo, Options, Times, check_frames, cluster_frame, info_of_failed
+from .frames import (
+    Frame,
+    FramesToDo,
+    Options,
+    Times,
+    WrongMask,
+    check_frames,
+    cluster_frame,
+    info_of_failed,
+)
 from .lock import only_one_writer
 from .options import check_averages, check_cluster_options, check_drift, check_filter, check_resume
 from .result import ClusterSeries, open_series
@@ -110,15 +120,17 @@ def cluster_series(
     resume : bool
         Continue with the frames in `out`. The options must be those of the first call. More frames
         may be given than before; new frames get the next free numbers. A frame is done again if it
-        failed, if the size of its file has changed, or, for a scan that is not a file, if its data
-        have changed. False starts from the beginning; an existing `out` is then an error, unless
+        failed, or if its data have changed. Data are compared by their fingerprint (16 patterns);
+        files are opened for it only if their size or time has changed, or that of files that belong
+        to them. False starts from the beginning; an existing `out` is then an error, unless
         `overwrite` is True.
     overwrite : bool
         With ``resume=False``, remove an existing series.
     on_error : "record" or "raise"
         What to do if a frame cannot be clustered (damaged, cut short, of another shape than
         `q_mask`). "record" stores the error in ``series.errors``, and clusters the other frames.
-        "raise" raises the error; frames that are done are kept.
+        "raise" raises the error; frames that are done are kept. If a mask does not fit the first
+        frame, this is always an error.
     client : dask.distributed.Client, optional
         The workers of this client cluster the frames, on any number of machines. The work of a lost
         worker is done again. The workers open paths, so they must have access to the files;
@@ -174,6 +186,11 @@ def cluster_series(
         shape = cast("tuple[int, int]", np.shape(image_mask))  # of the detector, unknown yet
         image_mask = check_mask("q_mask", image_mask, shape, "detector pixels")
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
+    if overwrite and resume:
+        raise ValueError(
+            "overwrite=True goes with resume=False; with resume=True nothing is overwritten, and "
+            "frames that are done are kept"
+        )
     check_choice("on_error", on_error, ("record", "raise"))
     if client is not None and not hasattr(client, "submit"):
         raise TypeError(f"client={client!r} must be a dask.distributed.Client")
@@ -206,14 +223,20 @@ def cluster_series(
         bar = emdfile.tqdmnd(
             n_frames or 0, desc="Clustering", unit="frames", disable=not progress_bar
         )
-        with closing(bar), closing(cluster_all(iter(to_do), work)) as results:
+        fits = any(not info.error for info in stored.infos.values())
+        with closing(bar), closing(cluster_all(iter(to_do), work, fits)) as results:
             new = _save_results(results, folder, settings, to_do, bar)
         stored = stored.with_frames(new)
         if not stored.infos:
             raise ValueError("frames yielded no scan, so there is no series")
         _finish(path, stored, settings, to_do.times, drift)
         shutil.rmtree(folder, ignore_errors=True)
-    return open_series(path)
+    series = open_series(path)
+    if len(series.errors) == len(series):
+        frame, error = next(iter(series.errors.items()))
+        who = f"all {len(series)} frames" if len(series) > 1 else "the only frame"
+        warn_user(f"{who} failed, see series.errors; frame {frame}: {error}")
+    return series
 
 
 def _save_results(
@@ -269,11 +292,21 @@ def _finish(
 
 
 def _cluster_here(
-    frames: Iterator[Frame], work: Callable[[Frame], FrameResult]
+    frames: Iterator[Frame], work: partial[FrameResult], fits: bool
 ) -> Generator[FrameResult, None, None]:
-    """Cluster one frame after the other in this process."""
+    """Cluster one frame after the other in this process.
+
+    `fits` says whether the masks fit an earlier frame. If they do not fit the first one, they are
+    wrong, and that is an error even if frames that fail are recorded.
+    """
     for frame in frames:
-        result = work(frame)
+        try:
+            result = work(frame)
+            fits = True
+        except WrongMask as error:
+            if not (work.keywords["record"] and fits):
+                raise
+            result = FrameResult(info_of_failed(frame, error))
         # Free the memory before the next frame is opened. A DataCube and its tree refer to each
         # other (emdfile 0.0.16).
         del frame
@@ -283,9 +316,9 @@ def _cluster_here(
 
 
 def _cluster_on_workers(
-    client: Any, frames: Iterator[Frame], work: partial[FrameResult]
+    client: Any, frames: Iterator[Frame], work: partial[FrameResult], fits: bool
 ) -> Generator[FrameResult, None, None]:
-    """Cluster frames on dask workers; results come in any order."""
+    """Cluster frames on dask workers; results come in any order. For `fits` see `_cluster_here`."""
     from distributed import wait
 
     pending: dict[Any, Frame] = {}
@@ -299,8 +332,10 @@ def _cluster_on_workers(
                 frame = pending.pop(future)
                 try:
                     result = future.result()
-                except Exception as error:  # workers died several times on this frame
-                    if not work.keywords["record"]:
+                    fits = True
+                except Exception as error:  # a wrong mask, or workers died several times
+                    wrong = isinstance(error, WrongMask) and not fits
+                    if wrong or not work.keywords["record"]:
                         raise
                     result = FrameResult(info_of_failed(frame, error))
                 future.release()
@@ -320,7 +355,8 @@ def _submit(
         if frame is None:
             return
         name = f"cluster_frame-{frame.number}-{uuid.uuid4().hex}"
-        future = client.submit(_work_without_dask_threads, work, frame, key=name)
+        do = _work_with_client if _is_persisted(frame) else _work_without_dask_threads
+        future = client.submit(do, work, frame, key=name)
         pending[future] = frame._replace(open=_sent)  # the scan itself is not kept here
         del frame
 
@@ -328,6 +364,26 @@ def _submit(
 def _sent() -> Any:
     """Placeholder for `Frame.open` after the frame was sent to a worker."""
     raise RuntimeError("this frame was sent to a worker")
+
+
+def _is_persisted(frame: Frame) -> bool:
+    """Whether the data of a frame are in the memory of dask workers."""
+    from distributed import futures_of
+
+    item: Any = frame.open
+    while isinstance(item, partial) and item.args:
+        item = item.args[0]
+    data = item if hasattr(item, "__dask_graph__") else getattr(item, "data", None)
+    return hasattr(data, "__dask_graph__") and bool(futures_of(data))
+
+
+def _work_with_client(work: Callable[[Frame], FrameResult], frame: Frame) -> FrameResult:
+    """Cluster a frame on a worker, with data that other workers may hold."""
+    import dask
+    from distributed import worker_client
+
+    with worker_client() as client, dask.config.set(scheduler=client):
+        return work(frame)
 
 
 def _work_without_dask_threads(work: Callable[[Frame], FrameResult], frame: Frame) -> FrameResult:

@@ -127,7 +127,7 @@ def test_missing_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         main(["benchmark", *arguments])
     assert error.value.code == 2
-    assert "usage" in capsys.readouterr().err
+    assert "error: " in error_line(capsys)
 
 
 def test_out_is_a_file(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -227,6 +228,55 @@ def test_help_names_the_command_that_was_called(capsys, monkeypatch, program, na
     assert capsys.readouterr().out.startswith(f"usage: {name} cluster ")
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--threshold", 1.5), "--threshold=1.5 must be a finite number from -1 to 1"),
+        (("--threshold", "nan"), "--threshold=nan must be"),
+        (("--min-size", 0), "min_size=0 must be at least 1"),
+        (("--sigma", -1), "--sigma=-1.0 must be"),
+        (("--filter", "--filter-edge", -1), "--filter-edge=-1 must be"),
+        (("--filter", "--corr-range", 0.9, 0.8), "must rise"),
+        (("--q-range", 5, 3), "--q-range 5 3 must rise"),
+        (("--q-center", 3, 4), "--q-center goes with --q-range"),
+        (("--n-jobs", 0), "n_jobs=0 must be"),
+        (("--max-memory", "much"), "max_memory='much' must be"),
+        (("--r-mask", 2), "--r-mask 2 must be"),
+    ],
+)
+@pytest.mark.parametrize("command", ["cluster", "series"])
+def test_what_can_be_known_is_checked_before_a_file_is_opened(
+    npy, tmp_path, capsys, monkeypatch, command, options, text
+):
+    monkeypatch.setattr("py4dstem_clustering.cli.options.load_scan", None)
+    arguments = [command, npy, "--out", tmp_path / "out.h5", "--quiet", *options]
+    assert main([str(argument) for argument in arguments]) == 2
+    assert text in error_line(capsys)
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder of Linux")
+@pytest.mark.parametrize("command", ["cluster", "series"])
+def test_a_folder_in_which_nothing_can_be_written(npy, tmp_path, capsys, monkeypatch, command):
+    monkeypatch.setattr("py4dstem_clustering.cli.options.load_scan", None)
+    assert main([command, str(npy), "--out", "/proc/self/out.h5", "--quiet"]) == 2
+    assert "/out.h5 cannot be written" in error_line(capsys)
+    figures = ["--figures", "/proc/self"]
+    assert main([command, str(npy), "--out", str(tmp_path / "x.h5"), "--quiet", *figures]) == 2
+    assert "cannot be written" in error_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["cluster", "series", "demo"])
+def test_a_missing_out_is_said_in_one_line(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command] if command == "demo" else [command, "scan.npy"])
+    assert caught.value.code == 2
+    line = error_line(capsys)
+    assert line.endswith(
+        f"{command}: error: the following arguments are required: --out; --help lists all options"
+    )
+
+
 def test_usage_errors_exit_with_2(capsys):
     for arguments in ([], ["demo"], ["cluster", "x.npy"], ["dance"]):
         with pytest.raises(SystemExit) as caught:
@@ -310,7 +360,8 @@ def test_a_series_with_a_bad_file(movie_files, tmp_path, capsys):
     (tmp_path / "bad.npy").write_text("x")
     assert series([movie_files[0], tmp_path / "bad.npy"], tmp_path / "out.h5") == 0
     assert "frame 1 failed: ValueError: NumPy cannot open" in capsys.readouterr().err
-    assert series([tmp_path / "bad.npy"], tmp_path / "none.h5") == 0
+    assert series([tmp_path / "bad.npy"], tmp_path / "none.h5") == 2
+    assert "no scan could be clustered" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import Clusters
 from py4dstem_clustering.diffraction.misorientation import get_symmetry, misorientation
+from py4dstem_clustering.scan.calibration import count_patterns
 
 FIELDS = ("matrix", "family", "corr", "inds", "mirror", "angles")
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
@@ -391,6 +392,16 @@ def test_the_length_around_a_circle(radius):
     assert row["length"] == pytest.approx(2 * np.pi * radius, rel=0.06)
 
 
+@pytest.mark.parametrize("radius", [0.5, 1, 2.3, 9])
+def test_the_perimeter_is_the_length_of_the_boundary(radius):
+    x, y = np.indices((23, 26))
+    labels = (np.hypot(x - 11, y - 12) > radius).astype(int)
+    (row,) = length_of(labels, pixel_size=2.5)
+    assert clusters_of(labels, pixel_size=2.5).properties()["perimeter"][0] == pytest.approx(
+        row["length"]
+    )
+
+
 def test_pairs_that_touch():
     labels = np.array([[0, 0, 3, -1, 2], [0, 1, 3, -1, 2], [1, 1, -1, -1, 2]])
     table = length_of(labels)
@@ -610,3 +621,13 @@ def test_joined_clusters_are_clusters():
 def test_wrong_angles(value, error):
     with pytest.raises(error, match=f"max_angle={value!r} must be"):
         clusters_of(LABELS).join_by_misorientation(full_map(4, 1), gold(), max_angle=value)
+
+
+def test_expanded_bragg_vectors_have_the_step_of_the_scan():
+    per_cluster = bragg_of_clusters()
+    per_cluster.calibration.set_R_pixel_size(2.5)
+    per_cluster.calibration.set_R_pixel_units("nm")
+    count_patterns(per_cluster.calibration)
+    assert per_cluster.calibration.get_R_pixel_units() == ""
+    found = clusters_of(LABELS).expand_bragg(per_cluster).calibration
+    assert (found.get_R_pixel_size(), found.get_R_pixel_units()) == (2.5, "nm")

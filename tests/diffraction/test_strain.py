@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from copy import deepcopy
 from functools import lru_cache
 from types import SimpleNamespace
@@ -633,3 +634,25 @@ def test_what_does_not_fit_together(name, value, error, match):
 def test_wrong_arguments(options, error, match):
     with pytest.raises(error, match=match):
         strain_of(experiment(), **options)
+
+
+def test_a_mixture_of_other_data_is_warned_of():
+    scan = experiment()
+    labels = np.array(LABELS)
+    clusters = scan.clusters
+    empty = np.full((*labels.shape, 4), -2)
+    empty[..., 0] = labels
+    shares = (empty >= 0).astype(float)
+
+    def of(mark, **more):
+        settings = {"fingerprint": mark, **more}
+        return dataclasses.replace(clusters, settings=settings)
+
+    def strain(own, mixture):
+        return strain_of(SimpleNamespace(**{**vars(scan), "clusters": own}), mixture=mixture)
+
+    strain(of("a"), Mixture(empty, shares, ("a",)))
+    strain(of("filtered", parents=("a",)), Mixture(empty, shares, ("a",)))
+    strain(clusters, Mixture(empty, shares, ("a",)))
+    with pytest.warns(UserWarning, match="the mixture was made from clusters of other data"):
+        strain(of("b"), Mixture(empty, shares, ("a",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,9 +13,9 @@ import h5py
 import numpy as np
 import py4DSTEM
 import pytest
-from conftest import DETECTOR, SCAN, STRICT, make_scan
+from conftest import DETECTOR, SCAN, STRICT, forbid, make_scan
 
-from py4dstem_clustering import Clusters, Similarity
+from py4dstem_clustering import Clusters, Similarity, cluster_series
 from py4dstem_clustering.emd import nodes, settings, writing
 from py4dstem_clustering.grains.averages import keep_clusters
 
@@ -380,3 +381,50 @@ def test_only_a_scan_can_be_compressed_to_fit(tmp_path, monkeypatch):
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+# --- a target that is open in another program ------------------------------------------------
+
+
+def refuse(*names):
+    raise PermissionError(13, "The process cannot access the file", *names)
+
+
+def test_a_target_that_is_open_elsewhere_is_found_before_the_work(cube, tmp_path, monkeypatch):
+    path = tmp_path / "scan.h5"
+    path.write_text("open in another program")
+    forbid(monkeypatch, "correlative_core")
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match=r"scan.h5 cannot be replaced .*close the program"):
+        cube.filter_correlative(edge=2, out=path, overwrite=True, progress_bar=False)
+    with pytest.raises(OSError, match=r"scan.h5 cannot be replaced"):
+        cluster_series([cube], out=path, progress_bar=False)
+    assert path.read_text() == "open in another program"
+
+
+def test_a_finished_file_is_kept_where_it_cannot_take_its_name(cube, tmp_path, monkeypatch):
+    path = tmp_path / "scan.h5"
+    path.write_text("open in another program")
+    (tmp_path / "scan_new1.h5").write_text("of an earlier time")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(OSError, match=r"The result is complete in .*scan_new2.h5: close"):
+            writing.save_new(path, cube)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "scan.h5", "scan_new1.h5", "scan_new2.h5",
+    ]  # fmt: skip
+    assert py4DSTEM.read(tmp_path / "scan_new2.h5").shape == cube.shape
+    assert path.read_text() == "open in another program"
+    (tmp_path / "scan_new2.h5").replace(path)
+
+
+def test_a_full_disk_is_found_before_the_work(cube, tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, values):
+            raise OSError(28, "No space left on device")
+
+    forbid(monkeypatch, "correlative_core")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Full())
+    with pytest.raises(OSError, match=r"x.h5 cannot be written .*No space left.*Make room"):
+        cube.filter_correlative(edge=2, out=tmp_path / "x.h5", progress_bar=False)
+    assert list(tmp_path.iterdir()) == []

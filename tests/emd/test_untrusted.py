@@ -196,3 +196,16 @@ def test_a_heap_in_pieces_of_any_size(tmp_path, size):
     assert content(path) == path.read_bytes()
     with pytest.raises(OSError, match=r"heap of texts at byte \d+ is damaged"):
         content(tmp_path / "zeros.h5")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"), [("length", "long", "number"), ("units", 3, "text")]
+)
+def test_an_attribute_of_the_wrong_kind_is_named(tmp_path, key, value, rule):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_group("root/node").attrs[key] = value
+    with (
+        untrusted.open_file(tmp_path / "x.h5") as file,
+        pytest.raises(OSError, match=f"has an attribute '{key}' that is no single {rule}"),
+    ):
+        untrusted.check_stored(file, "root")

@@ -261,6 +261,22 @@ def test_ties_and_unknown_similarities_when_renumbering():
     assert same.relabel("size").labels.tolist() == [[0, 1, 2]]
 
 
+@pytest.mark.parametrize(("radius", "error"), [(1, 0.08), (1.5, 0.04), (2, 0.03), (3, 0.02)])
+def test_the_perimeter_of_small_round_grains(radius, error):
+    x, y = np.indices((13, 15))
+    found = []
+    for centre in np.random.default_rng(0).uniform(5, 8, (60, 2)):
+        labels = np.where(np.hypot(x - centre[0], y - centre[1]) <= radius, 0, -1)
+        seed = np.argwhere(labels == 0)[:1]
+        found += list(Clusters(labels, seed, np.zeros(x.shape)).properties()["perimeter"])
+    assert np.mean(found) == pytest.approx(2 * np.pi * radius, rel=error)
+
+
+def test_a_grain_of_one_position_has_a_perimeter():
+    (row,) = Clusters([[-1, 0, -1]], [(0, 1)], np.zeros((1, 3))).properties()
+    assert row["perimeter"] == pytest.approx(np.pi / 2 * (1 + np.sqrt(0.5)))
+
+
 def test_lengths_scale_with_the_step():
     labels = np.full((8, 9), -1)
     labels[1:4, 2:8] = 0
@@ -348,3 +364,8 @@ def test_similarity_keeps_to_itself(cube):
     data[1, 1, 5] += 1e-3
     with pytest.raises(ValueError, match=r"pairs differ by 0\.00"):
         Similarity(data)
+
+
+def test_an_order_that_is_no_sequence(clusters):
+    with pytest.raises(TypeError, match="order=3 must be 'size' or a sequence of all labels"):
+        clusters.relabel(3)

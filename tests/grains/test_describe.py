@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 import py4DSTEM
 import pytest
+from py4DSTEM import DataCube
 
 import py4dstem_clustering
-from py4dstem_clustering import simulate_scan
+from py4dstem_clustering import Clusters, simulate_scan
 
 QUIET = {"progress_bar": False}
 
@@ -30,7 +31,7 @@ def test_merging(cube, tmp_path):
         f"py4dstem_clustering {py4dstem_clustering.__version__} in py4DSTEM",
         f"reduced to {clusters.settings['rank']} features",
         "the level was found automatically",
-        "1 region without Bragg peaks",
+        "1 region without Bragg peaks was left out as background.",
         f"estimated as {clusters.settings['gain']:.3g}",
         "fewer than 7 positions",
         clusters.settings["fingerprint"],
@@ -89,3 +90,65 @@ def test_lag(cube):
     settings = {**clusters.settings.everything, "lag": 1.5, "lag_axis": "+Ry"}
     text = dataclasses.replace(clusters, settings=settings).describe()
     assert "camera lag of 1.5 positions along +Ry" in text
+
+
+# --- results that cannot be right --------------------------------------------------------------
+
+
+def clusters_of(labels, **settings):
+    labels = np.array(labels)
+    seeds = [np.argwhere(labels == k)[0] for k in range(labels.max() + 1)]
+    settings = {"method": "merge", "rank": 3, "drop_background": True, **settings}
+    return Clusters(labels, np.reshape(seeds, (-1, 2)), np.zeros(labels.shape), settings)
+
+
+def doubts_in(text):
+    return text.partition("\n\nTo check: ")[2]
+
+
+def test_a_result_without_background_is_said():
+    scan = simulate_scan((64, 56), (36, 30), n_grains=5, electrons=20000, seed=4).datacube
+    clusters = scan.cluster(**QUIET)
+    if (clusters.labels < 0).any():
+        pytest.skip("the background was found")
+    assert "No background was found: every scan position" in doubts_in(clusters.describe())
+
+
+def test_doubts():
+    whole = np.zeros((5, 6), int)
+    assert "Cluster 0 fills the field of view (100% of the scan)" in doubts_in(
+        clusters_of(whole).describe()
+    )
+    around = np.where(np.indices((5, 6))[0] == 2, 1, 0)
+    around[:, 0] = 0
+    around[:, 5] = 0
+    text = doubts_in(clusters_of(around).describe())
+    assert "No background was found" in text
+    assert "Cluster 0 (87% of the scan) reaches all four borders" in text
+    grains = np.where(around == 1, 0, -1)
+    assert doubts_in(clusters_of(grains).describe()) == ""
+    assert "No cluster was found; see drop_background" in doubts_in(
+        clusters_of(np.full((5, 6), -1)).describe()
+    )
+    halves = (np.indices((5, 6))[1] > 2).astype(int)
+    text = doubts_in(clusters_of(halves).describe())
+    assert text.startswith("No background was found")
+    assert "borders" not in text
+    assert doubts_in(clusters_of(halves, drop_background=None).describe()) == ""
+
+
+def test_background_that_is_kept_is_no_doubt():
+    clusters = clusters_of(np.zeros((5, 6), int), drop_background=False)
+    assert "fills the field of view" in doubts_in(clusters.describe())
+    kept = dataclasses.replace(clusters, background=(0,))
+    assert doubts_in(kept.describe()) == ""
+
+
+@pytest.mark.parametrize("shape", [(1, 60), (60, 1)])
+def test_a_line_scan_of_noise_is_said(shape):
+    counts = np.random.default_rng(1).poisson(0.5, (*shape, 30, 26)).astype(np.uint16)
+    assert "they may be noise" in doubts_in(DataCube(counts).cluster(**QUIET).describe())
+    grains = simulate_scan(shape, (48, 44), n_grains=5, electrons=1000, seed=1000).datacube
+    clusters = grains.cluster(**QUIET)
+    assert clusters.n_clusters == 5
+    assert "noise" not in doubts_in(clusters.describe())

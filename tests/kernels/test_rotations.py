@@ -16,6 +16,7 @@ from py4dstem_clustering.kernels import rotations
 from py4dstem_clustering.kernels.rotations import (
     misorientation_angle,
     misorientation_axis,
+    steady_rotation,
     symmetry_rotations,
 )
 
@@ -348,3 +349,25 @@ def test_equivalent_orientations_have_one_axis(group):
                 again, other = misorientation_axis(*pair, symmetry)
                 assert again == pytest.approx(angle, rel=1e-9)
                 np.testing.assert_allclose(other, axis, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [3, 4, 8])
+def test_the_error_of_a_steady_rotation_is_that_of_its_rate(n):
+    rng = np.random.default_rng(n)
+    cubic = get_symmetry(Crystal(np.array(FCC), 79, 4.078))
+    speed, noise = np.deg2rad(6), np.deg2rad(0.5)
+    times = np.arange(n)
+    found = []
+    for _ in range(200):
+        velocity = rng.normal(size=3)
+        velocity *= speed / np.linalg.norm(velocity)
+        start = Rotation.from_quat(rng.normal(size=4)).as_matrix()
+        turns = Rotation.from_rotvec(times[:, None] * velocity).as_matrix()
+        errors = Rotation.from_rotvec(noise * rng.normal(size=(n, 3))).as_matrix()
+        matrices = start @ np.swapaxes(errors @ turns, -1, -2)
+        rotation = steady_rotation(matrices, times, cubic, np.deg2rad(5))
+        found.append((np.linalg.norm(rotation.velocity) - speed, rotation.error))
+    deviation, error = np.sqrt(np.mean(np.square(found), axis=0))
+    assert error == pytest.approx(deviation, rel=0.2)  # 200 values determine each to 5 %
+    best = noise / np.sqrt(((times - times.mean()) ** 2).sum())
+    assert deviation == pytest.approx(best, rel=0.2)

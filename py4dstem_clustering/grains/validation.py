@@ -23,12 +23,15 @@ from ..base.checks import (
     check_r_mask,
     values_of,
 )
-from ..scan.calibration import calibration_of, scan_step
-from .cross_validation import CrossValidation
-from .halves import checkerboard, neighbour_errors, take_half, take_positions
-from .misorientation import get_symmetry
-from .orientation import check_calibrated
-from .refining import refine_orientations
+from ..diffraction.cross_validation import CrossValidation
+from ..diffraction.halves import checkerboard, neighbour_errors, take_half, take_positions
+from ..diffraction.misorientation import get_symmetry
+from ..diffraction.orientation import check_calibrated
+from ..diffraction.refining import refine_orientations
+from ..patterns.filtering import filter_correlative
+from ..scan.calibration import calibration_of, check_calibration, scan_step
+from .averages import get_clustered_datacube
+from .clustering import cluster
 
 METHODS = ("raw", "filtered", "filtered + clustered", "merged")
 """Methods for the orientations of a scan that can be compared."""
@@ -136,6 +139,7 @@ def cross_validate_orientation(
     >>> validation.table()["mean"]  # doctest: +SKIP
     """
     check_data(self.data)
+    check_calibration(self)
     if min(self.Rshape) < 4:
         raise ValueError(
             f"a scan of {self.R_Nx} x {self.R_Ny} is too small to be halved like a checkerboard; "
@@ -203,7 +207,7 @@ def _orientations_of_half(
     seconds_filter = 0.0
     if any(_is_filtered(method) for method in methods):
         start = perf_counter()
-        filtered = cube.filter_correlative(**steps.filter, **steps.common)
+        filtered = filter_correlative(cube, **steps.filter, **steps.common)
         seconds_filter = perf_counter() - start
     for method in methods:
         source, before = (filtered, seconds_filter) if _is_filtered(method) else (cube, 0.0)
@@ -212,10 +216,10 @@ def _orientations_of_half(
             options = dict(steps.clusters[method])
             if isinstance(options["r_mask"], np.ndarray):  # a map of the whole scan
                 options["r_mask"] = options["r_mask"][positions]
-            clusters = source.cluster(**options, **steps.common)
+            clusters: Any = cluster(source, **options, **steps.common)
             averages = None
             if clusters.n_clusters:
-                averages = source.get_clustered_datacube(clusters, **steps.common)
+                averages = get_clustered_datacube(source, clusters, **steps.common)
             before += perf_counter() - start
             start = perf_counter()
             found, n_matches = _match_clusters(clusters, averages, matching, refine)
@@ -276,13 +280,13 @@ def _check_clustering(
     """Check options of filter, growth and merging by running `methods` on empty patterns."""
     from py4DSTEM import DataCube
 
-    cube, reserved = type(datacube), {"name", *common}
+    reserved = {"name", *common}
     filter = _check_options(
-        "filter", filter, cube.filter_correlative, reserved | {"out", "overwrite", "compression"}
+        "filter", filter, filter_correlative, reserved | {"out", "overwrite", "compression"}
     )
     reserved |= {"method", "similarity", "returncalc"}
-    grow = _check_options("grow", grow, cube.cluster, reserved)
-    merge = _check_options("merge", merge, cube.cluster, reserved)
+    grow = _check_options("grow", grow, cluster, reserved)
+    merge = _check_options("merge", merge, cluster, reserved)
     default = {
         key: value
         for key, value in PAPER_GROWTH.items()
@@ -294,11 +298,11 @@ def _check_clustering(
     }
     empty = DataCube(np.zeros((4, 4, *datacube.Qshape), dtype=np.float32))
     if any(_is_filtered(method) for method in methods):
-        empty.filter_correlative(**filter, progress_bar=False)
+        filter_correlative(empty, **filter, progress_bar=False)
     for method, options in clusters.items():
         options["r_mask"] = check_r_mask(options.get("r_mask"), datacube.Rshape)
         if method in methods:
-            empty.cluster(**{**options, "r_mask": None}, progress_bar=False)
+            cluster(empty, **{**options, "r_mask": None}, progress_bar=False)
     return _Steps(filter, clusters, common)
 
 

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from py4dstem_clustering import Clusters, CrossValidation, get_symmetry, simulate_scan
 from py4dstem_clustering.diffraction.disks import GainedDisks
 from py4dstem_clustering.diffraction.halves import checkerboard, neighbour_errors, take_half
-from py4dstem_clustering.diffraction.validation import METHODS
+from py4dstem_clustering.grains.validation import METHODS
 
 DISKS = {
     "corrPower": 1.0,
@@ -199,6 +199,7 @@ def test_what_was_there_stays(grains, kernel, capsys, wrap):
     results = []
     for data, kept in ((whole.data[small], {}), (wrap(whole.data[small]), {"orientation_map": 1})):
         cube = DataCube(data, calibration=whole.calibration.copy())
+        cube.calibration.set_origin([q[small] for q in whole.calibration.get_origin()])
         before = list(cube._branch.keys())
         vars(grains.crystal).pop("orientation_map", None)  # other tests share the crystal
         vars(grains.crystal).update(kept)
@@ -257,7 +258,7 @@ def test_no_clusters_in_a_half_is_no_error(grains, kernel):
 )
 def test_refuses(grains, kernel, monkeypatch, options, error, match):
     monkeypatch.setattr(
-        "py4dstem_clustering.diffraction.validation.take_half", None
+        "py4dstem_clustering.grains.validation.take_half", None
     )  # nothing has begun
     options = {"crystal": grains.crystal, "template": kernel, **QUIET, **options}
     with pytest.raises(error, match=match):
@@ -265,7 +266,7 @@ def test_refuses(grains, kernel, monkeypatch, options, error, match):
 
 
 def test_refuses_before_the_work(grains, kernel, monkeypatch):
-    monkeypatch.setattr("py4dstem_clustering.diffraction.validation.take_half", None)
+    monkeypatch.setattr("py4dstem_clustering.grains.validation.take_half", None)
     data, calibration = grains.datacube.data, grains.datacube.calibration
     fresh = simulate_scan((4, 4), DETECTOR, n_grains=0).crystal
     with pytest.raises(ValueError, match="no orientation plan"):
