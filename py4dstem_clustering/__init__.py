@@ -36,7 +36,7 @@ from .plotting.patterns import plot_averages, plot_patterns
 from .plotting.results import plot_cross_validation, plot_disks, plot_tree
 from .plotting.tracks import plot_tracks
 from .scan.array import ScanArray
-from .scan.dectris import open_scan
+from .scan.opening import open_scan
 from .scan.watching import watch_folder
 from .series.linking import link_frames
 from .series.motion import find_drift, rotation_rate
