@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import h5py
 import numpy as np
 
 from ..emd import untrusted
-from .axes import Axes, Axis, axis_from_values, text_of
+from .axes import Axes, Axis, as_length, axis_from_values, text_of
 from .detector import read_facts, scan_step_of_microscope
-from .found import Found, choose
+from .found import Found, as_stack, choose, library_frames
 from .pieces import Piece, check_alike, find_pieces, master_pieces
 from .py4dstem_files import is_emd_1, open_emd_1, open_py4dstem_0_13
 
@@ -56,6 +57,8 @@ def _dectris(path: Path, dataset: str | None, bad_pixels: str) -> Found:
     pieces = master_pieces(path, prefix) if dataset is None else find_pieces(path, dataset)
     check_alike(pieces)
     axes = _axes_of_emd(path, dataset) if dataset is not None else None
+    if axes is not None and dataset is not None and _is_reversed(axes):
+        return _reversed(path, dataset, axes)
     step = scan_step_of_microscope(path.with_name(f"{prefix}.h5"))
     is_dectris = dataset is None or bool(facts)
     if axes is None and step is not None:
@@ -70,6 +73,31 @@ def _dectris(path: Path, dataset: str | None, bad_pixels: str) -> Found:
         is_dectris=is_dectris,
         square=True,
     )
+
+
+def _is_reversed(axes: Axes) -> bool:
+    """Whether the units show that the detector comes first: HyperSpy writes EMD 0.2 so."""
+    first, last = axes[:2], axes[2:]
+    return all(axis is not None and as_length(axis.unit) is None for axis in first) and all(
+        axis is not None and as_length(axis.unit) not in (None, "pixels") for axis in last
+    )
+
+
+def _reversed(path: Path, dataset: str, axes: Axes) -> Found:
+    """A dataset (Qy, Qx, Ry, Rx), as RosettaSciIO turns it."""
+    frames = library_frames(path, dataset, partial(_reversed_frames, path, dataset))
+    with untrusted.open_file(path) as file:
+        shape = file[dataset].shape[::-1]
+    return Found(
+        [frames], "py4dstem_clustering", scan=(shape[0], shape[1]), axes=Axes(*axes[::-1])
+    )
+
+
+def _reversed_frames(path: Path, dataset: str) -> Any:
+    import dask.array as da
+
+    stored = h5py.File(path, "r")[dataset]
+    return as_stack(da.from_array(stored, chunks=stored.chunks or "auto").transpose())
 
 
 def _scan_of(pieces: list[Piece]) -> tuple[int, int] | None:

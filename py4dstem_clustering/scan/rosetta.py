@@ -50,6 +50,13 @@ _STATED = {
 """Values of the microscope by their name in HyperSpy's metadata, with the units that it has."""
 
 
+_NAMED = {
+    "beam_energy_keV": "the voltage is not stated",
+    "camera_length_mm": "the camera length is not stated",
+}
+"""What is said where a file does not state a value."""
+
+
 def check_extra(path: Path, package: str = "rsciio") -> None:
     """Raise an error unless the extra `files` is installed."""
     if find_spec(package) is None:
@@ -109,7 +116,7 @@ def open_with_rosettasciio(path: Path, dataset: str | None) -> Found:
         scan=scan,
         axes=axes,
         facts=facts,
-        notes=tuple(notes + [f"{k} is not stated" for k in _STATED if k not in facts]),
+        notes=tuple(notes + [text for key, text in _NAMED.items() if key not in facts]),
         in_memory=not options["lazy"],
     )
 
