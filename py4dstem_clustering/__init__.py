@@ -23,6 +23,7 @@ from .diffraction.disks import GainedDisks
 from .diffraction.misorientation import get_symmetry, misorientation
 from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.refining import refine_orientations
+from .exporting.results import export
 from .explore.window import ClusterExplorer
 from .grains.clusters import Clusters
 from .grains.tree import ClusterTree
@@ -36,6 +37,7 @@ from .plotting.patterns import plot_averages, plot_patterns
 from .plotting.results import plot_cross_validation, plot_disks, plot_tree
 from .plotting.tracks import plot_tracks
 from .scan.array import ScanArray
+from .scan.hyperspy import from_hyperspy, to_hyperspy
 from .scan.opening import open_scan
 from .scan.watching import watch_folder
 from .series.linking import link_frames
@@ -64,7 +66,9 @@ __all__ = [
     "__version__",
     "animate_series",
     "cluster_series",
+    "export",
     "find_drift",
+    "from_hyperspy",
     "get_symmetry",
     "link_frames",
     "metrics",
@@ -88,6 +92,7 @@ __all__ = [
     "rotation_rate",
     "simulate_scan",
     "simulate_series",
+    "to_hyperspy",
     "watch_folder",
 ]
 

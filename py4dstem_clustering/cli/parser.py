@@ -19,6 +19,7 @@ from .benchmark import (
 )
 from .cluster import run_cluster
 from .demo import run_demo
+from .export import run_export
 from .series import run_series
 
 
@@ -34,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_cluster(commands)
     _add_series(commands)
+    _add_export(commands)
     benchmark = commands.add_parser("benchmark", help="measure on simulated scans of known grains")
     benchmarks = benchmark.add_subparsers(required=True, metavar="WHAT")
     _add_segmentation(benchmarks)
@@ -93,6 +95,21 @@ def _add_series(commands: Any) -> None:
         "threshold, regions are merged, and nothing needs tuning")  # fmt: skip
     _add_scan_options(series)
     series.set_defaults(run=run_series)
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write results for other programs",
+        description="Write the clusters, averages and orientations in an EMD file as TIFF, NumPy, "
+        "CSV, GeoJSON, SVG, .hspy and .ang.",
+    )
+    add = export.add_argument
+    add("file", type=Path, metavar="FILE", help="EMD file that the command cluster wrote, or any "
+        "scan with clusters that py4DSTEM saved")  # fmt: skip
+    add("--to", required=True, type=Path, metavar="FOLDER", help="folder for the files")
+    add("--overwrite", action="store_true", help="replace files of the same names")
+    export.set_defaults(run=run_export)
 
 
 def _add_scan_options(command: argparse.ArgumentParser) -> None:

@@ -57,6 +57,11 @@ _NAMED = {
 """What is said where a file does not state a value."""
 
 
+def has_rosettasciio() -> bool:
+    """Whether the extra `files` is installed."""
+    return find_spec("rsciio") is not None
+
+
 def check_extra(path: Path, package: str = "rsciio") -> None:
     """Raise an error unless the extra `files` is installed."""
     if find_spec(package) is None:
