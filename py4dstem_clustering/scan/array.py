@@ -229,8 +229,9 @@ class ScanArray:
         try:
             found = frames[first : first + len(out)]
             if hasattr(found, "dask"):
-                # In threads of this process, also where a client of dask runs others.
-                found = found.compute(scheduler="threads")
+                # In this thread: while py4DSTEM.save holds the lock of h5py, others would wait for
+                # ever; and a client of dask would read on another computer.
+                found = found.compute(scheduler="synchronous")
         except (OSError, RuntimeError, ValueError) as error:
             check_size(piece.file, self._sizes[piece.file])
             raise OSError(

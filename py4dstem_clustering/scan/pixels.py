@@ -20,9 +20,9 @@ def find_hot_pixels(total: NDArray[Any]) -> NDArray[np.bool_]:
     """Single pixels that stand out from their neighbours in a sum of patterns, and dead ones.
 
     A pixel is hot if it is 5 times as bright as the second brightest of its eight neighbours (the
-    brightest may be hot itself), and dead if it is 0 where its neighbours are not; both beyond 5
-    standard deviations of counting noise, and hot ones also beyond 10 of the usual differences
-    between neighbours.
+    brightest may be hot itself), beyond 5 standard deviations of counting noise and 10 of the usual
+    differences between neighbours. It is dead if it is 0 and each neighbour has more than 25
+    counts.
 
     Parameters
     ----------
@@ -45,7 +45,8 @@ def find_hot_pixels(total: NDArray[Any]) -> NDArray[np.bool_]:
     excess = values - _RATIO * np.maximum(second, 0)
     noise = np.sqrt(np.maximum(values, 0) + _RATIO**2 * np.maximum(second, 0))
     hot = (excess > _SIGMAS * noise) & (values - second > 2 * _SIGMAS * usual)
-    dead = (values == 0) & (middle > _SIGMAS**2) & (ring[0] > 0)
+    # Speckle makes single pixels dark, but then some neighbours too.
+    dead = (values == 0) & (ring[0] > _SIGMAS**2)
     found: NDArray[np.bool_] = hot | dead | ~finite
     return found
 

@@ -78,9 +78,9 @@ def open_with_rosettasciio(path: Path, dataset: str | None) -> Found:
     kind = READERS[path.suffix.lower()]
     if kind == "zspy":
         check_extra(path, "zarr")
-    options = _options(kind, path)
     notes: list[str] = []
     try:
+        options = _options(kind, path)
         signals = _read(kind, path, options)
         if kind == "quantumdetector":
             stated = _shape_of_merlin(signals[0], notes)
