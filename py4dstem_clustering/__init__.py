@@ -23,8 +23,8 @@ from .diffraction.disks import GainedDisks
 from .diffraction.misorientation import get_symmetry, misorientation
 from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.refining import refine_orientations
-from .exporting.results import export
 from .explore.window import ClusterExplorer
+from .exporting.results import export
 from .grains.clusters import Clusters
 from .grains.tree import ClusterTree
 from .kernels.similarity import DIRECTIONS

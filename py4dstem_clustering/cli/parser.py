@@ -59,8 +59,8 @@ def _add_cluster(commands: Any) -> None:
     cluster = commands.add_parser(
         "cluster",
         help="cluster a scan in a file",
-        description="Cluster a scan in a file of any microscope or program (EMD, Arina master file, "
-        ".dm4, .mib, .hspy, .blo, .npy, ...). Writes an EMD file with the cluster averages and "
+        description="Cluster a scan in a file of any microscope or program (EMD, Arina master "
+        "file, .dm4, .mib, .hspy, .blo, .npy, ...). Writes an EMD file with the cluster averages and "
         "the clusters.",
     )
     add = cluster.add_argument
@@ -150,8 +150,8 @@ def _add_scan_options(command: argparse.ArgumentParser) -> None:
 def _add_opening_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `open_scan`."""
     add = command.add_argument
-    add("--dataset", "--key", dest="dataset", metavar="NAME", help="name of the scan in a file that "
-        "holds several")  # fmt: skip
+    add("--dataset", "--key", dest="dataset", metavar="NAME", help="name of the scan in a file "
+        "that holds several")  # fmt: skip
     add("--scan-shape", type=int, nargs=2, metavar=("RX", "RY"), help="shape of the scan, for "
         "files that do not hold it")  # fmt: skip
     add("--skip-frames", type=int, nargs="+", metavar="N", help="frames to drop before the first "
@@ -160,7 +160,8 @@ def _add_opening_options(command: argparse.ArgumentParser) -> None:
     add("--hot-pixels", action="store_true", help="find hot and dead pixels of the detector, and "
         "treat them as --bad-pixels says")  # fmt: skip
     add("--bad-pixels", choices=BAD_PIXELS, default="fill", help="fill pixels that the detector "
-        "marks as bad from their neighbours, make them missing, or keep them; default fill")  # fmt: skip
+        "marks as bad from their neighbours, make them missing, or keep them; default "
+        "fill")  # fmt: skip
     add("--saturated", choices=SATURATED, help="stop at saturated counts, make them missing, or "
         "keep them; default raise for files of Dectris, keep for others")  # fmt: skip
 

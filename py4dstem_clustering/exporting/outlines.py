@@ -56,7 +56,7 @@ def write_geojson(path: Path, clusters: Clusters) -> None:
         polygons = _polygons(_rings(clusters, int(row["label"])))
         coordinates = [[np.round(r, 9).tolist() for r in polygon] for polygon in polygons]
         single = len(coordinates) == 1
-        properties = {name: _finite(row[name].item()) for name in rows.dtype.names}
+        properties = {name: _finite(row[name].item()) for name in rows.dtype.names or ()}
         features.append(
             {
                 "type": "Feature",

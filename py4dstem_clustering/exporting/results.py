@@ -88,9 +88,7 @@ def export(
             )
     taken = [name for name in work if (target / name).exists()]
     if taken and not overwrite:
-        raise ValueError(
-            f"{target / taken[0]} exists; give another folder, or overwrite=True"
-        )
+        raise ValueError(f"{target / taken[0]} exists; give another folder, or overwrite=True")
     target.mkdir(parents=True, exist_ok=True)
     for name, write in work.items():
         write(target / name)
@@ -107,8 +105,8 @@ def _results(source: Any) -> tuple[list[Clusters], Any, dict[str, Any]]:
     kept = nodes.children(cube, CLUSTERS_KIND)
     if not kept:
         raise ValueError(
-            f"{cube.name!r} holds no clusters; cluster it first: datacube.cluster(), or the command "
-            "cluster"
+            f"{cube.name!r} holds no clusters; cluster it first: datacube.cluster(), or the "
+            "command cluster"
         )
     found = [Clusters.from_node(node) for node in kept.values()]
     newest = list(kept.values())[-1]
@@ -164,14 +162,15 @@ def _write_npz(path: Path, clusters: Clusters) -> None:
 def _write_csv(path: Path, clusters: Clusters) -> None:
     """The table of properties; the names of lengths and areas hold their units."""
     rows = clusters.properties()
+    names = rows.dtype.names or ()
     unit = clusters.pixel_units
     lengths = ("equivalent_diameter", "major_axis", "minor_axis", "perimeter")
-    units = {name: f" / {unit}" for name in lengths}
+    units = dict.fromkeys(lengths, f" / {unit}")
     units |= {"area": f" / {unit}^2", "orientation": " / rad"}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([name + units.get(name, "") for name in rows.dtype.names])
-        writer.writerows([row[name].item() for name in rows.dtype.names] for row in rows)
+        writer.writerow([name + units.get(name, "") for name in names])
+        writer.writerows([row[name].item() for name in names] for row in rows)
 
 
 def _write_hspy(path: Path, averages: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,12 @@ class ScanArray:
         return self.size * self.dtype.itemsize
 
     @property
+    def chunks(self) -> tuple[int, int] | None:
+        """Rows and columns that are best read together; None where any will do."""
+        rows = max((getattr(piece, "chunk_rows", 1) for piece in self._pieces), default=1)
+        return (rows, self.shape[1]) if rows > 1 else None
+
+    @property
     def files(self) -> list[Path]:
         """The file that was opened, and the files that hold the frames."""
         return sorted({self._path, *self._sizes})
@@ -153,14 +159,23 @@ class ScanArray:
         numbers, places = np.unique(frames, return_inverse=True)  # each frame is read once
         out = np.empty((len(numbers), *pattern), dtype=self.dtype)
         frame_bytes = self._raw.itemsize * self.shape[2] * self.shape[3]
-        step = max(1, _BATCH_BYTES // frame_bytes)
         every_frame = (slice(None), *pattern_key)
-        for start in range(0, len(numbers), step):
-            batch = slice(start, start + step)
+        for batch in self._batches(numbers, max(1, _BATCH_BYTES // frame_bytes)):
             out[batch] = self._read(numbers[batch])[every_frame]
         if not np.array_equal(places, np.arange(len(numbers))):
             out = out[places.reshape(-1)]
         return out.reshape(frames.shape + pattern)[()]
+
+    def _batches(self, numbers: NDArray[Any], step: int) -> Iterator[slice]:
+        """Parts of the frames to be read at a time: about `step`, but whole chunks of a file."""
+        cuts = np.arange(step, len(numbers), step)
+        if self.chunks is not None and len(numbers) > self.shape[1]:
+            span = self.chunks[0] * self.chunks[1]
+            span *= max(1, step // span)
+            cuts = np.flatnonzero(np.diff(numbers // span)) + 1
+        for start, stop in zip([0, *cuts], [*cuts, len(numbers)], strict=True):
+            if stop > start:
+                yield slice(int(start), int(stop))
 
     def _split(self, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Split an index into one for the scan axes and one for the detector axes."""
@@ -224,14 +239,14 @@ class ScanArray:
             if key not in self._arrays:
                 self._arrays[key] = piece.open()
             frames = self._arrays[key]
-        if (tuple(frames.shape), frames.dtype.newbyteorder("=")) != (piece.shape, piece.dtype):
+        shape = (int(np.prod(frames.shape[:-2])), *frames.shape[-2:])
+        if (shape, frames.dtype.newbyteorder("=")) != (piece.shape, piece.dtype):
             raise OSError(f"{piece.file} was changed; open the scan again")
         try:
-            found = frames[first : first + len(out)]
-            if hasattr(found, "dask"):
-                # In this thread: while py4DSTEM.save holds the lock of h5py, others would wait for
-                # ever; and a client of dask would read on another computer.
-                found = found.compute(scheduler="synchronous")
+            if frames.ndim == 3:
+                found = _computed(frames[first : first + len(out)])
+            else:
+                found = _frames_of_rows(frames, first, len(out))
         except (OSError, RuntimeError, ValueError) as error:
             check_size(piece.file, self._sizes[piece.file])
             raise OSError(
@@ -330,6 +345,24 @@ class ScanArray:
             f"{np.count_nonzero(over)} pixels of the {len(flat)} frames just read; "
             "open_scan(..., saturated='missing') makes them NaN, 'keep' takes them as they are"
         )
+
+
+def _computed(found: Any) -> Any:
+    """The values of a dask array; other arrays as they are."""
+    # In this thread: while py4DSTEM.save holds the lock of h5py, others would wait for ever, and a
+    # client of dask would read on another computer.
+    return found.compute(scheduler="synchronous") if hasattr(found, "dask") else found
+
+
+def _frames_of_rows(scan: Any, first: int, number: int) -> Any:
+    """Consecutive frames (number, Qx, Qy) of a scan (Rx, Ry, Qx, Qy); chunks are unpacked once."""
+    columns = scan.shape[1]
+    top, left = divmod(first, columns)
+    bottom, right = divmod(first + number - 1, columns)
+    if top == bottom:
+        return _computed(scan[top, left : right + 1])
+    rows = _computed(scan[top : bottom + 1])
+    return rows.reshape(-1, *rows.shape[2:])[left : left + number]
 
 
 def _is_basic(key: Any) -> bool:

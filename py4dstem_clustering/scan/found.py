@@ -48,11 +48,20 @@ def library_frames(path: Path, name: str, open_frames: Any) -> LibraryFrames:
     """The frames that `open_frames` returns; they must hold a scan."""
     frames = open_frames()
     try:
-        check_data(_Shape((1, *map(int, frames.shape)), frames.dtype))
+        check_data(_Shape((1, *map(int, frames.shape))[-4:], frames.dtype))
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path} holds no scan: {error}") from error
+    shape = tuple(map(int, frames.shape))
+    of_scan = len(shape) == 4
+    rows = max(frames.chunks[0]) if of_scan and hasattr(frames, "dask") else 1
+    n_frames = shape[0] * shape[1] if of_scan else shape[0]
     return LibraryFrames(
-        path, name, tuple(map(int, frames.shape)), frames.dtype.newbyteorder("="), open_frames
+        path,
+        name,
+        (n_frames, *shape[-2:]),
+        frames.dtype.newbyteorder("="),
+        open_frames,
+        int(rows),
     )
 
 
@@ -67,9 +76,7 @@ class _Shape:
     dtype: np.dtype[Any]
 
 
-def choose(
-    path: Path, shapes: Iterable[tuple[str, tuple[int, ...]]], dataset: str | None
-) -> str:
+def choose(path: Path, shapes: Iterable[tuple[str, tuple[int, ...]]], dataset: str | None) -> str:
     """The name of the dataset to open: `dataset`, or the only scan of a file.
 
     `shapes` are the names and shapes of the datasets with 3 or 4 axes. Stacks of frames count only

@@ -88,9 +88,7 @@ def _reversed(path: Path, dataset: str, axes: Axes) -> Found:
     frames = library_frames(path, dataset, partial(_reversed_frames, path, dataset))
     with untrusted.open_file(path) as file:
         shape = file[dataset].shape[::-1]
-    return Found(
-        [frames], "py4dstem_clustering", scan=(shape[0], shape[1]), axes=Axes(*axes[::-1])
-    )
+    return Found([frames], "py4dstem_clustering", scan=(shape[0], shape[1]), axes=Axes(*axes[::-1]))
 
 
 def _reversed_frames(path: Path, dataset: str) -> Any:

@@ -132,24 +132,25 @@ def describe_axes(datacube: Any) -> list[dict[str, Any]]:
     step, unit = calibration.get_R_pixel_size(), calibration.get_R_pixel_units()
     pixel, pixel_unit = calibration.get_Q_pixel_size(), calibration.get_Q_pixel_units()
     centre = known_centre(datacube) if pixel_unit != "pixels" else None
-    names = ("y", "x", "ky", "kx")
-    sizes = (step, step, pixel, pixel)
-    offsets = (0.0, 0.0, *((-q * pixel for q in centre) if centre is not None else (0.0, 0.0)))
+    offsets = (0.0, 0.0) if centre is None else (-centre[0] * pixel, -centre[1] * pixel)
+    described = [
+        ("y", step, 0.0, unit),
+        ("x", step, 0.0, unit),
+        ("ky", pixel, offsets[0], pixel_unit),
+        ("kx", pixel, offsets[1], pixel_unit),
+    ]
     axes = [
         {
             "name": name,
             "size": int(n),
-            "scale": float(size),
+            "scale": float(scale),
             "offset": float(offset),
             "units": _UNITS.get(text, text),
             "navigate": k < 2,
             "index_in_array": k,
         }
-        for k, (name, n, size, offset, text) in enumerate(
-            zip(
-                names, datacube.data.shape, sizes, offsets, (unit, unit, pixel_unit, pixel_unit),
-                strict=True,
-            )  # fmt: skip
+        for k, ((name, scale, offset, text), n) in enumerate(
+            zip(described, datacube.data.shape, strict=True)
         )
     ]
     if _is_averages(datacube):

@@ -12,7 +12,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base.checks import check_choice, check_data, check_integer, check_mask, check_name, check_path
+from ..base.checks import (
+    check_choice,
+    check_data,
+    check_integer,
+    check_mask,
+    check_name,
+    check_path,
+)
 from ..kernels.virtual import SAMPLED_ROWS, sample_mean
 from .array import ScanArray
 from .axes import set_calibration
@@ -189,7 +196,7 @@ def open_scan(
     index = starts[:, None] + np.arange(shape[1])
 
     saturated = saturated or ("raise" if found.is_dectris else "keep")
-    detector = tuple(pieces[0].shape[-2:])
+    detector = (pieces[0].shape[-2], pieces[0].shape[-1])
     bad = bad_map(found.mask, detector, found.facts, bad_pixels, file)
     if isinstance(hot_pixels, str):
         plain = ScanArray(

@@ -35,7 +35,10 @@ class LibraryFrames(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     open: Callable[[], Any]
-    """Returns an array (n, Qx, Qy): NumPy's, a memmap, or dask's. Another process calls it too."""
+    """Returns an array (n, Qx, Qy) or (Rx, Ry, Qx, Qy): NumPy's, a memmap, or dask's. Another
+    process calls it too."""
+    chunk_rows: int = 1
+    """Rows of the scan that lie in one chunk of the file, and are unpacked together."""
     row: None = None
 
     @property

@@ -43,7 +43,7 @@ def open_emd_1(path: Path, dataset: str | None) -> Found | None:
 
 
 def _datacubes(file: h5py.File) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the DataCubes of a file; of other arrays with four axes if it has none."""
+    """Names and shapes of the DataCubes of a file; of other 4D arrays if it has none."""
     cubes: list[tuple[str, tuple[int, ...]]] = []
     arrays: list[tuple[str, tuple[int, ...]]] = []
 
@@ -147,5 +147,3 @@ def check_cube(path: Path, cube: Any) -> None:
     with untrusted.name_in_errors(path):
         for axes in ("R", "Q"):
             step_of(cube, cube.calibration, axes)
-
-

@@ -153,8 +153,9 @@ def _read(kind: str, path: Path, options: Mapping[str, Any]) -> list[dict[str, A
 
 
 def _frames(kind: str, path: Path, options: Mapping[str, Any], number: int) -> Any:
-    """The frames (n, Qx, Qy) of one dataset of a file."""
-    return as_stack(_in_order(_read(kind, path, options)[number]))
+    """The frames of one dataset of a file, (n, Qx, Qy) or (Rx, Ry, Qx, Qy)."""
+    data = _in_order(_read(kind, path, options)[number])
+    return data if data.ndim == 4 else as_stack(data)
 
 
 def _in_order(signal: Mapping[str, Any]) -> Any:
@@ -169,7 +170,7 @@ def _in_order(signal: Mapping[str, Any]) -> Any:
 
 def _read_last(frames: Any) -> None:
     """Read the last frame, so that a file that was cut short is noticed at once."""
-    last = frames[-1:]
+    last = frames[-1:, -1:] if frames.ndim == 4 else frames[-1:]
     if hasattr(last, "dask"):
         last.compute(scheduler="synchronous")
 

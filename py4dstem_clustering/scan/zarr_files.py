@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .axes import Axes, Axis, plain
-from .found import Found, as_stack, choose, library_frames
+from .found import Found, choose, library_frames
 from .rosetta import check_extra
 
 _MAX_LISTED = 100
@@ -31,7 +31,8 @@ def open_zarr(path: Path, dataset: str | None) -> Found:
         shapes = [(name, shape) for name, shape in arrays.items() if len(shape) in (3, 4)]
         name = choose(path, shapes, dataset)
         frames = library_frames(path, name, partial(_frames, path, name))
-        frames.open()[-1:].compute(scheduler="synchronous")  # a store that was cut short
+        opened = frames.open()
+        opened[tuple(slice(-1, None) for _ in opened.shape[:-2])].compute(scheduler="synchronous")
     except MemoryError:
         raise
     except Exception as error:  # zarr raises errors of many kinds
@@ -77,21 +78,19 @@ def _frames(path: Path, name: str) -> Any:
 
     store = _open(path)
     array = store if hasattr(store, "shape") else store[name]
-    return as_stack(da.from_array(array, chunks=array.chunks))
+    return da.from_array(array, chunks=array.chunks)
 
 
-def _of_abtem(
-    packed: Mapping[str, Any], shape: tuple[int, ...]
-) -> tuple[Axes, dict[str, Any]]:
+def _of_abtem(packed: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Axes, dict[str, Any]]:
     """Axes and metadata of patterns of abTEM, from the arguments that it stores with them.
 
     The axes of the scan stand in ``ensemble_axes_metadata``. Patterns have the ``sampling`` of
     their pixels in 1/Å, and lie with the direct beam in the middle if ``fftshift`` is true.
     """
-    scan = [_axis(axis) for axis in packed.get("ensemble_axes_metadata") or []]
-    scan = [axis for axis in scan if axis is not None][-2:]
+    known = [_axis(axis) for axis in packed.get("ensemble_axes_metadata") or []]
+    scan: list[Axis | None] = [axis for axis in known if axis is not None][-2:]
     sampling = packed.get("sampling")
-    detector: list[Axis | None] = [None, None]
+    detector: Sequence[Axis | None] = [None, None]
     if isinstance(sampling, (list, tuple)) and len(sampling) == 2:
         shifted = bool(packed.get("fftshift", False))
         detector = [
@@ -103,7 +102,7 @@ def _of_abtem(
     energy = metadata.get("energy") if isinstance(metadata, Mapping) else None
     if isinstance(energy, (int, float)):
         facts["beam_energy_keV"] = energy / 1000
-    return Axes(*(scan if len(scan) == 2 else [None, None]), *detector), facts
+    return Axes(*(scan if len(scan) == 2 else (None, None)), *detector), facts
 
 
 def _axis(axis: Any) -> Axis | None:

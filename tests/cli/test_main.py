@@ -107,7 +107,9 @@ def test_npz(tmp_path, scan, capsys):
 def test_a_stack_of_patterns_with_its_scan_shape(tmp_path, scan, capsys):
     np.save(tmp_path / "stack.npy", scan.reshape(63, 14, 11))
     assert cluster(tmp_path / "stack.npy", tmp_path)[0] == 2
-    assert "63 frames are a stack, without rows; give --scan-shape: (1, 63) or" in error_line(capsys)
+    assert "63 frames are a stack, without rows; give --scan-shape: (1, 63) or" in error_line(
+        capsys
+    )
     assert cluster(tmp_path / "stack.npy", tmp_path, "--scan-shape", 8, 8)[0] == 2
     assert "does not fit" in error_line(capsys)
     code, out = cluster(tmp_path / "stack.npy", tmp_path, "--scan-shape", 9, 7, "--threshold", 0.1)

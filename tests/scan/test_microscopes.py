@@ -335,15 +335,21 @@ def test_the_shape_of_a_scan_of_an_empad(small, folder):
     data[..., 3:12, 40:47] = small
     path = write_empad(folder / "scan.raw", data)
     np.testing.assert_array_equal(open_scan(path, scan_shape=(5, 4)).data, data)
-    with pytest.raises(ValueError, match=r"scan\.raw: 20 frames .* make no square; give scan_shape"):
+    with pytest.raises(
+        ValueError, match=r"scan\.raw: 20 frames .* make no square; give scan_shape"
+    ):
         open_scan(path)
-    with pytest.raises(ValueError, match=r"\(5, 5\) with flyback=0 needs 25 frames and does not fit 20 frames"):
+    with pytest.raises(
+        ValueError, match=r"\(5, 5\) with flyback=0 needs 25 frames and does not fit 20 frames"
+    ):
         open_scan(path, scan_shape=(5, 5))
     square = write_empad(folder / "square.raw", data[:4])
     np.testing.assert_array_equal(open_scan(square).data, data[:4])
     square.write_bytes(square.read_bytes()[:-4])
     for scan_shape in (None, (4, 4)):
-        with pytest.raises(ValueError, match=r"square\.raw is no file of an EMPAD, or is cut short"):
+        with pytest.raises(
+            ValueError, match=r"square\.raw is no file of an EMPAD, or is cut short"
+        ):
             open_scan(square, scan_shape=scan_shape)
 
 
@@ -352,7 +358,9 @@ def test_a_stack_of_digital_micrograph(small, folder, version):
     path = folder / f"stack.dm{version}"
     write_dm(path, as_frames(small), NM[1:] + PER_NM, version=version)
     np.testing.assert_array_equal(open_scan(path, scan_shape=(5, 4)).data, small)
-    with pytest.raises(ValueError, match=r"20 frames are a stack.*give scan_shape: .*\(4, 5\) or \(5, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"20 frames are a stack.*give scan_shape: .*\(4, 5\) or \(5, 4\)"
+    ):
         open_scan(path)
     image = write_dm(folder / "image.dm4", small[0, 0], PER_NM)
     for scan_shape in (None, (3, 3)):
@@ -391,7 +399,9 @@ def test_which_scan_of_a_file_of_py4dstem_0_12(small, folder):
     path = write_py4dstem_0_12(folder / "two.h5", small, NM + PER_ANGSTROM, ("a", "b"))
     with h5py.File(path, "r+") as file:
         file["4DSTEM_experiment/data/datacubes/b/data"][:] = small[::-1]
-    with pytest.raises(ValueError, match=r"two\.h5 holds 2 scans; name one with dataset: .*/a/data'"):
+    with pytest.raises(
+        ValueError, match=r"two\.h5 holds 2 scans; name one with dataset: .*/a/data'"
+    ):
         open_scan(path)
     for key in ("b", "4DSTEM_experiment/data/datacubes/b"):
         cube = open_scan(path, dataset=key)

@@ -79,5 +79,7 @@ def test_npz_files_are_read(tmp_path):
         for key in ("scan", "f"):
             np.testing.assert_array_equal(open_scan(tmp_path / "a.npz", dataset=key).data, scan)
         assert not open_scan(tmp_path / "a.npz", dataset="zeros").data.any()
-        with pytest.raises(ValueError, match=r"3 scans; name one with dataset: 'scan' .*'zeros' .*'f' "):
+        with pytest.raises(
+            ValueError, match=r"3 scans; name one with dataset: 'scan' .*'zeros' .*'f' "
+        ):
             open_scan(tmp_path / "a.npz")

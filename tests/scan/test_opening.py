@@ -94,7 +94,7 @@ def test_a_stack_says_which_shapes_fit(tmp_path, small):
     path = write_npy(tmp_path / "stack.npy", small.reshape(-1, 9, 7))
     with pytest.raises(ValueError, match=r"stack.npy: 20 frames are a stack.*\(4, 5\) or \(5, 4\)"):
         open_scan(path)
-    with pytest.raises(ValueError, match="with flyback=1 needs 24 frames|does not fit 20 frames"):
+    with pytest.raises(ValueError, match=r"with flyback=1 needs 24 frames|does not fit 20 frames"):
         open_scan(path, scan_shape=(4, 5), flyback=1)
 
 
@@ -174,12 +174,12 @@ def test_what_lies_in_the_tree_of_a_scan_is_read_with_it(tmp_path):
 
 
 def test_several_scans_in_a_file(tmp_path, small):
-    path = write_hdf5(tmp_path / "a.h5", small)
-    with h5py.File(path, "r+") as file:
+    with h5py.File(write_hdf5(tmp_path / "a.h5", small), "r+") as file:
         file["x/other"] = small[::-1]
         file["image"] = small[0, 0]
     np.savez(tmp_path / "a.npz", counts=small, other=small[::-1], image=small[0, 0])
-    for path, name in [(path, "x/other"), (tmp_path / "a.npz", "other")]:
+    for file, name in [("a.h5", "x/other"), ("a.npz", "other")]:
+        path = tmp_path / file
         with pytest.raises(ValueError, match=r"a\.\w+ holds 2 scans; name one.*\(5, 4, 9, 7\)"):
             open_scan(path)
         assert_array_equal(np.asarray(open_scan(path, dataset=name).data), small[::-1])
