@@ -10,4 +10,5 @@ def run_export(options: argparse.Namespace) -> None:
     from ..exporting.results import export
 
     files = export(options.file, options.to, overwrite=options.overwrite)
-    print(f"wrote {', '.join(path.name for path in files)} to {options.to}")
+    if not options.quiet:
+        print(f"wrote {', '.join(path.name for path in files)} to {options.to}")

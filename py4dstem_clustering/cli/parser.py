@@ -60,8 +60,8 @@ def _add_cluster(commands: Any) -> None:
         "cluster",
         help="cluster a scan in a file",
         description="Cluster a scan in a file of any microscope or program (EMD, Arina master "
-        "file, .dm4, .mib, .hspy, .blo, .npy, ...). Writes an EMD file with the cluster averages and "
-        "the clusters.",
+        "file, .dm4, .mib, .hspy, .blo, .npy, ...). Writes an EMD file with the cluster averages "
+        "and the clusters.",
     )
     add = cluster.add_argument
     add("file", type=Path, metavar="FILE")
@@ -109,6 +109,7 @@ def _add_export(commands: Any) -> None:
         "scan with clusters that py4DSTEM saved")  # fmt: skip
     add("--to", required=True, type=Path, metavar="FOLDER", help="folder for the files")
     add("--overwrite", action="store_true", help="replace files of the same names")
+    add("--quiet", action="store_true", help="print nothing")
     export.set_defaults(run=run_export)
 
 

@@ -100,7 +100,9 @@ def open_empad(path: Path) -> Found:
             "frame, 130 x 128 in float32; copy it again"
         )
     return Found(
-        [library_frames(path, "data", partial(_map_empad, path, number))], "EMPAD", square=True
+        [library_frames(path, "data", partial(_map_empad, path, number))],
+        "py4dstem_clustering, empad",
+        square=True,
     )
 
 

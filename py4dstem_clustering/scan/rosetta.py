@@ -38,6 +38,10 @@ READERS = {
 _WITH_CHUNKS = ("blockfile", "mrc", "pantarhei", "quantumdetector")
 """Readers that can be told in which chunks to read."""
 
+_WITH_ORIGIN = ("hspy", "zspy", "emd")
+"""Readers whose offsets of detector axes come from the file. Others give the middle of the detector
+or the place of a region on the chip, which is not where the direct beam is."""
+
 _CHUNK = "16MiB"
 """Bytes that are read at a time. With larger chunks a single pattern takes longer; with smaller
 ones, dask takes more time than reading."""
@@ -112,6 +116,10 @@ def open_with_rosettasciio(path: Path, dataset: str | None) -> Found:
             raise
         raise ValueError(f"RosettaSciIO cannot open {path}: {text:.500}") from error
     scan, axes = _scan_and_axes(signal)
+    if kind not in _WITH_ORIGIN:
+        axes = Axes(*(axis and axis._replace(offset=0.0) for axis in axes))
+    if kind == "mrc":
+        axes = _axes_of_de(signal) or axes
     if kind == "quantumdetector":
         scan = stated
     facts = _facts(signal)
@@ -194,6 +202,27 @@ def _scan_and_axes(signal: Mapping[str, Any]) -> tuple[tuple[int, int] | None, A
     if len(axes) == data.ndim == 4:
         return (int(data.shape[0]), int(data.shape[1])), Axes(*axes)
     return None, Axes(qx=axes[-2], qy=axes[-1]) if len(axes) >= 2 else Axes()
+
+
+def _axes_of_de(signal: Mapping[str, Any]) -> Axes | None:
+    """The axes in the _info.txt of Direct Electron; RosettaSciIO 0.15 gives a step of 1 instead."""
+    stated = signal.get("original_metadata", {}).get("de_metadata")
+    if stated is None:
+        return None
+
+    def axis(key: str, unit: str) -> Axis | None:
+        try:
+            size = float(stated[key])
+        except (KeyError, ValueError):
+            return None
+        return Axis(size, unit) if size > 0 else None  # -1 where it is not known
+
+    return Axes(
+        axis("Specimen Pixel Size Y (nanometers)", "nm"),
+        axis("Specimen Pixel Size X (nanometers)", "nm"),
+        axis("Diffraction Pixel Size Y", "1/nm"),
+        axis("Diffraction Pixel Size X", "1/nm"),
+    )
 
 
 def _axis(axis: Mapping[str, Any]) -> Axis | None:

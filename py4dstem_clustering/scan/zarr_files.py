@@ -88,7 +88,7 @@ def _of_abtem(packed: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Axes, 
     their pixels in 1/Å, and lie with the direct beam in the middle if ``fftshift`` is true.
     """
     known = [_axis(axis) for axis in packed.get("ensemble_axes_metadata") or []]
-    scan: list[Axis | None] = [axis for axis in known if axis is not None][-2:]
+    scan: Sequence[Axis | None] = [axis for axis in known if axis is not None][-2:]
     sampling = packed.get("sampling")
     detector: Sequence[Axis | None] = [None, None]
     if isinstance(sampling, (list, tuple)) and len(sampling) == 2:

@@ -281,6 +281,54 @@ def test_hot_pixels_and_frames_to_skip(tmp_path, truth):
     assert_array_equal(np.asarray(rows.data), data[2:, :9])
 
 
+def write_empad_xml(folder, data):
+    """As the software of the EMPAD before 1.2: the scan, its field of view, and the calibration."""
+    frames = np.full((*data.shape[:2], 130, 128), -1e6, "<f4")
+    frames[..., :36, :36] = data
+    frames[..., :128, 36:] = frames[..., 36:128, :36] = 0
+    (folder / "scan_x11_y14.raw").write_bytes(frames.tobytes())
+    path = folder / "scan.xml"
+    path.write_text(
+        "<root><raw_file filename='scan_x11_y14.raw'/><pix_x>11</pix_x><pix_y>14</pix_y>"
+        "<iom_measurements><optics><get_full_scan_field_of_view>[42.42e-9, 33.33e-9]"
+        "</get_full_scan_field_of_view></optics><calibrated_pixelsize>0.5</calibrated_pixelsize>"
+        "</iom_measurements></root>",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_an_empad_with_its_xml(tmp_path, truth):
+    path = write_empad_xml(tmp_path, truth.datacube.data)
+    (signal,) = reading(path, "empad")
+    cube = open_scan(path)
+    assert isinstance(cube.data, ScanArray)
+    assert_array_equal(np.asarray(cube.data), signal["data"])
+    assert_array_equal(np.asarray(cube.data)[..., :36, :36], truth.datacube.data)
+    assert cube.calibration.get_R_pixel_size() == pytest.approx(3.03)
+    assert cube.calibration.get_R_pixel_units() == "nm"
+    assert cube.calibration.get_origin() is None  # the middle of the detector is no beam
+    path.rename(tmp_path / "scan_x11_y14.xml")
+    assert_array_equal(np.asarray(open_scan(tmp_path / "scan_x11_y14.raw").data), signal["data"])
+
+
+def test_a_movie_of_direct_electron(tmp_path, truth):
+    """MRC has no fourth axis; the scan stands in a text file beside it."""
+    path = write_stack(tmp_path / "20250101_00001_movie.mrc", "mrc", truth.datacube.data)
+    info = tmp_path / "20250101_00001_info.txt"
+    lines = ["Scan - Enable = Enable", "Scan - Type = Raster", "Image Size X (pixels) = 36"]
+    lines += ["Scan - Size X = 11", "Scan - Size Y = 14", "Image Size Y (pixels) = 36"]
+    lines += ["Specimen Pixel Size X (nanometers) = 3.03"]
+    lines += ["Specimen Pixel Size Y (nanometers) = 3.03", "Diffraction Pixel Size X = -1"]
+    info.write_text("\n".join(lines), encoding="utf-8")
+    (signal,) = reading(path, "mrc")
+    cube = open_scan(path)
+    assert_array_equal(np.asarray(cube.data), signal["data"])
+    assert_array_equal(np.asarray(cube.data), truth.datacube.data)
+    assert cube.calibration.get_R_pixel_size() == pytest.approx(3.03)  # and not 1 nm
+    assert "the size of detector pixels is not stated" in notes_of(cube)
+
+
 # --- abTEM --------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ import re
 import stat
 import sys
 
+import dask
+import dask.array as da
 import h5py
 import numpy as np
 import py4DSTEM
@@ -19,7 +21,9 @@ from stored import lines_of
 
 from py4dstem_clustering import ScanArray, open_scan, simulate_scan
 from py4dstem_clustering.cli.main import main
+from py4dstem_clustering.kernels.blocks import iterate_blocks
 from py4dstem_clustering.scan.axes import Axes, Axis, as_length, set_calibration
+from py4dstem_clustering.scan.found import library_frames
 from py4dstem_clustering.scan.opening import notes_of
 from py4dstem_clustering.scan.pixels import find_hot_pixels
 
@@ -204,6 +208,45 @@ def test_counts_of_255_are_saturated_only_for_dectris(tmp_path, small, capsys):
     assert "is saturated" in capsys.readouterr().err
     main([*run, "--saturated", "keep"])
     assert "saturated" not in capsys.readouterr().err
+
+
+class Chunks:
+    """An array in chunks that notes how often each is unpacked, as a compressed file would."""
+
+    def __init__(self, data, rows):
+        self.data, self.unpacked = data, []
+        starts = range(0, len(data), rows)
+        parts = [da.from_delayed(self.part(k, rows), data[k : k + rows].shape, data.dtype)
+                 for k in starts]  # fmt: skip
+        self.array = da.concatenate(parts)
+
+    def part(self, start, rows):
+        def unpack():
+            self.unpacked.append(start)
+            return self.data[start : start + rows]
+
+        return dask.delayed(unpack)()
+
+
+def test_chunks_of_a_file_are_unpacked_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("py4dstem_clustering.scan.array._BATCH_BYTES", 20 * 6 * 9 * 7)
+    monkeypatch.setattr("py4dstem_clustering.kernels.blocks._PIECE_BYTES", 11 * 6 * 9 * 7)
+    data = np.random.default_rng(0).integers(0, 99, (23, 6, 9, 7)).astype("u1")
+    chunks = Chunks(data, 4)
+    (tmp_path / "a").touch()
+    frames = library_frames(tmp_path / "a", "x", lambda: chunks.array)
+    options = {"bad": np.zeros((9, 7), bool), "limit": None, "bad_pixels": "keep"}
+    index = np.arange(23 * 6).reshape(23, 6)
+    scan = ScanArray([frames], index, path=tmp_path / "a", saturated="keep", **options)
+    assert scan.chunks == (4, 6)
+    assert_array_equal(np.asarray(scan), data)
+    assert sorted(chunks.unpacked) == [0, 4, 8, 12, 16, 20]
+    chunks.unpacked.clear()
+    for start, rows in iterate_blocks(scan, n_rows=23):
+        assert_array_equal(rows, data[start:])
+    assert sorted(chunks.unpacked) == [0, 4, 8, 12, 16, 20]
+    for key in [np.s_[5, 2:4], np.s_[3:9, 1:], np.s_[::3], np.s_[[7, 2]], np.s_[2, 3, 4:, 1]]:
+        assert_array_equal(scan[key], data[key])
 
 
 # --- pixels -------------------------------------------------------------------------------------
