@@ -82,12 +82,20 @@ def test_the_table(tmp_path, clusters):
     assert [row["touches_border"] for row in rows] == [str(b) for b in expected["touches_border"]]
 
 
-def test_contours_as_geojson(tmp_path, clusters):
-    export(clusters, tmp_path)
+NESTED = np.zeros((9, 11), int)  # rings of a cluster inside each other
+NESTED[1:-1, 1:-1] = 1
+NESTED[2:-2, 2:-2] = 0
+NESTED[3:-3, 3:-3] = 1
+
+
+@pytest.mark.parametrize("labels", [LABELS, NESTED], ids=["pieces", "nested"])
+def test_contours_as_geojson(tmp_path, labels):
+    export(make_clusters(labels, pixel_size=2.5, pixel_units="nm"), tmp_path)
     content = json.loads((tmp_path / "clusters.geojson").read_text(encoding="utf-8"))
     assert content["unit"] == "nm"
     kinds = [feature["geometry"]["type"] for feature in content["features"]]
-    assert kinds == ["Polygon", "MultiPolygon", "MultiPolygon"]
+    if labels is LABELS:
+        assert kinds == ["Polygon", "MultiPolygon", "MultiPolygon"]
     for label, feature in enumerate(content["features"]):
         assert feature["id"] == feature["properties"]["label"] == label
         polygons = feature["geometry"]["coordinates"]
@@ -97,7 +105,7 @@ def test_contours_as_geojson(tmp_path, clusters):
             assert area(outer) > 0  # anticlockwise, as RFC 7946 asks for
             assert all(area(hole) < 0 for hole in holes)
         # The middle of each position lies in the polygons of its own cluster only.
-        for (rx, ry), value in np.ndenumerate(LABELS):
+        for (rx, ry), value in np.ndenumerate(labels):
             point = 2.5 * np.array([ry, rx])
             count = sum(
                 inside(outer, point) and not any(inside(hole, point) for hole in holes)

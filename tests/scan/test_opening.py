@@ -245,6 +245,10 @@ def test_chunks_of_a_file_are_unpacked_once(tmp_path, monkeypatch):
     for start, rows in iterate_blocks(scan, n_rows=23):
         assert_array_equal(rows, data[start:])
     assert sorted(chunks.unpacked) == [0, 4, 8, 12, 16, 20]
+    late = ScanArray(
+        [frames], np.arange(8, 128).reshape(20, 6), path=tmp_path / "a", saturated="keep", **options
+    )
+    assert_array_equal(np.asarray(late), data.reshape(-1, 9, 7)[8:128].reshape(20, 6, 9, 7))
     for key in [np.s_[5, 2:4], np.s_[3:9, 1:], np.s_[::3], np.s_[[7, 2]], np.s_[2, 3, 4:, 1]]:
         assert_array_equal(scan[key], data[key])
 
