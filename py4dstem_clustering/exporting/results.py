@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
@@ -20,7 +19,9 @@ from ..scan.calibration import copy_calibration
 from ..scan.hyperspy import describe_axes
 from ..scan.rosetta import has_rosettasciio
 from .ang import write_ang
+from .files import write_table, write_tiff
 from .outlines import write_geojson, write_svg
+from .series import series_of, series_work
 
 
 def export(
@@ -30,9 +31,10 @@ def export(
 
     Parameters
     ----------
-    source : path, DataCube or Clusters
-        An EMD file with clusters, such as the command ``cluster`` and ``py4DSTEM.save`` write; a
-        DataCube with clusters in its tree, a scan or averages; or clusters.
+    source : path, DataCube, Clusters or ClusterSeries
+        An EMD file with clusters or a series, such as the commands ``cluster`` and ``series`` and
+        ``py4DSTEM.save`` write; a DataCube with clusters in its tree, a scan or averages; clusters;
+        or a series.
     folder : path
         Folder for the files; it is made if it does not exist.
     crystal : py4DSTEM.process.diffraction.Crystal, optional
@@ -54,6 +56,9 @@ def export(
         ``averages.hspy``, the averages of the newest clusters, if they are in the file and
         RosettaSciIO is installed. ``<name>.ang`` for each orientation map in the tree.
 
+        Of a series: ``tracks.csv`` and ``events.csv``, the tables of `Tracks`, and ``tracks.tif``,
+        track + 1 of each position in each frame.
+
     Raises
     ------
     TypeError, ValueError, OSError
@@ -69,8 +74,20 @@ def export(
     check_flag("overwrite", overwrite)
     if target.exists() and not target.is_dir():
         raise ValueError(f"folder={str(target)!r} is a file; give the name of a folder")
-    found, averages, orientations = _results(source)
+    series = series_of(source)
+    work = _work(source, crystal) if series is None else series_work(series)
+    taken = [name for name in work if (target / name).exists()]
+    if taken and not overwrite:
+        raise ValueError(f"{target / taken[0]} exists; give another folder, or overwrite=True")
+    target.mkdir(parents=True, exist_ok=True)
+    for name, write in work.items():
+        write(target / name)
+    return [target / name for name in work]
 
+
+def _work(source: Any, crystal: Any) -> dict[str, Callable[[Path], None]]:
+    """Functions that write the results of one scan, by the names of the files."""
+    found, averages, orientations = _results(source)
     work: dict[str, Callable[[Path], None]] = {}
     for clusters in found:
         for ending, write in _WRITERS.items():
@@ -86,13 +103,7 @@ def export(
             work[f"{name}.ang"] = partial(
                 write_ang, orientation=orientation, step=step, crystal=crystal
             )
-    taken = [name for name in work if (target / name).exists()]
-    if taken and not overwrite:
-        raise ValueError(f"{target / taken[0]} exists; give another folder, or overwrite=True")
-    target.mkdir(parents=True, exist_ok=True)
-    for name, write in work.items():
-        write(target / name)
-    return [target / name for name in work]
+    return work
 
 
 def _results(source: Any) -> tuple[list[Clusters], Any, dict[str, Any]]:
@@ -133,21 +144,7 @@ def _read(path: Path) -> Any:
 
 
 def _write_tiff(path: Path, clusters: Clusters) -> None:
-    """Labels as ImageJ reads them: pixels per unit, and the unit by its name."""
-    from tifffile import imwrite
-
-    kind = np.uint16 if clusters.n_clusters < 2**16 else np.float32
-    known = clusters.pixel_units != "pixels"
-    each = 1 / clusters.pixel_size
-    unit = {"A": "Å"}.get(clusters.pixel_units, clusters.pixel_units)
-    unit = unit.encode("ascii", "backslashreplace").decode()  # as ImageJ itself writes it
-    imwrite(
-        path,
-        (clusters.labels + 1).astype(kind),
-        imagej=True,
-        resolution=(each, each) if known else None,
-        metadata={"unit": unit} if known else {},
-    )
+    write_tiff(path, clusters.labels, (clusters.pixel_size, clusters.pixel_units))
 
 
 def _write_npz(path: Path, clusters: Clusters) -> None:
@@ -160,17 +157,10 @@ def _write_npz(path: Path, clusters: Clusters) -> None:
 
 
 def _write_csv(path: Path, clusters: Clusters) -> None:
-    """The table of properties; the names of lengths and areas hold their units."""
-    rows = clusters.properties()
-    names = rows.dtype.names or ()
     unit = clusters.pixel_units
     lengths = ("equivalent_diameter", "major_axis", "minor_axis", "perimeter")
-    units = dict.fromkeys(lengths, f" / {unit}")
-    units |= {"area": f" / {unit}^2", "orientation": " / rad"}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([name + units.get(name, "") for name in names])
-        writer.writerows([row[name].item() for name in names] for row in rows)
+    units = {"area": f"{unit}^2", "orientation": "rad"} | dict.fromkeys(lengths, unit)
+    write_table(path, clusters.properties(), units)
 
 
 def _write_hspy(path: Path, averages: Any) -> None:

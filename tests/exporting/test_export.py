@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from py4DSTEM.process.diffraction.utils import OrientationMap
 
-from py4dstem_clustering import Clusters, export, orientation_to_node, simulate_scan
+from py4dstem_clustering import Clusters, cluster_series, export, orientation_to_node, simulate_scan
 from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.exporting.ang import euler_angles, write_ang
 
@@ -174,6 +174,30 @@ def test_averages_as_hspy(tmp_path, results):
     assert [axis["name"] for axis in signal["axes"]] == ["cluster", "ky", "kx"]
     pixel = averages.calibration.get_Q_pixel_size()
     assert [axis["scale"] for axis in signal["axes"]] == pytest.approx([1, pixel, pixel])
+
+
+def test_the_tracks_of_a_series(tmp_path):
+    scans = []
+    for seed in (1, 1):
+        cube = simulate_scan((12, 10), (32, 30), n_grains=2, electrons=20_000, seed=seed).datacube
+        cube.calibration.set_R_pixel_size(3.0)
+        cube.calibration.set_R_pixel_units("nm")
+        scans.append(cube)
+    series = cluster_series(
+        scans, out=tmp_path / "series.h5", times=0.5, time_units="s", progress_bar=False
+    )
+    assert main(["export", str(tmp_path / "series.h5"), "--to", str(tmp_path / "out")]) == 0
+    names = ["events.csv", "tracks.csv", "tracks.tif"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(path.name for path in export(series, tmp_path / "again")) == names
+    tracks = series.tracks()
+    with (tmp_path / "out" / "tracks.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert_array_equal([int(row["track"]) for row in rows], tracks.table["track"])
+    assert_array_equal([float(row["time / s"]) for row in rows], tracks.table["time"])
+    assert_array_equal([float(row["area / nm^2"]) for row in rows], tracks.table["area"])
+    maps = tifffile.imread(tmp_path / "out" / "tracks.tif").astype(int) - 1
+    assert_array_equal(maps, tracks.maps(series))
 
 
 def test_nothing_is_written_where_something_is_wrong(tmp_path, clusters):

@@ -266,7 +266,9 @@ def test_a_file_that_was_cut_short(tmp_path, truth, name):
 def test_a_merlin_that_was_stopped(tmp_path, truth):
     path = write_merlin(tmp_path / "scan.mib", "quantumdetector", truth.datacube.data)
     os.truncate(path, 140 * (384 + 2 * 256 * 256))
-    with pytest.raises(ValueError, match=r"140 frames, but the file announces .*\(14, 11\).*10, 14"):
+    with pytest.raises(
+        ValueError, match=r"140 frames, but the file announces .*\(14, 11\).*10, 14"
+    ):
         open_scan(path)
     cube = open_scan(path, scan_shape=(12, 11), skip_frames=(0, 8))
     assert_array_equal(np.asarray(cube.data)[..., :36, :36], truth.datacube.data[:12])
