@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 import py4DSTEM
 import pytest
 from conftest import first_quick
-from microscopes import write_mib, write_mrc
+from microscopes import write_dm, write_mib, write_mrc
 from numpy.testing import assert_array_equal
 from stored import lines_of
 
@@ -522,3 +523,54 @@ def test_dask_is_told_of_chunks_only_while_a_file_is_opened(tmp_path, truth):
     before = dask.config.get("array.chunk-size")
     open_scan(write(tmp_path / "scan.blo", "blockfile", truth.datacube.data))
     assert dask.config.get("array.chunk-size") == before
+
+
+def write_ser(path, data, step=3.03e-9, pixel=0.5e9):
+    """A series of images of TIA, by the description of Chris Boothroyd; steps in metres."""
+    rows, columns, qx, qy = data.shape
+    n = rows * columns
+    text = b"Position"
+    dimensions = b""
+    for size in (columns, rows):
+        dimensions += struct.pack("<iddii", size, 0.0, step, 0, len(text)) + text
+        dimensions += struct.pack("<i", 6) + b"meters"
+    start = 2 * 3 + 4 * 2 + 4 * 2 + 8 + 4
+    place = start + len(dimensions)
+    element = struct.pack("<ddiddihii", 0, pixel, 0, 0, pixel, 0, 1, qy, qx)
+    tag = struct.pack("<HHidd", 0x4142, 0, 0, 0.0, 0.0)
+    first = place + 16 * n
+    offsets = [first + k * (len(element) + qx * qy) for k in range(n)]
+    tags_at = first + n * (len(element) + qx * qy)
+    head = struct.pack("<HHHiiiiqi", 0x4949, 0x0197, 0x0220, 0x4122, 0x4142, n, n, place, 2)
+    assert len(head) == start
+    content = head + dimensions + struct.pack(f"<{n}q", *offsets)
+    content += struct.pack(f"<{n}q", *(tags_at + k * len(tag) for k in range(n)))
+    for frame in data.reshape(n, qx, qy):
+        content += element + frame.tobytes()
+    path.write_bytes(content + tag * n)
+    return path
+
+
+def test_a_series_of_images_of_tia(tmp_path, truth):
+    path = write_ser(tmp_path / "scan_1.ser", truth.datacube.data[..., :30])
+    (signal,) = reading(path, "tia")
+    cube = open_scan(path, scan_shape=None if signal["data"].ndim == 4 else SCAN)
+    assert cube.data.shape == (*SCAN, 36, 30)
+    assert_array_equal(np.asarray(cube.data), np.asarray(signal["data"]).reshape(cube.data.shape))
+    assert cube.calibration.get_R_pixel_size() == pytest.approx(3.03)
+    assert cube.calibration.get_R_pixel_units() == "nm"
+    assert sorted(np.asarray(cube.data)[3, 5].ravel()) == sorted(
+        truth.datacube.data[3, 5, :, :30].ravel()
+    )
+
+
+def test_digital_micrograph_as_rosettasciio_reads_it(tmp_path, truth):
+    """py4DSTEM reads it, also where the file has a thumbnail, at which RosettaSciIO 0.15 stops."""
+    scales = [(STEP, "nm")] * 2 + [(PIXEL, "1/nm")] * 2
+    path = write_dm(tmp_path / "scan.dm4", truth.datacube.data, scales, thumbnail=False)
+    (signal,) = reading(path, "digitalmicrograph")
+    cube = open_scan(path)
+    assert_array_equal(np.asarray(cube.data), signal["data"])
+    assert [axis["navigate"] for axis in signal["axes"]] == [True, True, False, False]
+    assert cube.calibration.get_R_pixel_size() == pytest.approx(signal["axes"][0]["scale"])
+    assert cube.calibration.get_Q_pixel_size() == pytest.approx(signal["axes"][2]["scale"] / 10)
