@@ -234,15 +234,18 @@ def open_scan(
     if found.axes is not None:
         notes += set_calibration(cube, found.axes)
     cube.calibrate()
-    facts = dict(found.facts)
+    key = FILE if _is_other(found) else NAME
+    # A scan that was opened before, and saved as EMD, keeps what its first file said.
+    kept = cube.metadata[key]._params if key in cube.metadata else {}
+    facts = kept | found.facts
     if found.mask is not None:
         facts["pixel_mask"] = found.mask
     if found.mask is not None or hot_pixels is not None:
         facts["bad_pixels"] = bad
     settings = {"path": str(file), "dataset": dataset, "skip_frames": skip, "flyback": flyback}
     settings |= {"bad_pixels": bad_pixels, "saturated": saturated, "reader": found.reader}
-    facts |= {"opened": settings, "notes": "; ".join(notes)}
-    cube.metadata = emdfile.Metadata(FILE if _is_other(found) else NAME, facts)
+    facts |= {"opened": settings, "notes": "; ".join(notes) or kept.get("notes", "")}
+    cube.metadata = emdfile.Metadata(key, facts)
     return cube
 
 
