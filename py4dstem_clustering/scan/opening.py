@@ -62,12 +62,12 @@ def open_scan(
     """Open a scan in a file of any microscope or program.
 
     It opens files of Dectris Arina and Eiger, EMD and py4DSTEM of any version, DigitalMicrograph,
-    EMPAD, NumPy, abTEM and plain HDF5; with the extra ``files``
-    (``pip install "py4dstem-clustering[files]"``) also ``.hspy`` and ``.zspy`` of HyperSpy and
-    pyxem, ``.mib`` of Merlin, ``.blo`` and ``.app5`` of NanoMEGAS, ``.tvips``, ``.ser``, ``.mrc``
-    of Direct Electron, ``.prz``, ``.emd`` of Velox and zarr. Patterns stay on disk and are read
-    when they are needed, except those of ``.npz``, ``.app5``, packed ``.prz`` and py4DSTEM 0.13,
-    which are read at once.
+    EMPAD, NumPy, abTEM and plain HDF5. With the extra ``files``, which is
+    ``pip install rosettasciio zarr "numpy<2"``, it also opens ``.hspy`` and ``.zspy`` of HyperSpy
+    and pyxem, ``.mib`` of Merlin, ``.blo`` and ``.app5`` of NanoMEGAS, ``.tvips``, ``.ser``,
+    ``.mrc`` of Direct Electron, ``.prz``, ``.emd`` of Velox and zarr. Patterns stay on disk and are
+    read when they are needed, except those of ``.npz``, ``.app5``, packed ``.prz`` and py4DSTEM
+    0.13, which are read at once.
 
     Parameters
     ----------

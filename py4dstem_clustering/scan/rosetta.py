@@ -69,10 +69,12 @@ def has_rosettasciio() -> bool:
 def check_extra(path: Path, package: str = "rsciio") -> None:
     """Raise an error unless the extra `files` is installed."""
     if find_spec(package) is None:
-        name = {"rsciio": "RosettaSciIO"}.get(package, package)
+        name, command = {
+            "rsciio": ("RosettaSciIO", "rosettasciio"),
+        }.get(package, (package, package))
         raise ValueError(
-            f"{path.suffix} files are read by {name}, which is not installed; "
-            'pip install "py4dstem-clustering[files]" "numpy<2"'
+            f"{path.name} is read by {name}, which is not installed (it is in the extra 'files'); "
+            f'pip install {command} "numpy<2"'
         )
 
 
