@@ -26,6 +26,7 @@ from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.refining import refine_orientations
 from .explore.start import explore_clusters
 from .explore.window import ClusterExplorer
+from .exporting.results import export
 from .grains.averages import get_clustered_datacube, get_clusters
 from .grains.clustering import cluster, get_cluster_tree
 from .grains.clusters import Clusters
@@ -42,7 +43,8 @@ from .plotting.patterns import plot_averages, plot_patterns
 from .plotting.results import plot_cross_validation, plot_disks, plot_tree
 from .plotting.tracks import plot_tracks
 from .scan.array import ScanArray
-from .scan.dectris import open_scan
+from .scan.hyperspy import from_hyperspy, to_hyperspy
+from .scan.opening import open_scan
 from .scan.watching import watch_folder
 from .series.linking import link_frames
 from .series.motion import find_drift, rotation_rate
@@ -76,8 +78,10 @@ __all__ = [
     "cluster_series",
     "cross_validate_orientation",
     "explore_clusters",
+    "export",
     "filter_correlative",
     "find_drift",
+    "from_hyperspy",
     "get_cluster_tree",
     "get_clustered_datacube",
     "get_clusters",
@@ -106,6 +110,7 @@ __all__ = [
     "simulate_sample",
     "simulate_scan",
     "simulate_series",
+    "to_hyperspy",
     "watch_folder",
 ]
 

@@ -20,6 +20,7 @@ LAYERS = [
     "cli",
     "benchmarks",
     "__init__",
+    "exporting",
     "datacube",
     "series",
     "explore",

@@ -9,6 +9,7 @@ from typing import Any
 from ..base.checks import check_out
 from ..emd import writing
 from ..scan.datacubes import files_of
+from ..scan.opening import notes_of
 from .options import (
     check_before_opening,
     check_other_file,
@@ -19,6 +20,7 @@ from .options import (
     load_datacube,
     make_folder,
     make_q_mask,
+    opening_options,
     parse_step,
     time_since,
 )
@@ -38,13 +40,16 @@ def run_cluster(options: argparse.Namespace) -> None:
     grows = is_growth(options)
     filtering, r_mask = filter_and_r_mask(options)
     step = None if options.step is None else parse_step(*options.step)
+    opening = opening_options(options)
     figures = options.figures and make_folder(options.figures)
     start = time.perf_counter()
-    scan = load_datacube(options.file, options.key, options.scan_shape, step)
+    scan = load_datacube(options.file, opening, step)
     check_other_file(path, files_of(scan.data))
     common = common_options(options)
     shape = " x ".join(map(str, scan.data.shape))
     print(f"{options.file}: {shape}, {scan.data.dtype}, opened in {time_since(start)}")
+    if notes := notes_of(scan):
+        print(f"the file: {'; '.join(notes)}")
 
     q_mask = make_q_mask(scan, options.q_range, options.q_center)
 

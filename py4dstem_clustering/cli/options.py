@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,19 +22,44 @@ from ..base.checks import (
     check_writable,
 )
 from ..kernels.virtual import sample_mean
+from ..scan.axes import LENGTHS, as_length
 from ..scan.calibration import known_centre
 from ..scan.datacubes import is_one_of
-from ..scan.loading import load_scan
+from ..scan.opening import open_scan
 
 # --- options ---------------------------------------------------------------------------------
 
 
 def parse_step(size: str, unit: str) -> tuple[float, str]:
     """The scan step that ``--step SIZE UNIT`` gives."""
+    known = as_length(unit)
+    if known is None:
+        raise ValueError(
+            f"--step {size} {unit} has a unit that is not known; give one of {', '.join(LENGTHS)}"
+        )
     try:
-        return check_number("--step", float(size), 0), unit
+        number = check_number("--step", float(size), 0)
     except ValueError:
         raise ValueError(f"--step {size} {unit} must be a number and a unit") from None
+    if number == 0:
+        raise ValueError(f"--step {size} {unit} must be above 0")
+    return number, known
+
+
+def opening_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `open_scan` that were given on the command line."""
+    skip = options.skip_frames or [0]
+    if len(skip) > 2:
+        raise ValueError("--skip-frames takes one number, or two: before the scan and after it")
+    return {
+        "dataset": options.dataset,
+        "scan_shape": options.scan_shape and tuple(options.scan_shape),
+        "skip_frames": skip[0] if len(skip) == 1 else tuple(skip),
+        "flyback": options.flyback,
+        "hot_pixels": "auto" if options.hot_pixels else None,
+        "bad_pixels": options.bad_pixels,
+        "saturated": options.saturated,
+    }
 
 
 def check_before_opening(options: argparse.Namespace) -> None:
@@ -133,11 +159,16 @@ def common_options(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def load_datacube(
-    path: Path, key: str | None, scan_shape: tuple[int, int] | None, step: tuple[float, str] | None
-) -> Any:
+def load_datacube(path: Path, opening: dict[str, Any], step: tuple[float, str] | None) -> Any:
     """Open a scan as a DataCube, and set its scan step if one is given."""
-    scan = load_scan(path, key, scan_shape)
+    try:
+        scan = open_scan(path, **opening)
+    except (ValueError, TypeError, OSError) as error:
+        # The errors name the arguments of Python.
+        text = re.sub(r"\bgive scan_shape\b", "give --scan-shape", str(error))
+        for name in ("scan_shape", "skip_frames", "dataset"):
+            text = re.sub(rf"\b{name}=", f"--{name.replace('_', '-')} ", text)
+        raise type(error)(text) from error
     if step is not None:
         scan.calibration.set_R_pixel_size(step[0])
         scan.calibration.set_R_pixel_units(step[1])

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from .._version import __version__
 from ..base.checks import THRESHOLD_NAMES
+from ..scan.opening import BAD_PIXELS, SATURATED
 from .benchmark import (
     run_memory,
     run_orientation,
@@ -19,6 +20,7 @@ from .benchmark import (
 )
 from .cluster import run_cluster
 from .demo import run_demo
+from .export import run_export
 from .series import run_series
 
 
@@ -41,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_cluster(commands)
     _add_series(commands)
+    _add_export(commands)
     benchmark = commands.add_parser("benchmark", help="measure on simulated scans of known grains")
     benchmarks = benchmark.add_subparsers(required=True, metavar="WHAT")
     _add_segmentation(benchmarks)
@@ -65,9 +68,9 @@ def _add_cluster(commands: Any) -> None:
     cluster = commands.add_parser(
         "cluster",
         help="cluster a scan in a file",
-        description="Cluster a scan in a file that py4DSTEM opens (EMD, Arina master file, .dm4, "
-        ".mib, ...), in .npy or in .npz. Writes an EMD file with the cluster averages and the "
-        "clusters.",
+        description="Cluster a scan in a file of any microscope or program (EMD, Arina master "
+        "file, .dm4, .mib, .hspy, .blo, .npy, ...). Writes an EMD file with the cluster averages "
+        "and the clusters.",
     )
     add = cluster.add_argument
     add("file", type=Path, metavar="FILE")
@@ -103,13 +106,26 @@ def _add_series(commands: Any) -> None:
     series.set_defaults(run=run_series)
 
 
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write results for other programs",
+        description="Write the clusters, averages and orientations in an EMD file as TIFF, NumPy, "
+        "CSV, GeoJSON, SVG, .hspy and .ang.",
+    )
+    add = export.add_argument
+    add("file", type=Path, metavar="FILE", help="EMD file that the command cluster wrote, or any "
+        "scan with clusters that py4DSTEM saved")  # fmt: skip
+    add("--to", required=True, type=Path, metavar="FOLDER", help="folder for the files")
+    add("--overwrite", action="store_true", help="replace files of the same names")
+    add("--quiet", action="store_true", help="print nothing")
+    export.set_defaults(run=run_export)
+
+
 def _add_scan_options(command: argparse.ArgumentParser) -> None:
     """Add the options that say how scans are opened and clustered."""
     add = command.add_argument
-    add("--key", help="name of the array in an .npz file, of the scan in an EMD file, or of the "
-        "dataset in another HDF5 file")  # fmt: skip
-    add("--scan-shape", type=int, nargs=2, metavar=("RX", "RY"), help="shape of the scan, for "
-        "files that do not hold it")  # fmt: skip
+    _add_opening_options(command)
     add("--step", nargs=2, metavar=("SIZE", "UNIT"), help="distance between scan positions, such "
         "as 3.03 nm; by default the distance that the file holds")  # fmt: skip
     add("--keep-background", action="store_true", help="when merging: keep liquid, vacuum and "
@@ -139,6 +155,25 @@ def _add_scan_options(command: argparse.ArgumentParser) -> None:
     add("--n-jobs", type=int, help=_N_JOBS)
     add("--max-memory", metavar="SIZE", help=_MAX_MEMORY)
     add("--quiet", action="store_true", help="show no progress bars")
+
+
+def _add_opening_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `open_scan`."""
+    add = command.add_argument
+    add("--dataset", "--key", dest="dataset", metavar="NAME", help="name of the scan in a file "
+        "that holds several")  # fmt: skip
+    add("--scan-shape", type=int, nargs=2, metavar=("RX", "RY"), help="shape of the scan, for "
+        "files that do not hold it")  # fmt: skip
+    add("--skip-frames", type=int, nargs="+", metavar="N", help="frames to drop before the first "
+        "row; a second number drops frames after the last row")  # fmt: skip
+    add("--flyback", type=int, default=0, metavar="N", help="frames to drop at the end of each row")
+    add("--hot-pixels", action="store_true", help="find hot and dead pixels of the detector, and "
+        "treat them as --bad-pixels says")  # fmt: skip
+    add("--bad-pixels", choices=BAD_PIXELS, default="fill", help="fill pixels that the detector "
+        "marks as bad from their neighbours, make them missing, or keep them; default "
+        "fill")  # fmt: skip
+    add("--saturated", choices=SATURATED, help="stop at saturated counts, make them missing, or "
+        "keep them; default raise for files of Dectris, keep for others")  # fmt: skip
 
 
 _N_JOBS = "number of threads; by default all cores that the process may use"

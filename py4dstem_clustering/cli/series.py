@@ -22,6 +22,7 @@ from .options import (
     load_datacube,
     make_folder,
     make_q_mask,
+    opening_options,
     parse_step,
     save_figure,
     time_since,
@@ -49,7 +50,7 @@ def run_series(options: argparse.Namespace) -> None:
             raise ValueError(f"--time-step {options.time_step[0]} must be a number") from None
     grows = is_growth(options)
     figures = options.figures and make_folder(options.figures)
-    load = partial(load_datacube, key=options.key, scan_shape=options.scan_shape, step=step)
+    load = partial(load_datacube, opening=opening_options(options), step=step)
     q_mask = None
     if options.q_range is not None or options.q_center is not None:
         q_mask = make_q_mask(load(options.files[0]), options.q_range, options.q_center)

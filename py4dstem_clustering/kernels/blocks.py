@@ -202,14 +202,14 @@ def _read_block(data: Any, start: int, stop: int, stopped: Event) -> NDArray[Any
     # Pieces are whole chunks of HDF5: a chunk that is cut is decompressed twice.
     chunk = getattr(data, "chunks", None) or (1, 1)
     pattern_bytes = np.dtype(data.dtype).itemsize * int(np.prod(detector))
-    n_rows = max(chunk[0], _PIECE_BYTES // (pattern_bytes * columns), 1)
+    n_rows = max(1, _PIECE_BYTES // (pattern_bytes * columns) // chunk[0]) * chunk[0]
     n_columns = columns
     if hasattr(data, "read_direct"):  # h5py
         n_columns = max(1, _PIECE_BYTES // (pattern_bytes * n_rows))
         n_columns = -(-n_columns // chunk[1]) * chunk[1]
     out = np.empty((stop - start, columns, *detector), dtype=data.dtype)
-    for first in range(start, stop, n_rows):
-        last = min(first + n_rows, stop)
+    cuts = range((start // n_rows + 1) * n_rows, stop, n_rows)
+    for first, last in zip([start, *cuts], [*cuts, stop], strict=True):
         for column in range(0, columns, n_columns):
             if stopped.is_set():
                 raise Stopped

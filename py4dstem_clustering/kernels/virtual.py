@@ -23,7 +23,7 @@ from .blocks import (
 _PATTERNS_PER_TASK = 8
 """Patterns that are summed together; more of them take more memory for each thread."""
 
-_SAMPLED_ROWS = 8
+SAMPLED_ROWS = 8
 """Rows of the scan that `sample_mean` reads. The time grows with them."""
 
 
@@ -99,7 +99,7 @@ def scattered(mean: NDArray[Any], centre: tuple[float, float] | None) -> NDArray
 
 def sample_mean(data: Any) -> NDArray[np.float64]:
     """Mean pattern (Qx, Qy) of a few rows all over the scan, missing pixels left out."""
-    rows = np.unique(np.linspace(0, data.shape[0] - 1, _SAMPLED_ROWS).astype(int))
+    rows = np.unique(np.linspace(0, data.shape[0] - 1, SAMPLED_ROWS).astype(int))
     total = np.zeros(data.shape[2:])
     count = np.zeros(data.shape[2:])
     for row in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .pieces import Piece
+from .pieces import LibraryFrames, Piece, check_size, size_of
+from .pixels import good_neighbours, median
 
 _BATCH_BYTES = 16 * 2**20
 """Bytes of frames that are read and repaired at a time. With a larger number, reading one detector
@@ -44,7 +45,7 @@ class ScanArray:
 
     def __init__(
         self,
-        pieces: list[Piece],
+        pieces: Sequence[Piece | LibraryFrames],
         index: NDArray[Any],
         *,
         path: Path,
@@ -54,29 +55,30 @@ class ScanArray:
         saturated: str,
     ) -> None:
         self._path = path
-        self._pieces = pieces
+        self._pieces = list(pieces)
         self._starts = np.cumsum([0, *(piece.n_frames for piece in pieces)])
         self._index = index
         self._limit = limit
         self._saturated = saturated
         self._bad_pixels = bad_pixels
         self._bad = np.flatnonzero(bad)
-        self._neighbours = _good_neighbours(bad) if bad_pixels == "fill" else []
+        self._neighbours = good_neighbours(bad) if bad_pixels == "fill" else []
 
         self._raw = pieces[0].dtype
         floats = bad_pixels == "missing" and self._bad.size
         floats = floats or (saturated == "missing" and limit is not None)
         self.dtype = np.result_type(self._raw, np.float32) if floats else self._raw
         self.shape = (*index.shape, *pieces[0].shape[-2:])
-        self._sizes = {path: path.stat().st_size for path in {piece.file for piece in pieces}}
+        self._sizes = {path: size_of(path) for path in {piece.file for piece in pieces}}
         self._start()
 
     def _start(self) -> None:
         self._handles: OrderedDict[tuple[Path, str], h5py.Dataset] = OrderedDict()  # newest last
+        self._arrays: dict[tuple[Path, str], Any] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        of_process = ("_handles", "_lock")
+        of_process = ("_handles", "_arrays", "_lock")
         return {key: value for key, value in self.__dict__.items() if key not in of_process}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -94,6 +96,12 @@ class ScanArray:
     def nbytes(self) -> int:
         """Bytes that the whole scan takes in memory."""
         return self.size * self.dtype.itemsize
+
+    @property
+    def chunks(self) -> tuple[int, int] | None:
+        """Rows and columns that are best read together; None where any will do."""
+        rows = max((getattr(piece, "chunk_rows", 1) for piece in self._pieces), default=1)
+        return (rows, self.shape[1]) if rows > 1 else None
 
     @property
     def files(self) -> list[Path]:
@@ -140,6 +148,7 @@ class ScanArray:
         with self._lock:
             while self._handles:
                 self._handles.popitem()[1].file.close()
+            self._arrays.clear()
 
     # --- reading
 
@@ -150,14 +159,23 @@ class ScanArray:
         numbers, places = np.unique(frames, return_inverse=True)  # each frame is read once
         out = np.empty((len(numbers), *pattern), dtype=self.dtype)
         frame_bytes = self._raw.itemsize * self.shape[2] * self.shape[3]
-        step = max(1, _BATCH_BYTES // frame_bytes)
         every_frame = (slice(None), *pattern_key)
-        for start in range(0, len(numbers), step):
-            batch = slice(start, start + step)
+        for batch in self._batches(numbers, max(1, _BATCH_BYTES // frame_bytes)):
             out[batch] = self._read(numbers[batch])[every_frame]
         if not np.array_equal(places, np.arange(len(numbers))):
             out = out[places.reshape(-1)]
         return out.reshape(frames.shape + pattern)[()]
+
+    def _batches(self, numbers: NDArray[Any], step: int) -> Iterator[slice]:
+        """Parts of the frames to be read at a time: about `step`, but whole chunks of a file."""
+        cuts = np.arange(step, len(numbers), step)
+        if self.chunks is not None and len(numbers) > self.shape[1]:
+            span = self.chunks[0] * self.chunks[1]
+            span *= max(1, step // span)
+            cuts = np.flatnonzero(np.diff(numbers // span)) + 1
+        for start, stop in zip([0, *cuts], [*cuts, len(numbers)], strict=True):
+            if stop > start:
+                yield slice(int(start), int(stop))
 
     def _split(self, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Split an index into one for the scan axes and one for the detector axes."""
@@ -206,8 +224,38 @@ class ScanArray:
                 self._read_run(self._pieces[places[run[0]]], first, target)
         return self._repair(out, numbers)
 
-    def _read_run(self, piece: Piece, first: int, out: NDArray[Any]) -> None:
+    def _read_run(self, piece: Piece | LibraryFrames, first: int, out: NDArray[Any]) -> None:
         """Read consecutive frames of one dataset into `out`, from number `first`."""
+        if isinstance(piece, LibraryFrames):
+            self._read_by_library(piece, first, out)
+        else:
+            self._read_hdf5(piece, first, out)
+
+    def _read_by_library(self, piece: LibraryFrames, first: int, out: NDArray[Any]) -> None:
+        key = piece.file, piece.dataset
+        # Reading beyond the end of a file that shrank would kill the process.
+        check_size(piece.file, self._sizes[piece.file])
+        with self._lock:
+            if key not in self._arrays:
+                self._arrays[key] = piece.open()
+            frames = self._arrays[key]
+        shape = (int(np.prod(frames.shape[:-2])), *frames.shape[-2:])
+        if (shape, frames.dtype.newbyteorder("=")) != (piece.shape, piece.dtype):
+            raise OSError(f"{piece.file} was changed; open the scan again")
+        try:
+            if frames.ndim == 3:
+                found = _computed(frames[first : first + len(out)])
+            else:
+                found = _frames_of_rows(frames, first, len(out))
+        except (OSError, RuntimeError, ValueError) as error:
+            check_size(piece.file, self._sizes[piece.file])
+            raise OSError(
+                f"frames {first} to {first + len(out) - 1} of {piece.file} cannot be read "
+                f"({error}); copy the file again"
+            ) from error
+        out[...] = found
+
+    def _read_hdf5(self, piece: Piece, first: int, out: NDArray[Any]) -> None:
 
         def read(start: int, stop: int, out: NDArray[Any]) -> None:
             rows = slice(first + start, first + stop)
@@ -218,10 +266,10 @@ class ScanArray:
             try:
                 read(0, len(out), out)
             except (OSError, RuntimeError) as error:
-                self._check_size(piece)
+                check_size(piece.file, self._sizes[piece.file])
                 raise self._unreadable(piece, first, out, read) from error
             # HDF5 reads zeros beyond the end of a file that shrank.
-            self._check_size(piece)
+            check_size(piece.file, self._sizes[piece.file])
 
     def _unreadable(
         self, piece: Piece, first: int, out: NDArray[Any], read: Callable[..., None]
@@ -248,7 +296,7 @@ class ScanArray:
         if key not in self._handles:
             if len(self._handles) >= _MAX_OPEN_FILES:
                 self._handles.popitem(last=False)[1].file.close()
-            self._check_size(piece)
+            check_size(piece.file, self._sizes[piece.file])
             try:
                 dataset = h5py.File(piece.file, "r")[piece.dataset]
                 same = (
@@ -261,17 +309,6 @@ class ScanArray:
             self._handles[key] = dataset
         self._handles.move_to_end(key)
         return self._handles[key]
-
-    def _check_size(self, piece: Piece) -> None:
-        try:
-            size = piece.file.stat().st_size
-        except OSError as error:
-            raise OSError(f"{piece.file} is missing ({error}); put it back") from error
-        if size < self._sizes[piece.file]:
-            raise OSError(
-                f"{piece.file} shrank from {self._sizes[piece.file]} to {size} bytes since it was "
-                "opened; copy it again, and open the scan again"
-            )
 
     # --- repairing
 
@@ -293,7 +330,7 @@ class ScanArray:
         if self._bad_pixels == "missing" and self._bad.size:
             out[:, self._bad] = np.nan
         for pixels, neighbours in self._neighbours:
-            values = _median(out[:, neighbours])
+            values = median(out[:, neighbours])
             out[:, pixels] = np.rint(values) if out.dtype.kind in "iu" else values
         return out.reshape(raw.shape)
 
@@ -310,6 +347,24 @@ class ScanArray:
         )
 
 
+def _computed(found: Any) -> Any:
+    """The values of a dask array; other arrays as they are."""
+    # In this thread: while py4DSTEM.save holds the lock of h5py, others would wait for ever, and a
+    # client of dask would read on another computer.
+    return found.compute(scheduler="synchronous") if hasattr(found, "dask") else found
+
+
+def _frames_of_rows(scan: Any, first: int, number: int) -> Any:
+    """Consecutive frames (number, Qx, Qy) of a scan (Rx, Ry, Qx, Qy); chunks are unpacked once."""
+    columns = scan.shape[1]
+    top, left = divmod(first, columns)
+    bottom, right = divmod(first + number - 1, columns)
+    if top == bottom:
+        return _computed(scan[top, left : right + 1])
+    rows = _computed(scan[top : bottom + 1])
+    return rows.reshape(-1, *rows.shape[2:])[left : left + number]
+
+
 def _is_basic(key: Any) -> bool:
     """Whether an index is an integer, a slice, None or an ellipsis, not an array."""
     if isinstance(key, (bool, np.bool_)):
@@ -320,51 +375,3 @@ def _is_basic(key: Any) -> bool:
 def _beyond_defaults(options: dict[str, Any]) -> bool:
     """Whether any option differs from its default in numpy.mean and numpy.max."""
     return any(value is not None and value is not False for value in options.values())
-
-
-def _good_neighbours(bad: NDArray[np.bool_]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """For each bad pixel, the good pixels in the smallest square around it that holds three.
-
-    Returns
-    -------
-    list of (pixels (n,), neighbours (n, k)), as flat indices; an entry for each number k.
-    """
-    shape = bad.shape
-    enough = min(3, int((~bad).sum()))
-    # Number of good pixels above and left of each place. Four such numbers count a square.
-    before = np.pad((~bad).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-    groups: dict[int, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
-    pending = np.argwhere(bad)
-    reach = 0
-    while len(pending):
-        reach += 1
-        top, left = np.maximum(pending - reach, 0).T
-        bottom, right = np.minimum(pending + reach + 1, shape).T
-        count = (
-            before[bottom, right] - before[top, right] - before[bottom, left] + before[top, left]
-        )
-        offsets = np.indices((2 * reach + 1,) * 2).reshape(2, -1).T - reach
-        for k in np.unique(count[count >= enough]):
-            chosen = pending[count == k]
-            # In parts, because a large gap between detector chips may not fit into memory.
-            for part in np.array_split(chosen, len(chosen) * len(offsets) // 2**22 + 1):
-                places = part[:, None] + offsets
-                inside = ((places >= 0) & (places < shape)).all(axis=2)
-                flat = np.ravel_multi_index((places[..., 0], places[..., 1]), shape, mode="clip")
-                good = inside & ~bad.ravel()[flat]
-                pixels = np.ravel_multi_index((part[:, 0], part[:, 1]), shape)
-                groups.setdefault(int(k), []).append((pixels, flat[good].reshape(-1, k)))
-        pending = pending[count < enough]
-    return [
-        (np.concatenate([p for p, _ in group]), np.concatenate([n for _, n in group]))
-        for group in groups.values()
-    ]
-
-
-def _median(values: NDArray[Any]) -> NDArray[Any]:
-    """Median along the last axis in float64; NaN are left out, and NaN only gives NaN."""
-    values = np.sort(values, axis=-1)  # NaN goes to the end
-    count = (values.shape[-1] - np.isnan(values).sum(axis=-1))[..., None]
-    low = np.take_along_axis(values, np.maximum(count - 1, 0) // 2, axis=-1)
-    high = np.take_along_axis(values, np.minimum(count // 2, values.shape[-1] - 1), axis=-1)
-    return ((low.astype(np.float64) + high.astype(np.float64)) / 2)[..., 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,12 @@ def read_facts(path: Path, bad_pixels: str) -> tuple[dict[str, Any], NDArray[Any
                     f"{place!r} of {path} cannot be read ({error}); copy the file again"
                 ) from error
     return facts, None
+
+
+def load_filters() -> None:
+    """Make bitshuffle and LZ4 known to HDF5 if hdf5plugin is installed."""
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401
 
 
 def bad_map(

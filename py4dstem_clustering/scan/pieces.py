@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,44 @@ class Piece(NamedTuple):
     @property
     def n_frames(self) -> int:
         return self.shape[0] if self.row is None else self.shape[1]
+
+
+class LibraryFrames(NamedTuple):
+    """Frames (n, Qx, Qy) that another library reads, or that lie in memory."""
+
+    file: Path
+    dataset: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    open: Callable[[], Any]
+    """Returns an array (n, Qx, Qy) or (Rx, Ry, Qx, Qy): NumPy's, a memmap, or dask's. Another
+    process calls it too."""
+    chunk_rows: int = 1
+    """Rows of the scan that lie in one chunk of the file, and are unpacked together."""
+    row: None = None
+
+    @property
+    def n_frames(self) -> int:
+        return self.shape[0]
+
+
+def check_size(path: Path, expected: int) -> None:
+    """Raise an OSError if a file is missing, or shorter than it was."""
+    try:
+        size = size_of(path)
+    except OSError as error:
+        raise OSError(f"{path} is missing ({error}); put it back") from error
+    if size < expected:
+        raise OSError(
+            f"{path} shrank from {expected} to {size} bytes since it was opened; copy it again, "
+            "and open the scan again"
+        )
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 for a folder, whose size says nothing."""
+    found = path.stat()
+    return 0 if path.is_dir() else found.st_size
 
 
 def master_pieces(path: Path, prefix: str) -> list[Piece]:
@@ -112,7 +151,7 @@ def _suggest(path: Path) -> str:
 
     def note(name: str, item: Any) -> bool | None:
         if isinstance(item, h5py.Dataset) and item.ndim in (3, 4):
-            found.append(f"dataset={name!r}")
+            found.append(f"dataset={name!r} {item.shape}")
         return True if len(found) == 5 else None  # None continues the search
 
     with untrusted.open_file(path) as file:

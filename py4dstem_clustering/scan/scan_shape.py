@@ -7,18 +7,23 @@ from typing import Any
 import numpy as np
 
 from ..base.checks import check_integer
-from .pieces import Piece
 
 
 def find_scan_shape(
     n_frames: int,
-    piece: Piece,
+    stated: tuple[int, int] | None,
     scan_shape: Any,
     skip: tuple[int, int],
     flyback: int,
     facts: dict[str, Any],
+    *,
+    square: bool = True,
 ) -> tuple[int, int]:
-    """Rows and columns of the scan, without flyback."""
+    """Rows and columns of the scan, without flyback.
+
+    `stated` is what the file says, with flyback. `square`: whether a scan of which nothing is known
+    is taken for a square, as the programs of the detector do.
+    """
     kept = n_frames - sum(skip)
     what = f"{n_frames} frames"
     if skip != (0, 0):
@@ -46,8 +51,14 @@ def find_scan_shape(
             )
         return rows, columns
 
-    if piece.row is not None and skip == (0, 0) and piece.shape[1] > flyback:
-        return piece.shape[0], piece.shape[1] - flyback
+    if stated is not None and skip == (0, 0) and stated[1] > flyback:
+        if stated[0] * stated[1] != n_frames:
+            raise ValueError(
+                f"there are {n_frames} frames, but the file announces a scan of {stated}; copy it "
+                "again, or give scan_shape if the scan was stopped: "
+                f"{_possible_shapes(kept, flyback)}"
+            )
+        return stated[0], stated[1] - flyback
     triggers, each = facts.get("ntrigger"), facts.get("nimages")
     if isinstance(triggers, int) and isinstance(each, int):
         if triggers * each != n_frames:
@@ -58,14 +69,14 @@ def find_scan_shape(
             )
         if skip == (0, 0) and min(triggers, each - flyback) > 1:
             return triggers, each - flyback
-    for frames in {kept, kept + flyback}:
+    if kept == 1:
+        return 1, 1
+    for frames in {kept, kept + flyback} if square else ():
         columns = round((np.sqrt(flyback**2 + 4 * frames) - flyback) / 2)
         if columns > 0 and columns * (columns + flyback) == frames:
             return columns, columns
-    raise ValueError(
-        f"{what} with flyback={flyback} make no square; give scan_shape: "
-        f"{_possible_shapes(kept, flyback)}"
-    )
+    why = f"with flyback={flyback} make no square" if square else "are a stack, without rows"
+    raise ValueError(f"{what} {why}; give scan_shape: {_possible_shapes(kept, flyback)}")
 
 
 def _possible_shapes(frames: int, flyback: int) -> str:

@@ -55,7 +55,7 @@ def watch_folder(
     Cluster each scan while the next one is recorded::
 
         frames = watch_folder("/data/today", "*_master.h5", timeout=600)
-        series = cluster_series(frames, out="today.h5", load=open_scan)
+        series = cluster_series(frames, out="today.h5")
     """
     folder = Path(path)
     if not folder.is_dir():

@@ -27,7 +27,7 @@ from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtua
 from ..patterns.filtering import filter_correlative
 from ..scan.calibration import copy_calibration, known_centre
 from ..scan.datacubes import copy_datacube, fingerprint
-from ..scan.loading import load_scan
+from ..scan.opening import open_scan
 from .files import FrameInfo, FrameResult, frame_name
 
 
@@ -110,7 +110,7 @@ def _as_datacube(item: Any) -> Any:
 
 
 def _open_path(path: Path, load: Callable[[Path], Any] | None) -> Any:
-    return _as_datacube(load_scan(path) if load is None else load(path))
+    return _as_datacube(open_scan(path) if load is None else load(path))
 
 
 def check_frames(frames: Any) -> Any:

@@ -102,9 +102,8 @@ def cluster_series(
     min_purity, align
         Options for the averages; see ``datacube.get_clustered_datacube``.
     load : callable, optional
-        Function that opens a path as a DataCube. By default files are opened that hold a single
-        scan and that `py4DSTEM.import_file` or `py4DSTEM.read` can open, and .npy and .npz. For
-        scans larger than memory give `open_scan`.
+        Function that opens a path as a DataCube, by default `open_scan`. For its options give
+        ``functools.partial(open_scan, scan_shape=(256, 256))``.
     times : float or sequence, optional
         Time from frame to frame, or the time of each frame, rising. By default 0, 1, 2, ...
         If the times or the `drift` are listed frame by frame, scans that are done must come first,

@@ -23,7 +23,7 @@ import py4DSTEM
 import py4dstem_clustering as pc
 from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.emd import nodes
-from py4dstem_clustering.scan.loading import load_scan
+from py4dstem_clustering.scan.opening import open_scan
 
 HERE = Path(__file__).parent
 MEMORY = 2 * 2**30
@@ -305,7 +305,7 @@ def read_series(path: Path) -> None:
 
 
 def read_scan(path: Path) -> None:
-    cube = load_scan(path)
+    cube = open_scan(path)
     assert cube.data.ndim == 4
     assert np.isfinite(np.asarray(cube.data, dtype=float).sum()) is not None
 

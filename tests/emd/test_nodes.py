@@ -14,7 +14,7 @@ from stored import READERS, node_of
 
 from py4dstem_clustering import Clusters, ClusterTree, Similarity
 from py4dstem_clustering.emd import nodes
-from py4dstem_clustering.scan.loading import load_scan
+from py4dstem_clustering.scan.opening import open_scan
 
 
 def changed(name, key, value):
@@ -143,7 +143,7 @@ def test_a_scan_with_a_pixel_of_no_size(tmp_path):
     with pytest.raises(
         ValueError, match=r"'cube' is damaged: .* pixel size 0, and no number other"
     ):
-        load_scan(tmp_path / "scan.h5")
+        open_scan(tmp_path / "scan.h5")
 
 
 def test_settings_that_are_damaged():

@@ -16,7 +16,6 @@ from arina import write_arina
 
 from py4dstem_clustering import open_scan, open_series
 from py4dstem_clustering.emd import untrusted
-from py4dstem_clustering.scan.loading import load_scan
 
 DATA = Path(__file__).parents[1] / "data"
 IO = Path("/proc/self/io")
@@ -69,8 +68,8 @@ def test_opening_reads_metadata_only(tmp_path):
 
     assert bytes_read(check) < 2**20
     for work in (
+        lambda: open_scan(path).data.close(),
         lambda: open_scan(path, dataset="data").data.close(),
-        lambda: load_scan(path, "data").data.close(),
     ):
         work()  # what is imported counts too
         assert bytes_read(work) < 2**20
@@ -96,7 +95,7 @@ def zero_heaps(path, target):
 
 @pytest.mark.parametrize(
     ("name", "reader"),
-    [("series_format_1.h5", open_series), ("release_0.1.0.h5", load_scan)],
+    [("series_format_1.h5", open_series), ("release_0.1.0.h5", open_scan)],
 )
 def test_a_heap_of_zeros_in_a_file_of_ours(tmp_path, name, reader, no_hang):
     assert zero_heaps(DATA / name, tmp_path / name)
@@ -116,10 +115,18 @@ def test_a_heap_of_zeros_wherever_texts_are(tmp_path, place, no_hang):
             file["x"] = "text"
         else:
             file.create_dataset("x", data=["text"] * 5, dtype=h5py.string_dtype())
-    assert load_scan(tmp_path / "a.h5", "data").data.shape == (4, 3, 6, 5)
+    assert open_scan(tmp_path / "a.h5", dataset="data").data.shape == (4, 3, 6, 5)
     assert zero_heaps(tmp_path / "a.h5", tmp_path / "b.h5") == 1
     with pytest.raises(OSError, match=r"b.h5: the heap of texts at byte \d+ is damaged"):
-        load_scan(tmp_path / "b.h5", "data")
+        check_whole_file(tmp_path / "b.h5")
+    # A dataset is opened without the texts beside it.
+    assert open_scan(tmp_path / "b.h5", dataset="data").data.shape == (4, 3, 6, 5)
+
+
+def check_whole_file(path):
+    """The check of files that py4DSTEM is to read."""
+    with untrusted.open_file(path) as file:
+        untrusted.check_stored(file, ours=False)
 
 
 def test_texts_that_share_their_bytes(tmp_path):
@@ -140,7 +147,7 @@ def test_texts_that_share_their_bytes(tmp_path):
         content[place : place + 16] = start
     path.write_bytes(content)
     with pytest.raises(OSError, match=r"a.h5: .* declare more than the file holds"):
-        load_scan(path, "data")
+        check_whole_file(path)
 
 
 def test_a_mask_that_declares_more_than_the_file(tmp_path):
@@ -178,7 +185,7 @@ def test_an_error_is_one_line_that_names_the_file(tmp_path):
 def test_a_scan_of_py4dstem_is_read_as_before(tmp_path):
     scan = py4DSTEM.DataCube(np.arange(360, dtype=np.uint16).reshape(4, 3, 6, 5), name="cube")
     py4DSTEM.save(tmp_path / "å.h5", scan)  # a name that is no ASCII
-    np.testing.assert_array_equal(load_scan(tmp_path / "å.h5").data, scan.data)
+    np.testing.assert_array_equal(open_scan(tmp_path / "å.h5").data, scan.data)
 
 
 @pytest.mark.parametrize("size", [3, 5, 64, 10**6])

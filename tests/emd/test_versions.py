@@ -17,7 +17,7 @@ from py4dstem_clustering import (
 )
 from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.emd import nodes
-from py4dstem_clustering.scan.loading import load_scan
+from py4dstem_clustering.scan.opening import open_scan
 
 LABELS = [
     [2, 2, 2, 1, 1, 1, 0],
@@ -66,7 +66,7 @@ def test_a_file_of_release_0_1_0():
 
 
 def test_a_scan_of_release_0_1_0_is_loaded():
-    assert load_scan(DATA / "release_0.1.0.h5").data.sum(dtype=int) == 67111
+    assert np.asarray(open_scan(DATA / "release_0.1.0.h5").data).sum(dtype=int) == 67111
 
 
 def test_clusters_of_format_1():

@@ -263,7 +263,7 @@ def test_triggers_of_many_frames_are_rows(scan, tmp_path):
         ({"flyback": -1}, "flyback=-1 must be at least 0"),
         ({"scan_shape": (0, 9)}, "scan_shape=0 must be at least 1"),
         ({"bad_pixels": "mask"}, "bad_pixels='mask' must be one of 'fill', 'missing', 'keep'"),
-        ({"saturated": None}, "saturated=None must be one of 'raise', 'missing', 'keep'"),
+        ({"saturated": "no"}, "saturated='no' must be one of 'raise', 'missing', 'keep'"),
         ({"name": "a/b"}, "cannot be stored"),
         ({"dataset": "entry/nothing"}, "holds no 'entry/nothing'"),
         ({"dataset": "entry/data"}, "'entry/data' of .* is no dataset"),
@@ -339,17 +339,20 @@ def test_what_is_no_scan(tmp_path, scan):
         file["complex"] = scan[0].astype(complex)
         file["empty"] = scan[:, :0]
         file["flat"] = scan[0, 0]
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file["flat"] = scan[0, 0]
+    assert_array_equal(np.asarray(open_scan(tmp_path / "a.h5").data), scan)  # the only one
     (tmp_path / "a.txt").write_text("nothing")
     (tmp_path / "b.h5").touch()
     for path, options, kind, message in [
-        ("a.h5", {}, ValueError, "holds no 'entry/data'; give dataset='x/y'|dataset='complex'"),
+        ("d.h5", {}, ValueError, "no dataset of it has 3 or 4 axes"),
         ("a.h5", {"dataset": "complex"}, TypeError, "must hold real numbers"),
         ("a.h5", {"dataset": "empty"}, ValueError, "is empty"),
         ("a.h5", {"dataset": "flat"}, ValueError, "is no scan"),
-        ("a.txt", {}, OSError, "a.txt is no HDF5 file"),
-        ("b.h5", {}, OSError, "b.h5 is no HDF5 file"),
+        ("a.txt", {}, ValueError, "a.txt is of no kind that is known; give a file that ends in"),
+        ("b.h5", {}, ValueError, "b.h5 is empty; copy it again"),
         ("c.h5", {}, FileNotFoundError, "c.h5 is not a file; check the path"),
-        (".", {}, FileNotFoundError, "is not a file"),
+        (".", {}, ValueError, "is a folder; give a file in it"),
     ]:
         with pytest.raises(kind, match=message):
             open_scan(tmp_path / path, **options)

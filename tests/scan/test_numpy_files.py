@@ -9,7 +9,7 @@ import pytest
 from stored import lines_of
 
 from py4dstem_clustering.cli.main import main
-from py4dstem_clustering.scan.loading import load_scan
+from py4dstem_clustering.scan.opening import open_scan
 
 
 def header(shape, descr="'<u2'", version=b"\x01\x00"):
@@ -37,7 +37,7 @@ def test_a_hostile_npy(tmp_path, kind):
     path = tmp_path / "x.npy"
     path.write_bytes(NPY[kind])
     with pytest.raises((ValueError, TypeError), match=r"x.npy") as error:
-        load_scan(path)
+        open_scan(path)
     assert len(lines_of(error)) == 1
 
 
@@ -66,7 +66,7 @@ def test_a_hostile_npz(tmp_path, kind):
         if kind == "two":
             archive.writestr("b.npy", b"")
     with pytest.raises((ValueError, TypeError), match=r"x.npz") as error:
-        load_scan(path)
+        open_scan(path)
     assert len(lines_of(error)) == 1
 
 
@@ -77,7 +77,9 @@ def test_npz_files_are_read(tmp_path):
             tmp_path / "a.npz", scan=scan, zeros=np.zeros((9, 9, 30, 30)), f=np.asfortranarray(scan)
         )
         for key in ("scan", "f"):
-            np.testing.assert_array_equal(load_scan(tmp_path / "a.npz", key).data, scan)
-        assert not load_scan(tmp_path / "a.npz", "zeros").data.any()
-        with pytest.raises(ValueError, match=r"key must name one of .*: scan, zeros, f"):
-            load_scan(tmp_path / "a.npz")
+            np.testing.assert_array_equal(open_scan(tmp_path / "a.npz", dataset=key).data, scan)
+        assert not open_scan(tmp_path / "a.npz", dataset="zeros").data.any()
+        with pytest.raises(
+            ValueError, match=r"3 scans; name one with dataset: 'scan' .*'zeros' .*'f' "
+        ):
+            open_scan(tmp_path / "a.npz")
