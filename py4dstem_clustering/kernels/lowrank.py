@@ -54,10 +54,9 @@ class Model(NamedTuple):
     directions: NDArray[np.float32]
     """``(rank, Qx Qy)``"""
     to_scores: NDArray[np.float32]
-    """``(Qx Qy, rank + 1)``: from a pattern to its scores, with unit noise on average, and to the
-    variance of this noise."""
-    score_offset: float
-    """To be added to that variance."""
+    """``(Qx Qy, rank)``: from a pattern to its scores, with unit noise on average."""
+    to_variance: NDArray[np.float32]
+    """``(rank + 1, rank)``: from scores, and 1, to the variance of the noise of each score."""
     in_bins: NDArray[np.float32]
     """`directions` in bins ``(rank, bins)``."""
     regions: NDArray[np.int64]
@@ -371,9 +370,8 @@ def _full_model(
     shrunk = vectors @ (root[:, None] * kept.reshape(qx * qy, -1).T.astype(np.float64))
     directions = shrunk / np.where(hot, 1, weight)
     directions[:, hot] = (back.T @ fitted)[:, hot]
-    # Counting noise of a pattern: sum over pixels of leverage x variance / mean variance.
-    spread = camera.gain * weight**2 * (orthonormal**2).sum(axis=1) / rank
-    to_scores = np.concatenate([orthonormal * weight[:, None], spread[:, None]], axis=1)
+    with_dark = np.concatenate([directions, np.full((1, qx * qy), -camera.offset)])
+    to_variance = with_dark @ (camera.gain * (orthonormal * weight[:, None]) ** 2)
     own_share = [(orthonormal.T * shrunk).sum(axis=0), followed.ravel()]
 
     count = np.maximum(np.bincount(regions[~bins.hot], minlength=n_regions), 1)
@@ -385,16 +383,15 @@ def _full_model(
         some = directions[:, (regions.ravel() == region) & ~hot]
         form = some @ some.T / count[region]
         power = camera.gain * ((orthonormal @ form) * orthonormal).sum(axis=1) * weight**2
-        score_noise[:-1, region] = directions @ power
-        score_noise[-1, region] = -camera.offset * power.sum()
+        score_noise[:, region] = with_dark @ power
 
     binned = np.empty((rank, len(bins.pixels)), dtype=np.float32)
     bins.bin(directions.astype(np.float32), binned)
     return Model(
         bins=bins,
         directions=np.ascontiguousarray(directions, dtype=np.float32),
-        to_scores=np.ascontiguousarray(to_scores, dtype=np.float32),
-        score_offset=-camera.offset * float(spread.sum()),
+        to_scores=np.ascontiguousarray(orthonormal * weight[:, None], dtype=np.float32),
+        to_variance=to_variance.astype(np.float32),
         in_bins=binned,
         regions=regions,
         score_noise=score_noise.astype(np.float32),

@@ -32,10 +32,8 @@ REACH = 3
 """Neighbours up to this many positions away are averaged; more of them take longer, and are less
 like the position."""
 
-TOLERANCE = 1.0
-"""Standard deviations by which the squared difference of two positions may exceed what noise leaves
-before the weight falls. With a smaller number, neighbours count whose noise happens to be alike;
-with a larger one, neighbours that differ."""
+MIN_VARIANCE = 0.05
+"""Smallest variance of the noise of a score; where a pattern is dark, the estimate may reach 0."""
 
 SIGNIFICANT = 5.0
 """Standard deviations of noise from which a bin of a pattern keeps its own values. With a smaller
@@ -160,7 +158,7 @@ def lowrank_core(
             for i in [i for i in window if i < written - reach]:
                 del window[i]
             del rows
-    left.noise[:] *= regions.correction(tested, left.noise)
+    left.noise[:] *= np.float32(regions.correction(tested, left.noise))
     return left
 
 
@@ -206,7 +204,7 @@ class _Row:
         n = len(rows)
         self.bins = np.empty((n, len(model.bins.pixels)), dtype=np.float32)
         self.scores = np.empty((n, model.rank), dtype=np.float32)
-        self.noise = np.empty(n, dtype=np.float32)
+        self.variance = np.empty((n, model.rank), dtype=np.float32)
         """Variance of the noise of the scores."""
 
     def read(self, piece: slice | NDArray[Any], model: Model) -> NDArray[np.float32]:
@@ -217,9 +215,9 @@ class _Row:
     def score(self, piece: slice, model: Model) -> None:
         """Measure bins, scores and noise of some patterns."""
         x = self.read(piece, model)
-        found = matmul(x, model.to_scores)
-        self.scores[piece] = found[:, :-1]
-        self.noise[piece] = np.clip(found[:, -1] + model.score_offset, 0.1, 100)
+        scores = self.scores[piece] = matmul(x, model.to_scores)
+        variance = matmul(scores, model.to_variance[:-1]) + model.to_variance[-1]
+        self.variance[piece] = np.maximum(variance, MIN_VARIANCE)
         model.bins.bin(x, self.bins[piece])
 
 
@@ -231,12 +229,12 @@ def average_scores(
     Also returns, ``(Ry, 2)``, what this leaves of the power of noise, and the weight of the
     position itself.
 
-    Scores of `k` directions with noise of variance ``s`` and ``s'`` differ by ``k (s + s')`` in
-    square, on average, where patterns are the same, and by ``sqrt(2 k) (s + s')`` more or less.
-    What lies above this lowers the weight of a neighbour.
+    In units of their noise, `k` scores differ by `k` in square, on average, where patterns are the
+    same, and by ``sqrt(2 k)`` more or less. What lies above lowers the weight of a neighbour.
     """
     here = window[i]
     n, k = here.scores.shape
+    spread = np.float32(np.sqrt(2 * k))
     total = here.scores.copy()
     weights, squares = np.ones(n, np.float32), np.ones(n, np.float32)
     for dx in range(-reach, reach + 1):
@@ -248,10 +246,10 @@ def average_scores(
                 continue
             to = slice(max(0, -dy), n - max(0, dy))
             of = slice(max(0, dy), n + min(0, dy))
-            noise = here.noise[to] + other.noise[of]
             step = here.scores[to] - other.scores[of]
-            spread = noise * np.float32(np.sqrt(2 * k))
-            excess = np.einsum("nk,nk->n", step, step) - k * noise - TOLERANCE * spread
+            step *= step
+            step /= here.variance[to] + other.variance[of]
+            excess = step.sum(axis=1) - k
             weight = np.exp(-np.maximum(excess, 0) / spread)
             total[to] += weight[:, None] * other.scores[of]
             weights[to] += weight
@@ -288,8 +286,8 @@ class _Regions:
 
     def correction(
         self, tested: dict[tuple[int, int], _Sums], noise: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """Factor of the noise of each region, so that it holds what the model lacks, too.
+    ) -> float:
+        """Factor of the noise, so that it holds what the model lacks, too.
 
         Errors of the model are alike in neighbouring pixels, and the noise of patterns is not: so
         errors show where squared residuals of bins are larger than those of pixels. How much alike
@@ -298,32 +296,28 @@ class _Regions:
         model = self._model
         n_regions = int(np.prod(self.shape))
         if model.bins.factor == 1:
-            return np.ones(self.shape, dtype=np.float32)
+            return 1.0
         parts = [tested[key] for key in sorted(tested)]
         n = sum(part.n for part in parts)
         pixels = np.sum([part.pixels for part in parts], axis=0) / n
         bins = np.sum([part.bins for part in parts], axis=0) / n
         place = self.bin_of.ravel()
         valid = (place >= 0) & ~model.bins.hot.ravel()
-        counted = np.bincount(self._region[valid], minlength=n_regions)
+        place = place[valid]
 
-        def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-            total = np.bincount(self._region[valid], values[valid], minlength=n_regions)
-            return total / np.maximum(counted, 1)
+        def mean_of_bins(values: NDArray[np.float64]) -> float:
+            return float((values / model.bins.pixels)[place].mean())
 
-        def mean_of_bins(values: NDArray[np.float64]) -> NDArray[np.float64]:
-            return mean((values / model.bins.pixels)[np.maximum(place, 0)] / 1.0)
-
-        spread = mean(pixels[3] - pixels[2] ** 2)
-        alike = mean_of_bins(bins[2] - bins[1] ** 2) / np.maximum(spread, 1e-30)
-        alike = np.clip(alike, 2, model.bins.factor**2)
-        shared = (mean_of_bins(bins[0]) - mean(pixels[0])) / (alike - 1)
-        error = (shared + 2 * mean(pixels[1])) * model.bins.unit**2
+        residual, follows, result, square = pixels[:, valid]
+        alike = mean_of_bins(bins[2] - bins[1] ** 2) / max(float((square - result**2).mean()), 1e-30)
+        alike = float(np.clip(alike, 2, model.bins.factor**2))
+        shared = (mean_of_bins(bins[0]) - float(residual.mean())) / (alike - 1)
+        error = (shared + 2 * float(follows.mean())) * model.bins.unit**2
         known = (noise.reshape(-1, n_regions).astype(np.float64) ** 2).mean(axis=0)
+        counted = np.bincount(self._region[valid], minlength=n_regions)
+        known = float((known * counted).sum() / counted.sum())
         # The noise of scores and directions is there in any case.
-        factor = np.sqrt(np.maximum(error / np.maximum(known, 1e-30), 1))
-        factor[known <= 0] = 1
-        return factor.reshape(self.shape).astype(np.float32)
+        return float(np.sqrt(max(error / max(known, 1e-30), 1.0))) if known > 0 else 1.0
 
 
 def keep_residual(
