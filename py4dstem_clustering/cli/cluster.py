@@ -82,9 +82,12 @@ def _grow(
 ) -> tuple[list[Any], Any]:
     """As in the paper: filter, compare neighbours, and grow clusters at each threshold."""
     source = scan
-    if options.filter:
+    if options.filter or options.filter_lowrank:
         start = time.perf_counter()
-        source = scan.filter_correlative(**filtering, **common)
+        if options.filter:
+            source = scan.filter_correlative(**filtering, **common)
+        else:
+            source = scan.filter_lowrank(**common)
         print(f"filtered in {time_since(start)}")
     start = time.perf_counter()
     similarity = source.get_similarity(q_mask=q_mask, sigma=options.sigma or 0, **common)

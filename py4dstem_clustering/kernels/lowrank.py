@@ -337,7 +337,7 @@ def _full_model(
     to_fit = back.T @ inverse
     constant = to_fit @ own[..., -1] @ to_fit.T
     level, vectors = np.linalg.eigh(constant)
-    root = np.sqrt(np.maximum(level, 1e-30))
+    root = np.sqrt(np.maximum(level, max(1e-10 * level[-1], 1e-20)))
     # In units of their noise, with the same noise in all directions.
     unit = ((vectors.T @ orthonormal.T) / root[:, None]).T.reshape(qx, qy, -1)
 

@@ -158,7 +158,8 @@ def lowrank_core(
             for i in [i for i in window if i < written - reach]:
                 del window[i]
             del rows
-    left.noise[:] *= np.float32(regions.correction(tested, left.noise))
+    if local:
+        left.noise[:] *= np.float32(regions.correction(tested, left.noise))
     return left
 
 

@@ -42,6 +42,7 @@ def kept_share(level: NDArray[Any], ratio: float) -> NDArray[Any]:
     Noise has the moment 1. `ratio` is the number of directions for each sample. This is the share
     with the smallest squared error (Gavish and Donoho, 2017); at and below the edge of noise, 0.
     """
+    level = np.asarray(level, dtype=np.float64)
     inside = np.maximum((level - ratio - 1) ** 2 - 4 * ratio, 0)
     return np.where(level > (1 + np.sqrt(ratio)) ** 2, np.sqrt(inside) / np.maximum(level, 1), 0)
 

@@ -268,7 +268,7 @@ class Options(NamedTuple):
     """Options for the work on each frame."""
 
     filter: Mapping[str, Any] | None
-    """Options of `filter_correlative`; None for no filter."""
+    """Options of a filter as `check_filter` returns them; None for no filter."""
     cluster: Mapping[str, Any]
     """Options of `cluster`."""
     averages: Mapping[str, Any]
@@ -328,6 +328,14 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
     return clusters, averages, image.astype(np.float32), params
 
 
+def _apply_filter(cube: Any, options: Mapping[str, Any], **common: Any) -> Any:
+    """The scan after the filter that `check_filter` has checked."""
+    own = {key: value for key, value in options.items() if key != "method"}
+    if options.get("method") == "lowrank":
+        return cube.filter_lowrank(**own, **common)
+    return cube.filter_correlative(**own, **common)
+
+
 @contextmanager
 def _filtered(
     frame: Frame, cube: Any, options: Options, common: Mapping[str, Any]
@@ -337,13 +345,13 @@ def _filtered(
         yield cube
         return
     if isinstance(cube.data, np.ndarray) and not isinstance(cube.data, np.memmap):
-        yield cube.filter_correlative(**options.filter, **common)
+        yield _apply_filter(cube, options.filter, **common)
         return
     path = Path(options.folder) / f"filtered_{frame.number:06d}.h5"
     filtered = None
     try:
-        filtered = cube.filter_correlative(
-            **options.filter, **common, out=path, overwrite=True, name="filtered"
+        filtered = _apply_filter(
+            cube, options.filter, **common, out=path, overwrite=True, name="filtered"
         )
         yield filtered
     finally:
