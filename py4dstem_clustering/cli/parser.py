@@ -117,8 +117,8 @@ def _add_scan_options(command: argparse.ArgumentParser) -> None:
         "are compared; default 0")  # fmt: skip
     add("--filter", action="store_true", help="apply the correlative filter before patterns are "
         "compared; the averages are still those of the unfiltered scan")  # fmt: skip
-    add("--filter-lowrank", action="store_true", help="as --filter, with the low-rank filter, which "
-        "has nothing to choose")  # fmt: skip
+    add("--filter-lowrank", action="store_true", help="as --filter, with the low-rank filter, "
+        "which has nothing to choose")  # fmt: skip
     add("--corr-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="filter: correlation "
         "below which a neighbour has no weight, and above which it has full weight; default 0.85 "
         "0.95")  # fmt: skip

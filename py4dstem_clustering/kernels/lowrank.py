@@ -144,9 +144,7 @@ def model_core(
         return _full_model(bins, found, products, near, own, run, rx * ry)
 
 
-def _third_moments(
-    means: NDArray[np.float32], scores: NDArray[np.float32]
-) -> NDArray[np.float64]:
+def _third_moments(means: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float64]:
     """Sum over positions of mean x mean x (scores, 1), ``(k, k, k + 1)``."""
     n, k = means.shape
     squares = (means[:, :, None] * means[:, None]).reshape(n, -1)
@@ -364,9 +362,7 @@ def _full_model(
         parts[rows.start] = part
         followed[rows] = np.trace(keep, axis1=2, axis2=3) / n_positions
 
-    kept = shrink_locally(
-        unit.astype(np.float32), max(1.0, bins.factor / 2), run, add_noise
-    )
+    kept = shrink_locally(unit.astype(np.float32), max(1.0, bins.factor / 2), run, add_noise)
     shrunk = vectors @ (root[:, None] * kept.reshape(qx * qy, -1).T.astype(np.float64))
     directions = shrunk / np.where(hot, 1, weight)
     directions[:, hot] = (back.T @ fitted)[:, hot]

@@ -39,6 +39,10 @@ SIGNIFICANT = 5.0
 """Standard deviations of noise from which a bin of a pattern keeps its own values. With a smaller
 number, more noise comes back: noise alone exceeds 5 in one of 3 million bins."""
 
+_FILLS = 8
+"""Times that missing pixels are filled from the model and the model is fitted anew. After a few
+times nothing changes, where not most of the pattern is missing."""
+
 _PATTERNS_PER_TASK = 32
 
 _TESTED_POSITIONS = 2000
@@ -109,7 +113,7 @@ def lowrank_core(
 
             run(score, product(range(start, stop), pieces))
             last = rx if stop == rx else max(written, stop - reach)
-            smooth = {}
+            smooth: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
 
             def average(i: int, smooth: dict[int, Any] = smooth) -> None:
                 smooth[i] = average_scores(window, i, REACH if local else 0)
@@ -216,7 +220,16 @@ class _Row:
     def score(self, piece: slice, model: Model) -> None:
         """Measure bins, scores and noise of some patterns."""
         x = self.read(piece, model)
-        scores = self.scores[piece] = matmul(x, model.to_scores)
+        scores = matmul(x, model.to_scores)
+        if self.patterns.dtype.kind == "f" and self.moves is None:
+            raw = self.patterns[piece].reshape(len(x), -1)
+            for i in np.flatnonzero(~np.isfinite(raw).all(axis=1)):
+                missing = ~np.isfinite(raw[i])
+                # The model says what is missing, and the more is known, the better.
+                for _ in range(_FILLS):
+                    x[i, missing] = scores[i] @ model.directions[:, missing]
+                    scores[i] = x[i] @ model.to_scores
+        self.scores[piece] = scores
         variance = matmul(scores, model.to_variance[:-1]) + model.to_variance[-1]
         self.variance[piece] = np.maximum(variance, MIN_VARIANCE)
         model.bins.bin(x, self.bins[piece])
@@ -271,9 +284,7 @@ class _Regions:
         self.floor = (0.1 * model.mean).astype(np.float32)
         self.dark = (model.offset * model.bins.pixels).astype(np.float32)
 
-    def noise(
-        self, scores: NDArray[np.float32], own: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def noise(self, scores: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float32]:
         """Noise of rebuilt patterns ``(n, regions, regions)``, in the unit of the data."""
         model = self._model
         of_scores = matmul(scores, model.score_noise[:-1]) + model.score_noise[-1]
@@ -284,10 +295,7 @@ class _Regions:
         found = np.sqrt(power) * np.float32(model.bins.unit)
         return found.reshape(-1, *self.shape)
 
-
-    def correction(
-        self, tested: dict[tuple[int, int], _Sums], noise: NDArray[np.float32]
-    ) -> float:
+    def correction(self, tested: dict[tuple[int, int], _Sums], noise: NDArray[np.float32]) -> float:
         """Factor of the noise, so that it holds what the model lacks, too.
 
         Errors of the model are alike in neighbouring pixels, and the noise of patterns is not: so
@@ -310,7 +318,9 @@ class _Regions:
             return float((values / model.bins.pixels)[place].mean())
 
         residual, follows, result, square = pixels[:, valid]
-        alike = mean_of_bins(bins[2] - bins[1] ** 2) / max(float((square - result**2).mean()), 1e-30)
+        alike = mean_of_bins(bins[2] - bins[1] ** 2) / max(
+            float((square - result**2).mean()), 1e-30
+        )
         alike = float(np.clip(alike, 2, model.bins.factor**2))
         shared = (mean_of_bins(bins[0]) - float(residual.mean())) / (alike - 1)
         error = (shared + 2 * float(follows.mean())) * model.bins.unit**2
@@ -341,7 +351,6 @@ def keep_residual(
     odd = np.abs(_deviation(counts - regions.dark, mean, model.bin_gain)) > SIGNIFICANT
     kept = np.zeros(len(counts), dtype=np.float32)
     changed = np.flatnonzero(odd.any(axis=1))
-    moved = np.flatnonzero(row.moves[piece].any(axis=1)) if row.moves is not None else ()
     if len(changed):
         x = row.read(piece, model)[changed]
         raw = row.patterns[piece][changed].reshape(len(changed), -1)
@@ -359,8 +368,11 @@ def keep_residual(
             share = max(0.0, 1 - float(noise / max(float((lacks**2).sum()), 1e-30)))
             result[n, inside] += np.float32(share) * lacks
             kept[n] = inside.mean()
-    for n in moved:
-        _move_back(result[n], row, piece.start + n, model)
+    if row.moves is not None:
+        for n in np.flatnonzero(row.moves[piece].any(axis=1)):
+            column = piece.start + n
+            raw = model.bins.patterns(row.patterns[column : column + 1], None)
+            _move_back(result[n], raw, row.moves[column : column + 1], model)
     return power.astype(np.float32), kept
 
 
@@ -376,14 +388,13 @@ def _deviation(
     return np.sign(k - m) * np.sqrt(2 * np.maximum(ratio, 0))
 
 
-def _move_back(pattern: NDArray[np.float32], row: _Row, column: int, model: Model) -> None:
+def _move_back(
+    pattern: NDArray[np.float32], raw: NDArray[np.float32], moves: NDArray[np.int64], model: Model
+) -> None:
     """Move a rebuilt pattern to its own origin; pixels that had left the detector stay raw."""
-    assert row.moves is not None
     shape = model.bins.hot.shape
-    back = -row.moves[column : column + 1]
     turned = pattern.reshape(1, *shape)
-    move_patterns(turned, back)
-    u, v = (np.arange(n) - s for n, s in zip(shape, back[0], strict=True))
+    move_patterns(turned, -moves)
+    u, v = (np.arange(n) + s for n, s in zip(shape, moves[0], strict=True))
     outside = ((u < 0) | (u >= shape[0]))[:, None] | ((v < 0) | (v >= shape[1]))
-    raw = model.bins.patterns(row.patterns[column : column + 1], None).reshape(shape)
-    turned[0][outside] = raw[outside]
+    turned[0][outside] = raw.reshape(shape)[outside]

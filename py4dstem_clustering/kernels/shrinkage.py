@@ -24,8 +24,9 @@ def noise_edge(n_positions: int, n_bins: int) -> float:
     """Largest eigenvalue that unit noise leaves in the covariance of patterns with their mean.
 
     The mean is over 3 x 3 positions, with the weights 1, 2, 1 along either axis. Its spectrum is
-    ``h``, between 0 and 1, and the edge is the smallest value of ``(1 / u + c <h / (1 - h u)>) / c``
-    over ``0 < u < 1``, with ``c`` positions for each bin (Silverstein and Choi, 1995).
+    ``h``, between 0 and 1. The edge is the smallest value of
+    ``(1 / u + c <h / (1 - h u)>) / c`` over ``0 < u < 1``, with ``c`` positions for each bin
+    (Silverstein and Choi, 1995).
     """
     steps = np.pi * (np.arange(_FREQUENCIES) + 0.5) / _FREQUENCIES
     along = (1 + np.cos(steps)) / 2

@@ -32,14 +32,14 @@ def test_result(cube):
     assert out.tree("noise").data.shape == (14, 12, 8, 8)
     assert out.tree("residual").data.shape == out.tree("kept").data.shape == (14, 12)
     again = out.filter_lowrank(rank=2, local=False, **QUIET)
-    assert again.metadata["filter_lowrank_1"]["rank"] == 2
+    assert again.metadata["filter_lowrank_2"]["rank"] == 2
     assert again.metadata["filter_lowrank"]["rank"] == settings["rank"]
 
 
 def test_it_is_in_a_file_with_all_that_belongs_to_it(cube, tmp_path):
     path = tmp_path / "filtered.h5"
     expected = cube.filter_lowrank(**QUIET)
-    out = cube.filter_lowrank(out=path, max_memory="200 MB", n_jobs=2, name="clean", **QUIET)
+    out = cube.filter_lowrank(out=path, max_memory="300 MB", n_jobs=2, name="clean", **QUIET)
     assert isinstance(out.data, h5py.Dataset)
     read = py4DSTEM.read(path)
     assert read.name == "clean"

@@ -78,7 +78,9 @@ def test_local_shrinkage_equals_loop():
     values[3:7, 2:6] += (5, -3, 2, 0)
     seen = {}
     with workers(2) as run_tasks:
-        found = shrink_locally(values, 1.3, run_tasks, lambda rows, keep: seen.update({rows.start: keep}))
+        found = shrink_locally(
+            values, 1.3, run_tasks, lambda rows, keep: seen.update({rows.start: keep})
+        )
     outer = np.einsum("nma,nmb->nmab", values, values).astype(float)
     moment = gaussian_filter(outer, (1.3, 1.3, 0, 0), mode="constant")
     moment /= gaussian_filter(np.ones((11, 9)), 1.3, mode="constant")[..., None, None]
@@ -153,7 +155,7 @@ def test_a_single_odd_pattern_is_kept():
     disk = np.hypot(u - 30, v - 9) < 2.4
     truth[9, 5] += 12.0 * disk
     counts = np.random.default_rng(7).poisson(truth).astype(np.uint16)
-    out, left, model = run(counts, rank=3)
+    out, left, _ = run(counts, rank=3)
     assert left.kept[9, 5] > 0.005
     assert left.residual[9, 5] == left.residual.max() > 1.5
     inside = out[9, 5][disk].mean()
@@ -229,7 +231,7 @@ def test_types(dtype):
 def test_unit_and_dark_level(unit):
     truth, counts = planted(2000)
     data = unit * (counts.astype(np.float64) * 3 + 500)
-    out, left, model = run(data, noise=Noise(3 * unit, 500 * unit))
+    out, left, _ = run(data, noise=Noise(3 * unit, 500 * unit))
     expected, expected_left, _ = run(counts)
     # A dark level makes other patterns the strongest, so that the last digits differ.
     assert error((out.astype(float) / unit - 500) / 3, expected) < 0.1 * error(expected, truth)
@@ -258,5 +260,3 @@ def test_mask_chooses_where_structure_counts():
     out, _, model = run(counts, mask=mask)
     assert model.rank == 3
     assert error(out, truth) < 0.3 * error(counts, truth)
-
-
