@@ -1,7 +1,8 @@
 """Benchmark: errors of filtered patterns against the noise-free truth.
 
-The truth is a simulated scan of so many electrons that noise is nothing. Scans of any dose are
-drawn from it. Errors are root mean squares outside the direct beam, relative to those of raw patterns.
+The truth is a simulated scan of so many electrons that noise is nothing; scans of any dose are
+drawn from it. Errors are root mean squares outside the direct beam, relative to those of raw
+patterns.
 """
 
 from __future__ import annotations

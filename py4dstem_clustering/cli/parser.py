@@ -10,6 +10,7 @@ from typing import Any
 from .._version import __version__
 from ..base.checks import THRESHOLD_NAMES
 from .benchmark import (
+    run_filters,
     run_memory,
     run_orientation,
     run_segmentation,
@@ -38,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_segmentation(benchmarks)
     _add_orientation(benchmarks)
     _add_series_benchmark(benchmarks)
+    _add_filters(benchmarks)
     _add_speed(benchmarks)
     _add_memory(benchmarks)
     return parser
@@ -178,6 +180,17 @@ def _add_series_benchmark(commands: Any) -> None:
     )
     _add_simulated_scans(series, "100 300 1000 10000", 5, "100 to 115")
     series.set_defaults(run=run_series_benchmark)
+
+
+def _add_filters(commands: Any) -> None:
+    filters = commands.add_parser(
+        "filters",
+        help="errors of filtered patterns",
+        description="Filter simulated scans of several kinds and doses by both filters, NLPAR and "
+        "a truncated SVD, compare with the truth, and write filters.csv and .md.",
+    )
+    _add_simulated_scans(filters, "30 100 1000 10000 100000", 3, "100 to 115")
+    filters.set_defaults(run=run_filters)
 
 
 def _add_simulated_scans(
