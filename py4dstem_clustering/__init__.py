@@ -3,6 +3,7 @@
 ``import py4dstem_clustering`` adds these methods to `py4DSTEM.DataCube`:
 
 ``filter_correlative``      average each pattern with the neighbours that look like it
+``filter_lowrank``          rebuild each pattern from the few that all are mixtures of
 ``get_similarity``          how alike each pattern is to its eight neighbours
 ``cluster``                 the grains: regions of alike patterns, as `Clusters`
 ``get_cluster_tree``        the order in which positions join, to be cut at any level

@@ -374,12 +374,6 @@ def _full_model(
     turn_back = vectors * root
     direction_noise = turn_back @ sum(parts[key] for key in sorted(parts)) @ turn_back.T
     direction_noise /= count[:, None, None]
-    score_noise = np.empty((rank + 1, n_regions))
-    for region in range(n_regions):
-        some = directions[:, (regions.ravel() == region) & ~hot]
-        form = some @ some.T / count[region]
-        power = camera.gain * ((orthonormal @ form) * orthonormal).sum(axis=1) * weight**2
-        score_noise[:, region] = with_dark @ power
 
     binned = np.empty((rank, len(bins.pixels)), dtype=np.float32)
     bins.bin(directions.astype(np.float32), binned)
@@ -390,7 +384,7 @@ def _full_model(
         to_variance=to_variance.astype(np.float32),
         in_bins=binned,
         regions=regions,
-        score_noise=score_noise.astype(np.float32),
+        score_noise=_score_noise(with_dark, orthonormal, weight, camera.gain, regions, count),
         direction_noise=direction_noise.astype(np.float32),
         own_share=np.array(own_share, dtype=np.float32),
         gain=camera.gain,
@@ -398,6 +392,24 @@ def _full_model(
         bin_gain=camera.bin_gain,
         mean=camera.bin,
     )
+
+
+def _score_noise(
+    with_dark: NDArray[np.float64],
+    orthonormal: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    gain: float,
+    regions: NDArray[np.int64],
+    count: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """See `Model.score_noise`."""
+    out = np.empty((len(with_dark), len(count)), dtype=np.float32)
+    for region, n in enumerate(count):
+        some = with_dark[:-1, (regions.ravel() == region) & (weight > 0)]
+        form = some @ some.T / n
+        power = gain * ((orthonormal @ form) * orthonormal).sum(axis=1) * weight**2
+        out[:, region] = with_dark @ power
+    return out
 
 
 def _regions(detector: tuple[int, int]) -> tuple[NDArray[np.int64], int]:

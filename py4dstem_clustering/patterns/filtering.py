@@ -44,7 +44,8 @@ def filter_correlative(
     Reduces noise without blurring borders of grains. Neighbours are compared by the correlation of
     their blurred patterns; detector pixels are weighted by the squared distance from the centre.
     The higher the correlation, the more a neighbour counts. This is the first step of the published
-    workflow.
+    workflow. Where grains bend or are wedges, patterns with many electrons become worse than raw
+    ones, since neighbours correlate that differ by more than noise; `filter_lowrank` does not.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from py4dstem_clustering.kernels.blocks import workers
-from py4dstem_clustering.kernels.lowrank import model_core
+from py4dstem_clustering.kernels.lowrank import _Sums, model_core
 from py4dstem_clustering.kernels.lowrank_filter import _Row, average_scores, lowrank_core
 from py4dstem_clustering.kernels.noise import Noise
 from py4dstem_clustering.kernels.shrinkage import kept_share, noise_edge, shrink_locally
@@ -119,6 +119,29 @@ def test_averages_of_scores_equal_loop(reach):
                     squares += weight**2
             np.testing.assert_allclose(found[j], total / weights, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(own[j], (squares / weights**2, 1 / weights), rtol=1e-4)
+
+
+def test_sums_equal_loop():
+    rows = np.random.default_rng(6).poisson(3, (5, 4, 7)).astype(np.float32)
+    sums = _Sums(7)
+    with workers(1) as run_tasks:
+        for row in rows:
+            sums.add(row, run_tasks)
+    expected, squares, n = np.zeros((7, 7)), np.zeros(7), 0
+    for x, y in np.ndindex(5, 4):
+        for dx, dy in np.ndindex(3, 3):
+            a, b = x + dx - 1, y + dy - 1
+            if 0 <= a < 5 and 0 <= b < 4:
+                weight = (0.25, 0.5, 0.25)[dx] * (0.25, 0.5, 0.25)[dy]
+                expected += weight * np.outer(rows[x, y], rows[a, b])
+        for a, b in ((x + 1, y), (x, y + 1)):
+            if a < 5 and b < 4:
+                squares += (rows[x, y] - rows[a, b]) ** 2
+                n += 1
+    both = (sums.covariance + sums.covariance.T) / 2
+    np.testing.assert_allclose(both, expected, rtol=1e-5)
+    np.testing.assert_allclose(sums.variance((5, 4)), squares / (2 * n))
+    np.testing.assert_allclose(sums.mean(20), rows.mean(axis=(0, 1)), rtol=1e-6)
 
 
 # --- scans of known structure --------------------------------------------------------------------
