@@ -62,18 +62,19 @@ def filter_lowrank(
     local : bool
         Also average over neighbours, up to 3 positions away, that agree within noise. This lowers
         the error by a tenth, more in flat grains. Without it the noise of each result depends on
-        its own pattern alone, and ``noise`` is more exact.
+        its own pattern and the directions alone, and ``noise`` is more exact.
     out, overwrite, compression, name, n_jobs, max_memory, progress_bar
-        As in `filter_correlative`. The default of `max_memory` is about 1 GB for rows of 512
-        patterns of 192 x 192 pixels.
+        As in `filter_correlative`. By default the work takes up to 1.3 GB for rows of 512 patterns
+        of 192 x 192 pixels.
 
     Returns
     -------
     DataCube
         float32, of the same shape, with a copy of the calibration. Its tree holds three arrays:
 
-        ``noise`` (Rx, Ry, 8, 8): standard deviation of the error of a pixel, in the unit of the
-        data, root mean square over each of 8 x 8 equal regions of the detector.
+        ``noise`` (Rx, Ry, 8, 8): estimated standard deviation of the error of a pixel, in the unit
+        of the data, root mean square over each of 8 x 8 equal regions of the detector. In
+        simulations it was 0.8 to 1.0 of the true one with ``local=False``, 0.6 to 1.1 otherwise.
         ``residual`` (Rx, Ry): squared difference of pattern and result, relative to noise. It is
         about 1; a position with a larger one holds what the rest of the scan does not.
         ``kept`` (Rx, Ry): share of the detector in which the pattern kept values of its own,

@@ -196,6 +196,7 @@ def test_missing_and_hot_pixels():
     out, _, model = run(data)
     assert model.rank == 3
     assert model.bins.hot.sum() == 1
+    assert (model.to_scores[model.bins.hot.ravel()] == 0).all()
     assert np.isfinite(out).all()
     np.testing.assert_allclose(out[4, 4, 20:24, 15], truth[4, 4, 20:24, 15], atol=1.5)
     inside = np.broadcast_to(~model.bins.hot, truth.shape).copy()
