@@ -1,4 +1,8 @@
-"""Find the regions without Bragg disks: liquid, vacuum, supporting film."""
+"""The background in files that were written before it had a map of its own.
+
+Until then, a region was background if the power of its mean pattern beyond the radial profile was a
+small share of that of the strongest region. `kernels/disks.py` looks for disks instead.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +26,6 @@ MAX_NOISE_POWERS = 0.25
 """A region with less power than this is always background. It is the power for each feature, in
 units of the noise power of one feature in a single pattern. When it grows, grains at few electrons
 become background. Simulated liquid has a tenth of it, a grain at 30 electrons ten times as much."""
-
-
-def sum_nodes(children: NDArray[Any], leaves: NDArray[Any]) -> NDArray[np.float64]:
-    """Sum the values of the leaves below each node of a tree; `leaves` has a row for each leaf."""
-    n = len(leaves)
-    out = np.concatenate([leaves, np.empty((len(children), leaves.shape[1]))])
-    for i, (a, b) in enumerate(children.tolist()):
-        out[n + i] = out[a] + out[b]
-    return out
 
 
 def powers(totals: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -70,3 +65,16 @@ def is_background(totals: NDArray[Any], strongest: float) -> NDArray[np.bool_]:
     weak = (power <= MAX_SHARE_OF_STRONGEST * strongest) & (power <= MAX_SHARE_OF_RADIAL * radial)
     # A power below twice the scatter cannot be distinguished from zero.
     return weak | (power <= np.maximum(2 * scatter, MAX_NOISE_POWERS * rank))
+
+
+def find_background(
+    features: NDArray[Any], brightness: NDArray[Any], regions: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """Positions ``(Rx, Ry)`` in regions without Bragg disks, by the rule of such files."""
+    flat = features.reshape(regions.size, -1).T.astype(np.float64)
+    rows = np.vstack([flat, (flat**2).sum(axis=0), brightness.ravel(), np.ones(regions.size)])
+    number, n = regions.ravel() + 1, int(regions.max(initial=-1)) + 2
+    totals = np.stack([np.bincount(number, row, n) for row in rows], axis=1)[1:]
+    power = powers(totals)[0]
+    strongest = float(power.max()) if len(power) > 1 else np.inf
+    return np.append(is_background(totals, strongest), False)[regions]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -23,9 +22,11 @@ from ..base.checks import (
 )
 from ..base.progress import progress
 from ..emd import nodes
+from ..kernels.crystals import CRYSTAL_LEVEL, Crystals, find_crystals
+from ..kernels.disks import get_disks
 from ..kernels.features import features_need
 from ..kernels.lag import find_lag, undo_lag
-from ..kernels.merging import Merges, coarse_joins, find_regions, joins_of, merge_positions
+from ..kernels.merging import Merges, find_regions, joins_of, merge_positions
 from ..kernels.noise import Noise, noise_need
 from ..kernels.similarity import feature_similarity, similarity_mean
 from ..kernels.tree import spanning_forest
@@ -190,31 +191,28 @@ class _Merged(NamedTuple):
     """Similarity of the features of neighbours, ``(Rx, Ry, 8)``."""
     mask: NDArray[np.bool_]
     merges: Merges
-    labels: NDArray[Any]
+    regions: NDArray[Any]
+    """Regions of one pattern, ``(Rx, Ry)``."""
 
 
-def _merge(values: NDArray[Any], r_mask: Any, report: Callable[[int], Any]) -> _Merged:
-    """Merge positions with features ``(Rx, Ry, rank)``, and report two steps."""
+def _merge(values: NDArray[Any], r_mask: Any) -> _Merged:
+    """Merge positions with features ``(Rx, Ry, rank)``."""
     similarity = feature_similarity(values)
     mask = resolve_r_mask(r_mask, similarity_mean(similarity))
     merges = merge_positions(values, mask)
-    report(1)
-    labels = find_regions(values, merges)
-    report(1)
-    return _Merged(similarity, mask, merges, labels)
+    return _Merged(similarity, mask, merges, find_regions(values, merges))
 
 
-def _all_joins(merged: _Merged, values: NDArray[Any]) -> list[NDArray[Any]]:
+def _all_joins(merges: Merges, crystals: Crystals) -> list[NDArray[Any]]:
     """First position, second position and level of all joins: of positions, then of regions.
 
     A join of two regions is stored as a join of one position in each region.
     """
-    fine = joins_of(merged.merges)
-    pairs, level = coarse_joins(merged.labels, values)
-    inside = np.flatnonzero(merged.labels >= 0)
-    member = np.zeros(int(merged.labels.max(initial=-1)) + 1, dtype=np.int64)
-    member[merged.labels.ravel()[inside]] = inside
-    coarse = member[pairs[:, 0]], member[pairs[:, 1]], level
+    fine = joins_of(merges)
+    inside = np.flatnonzero(crystals.labels >= 0)
+    member = np.zeros(int(crystals.labels.max(initial=-1)) + 1, dtype=np.int64)
+    member[crystals.labels.ravel()[inside]] = inside
+    coarse = member[crystals.pairs[:, 0]], member[crystals.pairs[:, 1]], crystals.level
     return [np.concatenate(both) for both in zip(fine, coarse, strict=True)]
 
 
@@ -249,21 +247,26 @@ def _merge_tree(
     )
     noise = _noise_if_any(datacube, n_jobs, progress_bar)
     with progress(4, "Merging", progress_bar, "steps") as report:
-        merged = _merge(features.values, options.r_mask, report)
+        merged = _merge(features.values, options.r_mask)
+        report(1)
         # A lag of the camera shows only at borders, and moves them, so positions merge twice.
-        lag = find_lag(features.values, merged.labels)
+        lag = find_lag(features.values, merged.regions)
         report(1)
         if lag is not None:
-            report(-2)  # the two steps of `_merge` are repeated
             features = undo_lag(features, lag)
-            merged = _merge(features.values, options.r_mask, report)
-        first, second, level = _all_joins(merged, features.values)
+            merged = _merge(features.values, options.r_mask)
+        report(1)
+        crystals = find_crystals(
+            features.values, merged.merges, merged.regions, get_disks(features)
+        )
+        first, second, level = _all_joins(merged.merges, crystals)
         report(1)
     settings = {
         "method": "merge",
         "r_mask": options.r_mask,
         "q_mask": options.q_mask,
         "rank": features.values.shape[2],
+        "automatic_level": CRYSTAL_LEVEL,
         "gain": noise.gain,
         "offset": noise.offset,
         "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
@@ -279,9 +282,9 @@ def _merge_tree(
         merged.mask,
         settings,
         merged.similarity,
-        merged.labels,
+        crystals.labels,
         features.values,
-        features.brightness,
+        crystals.background,
         *scan_step(datacube),
     )
 

@@ -13,6 +13,7 @@ from ..emd import nodes
 from ..emd.settings import add_settings, read_settings
 from ..patterns.similarity import Similarity
 from ..scan.calibration import scan_step
+from .background import find_background
 from .editing import join_pairs
 from .options import METHODS
 
@@ -21,7 +22,7 @@ CLUSTERS_KIND = "clusters"
 TREE_KIND = "cluster_tree"
 
 TREE_ARRAYS = (
-    "first", "second", "level", "mask", "automatic", "features", "brightness", "similarity",
+    "first", "second", "level", "mask", "automatic", "features", "background", "similarity",
 )  # fmt: skip
 """Names of the arrays of a `ClusterTree`."""
 
@@ -125,11 +126,18 @@ def read_tree(node: emdfile.Node) -> dict[str, Any]:
         names = " or ".join(map(repr, METHODS))
         raise nodes.damaged(node, f"its method {nodes.in_one_line(method)} must be {names}")
     _check_tree(node, method, arrays)
+    level = settings.get("automatic_level", 1.0)
+    if not isinstance(level, float | int) or isinstance(level, bool) or not 0 < level < np.inf:
+        raise nodes.damaged(node, f"its automatic level {nodes.in_one_line(level)} is no level")
     made = read_settings(node, "similarity_settings")
     try:
         similarity = Similarity(arrays["similarity"], made, *step)
     except (ValueError, TypeError) as error:
         raise nodes.damaged(node, str(error)) from error
+    if method == "merge" and "background" not in arrays:
+        arrays["background"] = find_background(
+            arrays["features"], arrays["brightness"], arrays["automatic"]
+        )
     return {
         **{key: arrays.get(key) for key in TREE_ARRAYS},
         "similarity": similarity if method == "grow" else arrays["similarity"],
@@ -160,7 +168,11 @@ def _check_tree(node: emdfile.Node, method: str, arrays: Mapping[str, Any]) -> N
     if method == "merge":
         automatic = check("automatic", mask.shape, "iu", -1, mask.size - 1)
         check("features", (*mask.shape, None), "f")
-        check("brightness", mask.shape, "f")
+        # Files written before crystals had a level have a brightness instead.
+        if "background" in arrays or "brightness" not in arrays:
+            check("background", mask.shape, "b")
+        else:
+            check("brightness", mask.shape, "f")
         found = np.unique(automatic)
         if not np.array_equal(found[found >= 0], np.arange(found.max(initial=-1) + 1)):
             raise nodes.damaged(node, "its automatic labels are not numbered without gaps")

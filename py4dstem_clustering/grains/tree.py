@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from ..base.checks import check_choice, check_integer
 from ..base.frozen import Frozen
 from ..emd.settings import Settings
+from ..kernels.crystals import PATTERN_LEVEL
 from ..kernels.merging import Merges, cut_merges
 from ..kernels.regions import consecutive
 from ..kernels.similarity import similarity_mean
 from ..kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
 from ..patterns.similarity import Similarity
-from .background import is_background, powers, sum_nodes
 from .clusters import NOTED, Clusters
 from .editing import join_pairs
 from .node import TREE_ARRAYS, read_tree, write_tree
@@ -46,7 +46,7 @@ class ClusterTree(Frozen):
         are the flat indices of one position in each part.
     level : ndarray, (n,)
         Level of each join. Growth: the similarity of the two positions; it falls. Merging: the cost
-        of the join; it rises. Noise and the variation inside a grain explain a cost of up to 1.
+        of the join; it rises. Regions of one pattern are cut at 1, crystals at 2.
     mask : ndarray of bool, (Rx, Ry)
         Positions in the tree.
     settings : mapping
@@ -54,12 +54,12 @@ class ClusterTree(Frozen):
     similarity : Similarity or ndarray (Rx, Ry, 8)
         Growth: similarity of neighbours. Merging: similarity of the features of neighbours.
     automatic : ndarray, (Rx, Ry), int, optional
-        Merging: labels of the automatic cut, at level 1, with refined borders. Joins above level 1
-        join these regions.
+        Merging: labels of the regions of one pattern, cut at level 1, with refined borders. Joins
+        above level 1 join these regions.
     features : ndarray, (Rx, Ry, rank), optional
         Merging: the features that were compared, in units of the standard deviation of their noise.
-    brightness : ndarray, (Rx, Ry), optional
-        Merging: amount of the mean radial profile in each pattern, in the unit of the features.
+    background : ndarray of bool, (Rx, Ry), optional
+        Merging: positions without Bragg disks. A cluster is background if most of it is.
     pixel_size : float
         Distance of neighbouring scan positions.
     pixel_units : str
@@ -81,7 +81,7 @@ class ClusterTree(Frozen):
     similarity: Any
     automatic: NDArray[Any] | None = None
     features: NDArray[Any] | None = None
-    brightness: NDArray[Any] | None = None
+    background: NDArray[np.bool_] | None = None
     pixel_size: float = 1.0
     pixel_units: str = "pixels"
 
@@ -105,7 +105,12 @@ class ClusterTree(Frozen):
         """Levels at which clusters change, from the finest to the coarsest."""
         if self.method == "grow":
             return np.unique(self.level)[::-1]
-        return np.unique(np.append(self.level, 1.0))  # 1 is the automatic cut
+        return np.unique(np.append(self.level, [PATTERN_LEVEL, self.automatic_level]))
+
+    @property
+    def automatic_level(self) -> float:
+        """Merging: level of the automatic cut, 2; in files written before crystals had a level, 1."""
+        return float(self.settings.get("automatic_level", PATTERN_LEVEL))
 
     @cached_property
     def similarity_mean(self) -> NDArray[Any]:
@@ -116,15 +121,15 @@ class ClusterTree(Frozen):
 
     @property
     def _regions(self) -> NDArray[Any]:
-        """Labels of the automatic cut of merging."""
+        """Merging: labels of the regions of one pattern."""
         return cast(NDArray[Any], self.automatic)
 
     @cached_property
     def _fine(self) -> NDArray[Any]:
-        """True for joins of positions; the other joins are of regions of the automatic cut."""
+        """True for joins of positions; the other joins are of regions of one pattern."""
         if self.method == "grow":
             return np.ones(len(self.level), dtype=bool)
-        return self.level <= 1
+        return self.level <= PATTERN_LEVEL
 
     @cached_property
     def _links(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -150,19 +155,22 @@ class ClusterTree(Frozen):
         if self.method == "grow":
             counts = _count(children, counted)[1:]
         else:
-            # From the automatic level on, regions of the automatic cut are counted.
+            # From `PATTERN_LEVEL` on, regions of one pattern are counted.
             joins, coarse, _ = self.branches()
             background, region_background, region_sizes = self._node_background
             large = region_sizes >= min_size
             if drop:
                 counted &= ~background
                 large &= ~region_background
-            level = np.concatenate([level, [1.0], coarse])
+            level = np.concatenate([level, [PATTERN_LEVEL], coarse])
             counts = np.concatenate([_count(children, counted)[1:], _count(joins, large)])
         # If several joins have one level, the count after the last of them is taken.
         order = level if self.method == "merge" else -level
         last = np.append(order[1:] != order[:-1], True) if len(order) else np.empty(0, bool)
-        return counts[last]
+        if self.method == "grow":
+            return counts[last]
+        at = np.searchsorted(order[last], self.levels, side="right") - 1
+        return counts[last][at]
 
     def branches(self, *, min_size: int = 1) -> tuple[NDArray[Any], NDArray[Any], int]:
         """Joins of large clusters, for a dendrogram.
@@ -284,7 +292,7 @@ class ClusterTree(Frozen):
             labels, seeds = self._grown(level, options.min_size)
             background: tuple[int, ...] = ()
         else:
-            settings["level"] = 1.0 if level == "auto" else level
+            settings["level"] = self.automatic_level if level == "auto" else level
             settings["drop_background"] = drop = options.drop_background is not False
             labels, seeds, background, settings["n_background"] = self._merged(
                 settings["level"], options.min_size, drop
@@ -315,7 +323,7 @@ class ClusterTree(Frozen):
         return numbered(labels, self.similarity_mean, by_size=False)
 
     def _coarse(self, level: float) -> NDArray[Any]:
-        """Labels of the regions of the automatic cut after the joins up to `level`."""
+        """Labels of the regions of one pattern after the joins up to `level`."""
         flat = self._regions.ravel()
         join = ~self._fine & (self.level <= level)
         n = int(flat.max(initial=-1)) + 1
@@ -328,7 +336,7 @@ class ClusterTree(Frozen):
         """Labels and seeds at one level of merging, labels of background clusters that stay, and
         the number of background regions of at least `min_size` positions.
         """
-        if level >= 1:
+        if level >= PATTERN_LEVEL:
             labels = self._coarse(level)
         else:
             children, _ = self._links
@@ -342,43 +350,30 @@ class ClusterTree(Frozen):
         left = () if drop else tuple(np.flatnonzero(self._background(labels)))
         return labels, seeds, left, dropped
 
-    def _background(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Which regions show no Bragg disks."""
-        return is_background(self._totals(labels), self._strongest)
+    def _background(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which regions show no Bragg disks in most of their positions."""
+        inside = labels >= 0
+        n = int(labels.max(initial=-1)) + 1
+        size = np.bincount(labels[inside], minlength=n)
+        return 2 * np.bincount(labels[inside], self._empty[inside], n) > size
 
-    @cached_property
-    def _strongest(self) -> float:
-        """Power of the strongest region of the automatic cut; infinite where there is one region.
-
-        The power of a single region is compared only with that of its radial profile. The mean
-        pattern of liquid has up to 0.025 of that power if the centre of the beam is not calibrated.
-        """
-        power = powers(self._totals(self._regions))[0]
-        return float(power.max()) if len(power) > 1 else np.inf
+    @property
+    def _empty(self) -> NDArray[np.bool_]:
+        """Positions without Bragg disks."""
+        return cast(NDArray[np.bool_], self.background)
 
     @cached_property
     def _node_background(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Which nodes below and above the automatic cut are background; sizes of those above."""
-        below = sum_nodes(self._links[0], self._columns.T)
-        above = sum_nodes(self.branches()[0], self._totals(self._regions))
-        strongest = self._strongest
-        return is_background(below, strongest), is_background(above, strongest), above[:, -1]
-
-    @cached_property
-    def _columns(self) -> NDArray[Any]:
-        """Rows: features, their sum of squares, brightness, and 1. Columns: positions."""
-        # Trees of merging have both arrays.
-        features = cast(NDArray[Any], self.features)
-        brightness = cast(NDArray[Any], self.brightness)
-        flat = features.reshape(self.mask.size, -1).T.astype(np.float64, order="C")
-        last = ((flat**2).sum(axis=0), brightness.ravel(), np.ones(flat.shape[1]))
-        return np.vstack([flat, *last])
-
-    def _totals(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Sums of `_columns` over the positions of each region, a row for each region."""
-        number = labels.ravel() + 1  # 0 for positions in no region
-        n = int(labels.max(initial=-1)) + 2
-        return np.stack([np.bincount(number, row, n) for row in self._columns], axis=1)[1:]
+        """Which nodes below and above `PATTERN_LEVEL` are background; sizes of those above."""
+        flat, regions = self._empty.ravel(), self._regions.ravel()
+        inside = regions >= 0
+        n = int(regions.max(initial=-1)) + 1
+        leaves = np.stack(
+            [np.bincount(regions[inside], weight, n) for weight in (flat[inside], None)], axis=1
+        )
+        below = sum_nodes(self._links[0], np.stack([flat, np.ones(flat.size)], axis=1))
+        above = sum_nodes(self.branches()[0], leaves)
+        return 2 * below[:, 0] > below[:, 1], 2 * above[:, 0] > above[:, 1], above[:, 1]
 
     # --- pictures ----------------------------------------------------------------------------
 
@@ -403,7 +398,7 @@ class ClusterTree(Frozen):
 def level_for(tree: ClusterTree, counts: NDArray[Any], n_clusters: int) -> float:
     """Level at which `ClusterTree.cut` finds `n_clusters`, given the `counts` at all levels."""
     if not len(counts):
-        return 1.0
+        return tree.automatic_level if tree.method == "merge" else 1.0
     enough = counts <= n_clusters
     if tree.method == "merge":
         # Leave out fine levels, at which few clusters have reached the smallest size.
@@ -414,9 +409,19 @@ def level_for(tree: ClusterTree, counts: NDArray[Any], n_clusters: int) -> float
             "at every level; parts of the mask that do not touch never join"
         )
     best = tree.levels[enough & (counts == counts[enough].max())]
-    if tree.method == "merge":  # nearest by the ratio to the automatic level, 1
-        return float(best[np.abs(np.log(np.maximum(best, 1e-300))).argmin()])
+    if tree.method == "merge":  # nearest by the ratio to the automatic level
+        ratio = np.maximum(best, 1e-300) / tree.automatic_level
+        return float(best[np.abs(np.log(ratio)).argmin()])
     return float(best[-1])  # the coarsest level has the most positions in clusters
+
+
+def sum_nodes(children: NDArray[Any], leaves: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum the values of the leaves below each node of a tree; `leaves` has a row for each leaf."""
+    n = len(leaves)
+    out = np.concatenate([leaves, np.empty((len(children), leaves.shape[1]))])
+    for i, (a, b) in enumerate(children.tolist()):
+        out[n + i] = out[a] + out[b]
+    return out
 
 
 def _count(children: NDArray[Any], counted: NDArray[Any]) -> NDArray[Any]:

@@ -40,6 +40,8 @@ class Binning:
     """What all values are divided by."""
     pixels: NDArray[np.float32]
     """Number of detector pixels in each bin that holds any."""
+    grid: NDArray[np.int64]
+    """Row and column ``(bins, 2)`` of each such bin."""
 
     def __init__(self, data: Any, q_mask: NDArray[np.bool_] | None) -> None:
         qx, qy = self._detector = data.shape[2:]
@@ -55,6 +57,7 @@ class Binning:
         pixels = (self._along_u @ valid @ self._along_v.T).ravel()
         self._inside = np.flatnonzero(pixels)
         self.pixels = pixels[self._inside]
+        self.grid = np.stack(np.divmod(self._inside, len(self._along_v)), axis=1)
         self._mask = None if valid.all() else valid.astype(np.float32)
 
     def places(

@@ -57,6 +57,11 @@ class Features(NamedTuple):
     """Variance of the noise of each bin."""
     pixels: NDArray[np.float32]
     """Number of detector pixels in each bin."""
+    directions: NDArray[np.float32]
+    """Pattern ``(bins, rank)`` that one unit of each feature stands for; a bin is in units of the
+    standard deviation of its noise in one pattern."""
+    bin_grid: NDArray[np.int64]
+    """Row and column ``(bins, 2)`` of each bin on the detector."""
 
 
 def find_centre(mean: NDArray[Any]) -> tuple[float, float]:
@@ -173,7 +178,7 @@ def features_core(
         if centre is None:
             centre = find_centre(np.where(bins.hot, 0, total.reshape(qx, qy)) / (rx * ry))
         mean, variance = moments.mean(), moments.variance()
-        weights = _directions(moments, bins, centre, rank)
+        basis, weights = _directions(moments, bins, centre, rank)
         values = np.empty((rx, ry, weights.shape[1]), dtype=np.float32)
         for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
             moves = None if shifts is None else shifts[start : start + len(rows)]
@@ -191,6 +196,8 @@ def features_core(
         mean=mean * bins.unit + bins.zero * bins.pixels,
         variance=variance * bins.unit**2,
         pixels=bins.pixels,
+        directions=(basis * noise).astype(np.float32),
+        bin_grid=bins.grid,
     )
 
 
@@ -240,8 +247,10 @@ class _Moments:
 
 def _directions(
     moments: _Moments, bins: Binning, centre: tuple[float, float], rank: int | None
-) -> NDArray[np.float32]:
-    """Matrix ``(bins, rank + 1)`` from binned patterns to features and brightness.
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Basis ``(bins, rank)``, and matrix ``(bins, rank + 1)`` to features and brightness.
+
+    The basis is in units of the noise of each bin; the matrix takes binned patterns.
 
     The covariance of `moments` is changed in place, to save memory.
     """
@@ -266,4 +275,4 @@ def _directions(
     profile = rings @ (rings.T @ (mean * scale))
     profile = profile / max(float(np.linalg.norm(profile)), 1e-30)
     directions = np.concatenate([basis, profile[:, None]], axis=1)
-    return to_float32(directions * scale[:, None], "a pattern")
+    return basis, to_float32(directions * scale[:, None], "a pattern")

@@ -230,5 +230,6 @@ def undo_lag(features: Features, lag: Lag) -> Features:
     noise = noise_of_neighbours(values)
     return features._replace(
         values=(values / noise).astype(np.float32),
+        directions=(features.directions * noise).astype(np.float32),
         brightness=without_lag(features.brightness, lag) / np.float32(np.median(noise)),
     )

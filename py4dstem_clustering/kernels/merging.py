@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import DisjointSet
 from scipy.optimize import nnls
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -271,24 +270,6 @@ def join_alike(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
 def find_regions(values: NDArray[Any], merges: Merges) -> NDArray[np.int64]:
     """Labels ``(Rx, Ry)`` of the grains: steps 2 and 3, from the merges of step 1."""
     return refine_borders(join_alike(cut_merges(merges, 1.0), values), values)
-
-
-def coarse_joins(
-    labels: NDArray[Any], values: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Joins beyond the automatic cut: pairs of regions ``(n, 2)``, and rising levels above 1.
-
-    The level is the contrast across the common border, in units of `MAX_CONTRAST`.
-    """
-    borders, contrast = contrasts(labels, values, border_values(labels, values))
-    joined = DisjointSet(range(int(labels.max(initial=-1)) + 1))
-    pairs, levels = [], []
-    for k in np.argsort(contrast, kind="stable"):
-        pair = int(borders.first[k]), int(borders.second[k])
-        if joined.merge(*pair):
-            pairs.append(pair)
-            levels.append(max(contrast[k] / MAX_CONTRAST, np.nextafter(1.0, 2)))
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array(levels)
 
 
 def joins_of(
