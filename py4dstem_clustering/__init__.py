@@ -3,6 +3,7 @@
 ``import py4dstem_clustering`` adds these methods to `py4DSTEM.DataCube`:
 
 ``filter_correlative``      average each pattern with the neighbours that look like it
+``filter_lowrank``          rebuild each pattern from the few that all are mixtures of
 ``get_similarity``          how alike each pattern is to its eight neighbours
 ``cluster``                 the grains: regions of alike patterns, as `Clusters`
 ``get_cluster_tree``        the order in which positions join, to be cut at any level
@@ -34,6 +35,7 @@ from .grains.tree import ClusterTree
 from .grains.validation import cross_validate_orientation
 from .kernels.similarity import DIRECTIONS
 from .patterns.filtering import filter_correlative
+from .patterns.lowrank import filter_lowrank
 from .patterns.mixture import Mixture
 from .patterns.similarity import Similarity, get_similarity
 from .plotting.areas import plot_areas
@@ -80,6 +82,7 @@ __all__ = [
     "explore_clusters",
     "export",
     "filter_correlative",
+    "filter_lowrank",
     "find_drift",
     "from_hyperspy",
     "get_cluster_tree",

@@ -12,6 +12,7 @@ from .grains.averages import clusters, get_clustered_datacube, get_clusters
 from .grains.clustering import cluster, get_cluster_tree
 from .grains.validation import cross_validate_orientation
 from .patterns.filtering import filter_correlative
+from .patterns.lowrank import filter_lowrank
 from .patterns.similarity import get_similarity
 
 
@@ -29,6 +30,7 @@ class NewestClusters:
 
 _ATTRIBUTES = {
     "filter_correlative": filter_correlative,
+    "filter_lowrank": filter_lowrank,
     "get_similarity": get_similarity,
     "get_cluster_tree": get_cluster_tree,
     "cluster": cluster,

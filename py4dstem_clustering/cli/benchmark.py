@@ -128,6 +128,27 @@ def run_series_benchmark(options: argparse.Namespace) -> None:
     print(f"wrote series.csv, particles.csv and series.md to {folder} in {time_since(start)}")
 
 
+def run_filters(options: argparse.Namespace) -> None:
+    """Measure errors of filtered patterns: filters.csv and .md."""
+    from ..benchmarks import filters as benchmark
+    from ..benchmarks.common import write_csv
+
+    seeds, doses = _seeds_and_doses(options, benchmark)
+    folder = make_folder(options.out)
+    start = time.perf_counter()
+    _print_seeds("scans of each kind", seeds)
+    rows = benchmark.run_benchmark(
+        doses, seeds, small=options.small, progress_bar=not options.quiet
+    )
+    text = "Error relative to raw patterns: mean over seeds (largest)\n\n" + benchmark.filter_table(
+        rows
+    )
+    print(text)
+    write_csv(folder / "filters.csv", rows)
+    _write_text(folder / "filters.md", text)
+    print(f"wrote filters.csv and .md to {folder} in {time_since(start)}")
+
+
 def run_memory(options: argparse.Namespace) -> None:
     """Print time and peak memory of each step on a scan in a file."""
     from ..benchmarks import memory as benchmark

@@ -96,12 +96,16 @@ def _grow(
     """As in the paper: filter, compare neighbours, and grow clusters at each threshold."""
     from ..grains.clustering import cluster
     from ..patterns.filtering import filter_correlative
+    from ..patterns.lowrank import filter_lowrank
     from ..patterns.similarity import get_similarity
 
     source = scan
-    if options.filter:
+    if options.filter or options.filter_lowrank:
         start = time.perf_counter()
-        source = filter_correlative(scan, **filtering, **common)
+        if options.filter:
+            source = filter_correlative(scan, **filtering, **common)
+        else:
+            source = filter_lowrank(scan, **common)
         print(f"filtered in {time_since(start)}")
     start = time.perf_counter()
     similarity: Any = get_similarity(source, q_mask=q_mask, sigma=options.sigma or 0, **common)

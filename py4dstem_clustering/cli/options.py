@@ -124,6 +124,8 @@ def filter_and_r_mask(options: argparse.Namespace) -> tuple[dict[str, Any], floa
     filtering = {name: value for name, value in filtering.items() if value is not None}
     if filtering and not options.filter:
         raise ValueError("--corr-range and --filter-... go with --filter")
+    if options.filter and options.filter_lowrank:
+        raise ValueError("--filter and --filter-lowrank exclude each other; give one of them")
     r_mask = options.r_mask
     if r_mask is not None and r_mask not in THRESHOLD_NAMES:
         try:
@@ -144,7 +146,8 @@ def check_other_file(out: Path, files: Iterable[Path]) -> None:
 
 def is_growth(options: argparse.Namespace) -> bool:
     """Whether clusters are grown as in the paper; otherwise they are merged."""
-    grows = options.threshold is not None or options.filter or options.sigma is not None
+    filters = options.filter or options.filter_lowrank
+    grows = options.threshold is not None or filters or options.sigma is not None
     if grows and options.keep_background:
         raise ValueError("--keep-background goes with merging, not with --threshold")
     return grows

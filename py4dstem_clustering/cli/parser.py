@@ -11,6 +11,7 @@ from .._version import __version__
 from ..base.checks import THRESHOLD_NAMES
 from ..scan.opening import BAD_PIXELS, SATURATED
 from .benchmark import (
+    run_filters,
     run_memory,
     run_orientation,
     run_samples,
@@ -50,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_samples(benchmarks)
     _add_orientation(benchmarks)
     _add_series_benchmark(benchmarks)
+    _add_filters(benchmarks)
     _add_speed(benchmarks)
     _add_memory(benchmarks)
     return parser
@@ -142,6 +144,8 @@ def _add_scan_options(command: argparse.ArgumentParser) -> None:
         "are compared; default 0")  # fmt: skip
     add("--filter", action="store_true", help="apply the correlative filter before patterns are "
         "compared; the averages are still those of the unfiltered scan")  # fmt: skip
+    add("--filter-lowrank", action="store_true", help="as --filter, with the low-rank filter, "
+        "which has nothing to choose")  # fmt: skip
     add("--corr-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="filter: correlation "
         "below which a neighbour has no weight, and above which it has full weight; default 0.85 "
         "0.95")  # fmt: skip
@@ -239,6 +243,17 @@ def _add_series_benchmark(commands: Any) -> None:
     )
     _add_simulated_scans(series, "100 300 1000 10000", 5, "100 to 115")
     series.set_defaults(run=run_series_benchmark)
+
+
+def _add_filters(commands: Any) -> None:
+    filters = commands.add_parser(
+        "filters",
+        help="errors of filtered patterns",
+        description="Filter simulated scans of several kinds and doses by both filters, NLPAR and "
+        "a truncated SVD, compare with the truth, and write filters.csv and .md.",
+    )
+    _add_simulated_scans(filters, "30 100 1000 10000 100000", 3, "100 to 115")
+    filters.set_defaults(run=run_filters)
 
 
 def _add_simulated_scans(

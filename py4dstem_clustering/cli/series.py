@@ -60,7 +60,7 @@ def run_series(options: argparse.Namespace) -> None:
         series = cluster_series(
             options.files,
             out=options.out,
-            filter=filtering or options.filter,
+            filter="lowrank" if options.filter_lowrank else filtering or options.filter,
             load=load,
             times=time_step,
             time_units=time_units,

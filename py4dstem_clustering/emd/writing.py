@@ -186,6 +186,12 @@ class _Target:
         self.wait()
         self._pending = self._thread.submit(self._write, rows, values)
 
+    def fill(self, name: str, values: NDArray[Any]) -> None:
+        """Write the data of an array that the skeleton holds in the tree of the scan."""
+        self.wait()
+        self._dataset.parent[name]["data"][...] = values
+        self._check()
+
     def wait(self) -> None:
         """Wait until all is written."""
         if self._pending is not None:

@@ -27,10 +27,10 @@ from ..kernels.disks import get_disks
 from ..kernels.features import features_need
 from ..kernels.lag import find_lag, undo_lag
 from ..kernels.merging import Merges, find_regions, joins_of, merge_positions
-from ..kernels.noise import Noise, noise_need
+from ..kernels.noise import noise_need
 from ..kernels.similarity import feature_similarity, similarity_mean
 from ..kernels.tree import spanning_forest
-from ..patterns.features import measure_features, measure_noise
+from ..patterns.features import measure_features, noise_if_any
 from ..patterns.similarity import Similarity, measure_similarity
 from ..scan.calibration import check_calibration, scan_step
 from ..scan.datacubes import get_provenance, warn_of_other_data
@@ -218,14 +218,6 @@ def _all_joins(merges: Merges, crystals: Crystals) -> list[NDArray[Any]]:
     return [np.concatenate(both) for both in zip(fine, coarse, strict=True)]
 
 
-def _noise_if_any(datacube: DataCube, n_jobs: int | None, progress_bar: bool) -> Noise:
-    """Gain and offset for the settings; NaN if the scan is too small or has no noise."""
-    try:
-        return measure_noise(datacube, n_jobs, progress_bar)
-    except ValueError:
-        return Noise(np.nan, np.nan)
-
-
 def _merge_tree(
     datacube: DataCube,
     options: ClusterOptions,
@@ -247,7 +239,7 @@ def _merge_tree(
         n_rows=n_rows,
         progress_bar=progress_bar,
     )
-    noise = _noise_if_any(datacube, n_jobs, progress_bar)
+    noise = noise_if_any(datacube, n_jobs, progress_bar)
     with progress(4, "Merging", progress_bar, "steps") as report:
         merged = _merge(features.values, options.r_mask)
         report(1)

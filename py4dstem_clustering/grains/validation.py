@@ -29,11 +29,12 @@ from ..diffraction.misorientation import get_symmetry
 from ..diffraction.orientation import check_calibrated
 from ..diffraction.refining import refine_orientations
 from ..patterns.filtering import filter_correlative
+from ..patterns.lowrank import filter_lowrank
 from ..scan.calibration import calibration_of, check_calibration, scan_step
 from .averages import get_clustered_datacube
 from .clustering import cluster
 
-METHODS = ("raw", "filtered", "filtered + clustered", "merged")
+METHODS = ("raw", "filtered", "low rank", "filtered + clustered", "merged")
 """Methods for the orientations of a scan that can be compared."""
 
 PAPER_GROWTH = {"threshold": 0.9, "r_mask": "triangle", "min_size": 10}
@@ -50,6 +51,7 @@ def cross_validate_orientation(
     filter: Mapping[str, Any] | None = None,
     grow: Mapping[str, Any] | None = None,
     merge: Mapping[str, Any] | None = None,
+    lowrank: Mapping[str, Any] | None = None,
     match: Mapping[str, Any] | None = None,
     refine: bool = True,
     r_mask: NDArray[np.bool_] | None = None,
@@ -70,8 +72,9 @@ def cross_validate_orientation(
     template : ndarray, (Qx, Qy)
         Template of the Bragg disks: ``probe.kernel``. With None, disks are maxima of the patterns.
     methods : sequence of str
-        Methods to compare; by default all four. "raw": every pattern is matched. "filtered": every
-        pattern is matched after `filter_correlative`. "filtered + clustered", as in the paper:
+        Methods to compare; by default all five. "raw": every pattern is matched. "filtered": every
+        pattern is matched after `filter_correlative`. "low rank": every pattern is matched after
+        `filter_lowrank`. "filtered + clustered", as in the paper:
         clusters are grown in the filtered scan, and the average of each is matched. "merged":
         clusters are merged in the raw scan, and the average of each is matched.
     disks : mapping, optional
@@ -85,6 +88,8 @@ def cross_validate_orientation(
         `r_mask` in these options is a map of the whole scan.
     merge : mapping, optional
         Options of `cluster`, for merging.
+    lowrank : mapping, optional
+        Options of `filter_lowrank`.
     match : mapping, optional
         Options of ``crystal.match_orientations``. Only the best match is used.
     refine : bool
@@ -153,7 +158,7 @@ def cross_validate_orientation(
     refine = check_flag("refine", refine)
     check_memory(max_memory)
     common = {"n_jobs": n_jobs, "max_memory": max_memory, "progress_bar": progress_bar}
-    steps = _check_clustering(self, methods, filter, grow, merge, common)
+    steps = _check_clustering(self, methods, (filter, lowrank), grow, merge, common)
     matching = _check_matching(self, crystal, template, disks, match, progress_bar)
 
     matrices = {method: np.full((*self.Rshape, 3, 3), np.nan) for method in methods}
@@ -183,6 +188,8 @@ class _Steps:
 
     filter: dict[str, Any]
     """Options of `filter_correlative`."""
+    lowrank: dict[str, Any]
+    """Options of `filter_lowrank`."""
     clusters: dict[str, dict[str, Any]]
     """Options of `cluster` for each method that finds clusters."""
     common: dict[str, Any]
@@ -212,6 +219,10 @@ def _orientations_of_half(
     for method in methods:
         source, before = (filtered, seconds_filter) if _is_filtered(method) else (cube, 0.0)
         start = perf_counter()
+        if method == "low rank":
+            source = filter_lowrank(cube, **steps.lowrank, **steps.common)
+            before = perf_counter() - start
+            start = perf_counter()
         if method in steps.clusters:
             options = dict(steps.clusters[method])
             if isinstance(options["r_mask"], np.ndarray):  # a map of the whole scan
@@ -272,7 +283,7 @@ def _check_options(
 def _check_clustering(
     datacube: Any,
     methods: tuple[str, ...],
-    filter: Any,
+    filters: tuple[Any, Any],
     grow: Any,
     merge: Any,
     common: dict[str, Any],
@@ -281,9 +292,9 @@ def _check_clustering(
     from py4DSTEM import DataCube
 
     reserved = {"name", *common}
-    filter = _check_options(
-        "filter", filter, filter_correlative, reserved | {"out", "overwrite", "compression"}
-    )
+    to_file = {"out", "overwrite", "compression"}
+    filter = _check_options("filter", filters[0], filter_correlative, reserved | to_file)
+    lowrank = _check_options("lowrank", filters[1], filter_lowrank, reserved | to_file)
     reserved |= {"method", "similarity", "returncalc"}
     grow = _check_options("grow", grow, cluster, reserved)
     merge = _check_options("merge", merge, cluster, reserved)
@@ -299,11 +310,13 @@ def _check_clustering(
     empty = DataCube(np.zeros((4, 4, *datacube.Qshape), dtype=np.float32))
     if any(_is_filtered(method) for method in methods):
         filter_correlative(empty, **filter, progress_bar=False)
+    if "low rank" in methods:
+        filter_lowrank(empty, **lowrank, progress_bar=False)
     for method, options in clusters.items():
         options["r_mask"] = check_r_mask(options.get("r_mask"), datacube.Rshape)
         if method in methods:
             cluster(empty, **{**options, "r_mask": None}, progress_bar=False)
-    return _Steps(filter, clusters, common)
+    return _Steps(filter, lowrank, clusters, common)
 
 
 def _check_matching(

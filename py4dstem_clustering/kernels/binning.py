@@ -86,18 +86,10 @@ class Binning:
 
         def bin_piece(task: tuple[int, int]) -> None:
             i, k = task
-            x = in_unit(rows[i, pieces[k]].reshape(-1, self.hot.size), self.zero, self.unit)
-            if shifts is not None:
-                x[:, self.hot.ravel()] = 0  # or they would move with the pattern
-            x = x.reshape(-1, *self._detector)
-            if shifts is not None:
-                _move(x, shifts[i, pieces[k]])
+            x = self.patterns(rows[i, pieces[k]], None if shifts is None else shifts[i, pieces[k]])
             if sums is not None:
-                x.reshape(len(x), -1).sum(axis=0, dtype=np.float64, out=sums[i, k])
-            if self._mask is not None:
-                x *= self._mask
-            both = matmul(self._along_u, matmul(x, self._along_v.T)).reshape(len(x), -1)
-            np.take(both, self._inside, axis=1, out=out[i, pieces[k]], mode="clip")
+                x.sum(axis=0, dtype=np.float64, out=sums[i, k])
+            self.bin(x, out[i, pieces[k]])
 
         run(bin_piece, np.ndindex(len(rows), len(pieces)))
         if total is not None and sums is not None:
@@ -106,8 +98,33 @@ class Binning:
                 total += part
         return out
 
+    def patterns(
+        self, patterns: NDArray[Any], shifts: NDArray[np.int64] | None
+    ) -> NDArray[np.float32]:
+        """Copy patterns ``(n, Qx, Qy)`` to ``(n, Qx Qy)``, in the unit of bins, and move them."""
+        x = in_unit(patterns.reshape(-1, self.hot.size), self.zero, self.unit)
+        if shifts is not None:
+            x[:, self.hot.ravel()] = 0  # or they would move with the pattern
+            move_patterns(x.reshape(-1, *self._detector), shifts)
+        return x
 
-def _move(patterns: NDArray[np.float32], shifts: NDArray[np.int64]) -> None:
+    def bin(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Bin `patterns` to `out` ``(n, bins)``."""
+        x = x.reshape(-1, *self._detector)
+        if self._mask is not None:
+            x = x * self._mask
+        both = matmul(self._along_u, matmul(x, self._along_v.T)).reshape(len(x), -1)
+        np.take(both, self._inside, axis=1, out=out, mode="clip")
+
+    def bin_of_pixels(self) -> NDArray[np.int64]:
+        """Bin of each detector pixel ``(Qx, Qy)``; -1 where the bin holds no pixel that counts."""
+        u, v = (matrix.argmax(axis=0) for matrix in (self._along_u, self._along_v))
+        found = np.full(len(self._along_u) * len(self._along_v), -1)
+        found[self._inside] = np.arange(len(self._inside))
+        return found[u[:, None] * len(self._along_v) + v]
+
+
+def move_patterns(patterns: NDArray[np.float32], shifts: NDArray[np.int64]) -> None:
     """Move patterns ``(n, Qx, Qy)`` by whole pixels ``(n, 2)``, in place; their border repeats."""
     for i in np.flatnonzero(shifts.any(axis=1)):
         u, v = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from py4DSTEM import DataCube
 
@@ -20,6 +21,14 @@ def measure_noise(
     total = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
     with progress(total, "Measuring noise", progress_bar) as report:
         return noise_core(datacube.data, n_jobs=n_jobs, report=report, offset=offset)
+
+
+def noise_if_any(datacube: DataCube, n_jobs: int | None, progress_bar: bool) -> Noise:
+    """As `measure_noise`; NaN if the scan is too small or has no noise."""
+    try:
+        return measure_noise(datacube, n_jobs, progress_bar)
+    except ValueError:
+        return Noise(np.nan, np.nan)
 
 
 def measure_features(

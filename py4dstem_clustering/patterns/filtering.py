@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
-import emdfile
-import numpy as np
 from py4DSTEM import DataCube
 
 from ..base.checks import (
-    check_compression,
     check_corr_range,
     check_data,
     check_edge,
@@ -21,14 +17,12 @@ from ..base.checks import (
     check_n_jobs,
     check_name,
     check_number,
-    check_out,
 )
 from ..base.progress import progress
-from ..emd import writing
 from ..kernels.corr_range import auto_range, auto_range_need
 from ..kernels.correlative import correlative_core, correlative_need
-from ..scan.calibration import carry_calibration, check_calibration
-from ..scan.datacubes import files_of, get_provenance, is_one_of, new_datacube
+from ..scan.calibration import check_calibration
+from .filtered import check_target, note_filter, write_filtered
 
 
 def filter_correlative(
@@ -51,7 +45,8 @@ def filter_correlative(
     Reduces noise without blurring borders of grains. Neighbours are compared by the correlation of
     their blurred patterns; detector pixels are weighted by the squared distance from the centre.
     The higher the correlation, the more a neighbour counts. This is the first step of the published
-    workflow.
+    workflow. Where grains bend or are wedges, patterns with many electrons become worse than raw
+    ones, since neighbours correlate that differ by more than noise; `filter_lowrank` does not.
 
     Parameters
     ----------
@@ -139,7 +134,7 @@ def filter_correlative(
     n_jobs = check_n_jobs(n_jobs)
     overwrite = check_flag("overwrite", overwrite)
     progress_bar = check_flag("progress_bar", progress_bar)
-    path, packing = _check_file(self.data, out, overwrite, compression)
+    path, packing = check_target(self.data, out, overwrite, compression)
     needs = [partial(correlative_need, self.data, sigma, radius, edge, n_jobs)]
     if limits == "auto":
         needs.append(partial(auto_range_need, self.data, sigma, edge, n_jobs))
@@ -154,7 +149,7 @@ def filter_correlative(
         "corr_range": limits,
         "edge": edge,
     }
-    metadata = _note(self, options)
+    metadata = note_filter(self, "filter_correlative", options)
 
     def run(target: Any) -> None:
         with progress(self.R_Nx, "Filtering", progress_bar) as report:
@@ -162,38 +157,4 @@ def filter_correlative(
                 self.data, target, **options, n_jobs=n_jobs, report=report, n_rows=n_rows
             )
 
-    if path is None:
-        data = np.empty(self.data.shape, dtype=np.float32)
-        run(data)
-        return new_datacube(data, name, carry_calibration(self), metadata)
-
-    small = np.zeros([min(n, 2) for n in self.data.shape], dtype=np.float32)
-    skeleton = new_datacube(small, name, carry_calibration(self), metadata)
-    with writing.scan_writer(path, skeleton, self.data.shape, packing) as target:
-        run(target)
-    data = writing.open_dataset(path, skeleton.root.name, name)
-    return new_datacube(data, name, carry_calibration(self), metadata)
-
-
-def _note(datacube: DataCube, options: dict[str, Any]) -> dict[str, emdfile.Metadata]:
-    """Metadata of a datacube and of this filter; earlier filters keep their entries."""
-    metadata = dict(datacube.metadata)
-    earlier = sum(key.startswith("filter_correlative") for key in metadata)
-    key = f"filter_correlative_{earlier + 1}" if earlier else "filter_correlative"
-    metadata[key] = emdfile.Metadata(key, {**options, **get_provenance(datacube)})
-    return metadata
-
-
-def _check_file(
-    data: Any, out: Any, overwrite: bool, compression: Any
-) -> tuple[Path | None, dict[str, Any]]:
-    """Path of the file to write (None: no file), and the options of h5py that compress it."""
-    path = None if out is None else check_out(out, overwrite)
-    if path is not None and is_one_of(path, files_of(data)):
-        raise ValueError(f"out={str(path)!r} is the file of the scan itself; give another name")
-    packing = check_compression(compression)
-    if packing and path is None:
-        raise ValueError(
-            f"compression={compression!r} does nothing without out; add out, or leave it out"
-        )
-    return path, packing
+    return write_filtered(self, name, metadata, run, path, packing)

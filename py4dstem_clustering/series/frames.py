@@ -25,6 +25,7 @@ from ..grains.clustering import cluster
 from ..kernels.blocks import check_whole
 from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
 from ..patterns.filtering import filter_correlative
+from ..patterns.lowrank import filter_lowrank
 from ..scan.calibration import copy_calibration, known_centre
 from ..scan.datacubes import copy_datacube, fingerprint
 from ..scan.opening import open_scan
@@ -299,7 +300,7 @@ class Options(NamedTuple):
     """Options for the work on each frame."""
 
     filter: Mapping[str, Any] | None
-    """Options of `filter_correlative`; None for no filter."""
+    """Options of a filter as `check_filter` returns them; None for no filter."""
     cluster: Mapping[str, Any]
     """Options of `cluster`."""
     averages: Mapping[str, Any]
@@ -393,6 +394,14 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
     return clusters, averages, image.astype(np.float32), params
 
 
+def _apply_filter(cube: Any, options: Mapping[str, Any], **common: Any) -> Any:
+    """The scan after the filter that `check_filter` has checked."""
+    own = {key: value for key, value in options.items() if key != "method"}
+    if options.get("method") == "lowrank":
+        return filter_lowrank(cube, **own, **common)
+    return filter_correlative(cube, **own, **common)
+
+
 @contextmanager
 def _filtered(
     frame: Frame, cube: Any, options: Options, common: Mapping[str, Any]
@@ -402,13 +411,13 @@ def _filtered(
         yield cube
         return
     if isinstance(cube.data, np.ndarray) and not isinstance(cube.data, np.memmap):
-        yield filter_correlative(cube, **options.filter, **common)
+        yield _apply_filter(cube, options.filter, **common)
         return
     path = Path(options.folder) / f"filtered_{frame.number:06d}.h5"
     filtered = None
     try:
-        filtered = filter_correlative(
-            cube, **options.filter, **common, out=path, overwrite=True, name="filtered"
+        filtered = _apply_filter(
+            cube, options.filter, **common, out=path, overwrite=True, name="filtered"
         )
         yield filtered
     finally:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.checks import (
+    check_choice,
     check_corr_range,
     check_flag,
     check_integer,
@@ -20,6 +21,7 @@ from ..base.checks import (
 from ..grains.clustering import cluster
 from ..grains.options import check_options
 from ..patterns.filtering import filter_correlative
+from ..patterns.lowrank import check_rank, filter_lowrank
 
 _SET_BY_SERIES = {
     "self", "similarity", "name", "returncalc", "n_jobs", "max_memory", "progress_bar",
@@ -29,7 +31,7 @@ _SET_BY_SERIES = {
 _SET_BY_SERIES_FOR_FILTER = {
     "self", "out", "overwrite", "compression", "name", "n_jobs", "max_memory", "progress_bar",
 }  # fmt: skip
-"""Parameters of `filter_correlative` that `cluster_series` sets."""
+"""Parameters of the filters that `cluster_series` sets."""
 
 
 # --- what is given -------------------------------------------------------------------------------
@@ -75,13 +77,34 @@ def _with_defaults(
 
 
 def check_filter(filtering: Any) -> dict[str, Any] | None:
-    """Options of `filter_correlative`, completed with its defaults; None for no filter."""
+    """Options of a filter, completed with its defaults; None for no filter.
+
+    Those of the low-rank filter have the entry ``"method": "lowrank"``.
+    """
     if filtering is None or isinstance(filtering, bool):
         if not filtering:
             return None
         filtering = {}
+    if isinstance(filtering, str):
+        filtering = {"method": filtering}
     if not isinstance(filtering, Mapping):
-        raise TypeError(f"filter={filtering!r} must be True, or options such as {{'sigma': 3}}")
+        raise TypeError(
+            f"filter={filtering!r} must be True, 'correlative', 'lowrank', or options such as "
+            "{'sigma': 3}"
+        )
+    filtering = dict(filtering)
+    method = check_choice(
+        "the method of filter", filtering.pop("method", "correlative"), ("correlative", "lowrank")
+    )
+    if method == "lowrank":
+        filtering = _with_defaults(
+            filtering, filter_lowrank, _SET_BY_SERIES_FOR_FILTER, "filter_lowrank"
+        )
+        check_rank(filtering["rank"])
+        check_flag("local", filtering["local"])
+        if filtering["q_mask"] is not None:
+            filtering["q_mask"] = np.array(values_of(filtering["q_mask"]))
+        return {"method": "lowrank", **filtering}
     filtering = _with_defaults(
         filtering, filter_correlative, _SET_BY_SERIES_FOR_FILTER, "filter_correlative"
     )

@@ -64,7 +64,7 @@ def cluster_series(
     frames: Any,
     *,
     out: str | PathLike[str],
-    filter: bool | Mapping[str, Any] | None = None,
+    filter: bool | str | Mapping[str, Any] | None = None,
     min_purity: float | None = None,
     align: bool | None = None,
     load: Callable[[Path], Any] | None = None,
@@ -96,9 +96,11 @@ def cluster_series(
     out : path
         EMD file to write; py4DSTEM can open it without this package. Until all frames are done,
         the folder ``<out>.frames`` holds one such file for each frame.
-    filter : True or mapping, optional
-        Apply ``datacube.filter_correlative`` before clustering, with its defaults or these options.
-        Averages are always those of the unfiltered scan.
+    filter : True, "correlative", "lowrank" or mapping, optional
+        Filter before clustering. True and "correlative" are ``datacube.filter_correlative`` with
+        its defaults, "lowrank" is ``datacube.filter_lowrank``. A mapping holds options, of the
+        low-rank filter if it holds ``"method": "lowrank"``. Averages are always those of the
+        unfiltered scan.
     min_purity, align
         Options for the averages; see ``datacube.get_clustered_datacube``.
     load : callable, optional

@@ -53,6 +53,16 @@ def test_cluster_of_an_npy_file(npy, tmp_path, scan, capsys):
     assert repr(expected) in capsys.readouterr().out
 
 
+def test_low_rank_filter(npy, tmp_path, scan, capsys):
+    options = ("--threshold", 0.5, "--min-size", 2, "--filter-lowrank")
+    code, out = cluster(npy, tmp_path, *options)
+    assert code == 0
+    filtered = py4DSTEM.DataCube(scan).filter_lowrank(progress_bar=False)
+    expected = filtered.cluster(threshold=0.5, min_size=2, progress_bar=False)
+    np.testing.assert_array_equal(py4DSTEM.read(out).clusters.labels, expected.labels)
+    assert "filtered in" in capsys.readouterr().out
+
+
 def test_several_thresholds_and_the_other_options(npy, tmp_path, scan):
     figures = tmp_path / "figures" / "new"
     code, out = cluster(
@@ -170,6 +180,7 @@ def test_an_arina_master_file(tmp_path):
         (["--n-jobs", 0], "n_jobs=0"),
         (["--r-mask", 1.2], "must be a number from -1 to 1"),
         (["--corr-range", 0.5, 0.9], "go with --filter"),
+        (["--filter", "--filter-lowrank"], "exclude each other"),
         (["--filter-edge", 2], "go with --filter"),
         (["--step", "wide", "nm"], "--step wide nm must be a number and a unit"),
         (["--filter"], "edge=12 leaves no pixel"),

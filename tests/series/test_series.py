@@ -180,6 +180,28 @@ def test_the_users_datacube_is_left_alone(frames, tmp_path):
     assert frames[0].tobytes() == before
 
 
+def test_low_rank_filter(frames, tmp_path):
+    growth = {"threshold": 0.5, "min_size": 2}
+    options = {"method": "lowrank", "rank": 4}
+    series = cluster_series(frames[:1], out=tmp_path / "a.h5", filter=options, **growth, **QUIET)
+    cube = DataCube(frames[0])
+    expected = cube.filter_lowrank(rank=4, **QUIET).cluster(**growth, **QUIET)
+    np.testing.assert_array_equal(series[0].labels, expected.labels)
+    assert not np.array_equal(series[0].labels, cube.cluster(**growth, **QUIET).labels)
+    assert series.settings["filter"]["method"] == "lowrank"
+    assert series.settings["filter"]["rank"] == 4
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["scan"] = frames[:1]
+    with h5py.File(tmp_path / "scan.h5", "r") as file:
+        lazy = cluster_series(
+            file["scan"], out=tmp_path / "b.h5", filter=options, **growth, **QUIET
+        )
+    np.testing.assert_array_equal(lazy[0].labels, expected.labels)
+    by_name = cluster_series(frames[:1], out=tmp_path / "c.h5", filter="lowrank", **growth, **QUIET)
+    assert by_name.settings["filter"]["rank"] == "auto"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.h5", "c.h5", "scan.h5"]
+
+
 def test_filter_and_image(frames, tmp_path):
     options = {"sigma": 1, "radius": 1, "corr_range": (0.1, 0.6), "edge": 1}
     q_mask = np.ones((14, 11), bool)
@@ -981,7 +1003,14 @@ def test_what_a_lost_worker_did_is_done_again(frames, whole, tmp_path, client):
         ({"frames": 3}, TypeError, "frames of type int must be"),
         ({"out": 3}, TypeError, "out=3 must be a path"),
         ({"out": "no/where.h5"}, ValueError, "folder that does not exist"),
-        ({"filter": 3}, TypeError, "filter=3 must be True, or options"),
+        ({"filter": 3}, TypeError, "filter=3 must be True, 'correlative', 'lowrank', or options"),
+        ({"filter": "median"}, ValueError, "the method of filter='median' must be one of"),
+        ({"filter": {"method": "lowrank", "rank": 0}}, ValueError, "rank=0 must be at least 1"),
+        (
+            {"filter": {"method": "lowrank", "sigma": 1}},
+            TypeError,
+            "'sigma' is no option of filter_l",
+        ),
         ({"filter": {"sigma": -1}}, ValueError, "sigma=-1 must be"),
         ({"filter": {"out": "x"}}, TypeError, "'out' is no option of filter_correlative"),
         ({"filter": {"corr_range": (1, 0)}}, ValueError, "corr_range"),

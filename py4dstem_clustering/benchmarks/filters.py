@@ -1,0 +1,225 @@
+"""Benchmark: errors of filtered patterns against the noise-free truth.
+
+The truth is a simulated scan of so many electrons that noise is nothing; scans of any dose are
+drawn from it. Errors are root mean squares outside the direct beam, relative to those of raw
+patterns.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from py4DSTEM import DataCube
+from scipy.ndimage import maximum_filter, minimum_filter
+
+from ..base.progress import progress
+from ..simulate.scan import simulate_scan
+from .common import doses_of, markdown_table
+
+ELECTRONS = (30.0, 100.0, 1000.0, 10000.0, 100000.0)
+"""Electrons a pattern."""
+
+TUNING_SEEDS = range(100, 116)
+"""Seeds on which the filter was tuned; the benchmark refuses them. (No number in the filter was
+fitted to any scan, but these seeds stay closed in all benchmarks.)"""
+
+SHAPES = {False: ((40, 36), (96, 90)), True: ((20, 18), (48, 44))}
+"""Shapes of scan and detector. True: small ones, for tests of the benchmark itself."""
+
+KINDS: dict[str, dict[str, Any]] = {
+    "particles in liquid": {"speckle": 0.0},
+    "particles in speckled liquid": {},
+    "hard particles": {
+        "n_grains": 8, "twins": 0.5, "bending": 2.0, "probe_blur": 0.8, "uneven": 0.5,
+    },
+    "film": {"n_grains": 40, "film": 0.3, "speckle": 0.0},
+}  # fmt: skip
+"""Kinematical scans: options of simulate_scan."""
+
+_FOILS: dict[str, dict[str, Any]] = {
+    "bent": {"thickness": (5, 40), "thickness_profile": "wedge", "bending": 2.0},
+    "flat": {"thickness": (5, 40), "thickness_profile": "flat"},
+}
+_DYNAMICAL: dict[str, dict[str, Any]] = {
+    f"{material}, {name}": {"materials": material, "speckle": 0.0, **options}
+    for material in ("gold", "silicon")
+    for name, options in _FOILS.items()
+}
+
+NLPAR_STRENGTHS = (0.5, 0.7, 1.0, 1.5, 2.0)
+"""Strengths of NLPAR; the truth decides which of them is best."""
+
+_TRUE_ELECTRONS = 1e9
+_CORRELATIVE = {"sigma": 1.5, "radius": 4, "edge": 3, "progress_bar": False}
+
+
+class FilterRow(NamedTuple):
+    """One method on one scan; the columns of filters.csv."""
+
+    kind: str
+    electrons: float
+    seed: int
+    method: str
+    error: float
+    """Error relative to that of raw patterns."""
+    border: float
+    """Error within two positions of a border between grains, relative to that of the whole scan."""
+    rank: int
+    """Number of directions; 0 where the method has none."""
+    noise: float
+    """Estimate of the error of the result, relative to the true one; NaN where there is none."""
+
+
+def kinds() -> dict[str, dict[str, Any]]:
+    """Kinds of scans that the simulator can make, with the options of each."""
+    if "scattering" not in inspect.signature(simulate_scan).parameters:
+        return KINDS
+    return KINDS | {name: {"scattering": "dynamical", **x} for name, x in _DYNAMICAL.items()}
+
+
+def run_benchmark(
+    doses: Sequence[float], seeds: range, *, small: bool = False, progress_bar: bool = True
+) -> list[FilterRow]:
+    """Return the rows of every kind, seed and dose (electrons a pattern)."""
+    rows: list[FilterRow] = []
+    known = kinds()
+    with progress(len(known) * len(seeds) * len(doses), "Filtering", progress_bar, "scans") as done:
+        for kind, options in known.items():
+            for seed in seeds:
+                scan, detector = SHAPES[small]
+                truth = simulate_scan(
+                    scan, detector, electrons=_TRUE_ELECTRONS, seed=seed, **options
+                )
+                share = truth.datacube.data / np.float32(_TRUE_ELECTRONS)
+                for dose in doses:
+                    rows += compare(share, truth.labels, kind, dose, seed)
+                    done(1)
+    return rows
+
+
+def compare(
+    share: NDArray[Any], labels: NDArray[Any], kind: str, dose: float, seed: int
+) -> Iterator[FilterRow]:
+    """Yield the rows of one scan, from the expected `share` of electrons in each pixel."""
+    rng = np.random.default_rng([seed, int(dose)])
+    truth = np.asarray(share, dtype=np.float64) * dose
+    counts = rng.poisson(np.maximum(truth, 0))
+    counts = counts.astype(np.uint16 if counts.max() < 2**16 else np.uint32)
+    outside = outside_beam(share.mean(axis=(0, 1)))
+    border = maximum_filter(labels, 5) != minimum_filter(labels, 5)
+
+    def squares(result: NDArray[Any]) -> NDArray[np.float64]:
+        return ((result[..., outside] - truth[..., outside]) ** 2).mean(axis=-1)
+
+    raw = float(np.sqrt(squares(counts).mean()))
+
+    def row(method: str, result: NDArray[Any], rank: int = 0, noise: Any = None) -> FilterRow:
+        found = squares(result)
+        error = float(np.sqrt(found.mean()))
+        near = float(np.sqrt(found[border].mean())) / error if border.any() else np.nan
+        ratio = np.nan if noise is None else _noise_ratio(noise, result, truth, outside)
+        return FilterRow(kind, dose, seed, method, error / raw, near, rank, ratio)
+
+    cube = DataCube(counts)
+    filtered = cube.filter_lowrank(progress_bar=False)
+    rank = int(filtered.metadata["filter_lowrank"]["rank"])
+    yield row("low rank", filtered.data, rank, filtered.tree("noise").data)
+    alone = cube.filter_lowrank(local=False, progress_bar=False)
+    yield row("low rank, not local", alone.data, rank, alone.tree("noise").data)
+    yield row("correlative", cube.filter_correlative(**_CORRELATIVE).data)
+    auto = cube.filter_correlative(**_CORRELATIVE, corr_range="auto")
+    yield row("correlative, auto", auto.data)
+    found = nlpar(counts, NLPAR_STRENGTHS)
+    yield min((row("NLPAR, best", one) for one in found), key=_error)
+    yield row("SVD, same rank", poisson_svd(counts, rank), rank)
+    if (labels >= 0).any():
+        names, place = np.unique(labels, return_inverse=True)
+        means = np.stack([counts[labels == name].mean(axis=0) for name in names])
+        yield row("true grain averages", means[place.reshape(labels.shape)])
+
+
+def _error(row: FilterRow) -> float:
+    return row.error
+
+
+def outside_beam(mean: NDArray[Any]) -> NDArray[np.bool_]:
+    """Detector pixels more than a 24th of the detector away from the brightest one."""
+    u, v = np.indices(mean.shape)
+    top = np.unravel_index(mean.argmax(), mean.shape)
+    return np.hypot(u - top[0], v - top[1]) > min(mean.shape) / 22
+
+
+def _noise_ratio(
+    noise: NDArray[Any], result: NDArray[Any], truth: NDArray[Any], outside: NDArray[np.bool_]
+) -> float:
+    """Estimated noise relative to the true error, in regions without the direct beam."""
+    n, m = noise.shape[2:]
+    u, v = (np.arange(size) * k // size for size, k in zip(outside.shape, (n, m), strict=True))
+    region = u[:, None] * m + v
+    clear = np.bincount(region[~outside], minlength=n * m) == 0
+    error = ((result - truth) ** 2).mean(axis=(0, 1))
+    true = np.bincount(region.ravel(), error.ravel()) / np.bincount(region.ravel())
+    found = (noise.reshape(-1, n * m).astype(np.float64) ** 2).mean(axis=0)
+    return float(np.sqrt(found[clear].mean() / true[clear].mean()))
+
+
+def nlpar(
+    counts: NDArray[Any], strengths: Sequence[float], reach: int = 3
+) -> Iterator[NDArray[np.float32]]:
+    """Non-local pattern averaging and reindexing (Brewick et al., Ultramicroscopy 2019).
+
+    A neighbour at the squared distance ``d`` of `n` pixels has the weight
+    ``exp(-max((d - n s) / (s sqrt(2 n)), 0) / strength^2)``, where ``s`` is the sum of the noise
+    variances of both patterns, each half the smallest mean squared difference from a neighbour.
+    """
+    x = counts.reshape(-1, counts.shape[2] * counts.shape[3]).astype(np.float32)
+    n = x.shape[1]
+    places = np.indices(counts.shape[:2]).reshape(2, -1)
+    near = np.abs(places[:, :, None] - places[:, None]).max(axis=0) <= reach
+    power = np.einsum("ij,ij->i", x, x, dtype=np.float64)
+    distance = np.maximum(power[:, None] + power - 2 * (x @ x.T).astype(np.float64), 0)
+    others = near & ~np.eye(len(x), dtype=bool)
+    noise = np.where(others, distance, np.inf).min(axis=1) / (2 * n)
+    both = np.maximum(noise[:, None] + noise, 1e-12)
+    excess = np.maximum((distance - n * both) / (both * np.sqrt(2 * n)), 0)
+    np.fill_diagonal(excess, 0)
+    for strength in strengths:
+        weight = np.where(near, np.exp(-excess / strength**2), 0)
+        weight /= weight.sum(axis=1, keepdims=True)
+        yield (weight.astype(np.float32) @ x).reshape(counts.shape)
+
+
+def poisson_svd(counts: NDArray[Any], rank: int) -> NDArray[np.float64]:
+    """Truncated SVD of patterns that are scaled as HyperSpy scales Poisson noise."""
+    x = counts.reshape(counts.shape[0] * counts.shape[1], -1).astype(np.float64)
+    scale = np.sqrt(np.outer(x.sum(axis=1), x.sum(axis=0)) / max(x.sum(), 1))
+    scaled = np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)
+    vectors = np.linalg.eigh(scaled @ scaled.T)[1][:, ::-1][:, :rank]
+    found: NDArray[np.float64] = (vectors @ (vectors.T @ scaled) * scale).reshape(counts.shape)
+    return found
+
+
+def filter_table(rows: Sequence[FilterRow]) -> str:
+    """Mean error over seeds, and the largest in brackets, of each kind, dose and method."""
+    methods = list(dict.fromkeys(row.method for row in rows))
+
+    def cell(chosen: list[FilterRow], value: Callable[[FilterRow], float]) -> str:
+        found = [value(row) for row in chosen]
+        return f"{np.mean(found):.2f} ({np.max(found):.2f})" if found else ""
+
+    lines = []
+    for kind in dict.fromkeys(row.kind for row in rows):
+        for dose in doses_of(rows):
+            of = [row for row in rows if (row.kind, row.electrons) == (kind, dose)]
+            first = [row for row in of if row.method == methods[0]]
+            lines.append([
+                kind, f"{dose:,.0f}",
+                *(cell([row for row in of if row.method == method], _error) for method in methods),
+                cell(first, lambda row: row.border), cell(first, lambda row: row.noise),
+            ])  # fmt: skip
+    heads = ["scan", "electrons", *methods, "low rank: at borders", "low rank: noise found"]
+    return markdown_table(heads, lines, texts={0})

@@ -1,0 +1,286 @@
+"""The low-rank filter against slow loops, known structure and known noise."""
+
+from __future__ import annotations
+
+import dask.array as da
+import h5py
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from py4dstem_clustering.kernels.blocks import workers
+from py4dstem_clustering.kernels.lowrank import _Sums, model_core
+from py4dstem_clustering.kernels.lowrank_filter import _Row, average_scores, lowrank_core
+from py4dstem_clustering.kernels.noise import Noise
+from py4dstem_clustering.kernels.shrinkage import kept_share, noise_edge, shrink_locally
+
+SCAN, DETECTOR = (22, 17), (44, 39)  # bins of 2 x 2 pixels
+COUNTED = Noise(1.0, 0.0)
+
+
+def planted(electrons=3000.0, scan=SCAN, detector=DETECTOR, seed=0):
+    """Expected patterns of three grains in stripes, with disks of two pixels, and counts."""
+    rng = np.random.default_rng(seed)
+    x, y = np.indices(scan)
+    grain = ((x + 2 * y) // 12) % 3
+    u, v = np.indices(detector)
+    ring = np.exp(-np.hypot(u - 20, v - 18) / 12)
+    means = np.stack([ring.copy() for _ in range(3)])
+    for mean in means:
+        for a, b in rng.uniform(5, 34, (8, 2)):
+            mean += 3 * (np.hypot(u - a, v - b) < 2.4)
+    means *= electrons / means.sum(axis=(1, 2), keepdims=True)
+    truth = means[grain]
+    return truth, rng.poisson(truth).astype(np.uint16)
+
+
+def run(data, rank=None, noise=COUNTED, shifts=None, local=True, n_jobs=1, n_rows=None, mask=None):
+    options = {"shifts": shifts, "n_jobs": n_jobs, "n_rows": n_rows, "report": lambda n: None}
+    model = model_core(data, q_mask=mask, rank=rank, noise=noise, **options)
+    out = np.full(data.shape, np.nan, dtype=np.float32)
+    left = lowrank_core(data, out, model, local=local, **options)
+    return out, left, model
+
+
+def error(result, truth, where=...):
+    return float(np.sqrt(((np.asarray(result, dtype=float) - truth)[where] ** 2).mean()))
+
+
+# --- theory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scan", "n_bins"), [((30, 20), 150), ((12, 10), 200)])
+def test_noise_ends_at_the_edge(scan, n_bins):
+    rng = np.random.default_rng(2)
+    noise = rng.standard_normal((*scan, n_bins))
+    padded = np.pad(noise, ((1, 1), (1, 1), (0, 0)))
+    mean = sum(
+        wx * wy * padded[1 + dx : 1 + dx + scan[0], 1 + dy : 1 + dy + scan[1]]
+        for dx, wx in ((-1, 0.25), (0, 0.5), (1, 0.25))
+        for dy, wy in ((-1, 0.25), (0, 0.5), (1, 0.25))
+    )
+    n = scan[0] * scan[1]
+    covariance = noise.reshape(n, -1).T @ mean.reshape(n, -1) / n
+    largest = np.linalg.eigvalsh((covariance + covariance.T) / 2)[-1]
+    # The sum is cut at the border of a scan, and so is noise.
+    assert 0.85 * noise_edge(n, n_bins) < largest < 1.02 * noise_edge(n, n_bins)
+
+
+def test_share_of_noise_is_zero_and_of_structure_one():
+    edge = (1 + np.sqrt(0.5)) ** 2
+    np.testing.assert_array_equal(kept_share(np.array([0.0, 1.0, edge - 1e-6]), 0.5), 0)
+    assert kept_share(np.array(1e6), 0.5) == pytest.approx(1, abs=1e-5)
+
+
+def test_local_shrinkage_equals_loop():
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((11, 9, 4)).astype(np.float32)
+    values[3:7, 2:6] += (5, -3, 2, 0)
+    seen = {}
+    with workers(2) as run_tasks:
+        found = shrink_locally(
+            values, 1.3, run_tasks, lambda rows, keep: seen.update({rows.start: keep})
+        )
+    outer = np.einsum("nma,nmb->nmab", values, values).astype(float)
+    moment = gaussian_filter(outer, (1.3, 1.3, 0, 0), mode="constant")
+    moment /= gaussian_filter(np.ones((11, 9)), 1.3, mode="constant")[..., None, None]
+    expected = np.empty_like(values)
+    for place in np.ndindex(11, 9):
+        level, vectors = np.linalg.eigh(moment[place])
+        share = kept_share(level, 4 / (4 * np.pi * 1.3**2))
+        expected[place] = vectors @ (share * (vectors.T @ values[place]))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert sorted(seen) == [0, 4, 8]
+    np.testing.assert_allclose((seen[4] @ values[4:8][..., None])[..., 0], found[4:8], atol=1e-4)
+
+
+@pytest.mark.parametrize("reach", [1, 3])
+def test_averages_of_scores_equal_loop(reach):
+    rng = np.random.default_rng(4)
+    scores = rng.standard_normal((6, 5, 3)).astype(np.float32)
+    scores[:, 3:] += 4
+    variance = rng.uniform(0.5, 2, scores.shape).astype(np.float32)
+    window = {i: _Row.__new__(_Row) for i in range(6)}
+    for i, row in window.items():
+        row.scores, row.variance = scores[i], variance[i]
+    for i in (0, 3):
+        found, own = average_scores(window, i, reach)
+        for j in range(5):
+            total, weights, squares = np.zeros(3), 0.0, 0.0
+            for a in range(max(0, i - reach), min(6, i + reach + 1)):
+                for b in range(max(0, j - reach), min(5, j + reach + 1)):
+                    if (a - i) ** 2 + (b - j) ** 2 > (reach + 0.5) ** 2:
+                        continue
+                    both = variance[i, j] + variance[a, b]
+                    excess = ((scores[i, j] - scores[a, b]) ** 2 / both).sum() - 3
+                    weight = np.exp(-max(excess, 0) / np.sqrt(6))
+                    total += weight * scores[a, b]
+                    weights += weight
+                    squares += weight**2
+            np.testing.assert_allclose(found[j], total / weights, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(own[j], (squares / weights**2, 1 / weights), rtol=1e-4)
+
+
+def test_sums_equal_loop():
+    rows = np.random.default_rng(6).poisson(3, (5, 4, 7)).astype(np.float32)
+    sums = _Sums(7)
+    with workers(1) as run_tasks:
+        for row in rows:
+            sums.add(row, run_tasks)
+    expected, squares, n = np.zeros((7, 7)), np.zeros(7), 0
+    for x, y in np.ndindex(5, 4):
+        for dx, dy in np.ndindex(3, 3):
+            a, b = x + dx - 1, y + dy - 1
+            if 0 <= a < 5 and 0 <= b < 4:
+                weight = (0.25, 0.5, 0.25)[dx] * (0.25, 0.5, 0.25)[dy]
+                expected += weight * np.outer(rows[x, y], rows[a, b])
+        for a, b in ((x + 1, y), (x, y + 1)):
+            if a < 5 and b < 4:
+                squares += (rows[x, y] - rows[a, b]) ** 2
+                n += 1
+    both = (sums.covariance + sums.covariance.T) / 2
+    np.testing.assert_allclose(both, expected, rtol=1e-5)
+    np.testing.assert_allclose(sums.variance((5, 4)), squares / (2 * n))
+    np.testing.assert_allclose(sums.mean(20), rows.mean(axis=(0, 1)), rtol=1e-6)
+
+
+# --- scans of known structure --------------------------------------------------------------------
+
+
+def test_rank_of_planted_grains():
+    truth, counts = planted()
+    assert run(counts)[2].rank == 3
+    assert run(np.random.default_rng(0).poisson(truth.mean(axis=(0, 1)), truth.shape))[2].rank == 1
+
+
+@pytest.mark.parametrize("electrons", [300, 3000, 30000])
+def test_error_and_its_estimate(electrons):
+    truth, counts = planted(electrons)
+    for local in (True, False):
+        out, left, _ = run(counts, local=local)
+        assert error(out, truth) < 0.2 * error(counts, truth)
+        estimate = np.sqrt((left.noise.astype(float) ** 2).mean())
+        # Regions differ by a pixel in size.
+        assert estimate == pytest.approx(error(out, truth), rel=0.35 if local else 0.15)
+        assert np.median(left.residual) == pytest.approx(1, abs=0.15)
+    assert (left.kept > 0).mean() < 0.01
+
+
+def test_patterns_without_noise_stay():
+    truth, _ = planted(1e5)
+    out, _, _ = run(truth, noise=COUNTED)
+    np.testing.assert_allclose(out, truth, rtol=0, atol=0.01 * truth.max())
+
+
+def test_a_single_odd_pattern_is_kept():
+    truth, _ = planted(3000)
+    u, v = np.indices(DETECTOR)
+    disk = np.hypot(u - 30, v - 9) < 2.4
+    truth[9, 5] += 12.0 * disk
+    counts = np.random.default_rng(7).poisson(truth).astype(np.uint16)
+    out, left, _ = run(counts, rank=3)
+    assert left.kept[9, 5] > 0.005
+    assert left.residual[9, 5] == left.residual.max() > 1.5
+    inside = out[9, 5][disk].mean()
+    assert inside == pytest.approx(truth[9, 5][disk].mean(), rel=0.2)
+    # The neighbours do not get it.
+    assert out[9, 6][disk].mean() == pytest.approx(truth[9, 6][disk].mean(), rel=0.3)
+
+
+def test_missing_and_hot_pixels():
+    truth, counts = planted(3000)
+    data = counts.astype(np.float32)
+    data[:, :, 30, 30] = 60000
+    data[4, 4, 20:24, 15] = np.nan
+    data[7, 3] = np.inf
+    out, _, model = run(data)
+    assert model.rank == 3
+    assert model.bins.hot.sum() == 1
+    assert (model.to_scores[model.bins.hot.ravel()] == 0).all()
+    assert np.isfinite(out).all()
+    np.testing.assert_allclose(out[4, 4, 20:24, 15], truth[4, 4, 20:24, 15], atol=1.5)
+    inside = np.broadcast_to(~model.bins.hot, truth.shape).copy()
+    inside[7, 3] = False  # nothing was recorded
+    assert error(out, truth, inside) < 0.25 * error(counts, truth)
+
+
+def test_descan_is_undone_and_done_again():
+    truth, _ = planted(3000)
+    shifts = np.zeros((*SCAN, 2), dtype=int)
+    shifts[:, 9:] = (2, -1)
+    moved = truth.copy()
+    for position in np.argwhere(shifts.any(axis=2)):
+        moved[tuple(position)] = np.roll(truth[tuple(position)], -shifts[tuple(position)], (0, 1))
+    counts = np.random.default_rng(5).poisson(moved).astype(np.uint16)
+    out, _, model = run(counts, shifts=shifts)
+    assert model.rank <= 5  # the border that comes in is structure, too
+    inner = np.s_[..., 3:-3, 3:-3]
+    assert error(out[inner], moved[inner]) < 0.25 * error(counts[inner], moved[inner])
+    # What leaves the detector when patterns are moved stays as it was recorded.
+    np.testing.assert_array_equal(out[:, 9:, -2:], counts[:, 9:, -2:])
+    np.testing.assert_array_equal(out[:, 9:, :, 0], counts[:, 9:, :, 0])
+    assert (out[:, 9:, :-2, 1:] != counts[:, 9:, :-2, 1:]).all()
+
+
+# --- what it must not depend on -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["numpy", "dask", "h5py"])
+def test_any_blocks_and_threads_give_the_same_bits(kind, tmp_path):
+    _, counts = planted(500, scan=(11, 70), detector=(20, 18))
+    expected = run(counts)
+    if kind == "dask":
+        data = da.from_array(counts, chunks=(3, -1, -1, -1))
+    elif kind == "h5py":
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["scan"] = counts
+        data = h5py.File(tmp_path / "a.h5", "r")["scan"]
+    else:
+        data = counts
+    for n_rows, n_jobs in ((1, 1), (2, 3), (4, 2), (11, 1)):
+        out, left, _ = run(data, n_rows=n_rows, n_jobs=n_jobs)
+        np.testing.assert_array_equal(out, expected[0])
+        for a, b in zip(left, expected[1], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float64, ">u2"])
+def test_types(dtype):
+    _, counts = planted(500, scan=(9, 8))
+    counts = np.minimum(counts, 255)
+    np.testing.assert_allclose(run(counts.astype(dtype))[0], run(counts)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])
+def test_unit_and_dark_level(unit):
+    truth, counts = planted(2000)
+    data = unit * (counts.astype(np.float64) * 3 + 500)
+    out, left, _ = run(data, noise=Noise(3 * unit, 500 * unit))
+    expected, expected_left, _ = run(counts)
+    # A dark level makes other patterns the strongest, so that the last digits differ.
+    assert error((out.astype(float) / unit - 500) / 3, expected) < 0.1 * error(expected, truth)
+    ratio = left.noise / unit / 3 / expected_left.noise
+    assert np.median(ratio) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["zeros", "flat", "one", "line"])
+def test_scans_without_structure(kind):
+    rng = np.random.default_rng(0)
+    shape = {"one": (1, 1, 9, 12), "line": (1, 9, 12, 9)}.get(kind, (4, 5, 9, 12))
+    data = rng.poisson(4, shape).astype(np.float32)
+    if kind in ("zeros", "flat"):
+        data[:] = 7.0 * (kind == "flat")
+    out, left, _ = run(data, noise=None)
+    assert np.isfinite(out).all()
+    assert np.isfinite(left.noise).all()
+    if kind != "one":  # which leaves no more than noise
+        assert out.mean() == pytest.approx(data.mean(), rel=0.05, abs=1e-6)
+
+
+def test_mask_chooses_where_structure_counts():
+    truth, counts = planted(3000)
+    mask = np.zeros(DETECTOR, dtype=bool)
+    mask[:, :20] = True
+    out, _, model = run(counts, mask=mask)
+    assert model.rank == 3
+    assert error(out, truth) < 0.3 * error(counts, truth)
