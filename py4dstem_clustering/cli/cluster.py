@@ -57,6 +57,7 @@ def run_cluster(options: argparse.Namespace) -> None:
         start = time.perf_counter()
         clusters: Any = cluster(
             scan,
+            level=options.level,
             min_size=options.min_size,
             r_mask=r_mask,
             q_mask=q_mask,

@@ -150,6 +150,8 @@ def is_growth(options: argparse.Namespace) -> bool:
     grows = options.threshold is not None or filters or options.sigma is not None
     if grows and options.keep_background:
         raise ValueError("--keep-background goes with merging, not with --threshold")
+    if grows and options.level is not None:
+        raise ValueError("--level goes with merging, not with --threshold, --filter or --sigma")
     return grows
 
 

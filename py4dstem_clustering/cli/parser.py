@@ -83,6 +83,8 @@ def _add_cluster(commands: Any) -> None:
         "values make several clusterings; the averages are those of the last one that finds "
         "clusters. Without a threshold, regions are merged, and nothing needs "
         "tuning")  # fmt: skip
+    add("--level", choices=("pattern", "crystal"), help="merging: crystals, the default, or "
+        "regions of one pattern, in which a bent crystal comes in pieces")  # fmt: skip
     _add_scan_options(cluster)
     cluster.set_defaults(run=run_cluster)
 
@@ -104,6 +106,8 @@ def _add_series(commands: Any) -> None:
     add("--threshold", type=float, help="grow clusters over neighbours of at least this "
         "similarity, as in the paper; default 0.9 where --filter or --sigma is given. Without a "
         "threshold, regions are merged, and nothing needs tuning")  # fmt: skip
+    add("--level", choices=("pattern", "crystal"), help="merging: crystals, the default, or "
+        "regions of one pattern")  # fmt: skip
     _add_scan_options(series)
     series.set_defaults(run=run_series)
 

@@ -71,6 +71,7 @@ def run_series(options: argparse.Namespace) -> None:
             r_mask=r_mask,
             method="grow" if grows else "merge",
             threshold=options.threshold,
+            level=options.level,
             sigma=options.sigma,
             drop_background=None if grows else not options.keep_background,
             **common_options(options),

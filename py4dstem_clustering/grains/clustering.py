@@ -37,7 +37,7 @@ from ..scan.datacubes import get_provenance, warn_of_other_data
 from .averages import keep_clusters
 from .clusters import Clusters
 from .node import CLUSTERS_KIND, TREE_KIND
-from .options import METHODS, ClusterOptions, Method, check_options
+from .options import METHODS, ClusterOptions, Level, Method, check_options
 from .tree import ClusterTree
 
 
@@ -288,6 +288,7 @@ def cluster(
     *,
     method: Method | None = None,
     threshold: float | Literal["auto"] | None = None,
+    level: Level | None = None,
     n_clusters: int | None = None,
     min_size: int = 1,
     rank: int | Literal["auto"] = "auto",
@@ -305,8 +306,8 @@ def cluster(
 ) -> Clusters | None:
     """Find the grains: regions of the scan in which diffraction patterns are alike.
 
-    Without arguments, regions are merged as long as they differ by no more than noise and the
-    variation inside a grain; this needs no tuning and works for raw scans of any dose. With a
+    Without arguments, regions of one pattern are found, and those of one lattice join to crystals,
+    whatever thickness and bending do to the intensities of disks; nothing needs tuning. With a
     `threshold`, clusters grow over similar neighbours, as in the paper.
 
     Parameters
@@ -317,8 +318,12 @@ def cluster(
     threshold : float or "auto", optional
         Growth: smallest similarity, -1 to 1, at which neighbours join (the paper: 0.9). Lower it if
         grains come in pieces; raise it if grains join. "auto" takes the clusters that are the most
-        stable over the levels, each at its own level. Merging: 1, the default, is the automatic
-        level; above 1 grains that differ little join, see `ClusterTree.cut`.
+        stable over the levels, each at its own level. Merging: 2, the default, makes crystals, 1
+        regions of one pattern; above 2 crystals that differ least join, see `ClusterTree.cut`.
+    level : "pattern" or "crystal", optional
+        Merging: a level with a name, instead of a threshold. "crystal", the default, joins pieces
+        of one lattice; "pattern" keeps apart what differs by more than noise: a bent crystal comes
+        in pieces, and a layer with another lattice constant can be a region of its own.
     n_clusters : int, optional
         Number of clusters, instead of a threshold; see `ClusterTree.cut`.
     min_size : int
@@ -379,7 +384,10 @@ def cluster(
     (the energy of Mumford and Shah, as in Koepfler et al., 1994). "Little" is relative to noise and
     the variation inside a grain. Positions of thin regions that are mixtures of their neighbours go
     to these neighbours. Regions without contrast at their common border join, even if the lattice
-    bends by a few degrees from end to end. A position in stacked grains gets the
+    bends. These are the regions of one pattern. They join to crystals if their disks lie at the
+    same places and the patterns on both sides of their border differ by no more than they vary on
+    each side, as a bend does; a step stays. Regions that have one pattern over more than nine
+    positions are not bent and stay apart. A position in stacked grains gets the
     label of the grain with the larger share. Grains of one orientation that touch are separated
     only where their patterns differ. A camera lag, in which part of each pattern is recorded at the
     next position along one axis, is found at the borders and corrected; then regions are merged
@@ -413,6 +421,7 @@ def cluster(
         self.Qshape,
         method=method,
         threshold=threshold,
+        level=level,
         n_clusters=n_clusters,
         min_size=min_size,
         drop_background=drop_background,

@@ -159,8 +159,7 @@ def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
     text.add(
         "Regions were merged, from single positions on, as long as the growth of the squared "
         f"deviation, relative to noise and to the variation inside a grain, was small for the "
-        f"border that went {cite}"
-        + ("; the level was found automatically." if level == 1 else f", up to level {level:.4g}.")
+        f"border that went {cite}" + _describe_level(level, settings.get("automatic_level", 1))
     )
     if settings.get("drop_background") and settings.get("n_background"):
         n = settings["n_background"]
@@ -177,6 +176,21 @@ def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
             f"A camera lag of {settings['lag']:.2g} positions along {settings['lag_axis']} was "
             "estimated and undone."
         )
+
+
+def _describe_level(level: float, automatic: float) -> str:
+    """End of the sentence about merging, and what joined to crystals."""
+    if automatic == 1:  # files from before crystals had a level
+        return (
+            "; the level was found automatically." if level == 1 else f", up to level {level:.4g}."
+        )
+    if level < 1:
+        return f", up to level {level:.4g}."
+    if level == 1:
+        return "."
+    joined = ". Neighbouring regions joined if their Bragg disks lie at the same places and their "
+    joined += "patterns change as gradually across the border as on both sides of it"
+    return joined + ("." if level == automatic else f", up to level {level:.4g}.")
 
 
 def _describe_growth(clusters: Any, text: _Text) -> None:

@@ -16,6 +16,7 @@ from ..base.checks import (
     check_q_mask,
     check_r_mask,
 )
+from ..kernels.crystals import PATTERN_LEVEL
 from ..kernels.features import MAX_RANK
 from ..patterns.similarity import Similarity, as_similarity
 
@@ -23,6 +24,11 @@ Method = Literal["merge", "grow"]
 
 METHODS: tuple[Method, ...] = ("merge", "grow")
 """Ways to find clusters: merging of regions, and growth over similar neighbours."""
+
+Level = Literal["pattern", "crystal"]
+
+LEVELS: dict[str, float | Literal["auto"]] = {"pattern": PATTERN_LEVEL, "crystal": "auto"}
+"""Levels of merging with a name: regions of one pattern, and crystals, the automatic level."""
 
 GROWTH_THRESHOLD = 0.9
 """Default of `threshold` in `cluster` for growth, as in the paper. A higher one makes more and
@@ -55,6 +61,7 @@ def check_options(
     *,
     method: Any = None,
     threshold: Any = None,
+    level: Any = None,
     n_clusters: Any = None,
     min_size: Any = 1,
     drop_background: Any = None,
@@ -69,7 +76,12 @@ def check_options(
     if method is None:
         grows = (threshold, sigma, subtract_mean, similarity)
         method = "merge" if all(value is None for value in grows) else "grow"
-    cut = check_cut(method, threshold, n_clusters, min_size, drop_background)
+        if level is None and isinstance(threshold, int | float) and threshold > 1:
+            raise ValueError(
+                f"threshold={threshold!r} is no similarity, -1 to 1, at which clusters grow; for a "
+                "level of merging add method='merge', or give level='pattern' or 'crystal'"
+            )
+    cut = check_cut(method, threshold, n_clusters, min_size, drop_background, level)
     if method == "grow" and threshold is None and n_clusters is None:
         cut["threshold"] = GROWTH_THRESHOLD
     check_choice("method", method, METHODS)
@@ -102,10 +114,27 @@ def check_options(
 
 
 def check_cut(
-    method: str, threshold: Any, n_clusters: Any, min_size: Any, drop_background: Any
+    method: str,
+    threshold: Any,
+    n_clusters: Any,
+    min_size: Any,
+    drop_background: Any,
+    level: Any = None,
 ) -> dict[str, Any]:
-    """Check the options of `ClusterTree.cut` for a tree of this method, and return their values."""
+    """Check the options of `ClusterTree.cut` for a tree of this method, and return their values.
+
+    A level with a name becomes the `threshold` of this level.
+    """
     min_size = check_integer("min_size", min_size, 1)
+    if level is not None:
+        check_choice("level", level, tuple(LEVELS))
+        if method != "merge":
+            raise ValueError(
+                f"level={level!r} belongs to merging; leave out what grows clusters, or the level"
+            )
+        if threshold is not None or n_clusters is not None:
+            raise ValueError(f"level={level!r}: give no threshold and no n_clusters with it")
+        threshold = LEVELS[level]
     if n_clusters is not None:
         n_clusters = check_integer("n_clusters", n_clusters, 1)
         if threshold is not None:

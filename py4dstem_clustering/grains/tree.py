@@ -23,7 +23,7 @@ from ..patterns.similarity import Similarity
 from .clusters import NOTED, Clusters
 from .editing import join_pairs
 from .node import TREE_ARRAYS, read_tree, write_tree
-from .options import METHODS, ClusterOptions, Method, check_cut
+from .options import METHODS, ClusterOptions, Level, Method, check_cut
 
 STABLE_SIZE = 40
 """Smallest size, in scan positions, of clusters of growth with ``threshold="auto"``; a twentieth of
@@ -109,7 +109,7 @@ class ClusterTree(Frozen):
 
     @property
     def automatic_level(self) -> float:
-        """Merging: level of the automatic cut, 2; in files written before crystals had a level, 1."""
+        """Merging: level of the automatic cut: 2, or 1 in files from before crystals had a level."""
         return float(self.settings.get("automatic_level", PATTERN_LEVEL))
 
     @cached_property
@@ -230,6 +230,7 @@ class ClusterTree(Frozen):
         self,
         threshold: float | Literal["auto"] | None = None,
         *,
+        level: Level | None = None,
         n_clusters: int | None = None,
         min_size: int = 1,
         drop_background: bool | None = None,
@@ -240,10 +241,13 @@ class ClusterTree(Frozen):
         Parameters
         ----------
         threshold : float or "auto", optional
-            Growth: smallest similarity, -1 to 1, at which neighbours join. Merging: 1 is the
-            automatic cut, with refined borders; above 1 the grains that differ least join; below 1
-            grains come in pieces. With "auto", the default, merging is cut at 1, and each branch
-            of growth at its own level, where clusters are most stable.
+            Growth: smallest similarity, -1 to 1, at which neighbours join. Merging: 1 makes regions
+            of one pattern, 2 crystals, both with refined borders; between them pieces of crystals
+            join, above 2 the crystals that differ least; below 1 regions come in pieces. With
+            "auto", the default, merging makes crystals, and each branch of growth is cut at its own
+            level, where clusters are most stable.
+        level : "pattern" or "crystal", optional
+            Merging: a level with a name, instead of a threshold.
         n_clusters : int, optional
             Number of clusters of at least `min_size` positions, instead of a threshold. If no level
             has this number, the next smaller number is taken. If several levels have the number,
@@ -269,7 +273,7 @@ class ClusterTree(Frozen):
         ValueError, TypeError
             If an argument is wrong.
         """
-        cut = check_cut(self.method, threshold, n_clusters, min_size, drop_background)
+        cut = check_cut(self.method, threshold, n_clusters, min_size, drop_background, level)
         return self._cut_with(ClusterOptions(self.method, **cut), name)
 
     def _cut_with(self, options: ClusterOptions, name: str) -> Clusters:

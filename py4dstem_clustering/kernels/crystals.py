@@ -41,12 +41,12 @@ from .strips import STRIP_DEPTH, border_strips, find_facing, noise_power
 # NaCl, magnesium, gold and silicon; seed 100), on kinds of sample of `simulate_sample` (seed 100)
 # and on the hard scans of the benchmark (seeds 100 to 103).
 MIN_SHARED = 0.25
-"""Score from which on two pieces join: the share of disks in common beyond that of unrelated pieces,
-times factors below 1 for a step. A smaller value joins more."""
+"""Score from which on two pieces join: the share of disks in common beyond that of unrelated
+pieces, times factors below 1 for a step. A smaller value joins more."""
 
 GRADIENT_RATIO = 0.18
-"""Scatter of the patterns inside two strips, relative to the squared difference of their means, from
-which on nothing speaks against a common lattice. A uniform gradient gives 1/6, a step 0."""
+"""Scatter of the patterns inside two strips, relative to the squared difference of their means,
+from which on nothing speaks against a common lattice. A uniform gradient gives 1/6, a step 0."""
 
 MAX_GAIN = 3.0
 """Factor of intensity up to which two patterns differ in thickness only."""
@@ -65,8 +65,8 @@ FINE_LEVEL = 0.5
 """Level of the merges of positions at which parts of regions are looked at for disks."""
 
 MAX_UNIFORM_SCATTER = 0.18
-"""Scatter of the patterns of a region beyond noise, relative to the power of their mean, up to which
-a wide region is one pattern. Cubes of MgO have 0.05 to 0.1, pieces of a bent foil from 0.18 on."""
+"""Scatter of the patterns of a region beyond noise, relative to the power of their mean, up to
+which a wide region is one pattern. Cubes of MgO have less, most pieces of a bent foil more."""
 
 CORE_WIDTH = 5
 """Width, scan positions, of a square that lies in one region for its middle to count in the mean

@@ -31,9 +31,9 @@ SHARED_ERRORS = 2.0
 """Standard errors above which a bin counts as part of a disk when two patterns are compared."""
 
 MIN_LIMIT = 0.25
-"""Smallest contrast of disks in a grain, relative to the mean pattern of the scan. Simulated liquid,
-film and vacuum reach 0.2, from 100 to 100,000 electrons; arcs of a polymer have 0.4, the weakest of
-the Bloch-wave grains 0.9."""
+"""Smallest contrast of disks in a grain, relative to the mean pattern of the scan. Simulated
+liquid, film and vacuum reach 0.2, from 100 to 100,000 electrons; arcs of a polymer have 0.4, the
+weakest of the Bloch-wave grains 0.9."""
 
 MAX_LIMIT = 0.6
 """Largest value of the limit between grains and background. Support beside strong grains reaches
@@ -183,9 +183,9 @@ def shared_disks(disks: Disks, mean: NDArray[Any], size: NDArray[Any]) -> NDArra
     """Share of the disks that pairs of patterns have in common, 0 to 1.
 
     It is the cosine between the roots of both patterns (their Hellinger affinity), with bins below
-    `SHARED_ERRORS` standard errors set to zero. The root makes disks count by their place more than
-    by their intensity, which changes with thickness and bending. Noise makes the cosine smaller; the
-    result is relative to the cosine that noise leaves between two measurements of one pattern.
+    `SHARED_ERRORS` standard errors set to zero. The root makes disks count by their place more
+    than by their intensity, which changes with thickness and bending. Noise makes the cosine
+    smaller; the result is relative to the cosine that noise leaves between two measurements of one pattern.
 
     Parameters
     ----------
