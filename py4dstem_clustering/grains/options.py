@@ -76,7 +76,7 @@ def check_options(
     if method is None:
         grows = (threshold, sigma, subtract_mean, similarity)
         method = "merge" if all(value is None for value in grows) else "grow"
-        if level is None and isinstance(threshold, int | float) and threshold > 1:
+        if level is None and isinstance(threshold, int | float) and 1.5 <= threshold < np.inf:
             raise ValueError(
                 f"threshold={threshold!r} is no similarity, -1 to 1, at which clusters grow; for a "
                 "level of merging add method='merge', or give level='pattern' or 'crystal'"

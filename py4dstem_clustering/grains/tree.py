@@ -109,7 +109,7 @@ class ClusterTree(Frozen):
 
     @property
     def automatic_level(self) -> float:
-        """Merging: level of the automatic cut: 2, or 1 in files from before crystals had a level."""
+        """Merging: level of the automatic cut, 2; 1 in files from before crystals had a level."""
         return float(self.settings.get("automatic_level", PATTERN_LEVEL))
 
     @cached_property

@@ -95,8 +95,8 @@ PATTERN_LEVEL = 1.0
 CRYSTAL_LEVEL = 2.0
 """Level of a cluster tree at which crystals are cut, the automatic level."""
 
-_HIGHEST_LEVEL = 1000.0
-"""Level of joins that nothing speaks for."""
+_WITHOUT_EVIDENCE = 1000.0
+"""Level of joins that nothing speaks for; crystals and background join above it."""
 
 
 class Crystals(NamedTuple):
@@ -177,8 +177,8 @@ def _coarse_joins(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Joins of crystals and background regions beyond the automatic cut, and their levels.
 
-    Two crystals join by their score, as pieces do. Where one side is background, the level follows
-    the contrast across the common border.
+    Two crystals join by their score, as pieces do, and two regions of the background by the
+    contrast across their border. A crystal joins the background last.
     """
     n = int(labels.max(initial=-1)) + 1
     group = join_numbers(pairs, n)
@@ -189,14 +189,18 @@ def _coarse_joins(
     ends = np.stack([borders.first, borders.second], axis=1)
     is_empty = np.bincount(whole[labels >= 0], background[labels >= 0]) > 0
     level = CRYSTAL_LEVEL * contrast / MAX_CONTRAST
+    level[is_empty[ends].sum(axis=1) == 1] += _WITHOUT_EVIDENCE
     crystals = ~is_empty[ends].any(axis=1)
     if crystals.any():
         empty = np.where(np.append(is_empty, True)[whole], -1, whole)
         shift = _empty_pattern(empty, values, labels >= 0)
         state = _Joining(whole, values - shift, disks)
         score = state.scores(np.arange(state.n), ends[crystals])
-        level[crystals] = CRYSTAL_LEVEL * MIN_SHARED / np.maximum(score, 1e-9)
-    level = np.clip(level, np.nextafter(CRYSTAL_LEVEL, 3), _HIGHEST_LEVEL)
+        unlike = CRYSTAL_LEVEL * MIN_SHARED / np.maximum(score, 1e-9)
+        # Without disks in common, the crystals that differ less join first.
+        unlike = np.minimum(unlike, _WITHOUT_EVIDENCE / 2) * (1 + 1e-3 * contrast[crystals])
+        level[crystals] = np.minimum(unlike, _WITHOUT_EVIDENCE)
+    level = np.maximum(level, np.nextafter(CRYSTAL_LEVEL, 3))
     member = np.zeros(int(whole.max()) + 1, dtype=np.int64)
     member[whole[labels >= 0]] = labels[labels >= 0]
     joined = DisjointSet(range(len(member)))

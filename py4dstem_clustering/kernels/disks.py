@@ -185,7 +185,8 @@ def shared_disks(disks: Disks, mean: NDArray[Any], size: NDArray[Any]) -> NDArra
     It is the cosine between the roots of both patterns (their Hellinger affinity), with bins below
     `SHARED_ERRORS` standard errors set to zero. The root makes disks count by their place more
     than by their intensity, which changes with thickness and bending. Noise makes the cosine
-    smaller; the result is relative to the cosine that noise leaves between two measurements of one pattern.
+    smaller; the result is relative to the cosine that noise leaves between two measurements of one
+    pattern.
 
     Parameters
     ----------

@@ -190,6 +190,11 @@ def step_of(node: Any, calibration: Any, axes: str = "R") -> tuple[float, str]:
 def known_centre(datacube: Any) -> tuple[float, float] | None:
     """Mean centre of the direct beam, from the calibration; None if the calibration has none."""
     check_calibration(datacube)
+    return mean_centre(datacube)
+
+
+def mean_centre(datacube: Any) -> tuple[float, float] | None:
+    """`known_centre`, whatever scan its maps are of, as for averages with those of their scan."""
     calibration = calibration_of(datacube)
     if calibration is None:
         return None

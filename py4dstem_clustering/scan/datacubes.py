@@ -48,12 +48,12 @@ def get_provenance(
 def _parents(datacube: DataCube) -> tuple[str, ...]:
     """Fingerprints of the scans from which a filtered scan was made; empty for a scan as recorded.
 
-    `filter_correlative` has noted them in the metadata.
+    The filters have noted them in the metadata.
     """
     found = (
         getattr(note, "_params", {}).get("fingerprint")
         for key, note in datacube.metadata.items()
-        if key.startswith("filter_correlative")
+        if key.startswith(("filter_correlative", "filter_lowrank"))
     )
     return tuple(mark for mark in found if isinstance(mark, str))
 

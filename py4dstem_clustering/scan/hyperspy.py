@@ -10,7 +10,7 @@ import numpy as np
 
 from ..emd import nodes
 from .axes import Axes, Axis, plain, set_calibration, text_of
-from .calibration import known_centre
+from .calibration import mean_centre
 
 if TYPE_CHECKING:
     from py4DSTEM import DataCube
@@ -131,7 +131,7 @@ def describe_axes(datacube: Any) -> list[dict[str, Any]]:
     calibration = datacube.calibration
     step, unit = calibration.get_R_pixel_size(), calibration.get_R_pixel_units()
     pixel, pixel_unit = calibration.get_Q_pixel_size(), calibration.get_Q_pixel_units()
-    centre = known_centre(datacube) if pixel_unit != "pixels" else None
+    centre = mean_centre(datacube) if pixel_unit != "pixels" else None
     offsets = (0.0, 0.0) if centre is None else (-centre[0] * pixel, -centre[1] * pixel)
     described = [
         ("y", step, 0.0, unit),

@@ -261,7 +261,7 @@ def test_help_names_the_command_that_was_called(capsys, monkeypatch, program, na
 def test_what_can_be_known_is_checked_before_a_file_is_opened(
     npy, tmp_path, capsys, monkeypatch, command, options, text
 ):
-    monkeypatch.setattr("py4dstem_clustering.cli.options.load_scan", None)
+    monkeypatch.setattr("py4dstem_clustering.cli.options.open_scan", None)
     arguments = [command, npy, "--out", tmp_path / "out.h5", "--quiet", *options]
     assert main([str(argument) for argument in arguments]) == 2
     assert text in error_line(capsys)
@@ -271,7 +271,7 @@ def test_what_can_be_known_is_checked_before_a_file_is_opened(
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder of Linux")
 @pytest.mark.parametrize("command", ["cluster", "series"])
 def test_a_folder_in_which_nothing_can_be_written(npy, tmp_path, capsys, monkeypatch, command):
-    monkeypatch.setattr("py4dstem_clustering.cli.options.load_scan", None)
+    monkeypatch.setattr("py4dstem_clustering.cli.options.open_scan", None)
     assert main([command, str(npy), "--out", "/proc/self/out.h5", "--quiet"]) == 2
     assert "/out.h5 cannot be written" in error_line(capsys)
     figures = ["--figures", "/proc/self"]

@@ -17,6 +17,7 @@ from conftest import SCAN, first_quick
 from py4DSTEM import DataCube, RealSlice
 
 from py4dstem_clustering import Clusters, simulate_scan
+from py4dstem_clustering.grains.background import find_background
 from py4dstem_clustering.grains.tree import ClusterTree, level_for
 from py4dstem_clustering.kernels import blocks
 from py4dstem_clustering.kernels.tree import label_nodes, link, most_stable
@@ -250,12 +251,13 @@ def test_a_number_of_merged_clusters_is_met_next_to_the_automatic_level(merged):
     automatic = merged.cut()
     assert automatic.n_clusters == 3
     found = merged.cut(n_clusters=3)
-    assert found.settings["level"] == 1
+    assert found.settings["level"] == 2
     np.testing.assert_array_equal(found.labels, automatic.labels)
 
 
 def test_a_number_of_merged_clusters_is_not_taken_where_clusters_are_still_small():
-    tree = SimpleNamespace(method="merge", levels=np.array([0.9, 1.0, 100.0]))
+    levels = np.array([0.9, 1.0, 100.0])
+    tree = SimpleNamespace(method="merge", levels=levels, automatic_level=1.0)
     assert level_for(tree, np.array([2, 5, 2]), 2) == 100
     assert level_for(tree, np.array([5, 2, 2]), 2) == 1
 
@@ -307,7 +309,7 @@ def test_arrays_are_read_only_and_pickling_keeps_them_so(tree):
         with pytest.raises(TypeError):
             found.settings["rank"] = 1
     if tree.method == "merge":
-        for name in ("automatic", "features", "brightness", "similarity"):
+        for name in ("automatic", "features", "background", "similarity"):
             assert not getattr(again, name).flags.writeable
     for threshold in ("auto", float(tree.levels[-3])):
         np.testing.assert_array_equal(again.cut(threshold).labels, tree.cut(threshold).labels)
@@ -337,7 +339,7 @@ def test_a_file_holds_the_whole_tree(cube, tmp_path, method):
     assert repr(again) == repr(tree)
     assert (again.pixel_size, again.pixel_units) == (2.5, "nm")
     assert dict(again.settings).keys() == dict(tree.settings).keys()
-    for name in ("first", "second", "level", "mask", "automatic", "features", "brightness"):
+    for name in ("first", "second", "level", "mask", "automatic", "features", "background"):
         expected, found = getattr(tree, name), getattr(again, name)
         np.testing.assert_array_equal(found, expected)
         assert expected is None or found.dtype == expected.dtype
@@ -454,7 +456,7 @@ def test_fine_cuts_are_nested(merged):
 
 
 def test_beyond_the_automatic_level_regions_only_join(merged):
-    levels = merged.levels[merged.levels >= 1]
+    levels = merged.levels[merged.levels >= merged.automatic_level]
     assert len(levels) >= 3
     maps = [merged.cut(float(t), drop_background=False).labels for t in (*levels, 1e6)]
     assert all(nested(a, b) for a, b in pairwise(maps))
@@ -508,7 +510,7 @@ def test_settings_tell_how(merged):
     expected = {
         "method": "merge",
         "threshold": "auto",
-        "level": 1.0,
+        "level": 2.0,
         "min_size": 3,
         "name": "mine",
         "drop_background": True,
@@ -642,30 +644,58 @@ def test_a_grain_is_never_background(electrons, seed):
     assert (scan.labels[background] >= 0).mean() < 0.02
 
 
-@pytest.mark.parametrize(("power", "background"), [(0.2, (0,)), (0.35, ())])
-def test_one_region_is_background_up_to_a_quarter_of_the_noise(power, background):
-    shape, rank = (6, 6), 4
-    features = np.full((*shape, rank), power**0.5)  # the same at all positions
-    n = shape[0] * shape[1]
-    tree = ClusterTree(
-        "merge", np.arange(n - 1), np.arange(1, n), np.zeros(n - 1), np.ones(shape, bool), {},
-        np.full((*shape, 8), np.nan), np.zeros(shape, int), features, np.zeros(shape),
-    )  # fmt: skip
-    assert tree.cut(drop_background=False).background == background
-    assert tree.cut().n_clusters == 1 - len(background)
-    assert tree.n_clusters().tolist()[-1] == 1 - len(background)
+@pytest.mark.parametrize(("power", "background"), [(0.2, True), (0.35, False)])
+def test_in_old_files_one_region_is_background_up_to_a_quarter_of_the_noise(power, background):
+    features = np.full((6, 6, 4), power**0.5)  # the same at all positions
+    found = find_background(features, np.zeros((6, 6)), np.zeros((6, 6), dtype=int))
+    np.testing.assert_array_equal(found, background)
 
 
-@pytest.mark.parametrize(("power", "background"), [(5, (1,)), (20, ())])
-def test_a_weak_region_is_background_beside_a_strong_one(power, background):
+@pytest.mark.parametrize(("power", "background"), [(5, True), (20, False)])
+def test_in_old_files_a_weak_region_is_background_beside_a_strong_one(power, background):
     shape, rank = (4, 2), 4
     features = np.ones((*shape, rank)) * np.sqrt([[100 / rank], [power / rank]])
-    first = np.array([0, 2, 4, 1, 3, 5])  # a chain in each column, which is a region
-    tree = ClusterTree(
-        "merge", first, first + 2, np.zeros(6), np.ones(shape, bool), {},
-        np.full((*shape, 8), np.nan), np.indices(shape)[1], features, np.full(shape, 100.0),
-    )  # fmt: skip
-    assert tree.cut(drop_background=False).background == background
+    found = find_background(features, np.full(shape, 100.0), np.indices(shape)[1])
+    np.testing.assert_array_equal(found, [[False, background]] * 4)
+
+
+def test_a_cluster_is_background_if_most_of_it_is():
+    shape, n = (6, 5), 30
+    background = np.zeros(shape, dtype=bool)
+    background.ravel()[:15] = True
+
+    def tree(background):
+        return ClusterTree(
+            "merge", np.arange(n - 1), np.arange(1, n), np.zeros(n - 1), np.ones(shape, bool), {},
+            np.full((*shape, 8), np.nan), np.zeros(shape, int), np.zeros((*shape, 2)), background,
+        )  # fmt: skip
+
+    half = tree(background)
+    assert half.cut(drop_background=False).background == ()
+    assert half.cut().n_clusters == half.n_clusters()[-1] == 1
+    background.ravel()[15] = True
+    most = tree(background)
+    assert most.cut(drop_background=False).background == (0,)
+    assert most.cut().n_clusters == most.n_clusters()[-1] == 0
+
+
+def test_levels_have_names(merged):
+    crystals, patterns = merged.cut(level="crystal"), merged.cut(level="pattern")
+    np.testing.assert_array_equal(crystals.labels, merged.cut().labels)
+    np.testing.assert_array_equal(patterns.labels, merged.cut(1.0).labels)
+    assert (crystals.settings["level"], patterns.settings["level"]) == (2, 1)
+    assert nested(patterns.labels, np.where(patterns.labels < 0, -1, crystals.labels))
+    cube = cube_of(simulation().datacube.data)
+    found = cube.cluster(level="pattern", **QUIET)
+    np.testing.assert_array_equal(found.labels, patterns.labels)
+    with pytest.raises(ValueError, match="level='x' must be one of 'pattern', 'crystal'"):
+        merged.cut(level="x")
+    with pytest.raises(ValueError, match="give no threshold"):
+        merged.cut(1.5, level="crystal")
+    with pytest.raises(ValueError, match="belongs to merging"):
+        cube.cluster(method="grow", level="crystal", **QUIET)
+    with pytest.raises(ValueError, match="add method='merge', or give level="):
+        cube.cluster(threshold=3, **QUIET)
 
 
 def test_a_twentieth_of_a_small_scan_is_a_stable_cluster():

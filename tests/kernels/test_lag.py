@@ -70,7 +70,14 @@ def regions_of(values):
 
 def features_with(values):
     brightness = values.sum(axis=2).astype(np.float32)
-    return Features(values.astype(np.float32), brightness, *(np.ones(3),) * 3)
+    rank = values.shape[2]
+    return Features(
+        values.astype(np.float32),
+        brightness,
+        *(np.ones(3),) * 3,
+        directions=np.ones((3, rank), dtype=np.float32),
+        bin_grid=np.zeros((3, 2), dtype=np.int64),
+    )
 
 
 # --- crossings --------------------------------------------------------------------------------
