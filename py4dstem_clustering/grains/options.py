@@ -76,10 +76,11 @@ def check_options(
     if method is None:
         grows = (threshold, sigma, subtract_mean, similarity)
         method = "merge" if all(value is None for value in grows) else "grow"
-        if level is None and isinstance(threshold, int | float) and 1.5 <= threshold < np.inf:
+        if level is None and isinstance(threshold, int | float) and 1 < threshold < np.inf:
             raise ValueError(
-                f"threshold={threshold!r} is no similarity, -1 to 1, at which clusters grow; for a "
-                "level of merging add method='merge', or give level='pattern' or 'crystal'"
+                f"threshold={threshold!r} must be a finite number from -1 to 1, a similarity at "
+                "which clusters grow; for a level of merging add method='merge', or give "
+                "level='pattern' or 'crystal'"
             )
     cut = check_cut(method, threshold, n_clusters, min_size, drop_background, level)
     if method == "grow" and threshold is None and n_clusters is None:

@@ -7,8 +7,8 @@ them. Here, the scan is cut in pieces and pieces join to crystals:
    and parts of other regions that show none become background.
 2. Two neighbouring pieces join if they share disks, and if the patterns on both sides of their
    border differ by no more than they vary on each side. A uniform bend passes, a step does not.
-   A piece that is wide has one pattern over a long way, so it is not bent: two wide pieces are
-   never in one crystal.
+   A piece that has one pattern over a long way is not bent: two such pieces are never in one
+   crystal.
 3. Borders to the background are placed where a crystal has half of its strength.
 """
 
@@ -40,13 +40,17 @@ from .strips import STRIP_DEPTH, border_strips, find_facing, noise_power
 # The constants are the same for every scan. They were tuned on Bloch-wave scans (gold, silicon,
 # NaCl, magnesium, gold and silicon; seed 100), on kinds of sample of `simulate_sample` (seed 100)
 # and on the hard scans of the benchmark (seeds 100 to 103).
-MIN_SHARED = 0.25
+MIN_SHARED = 0.15
 """Score from which on two pieces join: the share of disks in common beyond that of unrelated
 pieces, times factors below 1 for a step. A smaller value joins more."""
 
 GRADIENT_RATIO = 0.18
 """Scatter of the patterns inside two strips, relative to the squared difference of their means,
 from which on nothing speaks against a common lattice. A uniform gradient gives 1/6, a step 0."""
+
+BENT_SCATTER = 0.06
+"""Scatter of the patterns inside two strips, relative to the power of their means, from which on a
+lattice may bend. In films of flat grains it is 0.03, in bent wedges mostly above 0.06."""
 
 MAX_GAIN = 3.0
 """Factor of intensity up to which two patterns differ in thickness only."""
@@ -67,6 +71,13 @@ FINE_LEVEL = 0.5
 MAX_UNIFORM_SCATTER = 0.18
 """Scatter of the patterns of a region beyond noise, relative to the power of their mean, up to
 which a wide region is one pattern. Cubes of MgO have less, most pieces of a bent foil more."""
+
+FLAT_DEPTH = 2.8
+"""Depth from which on a region may be a small grain with one pattern, scan positions."""
+
+MAX_FLAT_SCATTER = 0.04
+"""Median scatter, like `MAX_UNIFORM_SCATTER`, up to which a small grain has one pattern. Grains of
+flat films have 0.01 to 0.04, pieces of bent wedges 0.03 to 0.2."""
 
 CORE_WIDTH = 5
 """Width, scan positions, of a square that lies in one region for its middle to count in the mean
@@ -159,13 +170,19 @@ def _empty_pattern(
     """Mean features ``(rank,)`` of the background, which lie under all pieces; 0 without any.
 
     A halo that is not round, or a stray reflection, is in all patterns and no sign of one lattice.
+    Where the background differs more from place to place than it is strong, it is none.
     """
     empty = (pieces < 0) & mask
     core = empty & ~binary_dilation(pieces >= 0, np.ones((CORE_WIDTH, CORE_WIDTH)))
     chosen = core if core.sum() >= MIN_EMPTY else empty
     if not chosen.any():
         return np.zeros(values.shape[2], dtype=np.float32)
-    return values[chosen].mean(axis=0, dtype=np.float64).astype(np.float32)
+    patterns = values[chosen].astype(np.float64)
+    mean = patterns.mean(axis=0)
+    scatter = np.median((patterns - mean) ** 2, axis=0).sum() / 0.455 - values.shape[2]
+    if scatter > (mean**2).sum():
+        return np.zeros(values.shape[2], dtype=np.float32)
+    return mean.astype(np.float32)
 
 
 def _coarse_joins(
@@ -302,7 +319,7 @@ def _rims(parts: NDArray[Any], pieces: NDArray[Any], values: NDArray[Any]) -> ND
     They are blurred rims, or tails that a camera with lag leaves. Beside a bent crystal, which has
     no wide pieces, they may be weak places of the crystal.
     """
-    n, wide = int(pieces.max(initial=-1)) + 1, find_wide(pieces, values)
+    n, wide = int(pieces.max(initial=-1)) + 1, find_uniform(pieces, values)[0]
     out = np.zeros(int(parts.max(initial=-1)) + 1, dtype=bool)
     if not wide.any():
         return out
@@ -365,9 +382,16 @@ def _is_empty(
     return empty & (_contrast(labels, values, disks, DISK_ERRORS, False) < FAR_ABOVE * limit)
 
 
-def find_wide(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which regions have one pattern over a long way: deeper than strips, and hardly varying."""
-    out = np.zeros(int(labels.max(initial=-1)) + 1, dtype=bool)
+def find_uniform(
+    labels: NDArray[Any], values: NDArray[Any]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which regions have one pattern over a long way, and which over a shorter one.
+
+    The first are deeper than strips and hardly vary, the second are small grains that are flat but
+    for their blurred borders.
+    """
+    n = int(labels.max(initial=-1)) + 1
+    wide, flat = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     noise = noise_power(labels, values)
     for label, box in enumerate(find_objects(labels + 1)):
         around = tuple(
@@ -376,11 +400,17 @@ def find_wide(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
         )
         # The border of the scan is no border of a region.
         own = np.pad(labels[around] == label, 1, mode="edge")
-        if own.all() or distance_transform_edt(own).max() >= STRIP_DEPTH:
+        depth = np.inf if own.all() else distance_transform_edt(own).max()
+        if depth >= FLAT_DEPTH:
             inside = values[box][labels[box] == label].astype(np.float64)
-            power = (inside.mean(axis=0) ** 2).sum()
-            out[label] = inside.var(axis=0).sum() - noise < MAX_UNIFORM_SCATTER * power
-    return out
+            mean = inside.mean(axis=0)
+            squared = ((inside - mean) ** 2).sum(axis=1) - noise
+            power = (mean**2).sum()
+            # Of a small grain, half of the positions lie at its blurred border.
+            flat[label] = np.median(squared) < MAX_FLAT_SCATTER * power
+            if depth >= STRIP_DEPTH:
+                wide[label] = squared.mean() < MAX_UNIFORM_SCATTER * power
+    return wide, flat | wide
 
 
 class _Joining:
@@ -395,7 +425,8 @@ class _Joining:
         borders, which, first, second = find_borders(pieces)
         self.touching = np.stack([borders.first, borders.second], axis=1)
         self.lengths = borders.length
-        self.wide = find_wide(pieces, values)
+        self.wide, flat = find_uniform(pieces, values)
+        self.flat = borders.length * flat[self.touching].all(axis=1)
         ry = pieces.shape[1]
         straight = np.isin(np.abs(first - second), (1, ry))
         self.straight = which[straight], first[straight], second[straight]
@@ -430,8 +461,10 @@ class _Joining:
         key = pairs[:, 0] * self.n + pairs[:, 1]
         at = np.minimum(np.searchsorted(key, code), len(key) - 1)
         hit = (key[at] == code) & (ends[:, 0] != ends[:, 1])
-        length = np.bincount(at[hit], self.lengths[hit], len(key))
-        long = np.minimum(1, (length + 2) / FULL_BORDER)
+        length, flat = (
+            np.bincount(at[hit], part[hit], len(key)) for part in (self.lengths, self.flat)
+        )
+        long = np.minimum(1, (length + 2) / FULL_BORDER) * (1 - flat / np.maximum(length, 1e-9))
         return shared * long * self._gradual(strips) * self._step(region, pairs, strips)
 
     def _gradual(self, strips: Any) -> NDArray[np.float64]:
@@ -449,7 +482,8 @@ class _Joining:
             1 / strips.size[rows, 1 - weaker] + gain**2 / strips.size[rows, weaker]
         )
         scatter = np.maximum(strips.scatter, 0).sum(axis=1)
-        return np.minimum(1, scatter / np.maximum(difference, 1e-3) / GRADIENT_RATIO)
+        gradual = np.minimum(1, scatter / np.maximum(difference, 1e-3) / GRADIENT_RATIO)
+        return gradual * np.minimum(1, scatter / np.maximum(power.sum(axis=1), 1e-9) / BENT_SCATTER)
 
     def _step(self, region: NDArray[Any], pairs: NDArray[Any], strips: Any) -> NDArray[np.float64]:
         """Below 1 where patterns change right at the border and not from strip to strip."""

@@ -289,7 +289,9 @@ def test_a_wide_piece_has_one_pattern():
     labels[:, 24:] = 2
     values = np.random.default_rng(7).normal(size=(24, 26, RANK)) + 10.0
     values[:, 12:] += 20 * np.linspace(-1, 1, 14)[:, None]  # varies
-    np.testing.assert_array_equal(kernel.find_wide(labels, values), [True, False, False])
+    wide, flat = kernel.find_uniform(labels, values)
+    np.testing.assert_array_equal(wide, [True, False, False])
+    np.testing.assert_array_equal(flat, [True, False, False])
 
 
 def test_a_mixture_of_two_crystals_joins_none():
