@@ -22,6 +22,7 @@ from ..base.checks import (
 )
 from ..base.progress import progress
 from ..emd import nodes
+from ..kernels.blas import single_threaded_blas
 from ..kernels.crystals import CRYSTAL_LEVEL, Crystals, find_crystals
 from ..kernels.disks import get_disks
 from ..kernels.features import features_need
@@ -250,9 +251,10 @@ def _merge_tree(
             features = undo_lag(features, lag)
             merged = _merge(features.values, options.r_mask)
         report(1)
-        crystals = find_crystals(
-            features.values, merged.merges, merged.regions, get_disks(features)
-        )
+        with single_threaded_blas:  # many small products
+            crystals = find_crystals(
+                features.values, merged.merges, merged.regions, get_disks(features)
+            )
         first, second, level = _all_joins(merged.merges, crystals)
         report(1)
     settings = {

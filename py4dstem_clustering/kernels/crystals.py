@@ -106,7 +106,7 @@ PATTERN_LEVEL = 1.0
 CRYSTAL_LEVEL = 2.0
 """Level of a cluster tree at which crystals are cut, the automatic level."""
 
-_WITHOUT_EVIDENCE = 1000.0
+_WITHOUT_EVIDENCE = 20.0
 """Level of joins that nothing speaks for; crystals and background join above it."""
 
 

@@ -37,7 +37,7 @@ def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int 
         axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")[1]
     left, right = axes
     grows = tree.method == "grow"
-    what = "similarity" if grows else "cost (1: noise and variation inside a grain)"
+    what = "similarity" if grows else "level (1: regions of one pattern, 2: crystals)"
     counts = tree.n_clusters(min_size=min_size)
     left.step(tree.levels, counts, where="post", color=PALETTE[0], linewidth=1.2)
     left.set_xlabel(what)
@@ -45,8 +45,9 @@ def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int 
     if counts.size and counts.max() > 50:
         left.set_yscale("symlog", linthresh=10)
     if not grows:
-        left.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
-        right.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
+        for level in (1, tree.automatic_level):
+            left.axvline(level, color="0.4", linewidth=0.8, linestyle="--")
+            right.axhline(level, color="0.4", linewidth=0.8, linestyle="--")
     _draw_branches(tree, right, min_size, n_leaves)
     right.set_ylabel(what)
     right.set_xticks([])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_number
 from ..base.frozen import Frozen
+from ..kernels.blas import single_threaded_blas
 from .camera import Camera, arriving_electrons, descan_shifts
 from .dynamical import DynamicalSample, dynamical_sample, thickness_maps
 from .grains import (
@@ -401,7 +402,8 @@ def _dynamical(
     phases = rng.permutation(len(lattices)) % len(setup.materials)
     maps = thickness_maps(grains, setup.profile, setup.thickness, rng)
     maps = [relative[..., 0] * whole for whole in maps]
-    sample = dynamical_sample(setup, optics, lattices, phases, maps, shares, relative[..., 1])
+    with single_threaded_blas:  # the products are small: threads would wait for each other
+        sample = dynamical_sample(setup, optics, lattices, phases, maps, shares, relative[..., 1])
     # As many structure factors as the Crystal of a kinematical scan has.
     k_max = optics.crystal.k_max
     crystals = tuple(
