@@ -30,7 +30,7 @@ def test_command(tmp_path, capsys):
 
 def test_nothing_found_is_an_error(tmp_path, capsys):
     arguments = ["--out", str(tmp_path), "--small", "--seeds", "1", "--quiet"]
-    assert main(["benchmark", "orientation", *arguments, "--electrons", "1"]) == 2
+    assert main(["benchmark", "orientation", *arguments, "--electrons", "0.3"]) == 2
     assert "no grain was found at any dose" in capsys.readouterr().err
 
 

@@ -291,7 +291,7 @@ def test_a_wide_piece_has_one_pattern():
     values[:, 12:] += 20 * np.linspace(-1, 1, 14)[:, None]  # varies
     wide, flat = kernel.find_uniform(labels, values)
     np.testing.assert_array_equal(wide, [True, False, False])
-    np.testing.assert_array_equal(flat, [True, False, False])
+    np.testing.assert_array_equal(flat, [True, False, True])  # the scan goes on beside it
 
 
 def test_a_mixture_of_two_crystals_joins_none():
