@@ -7,6 +7,7 @@ import csv
 import numpy as np
 import pytest
 
+from py4dstem_clustering import simulate_scan
 from py4dstem_clustering.benchmarks import orientation as benchmark
 from py4dstem_clustering.cli.main import main
 
@@ -28,9 +29,13 @@ def test_command(tmp_path, capsys):
     assert "| 3,000 | averages |" in (folder / "orientation.md").read_text(encoding="utf-8")
 
 
-def test_nothing_found_is_an_error(tmp_path, capsys):
+def test_nothing_found_is_an_error(tmp_path, capsys, monkeypatch):
+    def liquid(*shapes, **options):
+        return simulate_scan(*shapes, **{**options, "n_grains": 0})
+
+    monkeypatch.setattr("py4dstem_clustering.benchmarks.orientation.simulate_scan", liquid)
     arguments = ["--out", str(tmp_path), "--small", "--seeds", "1", "--quiet"]
-    assert main(["benchmark", "orientation", *arguments, "--electrons", "0.3"]) == 2
+    assert main(["benchmark", "orientation", *arguments, "--electrons", "100"]) == 2
     assert "no grain was found at any dose" in capsys.readouterr().err
 
 
