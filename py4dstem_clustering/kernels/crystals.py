@@ -83,6 +83,14 @@ CORE_WIDTH = 5
 """Width, scan positions, of a square that lies in one region for its middle to count in the mean
 pattern of the region when disks are looked for."""
 
+STRONG_SHARE = 0.3
+"""Share of the power of the strongest grain from which on a region of one pattern is a grain, too.
+Film beside cubes of MgO has 0.12."""
+
+CLEAR_CONTRAST = 1.0
+"""Contrast of at least one region for disks to be judged by `DISK_ERRORS`. Where all are weaker,
+twice as many standard errors are asked for: few electrons do not follow a normal distribution."""
+
 FAR_ABOVE = 3.0
 """Contrast, in units of the limit, from which on disks are certain although patterns scatter."""
 
@@ -261,8 +269,10 @@ def find_pieces(
     """Pieces with disks, -1 elsewhere, and the contrast of disks above which they are pieces."""
     if regions.max(initial=-1) < 0:
         return regions, contrast_limit(np.empty(0))
-    limit = contrast_limit(_contrast(regions, values, disks, DISK_ERRORS))
-    empty = _is_empty(regions, values, disks, limit)
+    certain = _contrast(regions, values, disks, DISK_ERRORS)
+    errors = DISK_ERRORS if certain.max() >= CLEAR_CONTRAST else 2 * DISK_ERRORS
+    limit = contrast_limit(_contrast(regions, values, disks, errors))
+    empty = _is_empty(regions, values, disks, limit, errors)
     fine = cut_merges(merges, FINE_LEVEL)
     # Parts of regions with disks that have none.
     full = np.where(np.append(empty, True)[regions], -1, regions)
@@ -277,7 +287,7 @@ def find_pieces(
     parts = split_unconnected(_both(np.where((pieces < 0) & merges.mask, 0, -1), fine))
     if parts.max(initial=-1) >= 0:
         keep = np.bincount(parts[parts >= 0]) >= MIN_PART
-        keep &= _contrast(parts, values, disks, DISK_ERRORS) >= limit
+        keep &= _contrast(parts, values, disks, errors) >= limit
         keep &= ~_rims(parts, pieces, values - _empty_pattern(pieces, values, merges.mask))
         parts = consecutive(np.where(np.append(keep, False)[parts], parts, -1))
         found = int(parts.max(initial=-1)) + 1
@@ -371,15 +381,19 @@ def join_numbers(pairs: NDArray[Any], n: int) -> NDArray[np.int64]:
 
 
 def _is_empty(
-    labels: NDArray[Any], values: NDArray[Any], disks: Disks, limit: float
+    labels: NDArray[Any], values: NDArray[Any], disks: Disks, limit: float, errors: float
 ) -> NDArray[np.bool_]:
     """Which regions show no disks for sure.
 
     A small grain scatters because the probe blurs its borders. Its disks are certain, too, if they
     are far above the limit and above the noise.
     """
-    empty = _contrast(labels, values, disks, DISK_ERRORS) < limit
-    return empty & (_contrast(labels, values, disks, DISK_ERRORS, False) < FAR_ABOVE * limit)
+    empty = _contrast(labels, values, disks, errors) < limit
+    empty &= _contrast(labels, values, disks, errors, False) < FAR_ABOVE * limit
+    if not empty.all():  # where a disk is no larger than a bin, grains show by their power
+        power = (region_means(labels, values)[0] ** 2).sum(axis=1)
+        empty &= power < STRONG_SHARE * power[~empty].max()
+    return empty
 
 
 def find_uniform(
@@ -705,7 +719,7 @@ def drop_empty(
     """Label -1 for regions whose disks are not certain."""
     if labels.max(initial=-1) < 0:
         return consecutive(labels)
-    empty = _is_empty(labels, values, disks, limit)
+    empty = _is_empty(labels, values, disks, limit, DISK_ERRORS)
     return consecutive(np.where(np.append(empty, True)[labels], -1, labels))
 
 

@@ -76,11 +76,15 @@ def get_disks(features: Features) -> Disks:
     """What is needed to look for disks in the features of a scan."""
     directions = features.directions.astype(np.float64)
     variance = features.variance
-    deviation = np.sqrt(np.maximum(variance, 0.02 * variance.mean()))
+    varying = variance[variance > 0]
+    deviation = np.sqrt(np.maximum(variance, 0.02 * (varying.mean() if len(varying) else 0)))
     deviation = np.where(deviation > 0, deviation, 1.0)
     # An offset of the camera is no intensity.
     dark = float(np.quantile(features.mean / np.maximum(features.pixels, 1), 0.01))
     mean = np.maximum(features.mean - dark * features.pixels, 0)
+    # Bins without a count, as beside a small image on a large detector, have no part in the means.
+    lit = mean > 0
+    typical = float(mean[lit].mean()) if lit.any() else 1.0
     grid = features.bin_grid
     image = _on_grid(mean / np.maximum(features.pixels, 1), grid)
     blurred = gaussian_filter(image, 1.0)
@@ -96,7 +100,7 @@ def get_disks(features: Features) -> Disks:
         directions,
         np.sqrt((directions**2).sum(axis=1)),
         grid,
-        (mean + 0.02 * mean.mean()) / deviation,
+        (mean + 0.02 * typical) / deviation,
         counts if counts.sum() > DISK_BINS else np.ones(len(grid), dtype=bool),
         np.maximum((features.values.astype(np.float64) ** 2).sum(axis=(0, 1)), 1.0),
     )

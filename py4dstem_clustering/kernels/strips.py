@@ -59,12 +59,17 @@ def find_facing(labels: NDArray[Any]) -> Facing:
     index = np.arange(n_positions).reshape(rx, ry)
     keys, distances = [], []
     for dx, dy, distance in _OFFSETS:
+        if abs(dx) >= rx or abs(dy) >= ry:
+            continue
         here = slice(max(0, -dx), rx - max(0, dx)), slice(max(0, -dy), ry - max(0, dy))
         there = slice(max(0, dx), rx + min(0, dx)), slice(max(0, dy), ry + min(0, dy))
         own, other = labels[here].ravel(), labels[there].ravel()
         apart = (own != other) & (own >= 0) & (other >= 0)
         keys.append(index[here].ravel()[apart] * n + other[apart])
         distances.append(np.full(int(apart.sum()), distance))
+    if not keys:  # a single position
+        nothing = np.empty(0, dtype=np.int64)
+        return Facing(nothing, nothing, np.empty(0))
     key, distance_to = _nearest(np.concatenate(keys), np.concatenate(distances))
     position, piece = np.divmod(key, max(n, 1))
     return Facing(position, piece, distance_to)
