@@ -23,6 +23,7 @@ from collections import Counter
 from pathlib import Path
 
 import dask.array as da
+import dask.threaded
 import h5py
 import matplotlib as mpl
 import numpy as np
@@ -469,7 +470,12 @@ def resources():
     pages = 0
     if os.path.exists("/proc/self/statm"):
         pages = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
-    return threading.active_count(), files, pages
+    # dask keeps the threads of its pools for the next time.
+    pools = [dask.threaded.default_pool]
+    pools += [pool for of_thread in dask.threaded.pools.values() for pool in of_thread.values()]
+    kept = {thread for pool in pools for thread in getattr(pool, "_threads", ())}
+    threads = sum(thread not in kept for thread in threading.enumerate())
+    return threads, files, pages
 
 
 def main():
