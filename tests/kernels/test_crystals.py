@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from py4dstem_clustering import simulate_sample, simulate_scan
 from py4dstem_clustering.kernels import crystals as kernel
 from py4dstem_clustering.kernels import disks as disk_kernel
+from py4dstem_clustering.kernels import joining, outlines, pieces
 from py4dstem_clustering.kernels.disks import Disks, contrast_limit, disk_contrast, shared_disks
 from py4dstem_clustering.kernels.merging import find_regions, merge_positions
 from py4dstem_clustering.kernels.regions import consecutive, region_means
@@ -237,7 +238,7 @@ def crystals_of(values, mask=None):
     regions = find_regions(values, merges)
     found = kernel.find_crystals(values, merges, regions, clear_disks())
     kept = found.pairs[found.level <= kernel.CRYSTAL_LEVEL]
-    number = kernel.join_numbers(kept, int(found.labels.max(initial=-1)) + 1)
+    number = joining.join_numbers(kept, int(found.labels.max(initial=-1)) + 1)
     return found, consecutive(np.where(found.background, -1, np.append(number, -1)[found.labels]))
 
 
@@ -289,7 +290,7 @@ def test_a_wide_piece_has_one_pattern():
     labels[:, 24:] = 2
     values = np.random.default_rng(7).normal(size=(24, 26, RANK)) + 10.0
     values[:, 12:] += 20 * np.linspace(-1, 1, 14)[:, None]  # varies
-    wide, flat = kernel.find_uniform(labels, values)
+    wide, flat = pieces.find_uniform(labels, values)
     np.testing.assert_array_equal(wide, [True, False, False])
     np.testing.assert_array_equal(flat, [True, False, True])  # the scan goes on beside it
 
@@ -300,11 +301,11 @@ def test_a_mixture_of_two_crystals_joins_none():
     mean[2, :2] = 14
     size = np.array([80.0, 60.0, 20.0])
     near = [{1: 0.0, 2: 0.7}, {0: 0.0, 2: 0.7}, {0: 0.7, 1: 0.7}]
-    assert kernel._is_bridge(2, 0, near, mean, size)
+    assert joining._is_bridge(2, 0, near, mean, size)
     near = [{1: 0.5, 2: 0.7}, {0: 0.5, 2: 0.7}, {0: 0.7, 1: 0.7}]  # they may be one crystal
-    assert not kernel._is_bridge(2, 0, near, mean, size)
+    assert not joining._is_bridge(2, 0, near, mean, size)
     near = [{2: 0.7}, {2: 0.7}, {0: 0.7, 1: 0.7}]  # nothing is known of them
-    assert not kernel._is_bridge(2, 0, near, mean, size)
+    assert not joining._is_bridge(2, 0, near, mean, size)
 
 
 # --- borders ---------------------------------------------------------------------------------
@@ -320,7 +321,7 @@ def profile(strength):
 def test_a_blurred_border_moves_to_one_half(start):
     strength = 1 / (1 + np.exp(-(np.arange(24) - 8.5) / 0.5))
     labels = np.where(np.arange(24) >= start, 0, -1) * np.ones((20, 1), dtype=np.int64)
-    found = kernel.trim(labels, profile(strength), np.ones(labels.shape, dtype=bool))
+    found = outlines.trim(labels, profile(strength), np.ones(labels.shape, dtype=bool))
     expected = np.broadcast_to(np.arange(24) >= 9, (12, 24))
     np.testing.assert_array_equal(found[4:-4] >= 0, expected)
 
@@ -328,7 +329,7 @@ def test_a_blurred_border_moves_to_one_half(start):
 def test_a_crystal_that_grows_thin_keeps_its_border():
     strength = np.sqrt(np.clip(1 - ((np.arange(24) - 23) / 18) ** 2, 0, 1)) ** 3
     labels = np.where(strength > 0.02, 0, -1) * np.ones((20, 1), dtype=np.int64)
-    found = kernel.trim(labels, profile(strength), np.ones(labels.shape, dtype=bool))
+    found = outlines.trim(labels, profile(strength), np.ones(labels.shape, dtype=bool))
     np.testing.assert_array_equal(found, labels)
 
 
@@ -336,7 +337,7 @@ def test_a_crystal_that_grows_thin_keeps_its_border():
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_parts_are_connected_and_keep_their_region(seed, n):
     labels = np.random.default_rng(seed).integers(-1, n, (6, 7))
-    parts = kernel.split_unconnected(labels)
+    parts = pieces.split_unconnected(labels)
     np.testing.assert_array_equal(parts < 0, labels < 0)
     for part in range(parts.max() + 1):
         places = np.argwhere(parts == part)
@@ -359,7 +360,7 @@ def test_joins_are_a_forest_with_rising_levels(seed):
     n = int(found.labels.max()) + 1
     assert (np.diff(found.level) >= 0).all()
     assert (found.level > kernel.PATTERN_LEVEL).all()
-    assert len(np.unique(kernel.join_numbers(found.pairs, n))) == n - len(found.pairs)
+    assert len(np.unique(joining.join_numbers(found.pairs, n))) == n - len(found.pairs)
     # A crystal holds no background, and each region is one or the other.
     shares = np.bincount(found.labels.ravel(), found.background.ravel()) / np.bincount(
         found.labels.ravel()

@@ -1,0 +1,116 @@
+"""Borders between crystals and background."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, distance_transform_edt, find_objects, gaussian_filter
+
+from .merging import dissolve
+from .pieces import MIN_PART, mixture_shares, with_empty
+from .regions import consecutive, find_borders, region_means
+
+
+def place_borders(
+    labels: NDArray[Any], values: NDArray[Any], mask: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Dissolve thin mixtures, and place borders to the background at half of the strength."""
+    whole = with_empty(labels, mask)
+    dissolved = dissolve(whole, values)
+    outside = (labels < 0) & mask
+    if outside.any():
+        empty = int(np.bincount(dissolved[outside]).argmax())
+        dissolved = np.where(dissolved == empty, -1, dissolved)
+    return trim(_drop_pockets(consecutive(dissolved), values), values, mask)
+
+
+def _drop_pockets(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
+    """Label -1 for regions that hold less than half of the patterns of larger ones around them."""
+    if labels.max(initial=-1) < 1:
+        return labels.astype(np.int64)
+    mean, size = region_means(labels, values)
+    near: list[list[int]] = [[] for _ in size]
+    borders = find_borders(labels)[0]
+    for i, j in zip(borders.first.tolist(), borders.second.tolist(), strict=True):
+        small, large = (i, j) if size[i] < size[j] else (j, i)
+        near[small].append(large)
+    gone = np.zeros(len(size) + 1, dtype=bool)
+    for k in np.argsort(size, kind="stable").tolist():
+        around = [j for j in near[k] if not gone[j]]
+        if around:
+            share, explained = mixture_shares(mean, size, around, mean[k], size[k])
+            gone[k] = explained and share.sum() < 0.5
+    gone[-1] = True
+    return consecutive(np.where(gone[labels], -1, labels))
+
+
+def trim(
+    labels: NDArray[Any], values: NDArray[Any], mask: NDArray[np.bool_], rounds: int = 3
+) -> NDArray[np.int64]:
+    """Move borders to the background to half of the strength that a crystal has behind them.
+
+    They move only where the crystal is as strong one to three positions behind the border as deeper
+    inside. Where it grows thin towards its border, as a sphere does, half of the strength is not
+    its border.
+
+    Parameters
+    ----------
+    labels : ndarray, (Rx, Ry), int
+        Crystals; -1 is background, or outside the mask.
+    values : ndarray, (Rx, Ry, rank)
+    mask : ndarray, (Rx, Ry), bool
+    rounds : int
+        Positions by which a border may move.
+    """
+    around = np.ones((3, 3))
+    for _ in range(rounds):
+        empty = (labels < 0) & mask
+        beside = binary_dilation(empty, around)
+        new, best = labels.copy(), np.full(labels.shape, -np.inf)
+        for label, box in enumerate(find_objects(labels + 1)):
+            area = tuple(
+                slice(max(0, s.start - 6), min(n, s.stop + 6))
+                for s, n in zip(box, labels.shape, strict=True)
+            )
+            own, field = labels[area] == label, values[area]
+            depth = distance_transform_edt(np.pad(own, 1, mode="edge"))[1:-1, 1:-1]
+            inner = own & (depth > 2.1)
+            if inner.sum() < MIN_PART:
+                continue
+            gained = empty[area] & binary_dilation(own, around)
+            places = np.argwhere((own & beside[area]) | gained)
+            at = tuple(places.T)
+            inside, has_inside = _local_mean(field, inner, at)
+            deep, has_deep = _local_mean(field, own & (depth > 3.1), at)
+            middle, has_middle = _local_mean(field, own & (depth > 1.1) & (depth < 3.1), at)
+            level = (deep * middle).sum(axis=1) >= 0.8 * (deep**2).sum(axis=1)
+            level &= has_inside & has_deep & has_middle
+            power = np.maximum((inside**2).sum(axis=1), 1e-9)
+            share = (field[at] * inside).sum(axis=1) / power
+            x, y = at[0] + area[0].start, at[1] + area[1].start
+            mine = own[at]
+            lost = level & mine & (share < 0.5)
+            new[x[lost], y[lost]] = -1
+            won = level & ~mine & (share >= 0.5) & (share > best[x, y])
+            new[x[won], y[won]] = label
+            best[x[won], y[won]] = share[won]
+        if np.array_equal(new, labels):
+            break
+        labels = consecutive(new)
+    return consecutive(labels)
+
+
+def _local_mean(
+    field: NDArray[Any], members: NDArray[np.bool_], at: tuple[NDArray[Any], ...]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Mean of the members near places, and whether there are any."""
+    weight = gaussian_filter(members.astype(np.float64), 2.0, mode="constant", truncate=3)[at]
+    total = gaussian_filter(
+        np.where(members[..., None], field, 0).astype(np.float64),
+        (2.0, 2.0, 0),
+        mode="constant",
+        truncate=3,
+    )[at]
+    return total / np.maximum(weight, 1e-9)[:, None], weight > 1e-3
