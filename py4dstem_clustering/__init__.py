@@ -6,6 +6,7 @@
 ``filter_lowrank``          rebuild each pattern from the few that all are mixtures of
 ``get_similarity``          how alike each pattern is to its eight neighbours
 ``cluster``                 the grains: regions of alike patterns, as `Clusters`
+``find_overlaps``           grains that lie on top of each other, each with a map of its own
 ``get_cluster_tree``        the order in which positions join, to be cut at any level
 ``explore_clusters``        a window to cut the tree by sliders and see patterns
 ``get_clustered_datacube``  the mean pattern of each cluster, as a DataCube
@@ -31,6 +32,7 @@ from .exporting.results import export
 from .grains.averages import get_clustered_datacube, get_clusters
 from .grains.clustering import cluster, get_cluster_tree
 from .grains.clusters import Clusters
+from .grains.overlaps import OverlappingGrains, find_overlaps
 from .grains.tree import ClusterTree
 from .grains.validation import cross_validate_orientation
 from .kernels.similarity import DIRECTIONS
@@ -41,6 +43,7 @@ from .patterns.similarity import Similarity, get_similarity
 from .plotting.areas import plot_areas
 from .plotting.film import animate_series
 from .plotting.maps import plot_clusters, plot_growth, plot_similarity
+from .plotting.overlaps import plot_overlaps
 from .plotting.patterns import plot_averages, plot_patterns
 from .plotting.results import plot_cross_validation, plot_disks, plot_tree
 from .plotting.tracks import plot_tracks
@@ -67,6 +70,7 @@ __all__ = [
     "CrossValidation",
     "GainedDisks",
     "Mixture",
+    "OverlappingGrains",
     "ScanArray",
     "Similarity",
     "SimulatedSample",
@@ -84,6 +88,7 @@ __all__ = [
     "filter_correlative",
     "filter_lowrank",
     "find_drift",
+    "find_overlaps",
     "from_hyperspy",
     "get_cluster_tree",
     "get_clustered_datacube",
@@ -103,6 +108,7 @@ __all__ = [
     "plot_cross_validation",
     "plot_disks",
     "plot_growth",
+    "plot_overlaps",
     "plot_patterns",
     "plot_similarity",
     "plot_tracks",

@@ -10,6 +10,7 @@ from .base.progress import warn_user
 from .explore.start import explore_clusters
 from .grains.averages import clusters, get_clustered_datacube, get_clusters
 from .grains.clustering import cluster, get_cluster_tree
+from .grains.overlaps import find_overlaps
 from .grains.validation import cross_validate_orientation
 from .patterns.filtering import filter_correlative
 from .patterns.lowrank import filter_lowrank
@@ -34,6 +35,7 @@ _ATTRIBUTES = {
     "get_similarity": get_similarity,
     "get_cluster_tree": get_cluster_tree,
     "cluster": cluster,
+    "find_overlaps": find_overlaps,
     "get_clustered_datacube": get_clustered_datacube,
     "explore_clusters": explore_clusters,
     "cross_validate_orientation": cross_validate_orientation,

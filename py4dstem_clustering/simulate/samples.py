@@ -89,6 +89,9 @@ class SimulatedSample(Frozen):
         Share of each grain in each scan position, and of the background as the last; they sum to 1.
         On top of each other, grains have shares in the ratio of their thicknesses along the beam;
         precipitates have their part of the intensity of the disks.
+    supports : ndarray, (Rx, Ry, N), bool
+        Where each grain lies, also under or inside others: where it covers at least half of the
+        probe.
     orientations : ndarray, (N, 3, 3)
         Orientation matrix of each grain as py4DSTEM writes it: the columns are the image x and y
         axes and the beam in crystal coordinates. NaN for polymers. Of a bent crystal, the one where
@@ -109,6 +112,7 @@ class SimulatedSample(Frozen):
     labels: NDArray[np.int32]
     pattern_labels: NDArray[np.int32]
     shares: NDArray[np.float64]
+    supports: NDArray[np.bool_]
     orientations: NDArray[np.float64]
     materials: tuple[str, ...]
     crystals: dict[str, Any]
@@ -240,6 +244,7 @@ def simulate_sample(
         labels=np.where(lost, np.int32(-1), labels),
         pattern_labels=np.where(lost, np.int32(-1), pattern_labels),
         shares=blur_shares(sample.shares, setup.probe_blur),
+        supports=_blurred((sample.shares[..., :-1] > 0) * 1.0, setup.probe_blur) >= 0.5,
         orientations=sample.orientations,
         materials=sample.materials,
         crystals=scene.crystals,
@@ -249,10 +254,11 @@ def simulate_sample(
 
 
 def _blurred(expected: NDArray[Any], probe_blur: float) -> NDArray[Any]:
-    """Patterns ``(Rx, Ry, Qx, Qy)``, each with what a broad probe takes from its neighbours."""
+    """Arrays ``(Rx, Ry, ...)``, each with what a broad probe takes from its neighbours."""
     if probe_blur == 0:
         return expected
-    return np.asarray(gaussian_filter(expected, (probe_blur, probe_blur, 0, 0), mode="nearest"))
+    widths = (probe_blur, probe_blur, *(0,) * (expected.ndim - 2))
+    return np.asarray(gaussian_filter(expected, widths, mode="nearest"))
 
 
 def _counts(expected: NDArray[Any], dose: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:

@@ -1,0 +1,414 @@
+"""Grains that overlap: the pure pattern of each grain, and how much of it is in each position.
+
+Regions of one pattern are the start (`merging.py`). Where two grains lie on top of each other,
+patterns are sums, and a region there is no grain of its own:
+
+1. A region whose mean pattern is a sum of those of other regions nearby, or a multiple of one of
+   them, is dropped, the smallest first. What stays are the grains.
+2. A grain that lies inside another one, such as the core of a particle in its shell, is never seen
+   alone. As much of the pattern of the other grain is taken off as its disks allow.
+3. Non-negative least squares give the amount of each nearby grain in each position, at most
+   `MAX_GRAINS` of them.
+4. The support of a grain is where its amount and its share stand out, connected to its core.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import (
+    binary_fill_holes,
+    binary_opening,
+    distance_transform_edt,
+    find_objects,
+    label,
+    median_filter,
+)
+from scipy.optimize import nnls
+
+from .blocks import Report
+from .borders import MIN_CORE_SIZE
+from .disks import Disks, shared_disks
+from .joining import join_numbers
+from .merging import MAX_UNEXPLAINED_SHARE
+from .pieces import FLAT_DEPTH, empty_pattern
+from .regions import NOISE_FACTOR, consecutive, find_borders, region_means
+
+# The constants are the same for every scan. They were tuned on `simulate_sample` of the kinds
+# 'stacked' and 'core-shell', seeds 100 to 103, 48 x 42 positions, 1,000 electrons.
+MAX_GRAINS = 3
+"""Most grains at one position."""
+
+MAX_UNEXPLAINED = 0.15
+"""Share of the power of the mean pattern of a region up to which other regions explain it. With a
+larger value, grains with many disks in common vanish; with a smaller one, overlaps and pieces of
+grains stay."""
+
+MIN_AMOUNT = 0.15
+"""Smallest amount of a grain in its support, relative to where it is alone. A larger value cuts off
+thin rims."""
+
+MIN_SHARE = 0.12
+"""Smallest share of a grain in its support. A larger value cuts off thin grains under thick ones;
+a smaller one takes disks that two grains have in common for a second grain."""
+
+SHARE_ERRORS = 3.0
+"""Standard errors by which the amount of a grain must exceed zero."""
+
+ALONE_SHARE = 0.9
+"""Share of a grain from which on it counts as alone."""
+
+MIN_ENCLOSED = 0.6
+"""Part of the border of a grain that lies at another one for the grain to lie inside it."""
+
+PEEL_QUANTILE = 0.5
+"""Part of the disks of the outer grain, by intensity, that may be weaker in the inner grain than
+what is taken off. A larger value takes off too much where both have disks at the same places."""
+
+
+MIN_SHARED_DISKS = 0.45
+"""Share of disks in common, see `shared_disks`, from which on two cores in one crystal are pieces
+of it. With a larger value bent crystals come in pieces, with a smaller one stacked grains with disks
+in common are one."""
+
+MIN_ALONE = 0.35
+"""Part of a crystal with more than `MAX_GRAINS` cores that shows the pattern of one core alone,
+below which it is bent. Bent foils have 0.2, particles on top of each other 0.6."""
+
+MIN_WIDTH = 3
+"""Width of overlaps, scan positions. Narrower ones are borders that the probe blurs; a larger value
+is needed for a broader probe."""
+
+
+class OverlapMaps(NamedTuple):
+    """Grains that may overlap, N in all."""
+
+    amounts: NDArray[np.float32]
+    """How much of the pure pattern of each grain is in each position ``(Rx, Ry, N)``."""
+    supports: NDArray[np.bool_]
+    """Where each grain lies ``(Rx, Ry, N)``."""
+    cores: NDArray[np.int64]
+    """Grain from whose region each position is ``(Rx, Ry)``, -1 elsewhere."""
+    alone: NDArray[np.bool_]
+    """Positions where one grain is alone ``(Rx, Ry)``."""
+    hidden: NDArray[np.bool_]
+    """Grains ``(N,)`` that lie inside another one, whose pattern was taken off."""
+    patterns: NDArray[np.float64]
+    """Pure patterns as features ``(N, rank)``."""
+    residual: NDArray[np.float32]
+    """Share of the power of each pattern beyond noise that the grains do not explain."""
+
+
+def find_ends(
+    regions: NDArray[Any], values: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Regions whose patterns are no sums of those of others nearby, their means and sizes.
+
+    The numbers of the regions that stay are renewed; -1 elsewhere.
+    """
+    number = consecutive(regions)
+    mean, size = core_means(number, values)
+    count = np.bincount(number[number >= 0], minlength=len(mean))
+    near = _near(number, count)
+    there = np.ones(len(mean), dtype=bool)
+    limit = np.where(depths(number) < FLAT_DEPTH, MAX_UNEXPLAINED_SHARE, MAX_UNEXPLAINED)
+    for k in np.argsort(count, kind="stable").tolist():
+        others = [j for j in near[k] if there[j]]
+        if others and _unexplained(mean, size, others, k) < limit[k]:
+            there[k] = False
+    renewed = np.where(there, np.cumsum(there) - 1, -1)
+    return np.append(renewed, -1)[number], mean[there], size[there]
+
+
+def depths(number: NDArray[Any]) -> NDArray[np.float64]:
+    """Largest distance of a position in each region from its border, scan positions."""
+    found = []
+    for k, box in enumerate(find_objects(number + 1)):
+        # The border of the scan is no border of a region.
+        own = np.pad(number[_box(box, number.shape, 1)] == k, 1, mode="edge")
+        found.append(np.inf if own.all() else distance_transform_edt(own).max())
+    return np.array(found)
+
+
+def _unexplained(mean: NDArray[Any], size: NDArray[Any], others: list[int], k: int) -> float:
+    """Share of the power of the mean of region `k` that the `others` do not explain."""
+    amount, rest = _few(mean[others].T, mean[k])
+    rank = mean.shape[1]
+    power = float((mean[k] ** 2).sum() - rank / size[k])
+    if power <= 0:
+        return 0.0
+    noise = NOISE_FACTOR * rank * (1 / size[k] + (amount**2 / size[others]).sum())
+    return float(rest**2 - noise) / power
+
+
+def _few(system: NDArray[Any], pattern: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+    """Non-negative least squares with at most `MAX_GRAINS` terms that are not zero; amounts and the
+    norm of the rest.
+    """
+    amount, rest = nnls(system, pattern)
+    if (amount > 0).sum() > MAX_GRAINS:
+        strength = amount * np.sqrt((system**2).sum(axis=0))
+        kept = np.argsort(-strength, kind="stable")[:MAX_GRAINS]
+        amount = np.zeros_like(amount)
+        amount[kept], rest = nnls(system[:, kept], pattern)
+    return amount, float(rest)
+
+
+def core_means(
+    number: NDArray[Any], values: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means of regions, and numbers of positions in them; those at the border of a region, which
+    the probe mixes, count only where it has few others.
+    """
+    edge = np.zeros(number.shape, dtype=bool)
+    for axis in (0, 1):
+        change = np.diff(number, axis=axis) != 0
+        pad = [(0, 0), (0, 0)]
+        pad[axis] = (0, 1)
+        edge |= np.pad(change, pad)
+        pad[axis] = (1, 0)
+        edge |= np.pad(change, pad)
+    count = np.bincount(number[~edge & (number >= 0)], minlength=int(number.max(initial=-1)) + 1)
+    small = np.append(count < MIN_CORE_SIZE, True)
+    return region_means(np.where(edge & ~small[number], -1, number), values)
+
+
+def reach(count: NDArray[Any]) -> NDArray[np.float64]:
+    """How far beyond its core a grain may lie, scan positions, from the size of the core."""
+    return np.asarray(2 + 1.2 * np.sqrt(count / np.pi))
+
+
+def _box(box: tuple[slice, ...], shape: tuple[int, ...], by: int) -> tuple[slice, ...]:
+    return tuple(
+        slice(max(0, s.start - by), min(n, s.stop + by)) for s, n in zip(box, shape, strict=True)
+    )
+
+
+def near_maps(number: NDArray[Any]) -> list[tuple[tuple[slice, ...], NDArray[np.bool_]]]:
+    """For each region, a box and where in it the grain of this core may lie."""
+    count = np.bincount(number[number >= 0], minlength=int(number.max(initial=-1)) + 1)
+    far = reach(count)
+    found = []
+    for k, box in enumerate(find_objects(number + 1)):
+        around = _box(box, number.shape, int(far[k]) + 1)
+        found.append((around, distance_transform_edt(number[around] != k) <= far[k]))
+    return found
+
+
+def _near(number: NDArray[Any], count: NDArray[Any]) -> list[list[int]]:
+    """Regions that reach into each region."""
+    near: list[list[int]] = [[] for _ in count]
+    for k, (box, inside) in enumerate(near_maps(number)):
+        for j in np.unique(number[box][inside]).tolist():
+            if j not in (-1, k):
+                near[j].append(k)
+    return near
+
+
+def peel(
+    cores: NDArray[Any], mean: NDArray[Any], size: NDArray[Any], disks: Disks
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Pure patterns, and which grains lie inside another one, whose pattern was taken off."""
+    borders = find_borders(cores)[0]
+    n = len(mean)
+    shared = np.zeros((n, n))
+    shared[borders.first, borders.second] = shared[borders.second, borders.first] = borders.length
+    # What lies at no other grain counts as border, too.
+    outside = np.where(cores < 0, n, cores)
+    open_borders = find_borders(outside)[0]
+    total = shared.sum(axis=1)
+    at = open_borders.second == n
+    total[open_borders.first[at]] += open_borders.length[at]
+    pure, hidden = mean.copy(), np.zeros(n, dtype=bool)
+    for k in range(n):
+        j = int(shared[k].argmax())
+        if shared[k, j] < MIN_ENCLOSED * total[k] or total[k] == 0:
+            continue
+        amount = peel_amount(mean[k], mean[j], size[j], disks)
+        if amount > MIN_AMOUNT:
+            pure[k] = mean[k] - amount * mean[j]
+            hidden[k] = True
+    return pure, hidden
+
+
+def peel_amount(inner: NDArray[Any], outer: NDArray[Any], size: float, disks: Disks) -> float:
+    """How much of the pattern `outer` is in the pattern `inner`, from the disks of `outer`.
+
+    The disks of another grain may lie at the same places, and add to them, so most disks set the
+    amount, not their mean.
+    """
+    first, second = (disks.directions[disks.counts] @ part for part in (inner, outer))
+    strong = second > np.maximum(
+        0.2 * second.max(initial=0), 3 * disks.error[disks.counts] / np.sqrt(size)
+    )
+    if not strong.any():
+        return 0.0
+    ratio, weight = first[strong] / second[strong], second[strong]
+    order = np.argsort(ratio, kind="stable")
+    whole = np.cumsum(weight[order])
+    return max(0.0, float(ratio[order][np.searchsorted(whole, PEEL_QUANTILE * whole[-1])]))
+
+
+def find_amounts(
+    values: NDArray[Any], cores: NDArray[Any], patterns: NDArray[Any], report: Report
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Amount of each grain in each position ``(Rx, Ry, N)``, its standard error, and the power that
+    the grains leave.
+    """
+    rx, ry, _ = values.shape
+    n = len(patterns)
+    allowed = np.zeros((rx, ry, n), dtype=bool)
+    for k, (box, inside) in enumerate(near_maps(cores)):
+        allowed[box][..., k] = inside
+    amounts = np.zeros((rx, ry, n), dtype=np.float32)
+    errors = np.full((rx, ry, n), np.inf, dtype=np.float32)
+    rest = (values.astype(np.float64) ** 2).sum(axis=2)
+    for x in range(rx):
+        for y in range(ry):
+            near = np.flatnonzero(allowed[x, y])
+            if not len(near):
+                continue
+            amount, norm = _few(patterns[near].T, values[x, y].astype(np.float64))
+            amounts[x, y, near] = amount
+            rest[x, y] = norm**2
+            used = near[amount > 0]
+            if len(used):
+                gram = patterns[used] @ patterns[used].T
+                errors[x, y, used] = np.sqrt(np.abs(np.diag(np.linalg.pinv(gram))))
+        report(1)
+    return amounts, errors, rest.astype(np.float32)
+
+
+def join_ends(
+    lead: NDArray[Any],
+    cores: NDArray[Any],
+    crystals: NDArray[Any],
+    alone: NDArray[np.bool_],
+    hidden: NDArray[np.bool_],
+    mean: NDArray[Any],
+    size: NDArray[Any],
+    disks: Disks,
+) -> NDArray[np.int64]:
+    """Number of the grain of each core: the pieces of one bent or wedge-shaped crystal are one.
+
+    Two cores join if they are in one crystal, if places that they lead in `lead` touch, and if they
+    share their disks. All cores of a crystal join if it has many and is hardly anywhere `alone` in
+    the pattern of one of them.
+    """
+    n = len(mean)
+    borders = find_borders(lead)[0]
+    pairs = np.stack([borders.first, borders.second], axis=1)
+    home = np.array([_most(crystals[cores == k]) for k in range(n)], dtype=np.int64)
+    pairs = pairs[(home[pairs[:, 0]] == home[pairs[:, 1]]) & (home[pairs[:, 0]] >= 0)]
+    pairs = pairs[~hidden[pairs].any(axis=1)]
+    if len(pairs):
+        pairs = pairs[shared_disks(disks, mean[pairs], size[pairs]) >= MIN_SHARED_DISKS]
+    # Most of a bent crystal is between two of its many patterns.
+    many = np.bincount(home[home >= 0], minlength=int(crystals.max(initial=-1)) + 1) > MAX_GRAINS
+    count = np.bincount(crystals[crystals >= 0], minlength=len(many))
+    bent = many & (np.bincount(crystals[alone & (crystals >= 0)], minlength=len(many))
+                   < MIN_ALONE * count)  # fmt: skip
+    inside = [np.flatnonzero(home == c) for c in np.flatnonzero(bent)]
+    whole = [np.stack([part[:-1], part[1:]], axis=1) for part in inside]
+    return join_numbers(np.concatenate([pairs, *whole]), n)
+
+
+def _most(numbers: NDArray[Any]) -> int:
+    """The most frequent number."""
+    found, count = np.unique(numbers, return_counts=True)
+    return int(found[count.argmax()])
+
+
+def find_supports(
+    amounts: NDArray[Any], errors: NDArray[Any], cores: NDArray[Any], mask: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Where each grain lies ``(Rx, Ry, N)``: its amount and its share stand out, also from noise,
+    and the place is connected to its core.
+
+    The probe mixes grains that touch side by side. Where supports overlap by less than
+    `MIN_WIDTH` positions, each position belongs to the strongest grain alone.
+    """
+    total = amounts.sum(axis=2)
+    supports = np.zeros(amounts.shape, dtype=bool)
+    for k in range(amounts.shape[2]):
+        own = amounts[..., k]
+        there = (own > MIN_AMOUNT) & (own > MIN_SHARE * total)
+        there &= own > SHARE_ERRORS * errors[..., k]
+        supports[..., k] = _with_core(median_filter(there & mask, 3, mode="nearest"), cores == k)
+    _drop_narrow(supports, amounts)
+    for k in range(amounts.shape[2]):
+        supports[..., k] = _with_core(supports[..., k], cores == k) & mask
+    return supports
+
+
+def _drop_narrow(supports: NDArray[np.bool_], amounts: NDArray[Any]) -> None:
+    """Take the weaker of two grains out of narrow overlaps, in place."""
+    flat = supports.reshape(-1, supports.shape[2])
+    several = flat[flat.sum(axis=1) > 1].astype(np.float32)
+    square = np.ones((MIN_WIDTH, MIN_WIDTH))
+    for j, k in np.argwhere(np.triu(several.T @ several, 1) > 0).tolist():
+        both = supports[..., j] & supports[..., k]
+        # Half of an overlap may lie outside of the scan.
+        wide = binary_opening(np.pad(both, MIN_WIDTH, mode="edge"), square)
+        part, _ = label(both, np.ones((3, 3)))
+        kept = np.unique(part[wide[MIN_WIDTH:-MIN_WIDTH, MIN_WIDTH:-MIN_WIDTH] & both])
+        narrow = both & ~np.isin(part, kept)
+        first = amounts[..., j] >= amounts[..., k]
+        supports[..., j] &= ~narrow | first
+        supports[..., k] &= ~narrow | ~first
+
+
+def _with_core(there: NDArray[np.bool_], core: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Parts of a map that hold positions of the core, without holes."""
+    part, _ = label(there, np.ones((3, 3)))
+    kept = np.unique(part[core & there])
+    return np.asarray(binary_fill_holes(np.isin(part, kept[kept > 0])))
+
+
+def overlaps_core(
+    values: NDArray[np.float32],
+    regions: NDArray[Any],
+    crystals: NDArray[Any],
+    mask: NDArray[np.bool_],
+    disks: Disks,
+    report: Report = lambda n: None,
+) -> OverlapMaps:
+    """Grains that may overlap, from features ``(Rx, Ry, rank)``.
+
+    `regions` of one pattern and `crystals` are label maps ``(Rx, Ry)`` with -1 in the background.
+    """
+    values = values - empty_pattern(regions, values, mask)
+    rank = values.shape[2]
+    cores, mean, size = find_ends(regions, values)
+    if not len(mean):
+        nothing = np.zeros((*regions.shape, 0))
+        return OverlapMaps(
+            nothing.astype(np.float32), nothing > 0, cores, cores >= 0, np.zeros(0, dtype=bool),
+            mean, np.zeros(regions.shape, dtype=np.float32),
+        )  # fmt: skip
+    patterns, hidden = peel(cores, mean, size, disks)
+    amounts, errors, rest = find_amounts(values, cores, patterns, report)
+    lead = np.where(amounts.any(axis=2) & (regions >= 0), amounts.argmax(axis=2), -1)
+    single = amounts.max(axis=2) > ALONE_SHARE * amounts.sum(axis=2)
+    group = join_ends(lead, cores, crystals, single, hidden, mean, size, disks)
+    n = int(group.max()) + 1
+    amounts = np.stack([amounts[..., group == g].sum(axis=2) for g in range(n)], axis=2)
+    errors = np.stack([errors[..., group == g].min(axis=2) for g in range(n)], axis=2)
+    patterns = np.stack([np.average(patterns[group == g], axis=0, weights=size[group == g])
+                         for g in range(n)])  # fmt: skip
+    hidden = np.bincount(group, hidden) > 0
+    cores = np.append(group, -1)[cores]
+
+    supports = find_supports(amounts, errors, cores, mask)
+    power = (values.astype(np.float64) ** 2).sum(axis=2) - rank
+    residual = np.where(
+        supports.any(axis=2), np.clip((rest - rank) / np.maximum(power, rank), 0, 1), 0
+    )
+    total = np.maximum(amounts.sum(axis=2), 1e-9)
+    alone = supports.sum(axis=2) == 1
+    alone &= np.where(supports, amounts, 0).max(axis=2) > ALONE_SHARE * total
+    return OverlapMaps(
+        amounts, supports, cores, alone, hidden, patterns, residual.astype(np.float32)
+    )
