@@ -70,8 +70,8 @@ what is taken off. A larger value takes off too much where both have disks at th
 
 MIN_SHARED_DISKS = 0.45
 """Share of disks in common, see `shared_disks`, from which on two cores in one crystal are pieces
-of it. With a larger value bent crystals come in pieces, with a smaller one stacked grains with disks
-in common are one."""
+of it. With a larger value bent crystals come in pieces, with a smaller one stacked grains with
+disks in common are one."""
 
 MIN_ALONE = 0.35
 """Part of a crystal with more than `MAX_GRAINS` cores that shows the pattern of one core alone,
@@ -251,8 +251,30 @@ def peel_amount(inner: NDArray[Any], outer: NDArray[Any], size: float, disks: Di
     return max(0.0, float(ratio[order][np.searchsorted(whole, PEEL_QUANTILE * whole[-1])]))
 
 
+def alone_means(
+    values: NDArray[Any],
+    cores: NDArray[Any],
+    amounts: NDArray[Any],
+    mean: NDArray[Any],
+    size: NDArray[Any],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means and sizes of the positions where a grain is alone in its core; those given where there
+    are fewer than `MIN_CORE_SIZE`."""
+    alone = amounts.max(axis=2) > ALONE_SHARE * amounts.sum(axis=2)
+    alone &= amounts.argmax(axis=2) == cores
+    labels = np.where(alone, cores, -1)
+    count = np.bincount(labels[labels >= 0], minlength=len(mean))
+    mean, size = mean.copy(), size.copy()
+    for k in np.flatnonzero(count >= MIN_CORE_SIZE):
+        mean[k], size[k] = values[labels == k].mean(axis=0), count[k]
+    return mean, size
+
+
 def find_amounts(
-    values: NDArray[Any], cores: NDArray[Any], patterns: NDArray[Any], report: Report
+    values: NDArray[Any],
+    cores: NDArray[Any],
+    patterns: NDArray[Any],
+    report: Report = lambda n: None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Amount of each grain in each position ``(Rx, Ry, N)``, its standard error, and the power that
     the grains leave.
@@ -388,8 +410,15 @@ def overlaps_core(
             nothing.astype(np.float32), nothing > 0, cores, cores >= 0, np.zeros(0, dtype=bool),
             mean, np.zeros(regions.shape, dtype=np.float32),
         )  # fmt: skip
-    patterns, hidden = peel(cores, mean, size, disks)
-    amounts, errors, rest = find_amounts(values, cores, patterns, report)
+    # What was dropped between a core and its shell is no gap between them.
+    nearest = distance_transform_edt(cores < 0, return_distances=False, return_indices=True)
+    whole = np.where(regions >= 0, cores[tuple(nearest)], -1)
+    patterns, hidden = peel(whole, mean, size, disks)
+    amounts = find_amounts(values, cores, patterns, report)[0]
+    # Once more, with patterns from where each grain is alone.
+    mean, size = alone_means(values, cores, amounts, mean, size)
+    patterns, hidden = peel(whole, mean, size, disks)
+    amounts, errors, rest = find_amounts(values, cores, patterns)
     lead = np.where(amounts.any(axis=2) & (regions >= 0), amounts.argmax(axis=2), -1)
     single = amounts.max(axis=2) > ALONE_SHARE * amounts.sum(axis=2)
     group = join_ends(lead, cores, crystals, single, hidden, mean, size, disks)
