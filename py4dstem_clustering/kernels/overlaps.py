@@ -24,6 +24,7 @@ from scipy.ndimage import (
     distance_transform_edt,
     find_objects,
     label,
+    maximum_filter,
     median_filter,
 )
 from scipy.optimize import nnls
@@ -45,6 +46,18 @@ MAX_UNEXPLAINED = 0.15
 """Share of the power of the mean pattern of a region up to which other regions explain it. With a
 larger value, grains with many disks in common vanish; with a smaller one, overlaps and pieces of
 grains stay."""
+
+MAX_AMOUNT = 2.0
+"""Largest amount of another region in one that it explains. With a larger value, a thin rim explains
+the grain that it belongs to; with a smaller one, pieces of a grain that grows thick stay."""
+
+WIDE = 9.0
+"""Depth from which on a region of one pattern is always a grain, scan positions. A larger value
+finds wider overlaps, and loses wide grains whose disks others share."""
+
+BESIDE = 3
+"""Distance up to which regions lie beside each other, scan positions; thin mixtures may be between
+them."""
 
 MIN_AMOUNT = 0.15
 """Smallest amount of a grain in its support, relative to where it is alone. A larger value cuts off
@@ -72,6 +85,10 @@ MIN_SHARED_DISKS = 0.45
 """Share of disks in common, see `shared_disks`, from which on two cores in one crystal are pieces
 of it. With a larger value bent crystals come in pieces, with a smaller one stacked grains with
 disks in common are one."""
+
+MAX_RIM = 2
+"""How far supports reach into the background, scan positions. A larger value is needed for longer
+thin rims, and takes in tails that a camera leaves."""
 
 MIN_ALONE = 0.35
 """Part of a crystal with more than `MAX_GRAINS` cores that shows the pattern of one core alone,
@@ -111,13 +128,18 @@ def find_ends(
     number = consecutive(regions)
     mean, size = core_means(number, values)
     count = np.bincount(number[number >= 0], minlength=len(mean))
-    near = _near(number, count)
+    beside = _beside(number)
     there = np.ones(len(mean), dtype=bool)
-    limit = np.where(depths(number) < FLAT_DEPTH, MAX_UNEXPLAINED_SHARE, MAX_UNEXPLAINED)
+    depth = depths(number)
+    limit = np.where(depth < FLAT_DEPTH, MAX_UNEXPLAINED_SHARE, MAX_UNEXPLAINED)
+    limit[depth >= WIDE] = -np.inf  # no piece of a bent crystal, and hardly an overlap
     for k in np.argsort(count, kind="stable").tolist():
-        others = [j for j in near[k] if there[j]]
+        others = sorted(beside[k])
         if others and _unexplained(mean, size, others, k) < limit[k]:
             there[k] = False
+            # What lies beside an overlap may explain what lies on its other side.
+            for j in others:
+                beside[j] = (beside[j] | beside[k]) - {j, k}
     renewed = np.where(there, np.cumsum(there) - 1, -1)
     return np.append(renewed, -1)[number], mean[there], size[there]
 
@@ -139,6 +161,8 @@ def _unexplained(mean: NDArray[Any], size: NDArray[Any], others: list[int], k: i
     power = float((mean[k] ** 2).sum() - rank / size[k])
     if power <= 0:
         return 0.0
+    if amount.max() > MAX_AMOUNT:
+        return 1.0  # a weak rim does not explain its grain
     noise = NOISE_FACTOR * rank * (1 / size[k] + (amount**2 / size[others]).sum())
     return float(rest**2 - noise) / power
 
@@ -197,14 +221,17 @@ def near_maps(number: NDArray[Any]) -> list[tuple[tuple[slice, ...], NDArray[np.
     return found
 
 
-def _near(number: NDArray[Any], count: NDArray[Any]) -> list[list[int]]:
-    """Regions that reach into each region."""
-    near: list[list[int]] = [[] for _ in count]
-    for k, (box, inside) in enumerate(near_maps(number)):
-        for j in np.unique(number[box][inside]).tolist():
+def _beside(number: NDArray[Any]) -> list[set[int]]:
+    """Regions that lie at most `BESIDE` positions from each region."""
+    beside: list[set[int]] = [set() for _ in range(int(number.max(initial=-1)) + 1)]
+    for k, box in enumerate(find_objects(number + 1)):
+        around = _box(box, number.shape, BESIDE)
+        inside = maximum_filter(number[around] == k, 2 * BESIDE + 1)
+        for j in np.unique(number[around][inside]).tolist():
             if j not in (-1, k):
-                near[j].append(k)
-    return near
+                beside[j].add(k)
+                beside[k].add(j)
+    return beside
 
 
 def peel(
@@ -430,7 +457,9 @@ def overlaps_core(
     hidden = np.bincount(group, hidden) > 0
     cores = np.append(group, -1)[cores]
 
-    supports = find_supports(amounts, errors, cores, mask)
+    # Far from any disks that are certain, what looks like a grain is lag, film or noise.
+    close = maximum_filter(regions >= 0, 2 * MAX_RIM + 1) & mask
+    supports = find_supports(amounts, errors, cores, close)
     power = (values.astype(np.float64) ** 2).sum(axis=2) - rank
     residual = np.where(
         supports.any(axis=2), np.clip((rest - rank) / np.maximum(power, rank), 0, 1), 0
