@@ -48,8 +48,8 @@ larger value, grains with many disks in common vanish; with a smaller one, overl
 grains stay."""
 
 MAX_AMOUNT = 2.0
-"""Largest amount of another region in one that it explains. With a larger value, a thin rim explains
-the grain that it belongs to; with a smaller one, pieces of a grain that grows thick stay."""
+"""Largest amount of another region in one that it explains. With a larger value, a thin rim
+explains the grain that it belongs to; with a smaller one, pieces of a grain that grows thick stay."""
 
 WIDE = 9.0
 """Depth from which on a region of one pattern is always a grain, scan positions. A larger value
@@ -285,8 +285,10 @@ def alone_means(
     mean: NDArray[Any],
     size: NDArray[Any],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means and sizes of the positions where a grain is alone in its core; those given where there
-    are fewer than `MIN_CORE_SIZE`."""
+    """Means and sizes of the positions where a grain is alone in its core.
+
+    The values given stay where there are fewer than `MIN_CORE_SIZE`.
+    """
     alone = amounts.max(axis=2) > ALONE_SHARE * amounts.sum(axis=2)
     alone &= amounts.argmax(axis=2) == cores
     labels = np.where(alone, cores, -1)

@@ -1,0 +1,243 @@
+"""Kernels of grains that overlap, against slow and obvious versions, and on noise-free sums."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.ndimage import distance_transform_edt
+from scipy.optimize import nnls
+
+from py4dstem_clustering.kernels import overlaps
+from py4dstem_clustering.kernels.disks import Disks
+from py4dstem_clustering.kernels.overlaps import (
+    MAX_GRAINS,
+    alone_means,
+    core_means,
+    depths,
+    find_amounts,
+    find_ends,
+    find_supports,
+    near_maps,
+    overlaps_core,
+    peel_amount,
+    reach,
+)
+
+SHAPE, RANK = (26, 21), 8
+
+
+def disks_of(rank=RANK):
+    """Detector on which each feature is one bin."""
+    n = rank
+    return Disks(
+        np.eye(n),
+        np.ones(n),
+        np.stack([np.arange(n), np.zeros(n, dtype=int)], axis=1),
+        np.ones(n),
+        np.ones(n, dtype=bool),
+        np.full(n, 1e6),
+    )
+
+
+def two_films():
+    """Two flat grains, of which the second lies over the right part of the first."""
+    supports = np.zeros((*SHAPE, 2), dtype=bool)
+    supports[3:22, 2:13, 0] = True
+    supports[5:24, 8:19, 1] = True
+    patterns = np.zeros((2, RANK))
+    patterns[0, :4] = (40, 30, 20, 10)
+    patterns[1, 3:7] = (10, 35, 25, 30)
+    regions = (supports * np.array([1, 2])).sum(axis=2) - 1
+    values = supports.astype(float) @ patterns
+    noise = np.random.default_rng(3).normal(size=(*SHAPE, RANK))
+    return supports, patterns, regions, (values + noise).astype(np.float32)
+
+
+def test_two_films_come_apart():
+    supports, patterns, regions, values = two_films()
+    mask = np.ones(SHAPE, dtype=bool)
+    found = overlaps_core(values, regions, regions, mask, disks_of())
+    assert found.supports.shape == supports.shape
+    order = [int(found.cores[10, 4]), int(found.cores[14, 16])]
+    # The median rounds the four corners of each film.
+    assert not (found.supports[..., order] & ~supports).any()
+    assert (found.supports[..., order] != supports).sum() == 8
+    np.testing.assert_allclose(found.patterns[order], patterns, atol=1)
+    np.testing.assert_allclose(found.amounts[supports[..., 0], order[0]], 1, atol=0.2)
+    assert not found.hidden.any()
+    both = supports.all(axis=2)
+    assert not found.alone[both].any()
+    assert found.alone[found.supports.sum(axis=2) == 1].mean() > 0.95
+    assert found.residual.max() < 0.05
+
+
+def test_a_core_in_a_shell_is_never_alone():
+    x, y = np.indices(SHAPE)
+    far = np.hypot(x - 13, y - 10)
+    shell, core = far < 9, far < 4.5
+    patterns = np.zeros((2, RANK))
+    patterns[0, :4] = (40, 30, 20, 35)
+    patterns[1, 4:] = (30, 45, 25, 30)
+    amounts = np.stack([shell * np.where(core, 0.6, 1), core], axis=2)
+    values = amounts @ patterns + np.random.default_rng(1).normal(size=(*SHAPE, RANK))
+    regions = np.where(core, 1, np.where(shell, 0, -1))
+    found = overlaps_core(
+        values.astype(np.float32), regions, regions, np.ones(SHAPE, dtype=bool), disks_of()
+    )
+    outer, inner = found.cores[13, 3], found.cores[13, 10]
+    assert found.hidden.tolist() == [k == inner for k in range(2)]
+    np.testing.assert_allclose(found.patterns[inner], patterns[1], atol=2)
+    np.testing.assert_array_equal(found.supports[..., outer], shell)
+    np.testing.assert_array_equal(found.supports[..., inner], core)
+    np.testing.assert_allclose(found.amounts[core, outer].mean(), 0.6, atol=0.05)
+
+
+def test_nothing_in_nothing():
+    empty = np.full(SHAPE, -1)
+    values = np.random.default_rng(0).normal(size=(*SHAPE, RANK)).astype(np.float32)
+    found = overlaps_core(values, empty, empty, empty < 0, disks_of())
+    assert found.supports.shape == (*SHAPE, 0)
+    assert not found.alone.any()
+    assert not found.residual.any()
+
+
+def test_a_region_that_is_a_sum_is_no_end():
+    _, patterns, regions, values = two_films()
+    cores, mean, _ = find_ends(regions, values)
+    assert len(mean) == 2
+    assert (cores[regions == 2] == -1).all()
+    np.testing.assert_allclose(mean, patterns, atol=1)
+
+
+def test_a_weak_rim_does_not_explain_its_grain():
+    values = np.zeros((*SHAPE, RANK))
+    values[:20, :14, :2] = (30, 40)
+    values[:6, :14, :2] /= 10
+    regions = np.full(SHAPE, -1)
+    regions[6:20, :14] = 0
+    regions[:6, :14] = 1
+    cores, mean, _ = find_ends(regions, values)
+    assert len(mean) == 1
+    assert (cores[6:20, :14] == 0).all()
+    assert (cores[:6] == -1).all()
+
+
+def best_subset(system, pattern):
+    """Rest of the best of all non-negative sums of at most `MAX_GRAINS` terms."""
+    rests = []
+    for n in range(1, MAX_GRAINS + 1):
+        for chosen in itertools.combinations(range(system.shape[1]), n):
+            rests.append(nnls(system[:, chosen], pattern)[1])
+    return min(rests)
+
+
+def test_amounts_of_few_grains_are_nearly_the_best():
+    rng = np.random.default_rng(5)
+    system = rng.gamma(0.4, 20, size=(RANK, 6))
+    for _ in range(20):
+        true = np.zeros(6)
+        true[rng.choice(6, MAX_GRAINS, replace=False)] = rng.uniform(0.3, 1, MAX_GRAINS)
+        pattern = system @ true + rng.normal(size=RANK)
+        amount, rest = overlaps._few(system, pattern)
+        assert (amount >= 0).all()
+        assert (amount > 0).sum() <= MAX_GRAINS
+        assert rest == pytest.approx(np.linalg.norm(system @ amount - pattern))
+        assert rest <= 2 * best_subset(system, pattern) + 2
+
+
+def test_amounts_only_near_the_core():
+    supports, patterns, regions, values = two_films()
+    cores = np.where(regions == 2, -1, regions)
+    amounts, errors, rest = find_amounts(values, cores, patterns)
+    count = np.bincount(cores[cores >= 0])
+    for k in range(2):
+        far = distance_transform_edt(cores != k) > reach(count)[k]
+        assert not amounts[far, k].any()
+        assert np.isinf(errors[far, k]).all()
+    x, y = 14, 10
+    expected = nnls(patterns.T, values[x, y].astype(float))
+    np.testing.assert_allclose(amounts[x, y], expected[0], rtol=1e-5)
+    assert rest[x, y] == pytest.approx(expected[1] ** 2, rel=1e-4)
+    covariance = np.linalg.inv(patterns @ patterns.T)
+    np.testing.assert_allclose(errors[x, y], np.sqrt(np.diag(covariance)), rtol=1e-5)
+
+
+def test_near_maps_are_distances():
+    *_, regions, _ = two_films()
+    count = np.bincount(regions[regions >= 0])
+    for k, (box, inside) in enumerate(near_maps(regions)):
+        whole = np.zeros(SHAPE, dtype=bool)
+        whole[box] = inside
+        expected = distance_transform_edt(regions != k) <= reach(count)[k]
+        np.testing.assert_array_equal(whole, expected)
+
+
+def test_means_leave_out_the_border():
+    number = np.zeros(SHAPE, dtype=int)
+    number[:, 9:] = 1
+    values = number[..., None].astype(float)
+    values[:, 8:10] = 0.5  # what the probe mixes
+    mean, size = core_means(number, values)
+    np.testing.assert_array_equal(mean[:, 0], [0, 1])
+    np.testing.assert_array_equal(size, [26 * 8, 26 * 11])
+
+
+def test_depths():
+    number = np.full(SHAPE, -1)
+    number[4:11, 5:16] = 0
+    number[20:, :] = 1
+    np.testing.assert_allclose(depths(number), [4, 7])  # to one beyond the border of the scan
+
+
+@pytest.mark.parametrize("amount", [0, 0.4, 1.3])
+def test_peeling_finds_how_much_of_the_outer_grain_there_is(amount):
+    outer, inner = np.zeros(12), np.zeros(12)
+    outer[:7] = (50, 40, 30, 45, 35, 60, 20)
+    inner[6:] = (70, 80, 20, 30, 40, 50)  # one disk at the same place
+    found = peel_amount(inner + amount * outer, outer, 100, disks_of(12))
+    assert found == pytest.approx(amount, abs=1e-9)
+
+
+def test_peeling_without_certain_disks():
+    assert peel_amount(np.ones(RANK), np.full(RANK, 0.1), 4, disks_of()) == 0
+
+
+def test_alone_means():
+    _, patterns, regions, values = two_films()
+    cores = np.where(regions == 2, -1, regions)
+    amounts, *_ = find_amounts(values, cores, patterns)
+    given = np.full((2, RANK), 7.0)
+    mean, size = alone_means(values, cores, amounts, given, np.array([3.0, 3.0]))
+    np.testing.assert_allclose(mean, patterns, atol=1)
+    assert (size > 50).all()
+    nobody = alone_means(values, np.full(SHAPE, -1), amounts, given, np.array([3.0, 3.0]))
+    np.testing.assert_array_equal(nobody[0], given)
+
+
+def test_narrow_overlaps_are_borders():
+    amounts = np.zeros((*SHAPE, 2))
+    amounts[:, :11, 0] = 1
+    amounts[:, 9:, 1] = 0.8
+    cores = np.where(np.arange(SHAPE[1]) < 9, 0, 1) * np.ones(SHAPE, dtype=int)
+    mask = np.ones(SHAPE, dtype=bool)
+    supports = find_supports(amounts, np.zeros(amounts.shape), cores, mask)
+    assert (supports.sum(axis=2) == 1).all()
+    assert supports[:, 10, 0].all()
+    amounts[:, :13, 0] = 1  # now it is four positions wide
+    supports = find_supports(amounts, np.zeros(amounts.shape), cores, mask)
+    np.testing.assert_array_equal(supports.all(axis=2), (amounts > 0).all(axis=2))
+
+
+def test_a_support_holds_its_core_and_stands_out_of_noise():
+    amounts = np.zeros((*SHAPE, 1))
+    amounts[2:10, 2:10] = 1
+    amounts[15:20, 12:18] = 1  # not connected
+    cores = np.where(amounts[..., 0] > 0, 0, -1)
+    cores[12:] = -1
+    mask = np.ones(SHAPE, dtype=bool)
+    found = find_supports(amounts, np.full(amounts.shape, 0.1), cores, mask)[..., 0]
+    assert found[3:9, 3:9].all()
+    assert not found[12:].any()
+    assert not find_supports(amounts, np.full(amounts.shape, 0.4), cores, mask).any()
