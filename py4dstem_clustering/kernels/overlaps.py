@@ -49,7 +49,8 @@ grains stay."""
 
 MAX_AMOUNT = 2.0
 """Largest amount of another region in one that it explains. With a larger value, a thin rim
-explains the grain that it belongs to; with a smaller one, pieces of a grain that grows thick stay."""
+explains the grain that it belongs to; with a smaller one, pieces of a grain that grows thick
+stay."""
 
 WIDE = 9.0
 """Depth from which on a region of one pattern is always a grain, scan positions. A larger value

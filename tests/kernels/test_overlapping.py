@@ -148,7 +148,7 @@ def test_amounts_of_few_grains_are_nearly_the_best():
 
 
 def test_amounts_only_near_the_core():
-    supports, patterns, regions, values = two_films()
+    _, patterns, regions, values = two_films()
     cores = np.where(regions == 2, -1, regions)
     amounts, errors, rest = find_amounts(values, cores, patterns)
     count = np.bincount(cores[cores >= 0])
