@@ -21,9 +21,11 @@ from . import metrics
 from ._version import __version__
 from .datacube import register
 from .diffraction.cross_validation import CrossValidation
+from .diffraction.disk_places import refine_disks
 from .diffraction.disks import GainedDisks
 from .diffraction.misorientation import get_symmetry, misorientation
 from .diffraction.orientation import orientation_from_node, orientation_to_node
+from .diffraction.phases import PhaseMap
 from .diffraction.refining import refine_orientations
 from .explore.start import explore_clusters
 from .explore.window import ClusterExplorer
@@ -42,7 +44,7 @@ from .plotting.areas import plot_areas
 from .plotting.film import animate_series
 from .plotting.maps import plot_clusters, plot_growth, plot_similarity
 from .plotting.patterns import plot_averages, plot_patterns
-from .plotting.results import plot_cross_validation, plot_disks, plot_tree
+from .plotting.results import plot_cross_validation, plot_disks, plot_phases, plot_tree
 from .plotting.tracks import plot_tracks
 from .scan.array import ScanArray
 from .scan.hyperspy import from_hyperspy, to_hyperspy
@@ -67,6 +69,7 @@ __all__ = [
     "CrossValidation",
     "GainedDisks",
     "Mixture",
+    "PhaseMap",
     "ScanArray",
     "Similarity",
     "SimulatedSample",
@@ -104,9 +107,11 @@ __all__ = [
     "plot_disks",
     "plot_growth",
     "plot_patterns",
+    "plot_phases",
     "plot_similarity",
     "plot_tracks",
     "plot_tree",
+    "refine_disks",
     "refine_orientations",
     "register",
     "rotation_rate",

@@ -223,6 +223,8 @@ def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
     out = type(per_cluster)(
         labels.shape, per_cluster.Qshape, name=per_cluster.name, calibration=calibration
     )
+    # With the field of `refine_disks`, if there is one.
+    out.set_raw_vectors(emdfile.PointListArray(per_cluster._v_uncal.dtype, labels.shape))
     for x, y in np.argwhere(inside):
         out._v_uncal[x, y].add(per_cluster._v_uncal[labels[x, y], 0].data)
     out.setcal(**{key: bool(value) for key, value in per_cluster.calstate.items()})

@@ -1,4 +1,4 @@
-"""Figures of trees, cross-validation and gained disks."""
+"""Figures of trees, cross-validation, gained disks and phases."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 
 from ..base.checks import check_integer, check_number
 from .style import PALETTE, add_scale_bar, axes_or_new, bare_frame
@@ -182,4 +184,65 @@ def plot_disks(gained: Any, ax: Axes | None = None, *, step: float = 0.1) -> Axe
     ax.margins(y=0.25)  # room for the legend, which would cover the stairs
     ax.legend(frameon=False, loc="upper right")
     ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def plot_phases(phases: Any, ax: Axes | None = None) -> Axes:
+    """Draw which crystal each scan position is.
+
+    Parameters
+    ----------
+    phases : PhaseMap
+        From ``clusters.map_phases()``.
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+        One colour for each crystal. Undecided clusters have the colour of the better crystal, with
+        white hatching. Clusters that are none of the crystals are dark grey, positions in no
+        cluster light grey. The legend counts clusters.
+    """
+    ax = axes_or_new(ax)
+    names = phases.names
+    colors = [PALETTE[k % len(PALETTE)] for k in range(len(names))]
+    number = np.append(phases.phase, len(names) + 1)[phases.labels]
+    number[number < 0] = len(names)
+    ax.imshow(
+        number,
+        cmap=ListedColormap([*colors, "0.35", "0.88"]),
+        vmin=-0.5,
+        vmax=len(names) + 1.5,
+        interpolation="nearest",
+    )
+    unsure = np.append(phases.undecided, False)[phases.labels]
+    if unsure.any():
+        drawn = ax.contourf(
+            unsure.astype(float), levels=[0.5, 1.5], hatches=["////"], colors="none", antialiased=True
+        )
+        drawn.set_edgecolor("white")
+        drawn.set_linewidth(0)
+    borders = [(phases.labels == k) for k in range(len(phases.phase))]
+    for inside in borders:
+        ax.contour(inside, levels=[0.5], colors="black", linewidths=0.6)
+    decided = phases.decided
+    shown = [
+        Patch(color=color, label=f"{name}: {(decided == k).sum()}")
+        for k, (name, color) in enumerate(zip(names, colors, strict=True))
+    ]
+    others = {
+        "none of these": ("0.35", None, int((phases.phase < 0).sum())),
+        "undecided": ("0.6", "////", int(phases.undecided.sum())),
+    }
+    shown += [
+        Patch(facecolor=color, edgecolor="white", hatch=hatch, label=f"{name}: {count}")
+        for name, (color, hatch, count) in others.items()
+        if count
+    ]
+    ax.legend(handles=shown, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    bare_frame(ax, None)
+    add_scale_bar(
+        ax, phases.pixel_size, phases.pixel_units, phases.labels.shape[1], color="black"
+    )
     return ax

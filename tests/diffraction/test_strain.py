@@ -19,7 +19,7 @@ from scipy.linalg import polar
 from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import Clusters
-from py4dstem_clustering.diffraction.strain import REASONS, SLICES, _robust
+from py4dstem_clustering.diffraction.strain import REASONS, SLICES
 from py4dstem_clustering.emd import settings
 from py4dstem_clustering.patterns.mixture import Mixture
 
@@ -327,13 +327,6 @@ def test_the_direct_beam_never_stands_for_a_missing_reflection():
     np.testing.assert_allclose(found.data[:4], scan.truth, atol=1e-10)
     plain = [len(peaks[position]) - 1 for position in np.ndindex(*LABELS.shape)]
     np.testing.assert_array_equal(found.get_slice("n_peaks").data.ravel(), plain)
-
-
-def test_an_exact_fit_stays():
-    reference = np.random.default_rng(0).normal(size=(9, 2))
-    found = np.zeros(9, [("qx", float), ("qy", float)])
-    found["qx"], found["qy"] = reference.T
-    np.testing.assert_array_equal(_robust(np.eye(2), (found, reference)), np.eye(2))
 
 
 def test_peaks_farther_than_the_largest_distance_do_not_count():
