@@ -29,6 +29,7 @@ from .diffraction.phases import PhaseMap
 from .diffraction.refining import refine_orientations
 from .explore.start import explore_clusters
 from .explore.window import ClusterExplorer
+from .exporting.orix_maps import to_orix
 from .exporting.results import export
 from .grains.averages import get_clustered_datacube, get_clusters
 from .grains.clustering import cluster, get_cluster_tree
@@ -119,6 +120,7 @@ __all__ = [
     "simulate_scan",
     "simulate_series",
     "to_hyperspy",
+    "to_orix",
     "watch_folder",
 ]
 

@@ -286,9 +286,7 @@ def map_phases(
             )
             # Scores can be compared only if disks may lie equally far from where they should.
             refined.append(
-                refine_orientations(
-                    crystal, bragg, matched, max_distance=reach, progress_bar=False
-                )
+                refine_orientations(crystal, bragg, matched, max_distance=reach, progress_bar=False)
             )
             report(1)
     found = [orientation_scores(one) for one in refined]

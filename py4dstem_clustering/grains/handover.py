@@ -156,8 +156,9 @@ class HandOver:
         Parameters
         ----------
         crystal : py4DSTEM.process.diffraction.Crystal, or a dictionary of names and Crystals
-            Its cell is the lattice without strain. A dictionary goes with phases, see below. If the pixel size of the detector or the camera
-            length is wrong, ``e_xx`` and ``e_yy`` have the same wrong value everywhere.
+            Its cell is the lattice without strain. A dictionary goes with phases, see below. If the
+            pixel size of the detector or the camera length is wrong, ``e_xx`` and ``e_yy`` have the
+            same wrong value everywhere.
         bragg : BraggVectors, (Rx, Ry), or (N, 1)
             Those of the scan, from ``datacube.find_Bragg_disks(...)``, give the strain at each
             position. Those of the averages give one strain, with less noise, for each cluster. They

@@ -70,11 +70,10 @@ def fit_lattices(
     robust : bool
         Give outliers less weight, and measure both scatters. Without, all disks have the same.
     """
-    parts = [
-        _fit(*(values[start : start + _AT_A_TIME] for values in (found, reference, error, used)),
-             robust)
-        for start in range(0, len(found), _AT_A_TIME)
-    ]  # fmt: skip
+    parts = []
+    for start in range(0, len(found), _AT_A_TIME):
+        piece = slice(start, start + _AT_A_TIME)
+        parts.append(_fit(found[piece], reference[piece], error[piece], used[piece], robust))
     return Deformations(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 

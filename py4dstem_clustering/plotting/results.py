@@ -219,7 +219,7 @@ def plot_phases(phases: Any, ax: Axes | None = None) -> Axes:
     unsure = np.append(phases.undecided, False)[phases.labels]
     if unsure.any():
         drawn = ax.contourf(
-            unsure.astype(float), levels=[0.5, 1.5], hatches=["////"], colors="none", antialiased=True
+            unsure.astype(float), levels=[0.5, 1.5], hatches=["////"], colors="none"
         )
         drawn.set_edgecolor("white")
         drawn.set_linewidth(0)
@@ -242,7 +242,5 @@ def plot_phases(phases: Any, ax: Axes | None = None) -> Axes:
     ]
     ax.legend(handles=shown, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     bare_frame(ax, None)
-    add_scale_bar(
-        ax, phases.pixel_size, phases.pixel_units, phases.labels.shape[1], color="black"
-    )
+    add_scale_bar(ax, phases.pixel_size, phases.pixel_units, phases.labels.shape[1], color="black")
     return ax
