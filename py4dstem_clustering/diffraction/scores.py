@@ -22,6 +22,8 @@ SCORES = np.dtype(
         ("verdict", "U11"),
         ("score", np.float64),
         ("runner_up", np.float64),
+        ("evidence", np.float64),
+        ("runner_up_evidence", np.float64),
         ("n_disks", np.int64),
         ("explained", np.float64),
         ("sigma_excitation_error", np.float64),
@@ -29,7 +31,10 @@ SCORES = np.dtype(
 )
 """Fields of `OrientationScores.table`."""
 
-_FIELDS = ("verdict", "score", "n_disks", "explained", "runner_up", "sigma_excitation_error")
+_FIELDS = (
+    "verdict", "score", "evidence", "n_disks", "explained", "runner_up", "runner_up_evidence",
+    "sigma_excitation_error",
+)  # fmt: skip
 """Names of the arrays, both in `OrientationScores` and as attributes of an OrientationMap."""
 
 
@@ -46,12 +51,18 @@ class OrientationScores(Frozen):
     score : ndarray, (Rx, Ry)
         Agreement of measured and expected disks, 0 to 1: a cosine, so it can be compared between
         crystals. 0 where there is no orientation.
+    evidence : ndarray, (Rx, Ry)
+        Logarithm of the likelihood ratio of this orientation against no lattice at all. Verdicts
+        rest on it: where two orientations differ by 3, one is twenty times as likely as the other.
+        It can be compared between crystals, too, for the same pattern.
     n_disks : ndarray, (Rx, Ry), int
         Number of measured disks, without the direct beam, that lie where the lattice has a disk.
     explained : ndarray, (Rx, Ry)
         Share of the measured intensity, without the direct beam, that these disks have, 0 to 1.
     runner_up : ndarray, (Rx, Ry)
         Score of the best orientation that differs by more than 5 degrees; 0 without one.
+    runner_up_evidence : ndarray, (Rx, Ry)
+        Evidence of this orientation; 0 without one.
     runner_up_matrix : ndarray, (Rx, Ry, 3, 3)
         This orientation; NaN without one.
     sigma_excitation_error : ndarray, (Rx, Ry)
@@ -61,9 +72,11 @@ class OrientationScores(Frozen):
 
     verdict: NDArray[np.uint8]
     score: NDArray[np.float64]
+    evidence: NDArray[np.float64]
     n_disks: NDArray[np.int64]
     explained: NDArray[np.float64]
     runner_up: NDArray[np.float64]
+    runner_up_evidence: NDArray[np.float64]
     runner_up_matrix: NDArray[np.float64]
     sigma_excitation_error: NDArray[np.float64]
 
@@ -138,6 +151,6 @@ def orientation_scores(orientation: Any) -> OrientationScores:
     values = {name: getattr(orientation, name) for name in _FIELDS}
     second = np.full((*orientation.matrix.shape[:2], 3, 3), np.nan)
     if orientation.num_matches > 1:
-        known = values["runner_up"] > 0
+        known = values["runner_up_evidence"] != 0
         second[known] = orientation.matrix[:, :, 1][known]
     return OrientationScores(runner_up_matrix=second, **values)
