@@ -25,7 +25,7 @@ from .orientation import (
     plan_options,
 )
 from .refining import refine_orientations
-from .scores import NOT_INDEXED, orientation_scores
+from .scores import orientation_scores
 from .strain import calculate_strain
 
 PHASES = np.dtype(
@@ -47,8 +47,20 @@ KIND = "phase_map"
 NO_PHASE = -1
 """Number of the phase where no crystal explains the pattern."""
 
-MIN_MARGIN = 0.12
+MIN_MARGIN = 5.0
 """Default of ``min_margin`` of `Clusters.map_phases`."""
+
+NONE_PER_DISK = 3.0
+"""Evidence for each disk of a pattern, below which a crystal does not explain the pattern.
+
+A larger value takes more clusters for none of the crystals.
+"""
+
+SURE_PER_DISK = 4.0
+"""Evidence for each disk of a pattern, from which on a crystal explains it for sure.
+
+A larger value leaves more clusters undecided between the best crystal and none.
+"""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,10 +74,13 @@ class PhaseMap(Frozen):
     phase : ndarray, (N,), int
         Number of the best crystal in `names`; -1 where none of them explains the pattern.
     scores : ndarray, (N, P)
-        Agreement of each crystal with the average of each cluster, 0 to 1; see
-        `orientation_scores`.
+        Agreement of each crystal with the average of each cluster, a cosine from 0 to 1.
+    evidence : ndarray, (N, P)
+        Logarithm of the likelihood of each crystal against no crystal at all; see
+        `orientation_scores`. Phases rest on it.
     undecided : ndarray, (N,), bool
-        Whether the second crystal explains the average nearly as well as the best one.
+        Whether the second crystal, or none at all, explains the average nearly as well as the best
+        crystal.
     orientation : OrientationMap, (N, 1)
         Orientation of each cluster, as the crystal `phase`; correlation 0 where there is none.
     labels : ndarray, (Rx, Ry), int
@@ -80,6 +95,7 @@ class PhaseMap(Frozen):
     names: tuple[str, ...]
     phase: NDArray[np.int64]
     scores: NDArray[np.float64]
+    evidence: NDArray[np.float64]
     undecided: NDArray[np.bool_]
     orientation: Any
     labels: NDArray[np.int32]
@@ -103,15 +119,17 @@ class PhaseMap(Frozen):
             ``label``;
             ``phase``, name of the best crystal, "" where none of them explains the pattern;
             ``score`` of the best crystal, 0 to 1;
-            ``margin``, the share by which the score of the second crystal is lower, 0 to 1; NaN
-            with a single crystal;
-            ``undecided``, whether the margin is too small to believe `phase`.
+            ``margin``, by how much the evidence for the second crystal is lower: 3 means that the
+            best one is twenty times as likely, 7 a thousand times; NaN with a single crystal;
+            ``undecided``, whether the average does not say clearly enough which crystal it is, or
+            whether it is one of them at all.
         """
         table = np.zeros(len(self.phase), dtype=PHASES)
         table["label"] = np.arange(len(self.phase))
         table["phase"] = np.array([*self.names, ""])[self.phase]
-        table["score"] = self.scores.max(axis=1)
-        table["margin"] = _margins(self.scores)
+        best = self.evidence.argmax(axis=1)
+        table["score"] = self.scores[np.arange(len(best)), best]
+        table["margin"] = _margins(self.evidence)
         table["undecided"] = self.undecided
         return table
 
@@ -166,7 +184,7 @@ class PhaseMap(Frozen):
         inner = orientation_to_node(self.orientation)
         arrays = {"matrix": inner.data, **nodes.read_arrays(inner)}
         arrays = {f"orientation_{key}": value for key, value in arrays.items()}
-        own = {"phase": self.phase, "undecided": self.undecided, "labels": self.labels}
+        own = {key: getattr(self, key) for key in ("phase", "evidence", "undecided", "labels")}
         node.metadata = emdfile.Metadata(
             "arrays", {key: np.array(value) for key, value in (own | arrays).items()}
         )
@@ -200,6 +218,7 @@ class PhaseMap(Frozen):
         data = getattr(node, "data", None)
         scores = nodes.check_array(node, "scores", data, (None, len(names)), "f", -0.001, 1.001)
         n = len(scores)
+        evidence = nodes.check_array(node, "evidence", arrays.get("evidence"), (n, len(names)), "f")
         values = [
             nodes.check_array(node, name, arrays.get(name), *rule)
             for name, *rule in (
@@ -221,15 +240,18 @@ class PhaseMap(Frozen):
         if orientation.matrix.shape[:2] != (n, 1):
             raise nodes.damaged(node, "its orientations are not those of its clusters")
         phase, undecided, labels = values
-        return cls(names, phase, scores, undecided, orientation, labels, size, units, settings)
+        return cls(
+            names, phase, scores, evidence, undecided, orientation, labels, size, units, settings
+        )
 
 
-def _margins(scores: NDArray[Any]) -> NDArray[np.float64]:
-    """By which share the second best score ``(N, P)`` is lower than the best; NaN for P = 1."""
-    if scores.shape[1] < 2:
-        return np.full(len(scores), np.nan)
-    second, best = np.sort(scores, axis=1)[:, -2:].T
-    return 1 - second / np.maximum(best, 1e-12)
+def _margins(evidence: NDArray[Any]) -> NDArray[np.float64]:
+    """By how much the second best of ``(N, P)`` is lower than the best; NaN for P = 1."""
+    if evidence.shape[1] < 2:
+        return np.full(len(evidence), np.nan)
+    second, best = np.sort(evidence, axis=1)[:, -2:].T
+    margin: NDArray[np.float64] = best - second
+    return margin
 
 
 def _only(orientation: Any, keep: NDArray[np.bool_]) -> Any:
@@ -269,13 +291,13 @@ def map_phases(
 ) -> PhaseMap:
     """Core of `Clusters.map_phases`."""
     crystals = check_crystals(crystals)
-    min_margin = check_number("min_margin", min_margin, 0, 1)
+    min_margin = check_number("min_margin", min_margin, 0)
     num_matches = check_integer("num_matches", num_matches, 1)
     progress_bar = check_flag("progress_bar", progress_bar)
     n = int(labels.max(initial=-1)) + 1
     if n == 0:
         raise ValueError("there are no clusters, so there is nothing to find phases of")
-    calibrated_peaks(bragg, (n, 1))  # raises where something is missing
+    peaks = calibrated_peaks(bragg, (n, 1))
     options = [plan_options(crystal, None) for crystal in crystals.values()]
     reach = max(distance for distance, _ in options)
     refined = []
@@ -284,21 +306,25 @@ def map_phases(
             matched = crystal.match_orientations(
                 bragg, num_matches_return=num_matches, progress_bar=False
             )
-            # Scores can be compared only if disks may lie equally far from where they should.
+            # Crystals can be compared only if disks may lie equally far from where they should.
             refined.append(
                 refine_orientations(crystal, bragg, matched, max_distance=reach, progress_bar=False)
             )
             report(1)
     found = [orientation_scores(one) for one in refined]
-    scores = np.stack([one.score[:, 0] for one in found], axis=1)
-    verdicts = np.stack([one.verdict[:, 0] for one in found], axis=1)
-    best = scores.argmax(axis=1)
-    phase = np.where(verdicts[np.arange(n), best] == NOT_INDEXED, NO_PHASE, best)
-    undecided = (phase != NO_PHASE) & (_margins(scores) < min_margin)
+    scores, evidence = (
+        np.stack([getattr(one, name)[:, 0] for one in found], axis=1)
+        for name in ("score", "evidence")
+    )
+    # Peaks nearer to the centre than this are the direct beam.
+    beam = 0.5 * min(_shortest(crystal) for crystal in crystals.values())
+    n_disks = np.array([(np.hypot(one["qx"], one["qy"]) > beam).sum() for one in peaks])
+    phase, undecided = decide(evidence, n_disks, min_margin)
     return PhaseMap(
         tuple(crystals),
         phase,
         scores,
+        evidence,
         undecided,
         _joined(refined, phase),
         np.array(labels),
@@ -306,6 +332,30 @@ def map_phases(
         str(pixel_units),
         {"min_margin": min_margin, "num_matches": num_matches, "max_distance": reach},
     )
+
+
+def _shortest(crystal: Any) -> float:
+    """Length of the shortest reflection of a crystal, 1/Angstrom."""
+    length = np.linalg.norm(crystal.g_vec_all, axis=0)
+    return float(length[length > 1e-6].min())
+
+
+def decide(
+    evidence: NDArray[Any], n_disks: NDArray[Any], min_margin: float
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Phase ``(N,)``, -1 for none, and where it is undecided.
+
+    `evidence` ``(N, P)`` is that of each crystal, `n_disks` the number of disks of each pattern
+    without the direct beam. A wrong lattice finds some evidence in any pattern with many disks, so
+    evidence counts for each disk.
+    """
+    best = evidence.argmax(axis=1)
+    for_each_disk = evidence.max(axis=1) / np.maximum(n_disks, 1)
+    phase = np.where(for_each_disk < NONE_PER_DISK, NO_PHASE, best)
+    undecided = (phase != NO_PHASE) & (for_each_disk < SURE_PER_DISK)
+    if evidence.shape[1] > 1:
+        undecided |= (phase != NO_PHASE) & (_margins(evidence) < min_margin)
+    return phase, undecided
 
 
 def _joined(maps: list[Any], phase: NDArray[Any]) -> Any:

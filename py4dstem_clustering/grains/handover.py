@@ -288,9 +288,10 @@ class HandOver:
     ) -> PhaseMap:
         """Find out which of several crystals each cluster is.
 
-        The average of each cluster is matched with each crystal, and refined. The crystal whose
-        disks agree best with the average is its phase: above all the places of disks count, hardly
-        their intensities. So two structures of one element can be told apart, too.
+        The average of each cluster is matched with each crystal, and refined (see
+        `refine_orientations`). The crystal with the most evidence is its phase: above all, the
+        places of disks count, and which of those that a crystal should have are missing. So two
+        structures of one element can be told apart, too.
 
         Parameters
         ----------
@@ -301,9 +302,9 @@ class HandOver:
         bragg : BraggVectors, (N, 1)
             From ``averages.find_Bragg_disks``, calibrated; see `calculate_strain`.
         min_margin : float
-            A cluster is undecided if the score of the second crystal is lower than that of the
-            first by less than this share, 0 to 1. With a larger value more clusters are undecided,
-            and fewer are wrong.
+            A cluster is undecided if the evidence for the second crystal is lower by less than
+            this. By default 5: the best crystal is then at least 150 times as likely. With a
+            larger value more clusters are undecided, and fewer are wrong.
         num_matches : int
             Number of matches with each crystal from which refining starts.
         progress_bar : bool
