@@ -26,7 +26,7 @@ from .orientation import (
 )
 from .refining import refine_orientations
 from .scores import orientation_scores
-from .strain import calculate_strain
+from .strain import calculate_strain, match_peaks, reference_peaks
 
 PHASES = np.dtype(
     [
@@ -50,13 +50,24 @@ NO_PHASE = -1
 MIN_MARGIN = 5.0
 """Default of ``min_margin`` of `Clusters.map_phases`."""
 
-NONE_PER_DISK = 3.0
+USUAL_STRAIN = 0.01
+"""Standard deviation of strains that are expected of any crystal.
+
+With a larger value lattices of nearly the same places are harder to tell apart. With a smaller one
+strained crystals, or a wrong pixel size, are taken for another crystal.
+"""
+
+_PLACE_ERROR = 0.005
+"""Error of the place of a disk, 1/Angstrom, in the measurement of this strain. A larger value gives
+less strain where disks are few."""
+
+NONE_PER_DISK = 3.5
 """Evidence for each disk of a pattern, below which a crystal does not explain the pattern.
 
 A larger value takes more clusters for none of the crystals.
 """
 
-SURE_PER_DISK = 4.0
+SURE_PER_DISK = 5.0
 """Evidence for each disk of a pattern, from which on a crystal explains it for sure.
 
 A larger value leaves more clusters undecided between the best crystal and none.
@@ -316,6 +327,9 @@ def map_phases(
         np.stack([getattr(one, name)[:, 0] for one in found], axis=1)
         for name in ("score", "evidence")
     )
+    # Refining takes strain out, so that a lattice that is some per cent too wide fits as well.
+    for k, (crystal, one) in enumerate(zip(crystals.values(), refined, strict=True)):
+        evidence[:, k] -= strain_cost(crystal, peaks, one.matrix[:, 0, 0], reach, options[k][1])
     # Peaks nearer to the centre than this are the direct beam.
     beam = 0.5 * min(_shortest(crystal) for crystal in crystals.values())
     n_disks = np.array([(np.hypot(one["qx"], one["qy"]) > beam).sum() for one in peaks])
@@ -338,6 +352,30 @@ def _shortest(crystal: Any) -> float:
     """Length of the shortest reflection of a crystal, 1/Angstrom."""
     length = np.linalg.norm(crystal.g_vec_all, axis=0)
     return float(length[length > 1e-6].min())
+
+
+def strain_cost(
+    crystal: Any,
+    peaks: list[NDArray[Any]],
+    matrices: NDArray[Any],
+    max_distance: float,
+    sigma: float,
+) -> NDArray[np.float64]:
+    """By how much strain lowers the evidence for orientations ``(N, 3, 3)`` of a crystal, ``(N,)``.
+
+    It is the logarithm of how unlikely the strain is that brings the lattice to the peaks.
+    """
+    cost = np.zeros(len(peaks))
+    for k, matrix in enumerate(matrices):
+        found, expected = match_peaks(
+            peaks[k], reference_peaks(crystal, matrix, sigma), max_distance
+        )
+        places = np.stack([found["qx"], found["qy"]], axis=1)
+        prior = (_PLACE_ERROR / USUAL_STRAIN) ** 2 * np.eye(2)
+        deformation = np.linalg.solve(expected.T @ expected + prior, expected.T @ places + prior)
+        stretch = np.linalg.svd(deformation, compute_uv=False)
+        cost[k] = 0.5 * (((stretch - 1) / USUAL_STRAIN) ** 2).sum()
+    return cost
 
 
 def decide(

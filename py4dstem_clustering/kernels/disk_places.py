@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates, spline_filter, uniform_filter
+from scipy.optimize import least_squares
 
 MARGIN = 2.5
 """Pixels around the radius of the disk that belong to a fit: they hold the background.
@@ -20,8 +21,8 @@ MARGIN = 2.5
 A larger margin gives more exact backgrounds, and more of the neighbouring disks.
 """
 
-N_STEPS = 12
-"""Most steps of a fit. Nearly all fits are done after six."""
+N_STEPS = 18
+"""Most steps of a fit. Most fits are done after six."""
 
 LARGEST_STEP = 0.5
 """Largest change of a place in one step, in radii. A larger one may jump to a neighbouring disk."""
@@ -38,15 +39,26 @@ MIN_SIGNIFICANCE = 3.0
 A smaller value also moves disks that are hardly more than noise.
 """
 
-UNEVEN = 0.5
+UNEVEN = 0.7
 """How uneven the light of a disk is expected to be: standard deviation of slopes and curvatures,
 over the radius, relative to the mean.
 
 A larger value follows stronger changes inside of a disk, but noise moves weak disks more.
 """
 
-_DONE = 1e-3
-"""Change of a place, pixels, below which a fit has ended."""
+LEAST_ERROR = 0.03
+"""Error of every place, pixels, beside noise: light may change less smoothly than is fitted.
+
+A larger value makes bright disks count less, and standard errors larger.
+"""
+
+ROUND = 0.06
+"""Root mean square difference between a probe and a round disk, relative to its height, up to which
+it counts as round. A larger value describes more probes by a radius and an edge.
+"""
+
+DONE = 0.1
+"""Change of a place, in standard errors, below which a fit has ended."""
 
 _STEP = 0.05
 """Distance, pixels, over which the slope of the probe is measured."""
@@ -55,32 +67,58 @@ _STEP = 0.05
 class Probe(NamedTuple):
     """The disk of the probe, at any place between pixels."""
 
-    spline: NDArray[np.float64]
-    """Coefficients of cubic splines of the disk, whose mean inside is 1."""
     centre: NDArray[np.float64]
-    """Its centre, pixels of `spline`."""
+    """Its centre in the image of the probe, pixels."""
     radius: float
-    """Radius of a circle of the same area as the disk, pixels."""
+    """Radius of the disk, pixels, at half of its height."""
+    edge: float
+    """Width of the edge of a round disk, pixels; 0 for other probes."""
+    spline: NDArray[np.float64]
+    """Coefficients of cubic splines of the image, for probes that are not round."""
 
     def at(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
-        """Brightness at a distance ``x, y`` from the centre."""
+        """Brightness at a distance ``x, y`` from the centre, about 1 inside."""
+        if self.edge > 0:
+            return _round_disk(np.hypot(x, y), self.radius, self.edge)
         found: NDArray[np.float64] = map_coordinates(
             self.spline, [x + self.centre[0], y + self.centre[1]], prefilter=False, cval=0.0
         )
         return found
 
 
+def _round_disk(distance: NDArray[Any], radius: float, edge: float) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.clip(0.5 + (radius - distance) / edge, 0, 1)
+    return found
+
+
 def probe_of(image: NDArray[Any]) -> Probe:
-    """The disk of a pattern without specimen ``(Qx, Qy)``, background removed."""
+    """The disk of a pattern without specimen ``(Qx, Qy)``, background removed.
+
+    A round disk is described by its radius and its edge, because an image of sharp edges cannot be
+    moved by parts of a pixel without errors of up to 0.05 pixels.
+    """
     image = np.maximum(np.asarray(image, dtype=float), 0)
     half = image > 0.5 * np.quantile(image[image > 0.25 * image.max()], 0.9)
     radius = float(np.sqrt(half.sum() / np.pi))
-    inside = image * (image > 0.02 * image.max())
-    places = np.indices(image.shape)
-    middle = np.array([(place * half).sum() / half.sum() for place in places])
-    inside *= np.hypot(*(places - middle[:, None, None])) < radius + MARGIN
-    centre = np.array([(place * inside).sum() / inside.sum() for place in places])
-    return Probe(spline_filter(inside / image[half].mean()), centre, radius)
+    u, v = np.indices(image.shape)
+    middle = np.array([(place * half).sum() / half.sum() for place in (u, v)])
+    near = np.hypot(u - middle[0], v - middle[1]) < radius + MARGIN
+    height = float(image[half].mean())
+
+    def rest(values: NDArray[Any]) -> NDArray[Any]:
+        x, y, own_radius, edge, own_height, floor = values
+        distance = np.hypot(u[near] - x, v[near] - y)
+        disk = own_height * _round_disk(distance, own_radius, max(edge, _STEP)) + floor
+        difference: NDArray[np.float64] = (disk - image[near]) / height
+        return difference
+
+    first = np.array([*middle, radius, 1.0, height, 0.0])
+    fitted = least_squares(rest, first, x_scale=[1, 1, 1, 1, height, height], diff_step=1e-3)
+    x, y, radius, edge, height, floor = fitted.x
+    inside = np.where(near, np.maximum(image - floor, 0), 0) / height
+    is_round = np.sqrt(np.mean(fitted.fun**2)) < ROUND
+    return Probe(np.array([x, y]), float(radius), max(float(edge), _STEP) * is_round,
+                 spline_filter(inside))  # fmt: skip
 
 
 class Places(NamedTuple):
@@ -100,22 +138,26 @@ def fit_places(pattern: NDArray[Any], first: NDArray[Any], probe: Probe) -> Plac
     pattern = np.asarray(pattern, dtype=float)
     at, value, weight = _windows(pattern, first, probe.radius)
     places, done = np.array(first, dtype=float), np.zeros(len(first), dtype=bool)
-    covariance = np.full((len(first), 2, 2), np.inf)
+    errors = np.full(len(first), np.inf)
     significance = np.zeros(len(first))
-    for _ in range(N_STEPS):
+    for k in range(N_STEPS):
         go = np.flatnonzero(~done)
         if len(go) == 0:
             break
-        step, covariance[go], significance[go] = _step(
-            at[go], value[go], weight[go], places[go], probe
-        )
+        step, covariance, significance[go] = _step(at[go], value[go], weight[go], places[go], probe)
+        errors[go] = np.sqrt(np.trace(covariance, axis1=1, axis2=2) / 2)
         length = np.linalg.norm(step, axis=1)
-        step *= np.minimum(1, LARGEST_STEP * probe.radius / np.maximum(length, 1e-12))[:, None]
+        # The edge of a disk has kinks, at which whole steps may jump to and fro.
+        damping = 1.0 if k < N_STEPS // 3 else 0.5
+        longest = LARGEST_STEP * probe.radius
+        step *= damping * np.minimum(1, longest / np.maximum(length, 1e-12))[:, None]
         places[go] += step
-        done[go] = (length < _DONE) | (_distance(places[go], first[go]) > FARTHEST * probe.radius)
-    errors = np.sqrt(np.trace(covariance, axis1=1, axis2=2) / 2)
+        done[go] = (length < np.maximum(DONE * errors[go], _STEP / 50)) | (
+            _distance(places[go], first[go]) > FARTHEST * probe.radius
+        )
     good = (_distance(places, first) <= FARTHEST * probe.radius) & done & np.isfinite(errors)
     good &= (significance > MIN_SIGNIFICANCE) & (errors < probe.radius)
+    errors = np.hypot(errors, LEAST_ERROR)
     return Places(np.where(good[:, None], places, first), np.where(good, errors, np.inf))
 
 

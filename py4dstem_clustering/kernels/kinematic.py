@@ -81,7 +81,8 @@ def brightness(
 
 def near_sphere(lattice: Lattice, matrix: NDArray[Any], angle: float, limit: float) -> Lattice:
     """The reflections within `limit`, 1/Angstrom, of the Ewald sphere, in any orientation that
-    differs from `matrix` by at most `angle`, radian."""
+    differs from `matrix` by at most `angle`, radian.
+    """
     error = predict(lattice, matrix[None])[1][0]
     keep = np.abs(error) < limit + np.sqrt(lattice.squared) * angle
     return Lattice(
