@@ -27,6 +27,7 @@ from .diffraction.misorientation import get_symmetry, misorientation
 from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.phases import PhaseMap
 from .diffraction.refining import refine_orientations
+from .diffraction.scores import orientation_scores
 from .explore.start import explore_clusters
 from .explore.window import ClusterExplorer
 from .exporting.orix_maps import to_orix
@@ -100,6 +101,7 @@ __all__ = [
     "open_scan",
     "open_series",
     "orientation_from_node",
+    "orientation_scores",
     "orientation_to_node",
     "plot_areas",
     "plot_averages",

@@ -73,8 +73,18 @@ orientations among the sure ones, and fewer sure ones.
 SURE_DISKS = 5
 """Number of disks below which no orientation is sure."""
 
+SURE_EXPLAINED = 0.6
+"""Share of the intensity that the lattice must explain to be sure."""
+
 MIN_EVIDENCE = 12.0
 """Evidence below which a pattern is not indexed: as much as a wrong lattice finds by chance."""
+
+MIN_EXPLAINED = 0.5
+"""Share of the intensity that the lattice must explain, or the pattern is not indexed.
+
+Of Bloch-wave patterns, the right crystal explained at least 0.87 in the median of each material,
+a wrong one at most 0.5.
+"""
 
 
 def refine_orientations(
@@ -169,12 +179,13 @@ def refine_orientations(
     symmetry = get_symmetry(crystal)
     if getattr(crystal, "orientation_fiber", False):
         n_candidates = 0
+    window = _detector_window(bragg, peaks)
     refiner = _Refiner(
         lattice,
         symmetry,
-        _detector_window(bragg, peaks),
+        window,
         twin_rotations(lattice, symmetry, n_twins),
-        make_plan(lattice, symmetry, longest + reach) if n_candidates else None,
+        make_plan(lattice, symmetry, window, longest + reach) if n_candidates else None,
         n_candidates,
         reach,
         WIDTHS if sigma is None else np.array([given / _SIGMA_OF_WIDTH]),
@@ -274,9 +285,7 @@ class _Refiner(NamedTuple):
             twins = self.twins[:1]
         if self.plan is not None:
             weights = np.exp(POWER * peaks.intensity)
-            found = search(
-                self.plan, self.window, self.symmetry, peaks.places, weights, self.n_candidates
-            )
+            found = search(self.plan, self.symmetry, peaks.places, weights, self.n_candidates)
             starts += [(matrix, -1) for matrix in found]
         return starts
 
@@ -323,11 +332,12 @@ class _Refiner(NamedTuple):
         return one._replace(agreement=found)
 
 
-def verdict_of(evidence: float, runner_up: float, n_disks: int) -> int:
+def verdict_of(evidence: float, runner_up: float, n_disks: int, explained: float) -> int:
     """The verdict on an orientation; `runner_up` is the evidence of the next one, 0 for none."""
-    if evidence < MIN_EVIDENCE or n_disks < 3:
+    if evidence < MIN_EVIDENCE or n_disks < 3 or explained < MIN_EXPLAINED:
         return NOT_INDEXED
-    if evidence - max(runner_up, 0) >= SURE_MARGIN and n_disks >= SURE_DISKS:
+    clear = evidence - max(runner_up, 0) >= SURE_MARGIN
+    if clear and n_disks >= SURE_DISKS and explained >= SURE_EXPLAINED:
         return SURE
     return AMBIGUOUS
 
@@ -348,7 +358,10 @@ def _fill(out: Any, position: tuple[int, ...], refined: list[_Climbed], inds: ND
         out.runner_up[position] = others[0].agreement.cosine
         out.runner_up_evidence[position] = others[0].evidence
     out.verdict[position] = verdict_of(
-        best.evidence, out.runner_up_evidence[position], best.agreement.n_disks
+        best.evidence,
+        out.runner_up_evidence[position],
+        best.agreement.n_disks,
+        best.agreement.explained,
     )
 
 
@@ -393,7 +406,7 @@ def _detector_window(bragg: Any, peaks: list[NDArray[Any]]) -> Window:
     """The part of the detector in which peaks were found.
 
     It is found by comparing calibrated and uncalibrated places of the same peaks, so it is correct
-    for every calibration. With fewer than 3 peaks it has no limits.
+    for every calibration. With fewer than 3 peaks, or all on a line, it has no limits.
     """
     uncalibrated = [
         bragg.get_vectors(x, y, center=True, ellipse=False, pixel=False, rotate=False).data
@@ -403,7 +416,7 @@ def _detector_window(bragg: Any, peaks: list[NDArray[Any]]) -> Window:
         np.concatenate([np.stack([found["qx"], found["qy"]], axis=1) for found in each])
         for each in (peaks, uncalibrated)
     )
-    if len(places) < 3:
+    if len(places) < 3 or np.linalg.matrix_rank(places, tol=1e-3) < 2:
         return Window(np.eye(2), np.full(2, -np.inf), np.full(2, np.inf))
     to_pixels = np.linalg.lstsq(places, pixels, rcond=None)[0]
     return Window(to_pixels, pixels.min(axis=0) - 0.5, pixels.max(axis=0) + 0.5)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..base.checks import check_number
 from ..base.progress import warn_user
+from ..diffraction.disk_options import DiskOptions, propose_disk_options
 from ..diffraction.disks import GainedDisks, gained_disks
 from ..diffraction.orientation import expand_bragg, expand_orientation_map, find_boundaries
 from ..diffraction.phases import (
@@ -333,6 +334,65 @@ class HandOver:
             progress_bar=progress_bar,
             pixel_size=self.pixel_size,
             pixel_units=self.pixel_units,
+        )
+
+    def propose_disk_options(
+        self,
+        averages: Any,
+        template: Any,
+        *,
+        significance: float = 4.0,
+        gain: float | None = None,
+        offset: float | None = None,
+    ) -> DiskOptions:
+        """Options of disk detection that follow from the noise of the averages.
+
+        A disk is what stands out of the noise of its average. The noise is known from the gain of
+        the detector and the number of positions in each cluster.
+
+        Parameters
+        ----------
+        averages : DataCube, (N, 1, Qx, Qy)
+            From ``datacube.get_clustered_datacube(clusters)``.
+        template : ndarray, (Qx, Qy)
+            ``probe.kernel``, after ``probe.get_kernel(...)`` with any mode.
+        significance : float
+            Standard deviations of the noise by which a disk must stand out, by default 4. A smaller
+            value finds more weak disks and more false ones.
+        gain, offset : float, optional
+            Recorded value of one electron, and value without electrons. By default what `cluster`
+            has measured; without that 1 and 0, which is right for counted electrons.
+
+        Returns
+        -------
+        DiskOptions
+            ``find(averages)`` finds the disks; ``plot_averages(averages, bragg=...)`` shows them.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If averages or template have another shape, or the template is not a kernel.
+
+        Examples
+        --------
+        >>> from py4DSTEM import Probe
+        >>> clusters = datacube.cluster(threshold=0.98, min_size=5, progress_bar=False)
+        >>> averages = datacube.get_clustered_datacube(progress_bar=False)
+        >>> probe = Probe.generate_synthetic_probe(radius=1.5, width=1, Qshape=datacube.Qshape)
+        >>> kernel = probe.get_kernel(mode="flat", origin=(16, 15), returncalc=True)
+        >>> clusters.propose_disk_options(averages, kernel).options["minRelativeIntensity"]
+        0
+        """
+        known = Settings(self.settings).everything
+        if gain is None:
+            gain = known.get("gain")
+            gain = 1.0 if gain is None or not np.isfinite(gain) else float(gain)
+        if offset is None:
+            offset = known.get("offset")
+            offset = 0.0 if offset is None or not np.isfinite(offset) else float(offset)
+        sizes = np.bincount(self.labels[self.labels >= 0])
+        return propose_disk_options(
+            sizes, averages, template, gain=gain, offset=offset, significance=significance
         )
 
     def gained_disks(

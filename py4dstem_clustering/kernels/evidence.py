@@ -39,14 +39,18 @@ lets wrong lattices fit."""
 STRAIN_PRIOR = 0.02
 """Standard deviation of the strains that are expected before anything is measured."""
 
-FARTHEST = 6.5
-"""Excitation errors up to this multiple of the width count; farther ones are not expected."""
+FAINTEST = -6.0
+"""Logarithm of the expected intensity, above that of the weakest disk, from which on a reflection
+is considered. A smaller value considers more that have hardly a chance to be found."""
 
 WIDTHS = np.geomspace(0.004, 0.064, 9)
 """Widths of relrods, 1/Angstrom, from which the pattern chooses."""
 
 SCALES = np.arange(0.0, 10.0)
 """Logarithms of the strongest expected intensity above the weakest disk: the choices."""
+
+_CUT = 6.0
+"""Distance, in errors of place, beyond which a disk cannot belong to a reflection."""
 
 _DIRECTIONS = np.array(sorted(product((-1.0, 0.0, 1.0), repeat=3), key=np.linalg.norm))
 
@@ -103,20 +107,50 @@ def evidence(
     model : Model
     """
     places, error = predict(lattice, matrices)
-    inside = window.holds(places)
     expected = model.scale + brightness(lattice, error, model.width)
+    pattern, disk, reflection, near = _near_pairs(places, peaks, model.error)
+    inside = window.holds(places)
     hidden = np.where(inside, -np.logaddexp(0, expected / SCATTER), 0.0)
-    above = (peaks.intensity - expected[:, :, None]) / SCATTER
-    lit = -above - 2 * np.logaddexp(0, -above) - np.log(SCATTER)
-    gap = (places**2).sum(axis=2)[:, :, None] + (peaks.places**2).sum(axis=1)
-    gap -= 2 * (places @ peaks.places.T)
-    place = -0.5 * gap / model.error**2 - np.log(2 * np.pi * model.error**2)
-    foreign = np.log(N_FOREIGN / area) - peaks.intensity / FOREIGN_DECAY - np.log(FOREIGN_DECAY)
-    odds = np.where(inside[:, :, None], lit + place - hidden[:, :, None], -np.inf)
-    # Each disk belongs to its likeliest reflection, or to none.
-    best = odds.max(axis=1, initial=-1e9) - foreign
-    total: NDArray[np.float64] = hidden.sum(axis=1) + np.logaddexp(0, best).sum(axis=1)
+    kept = inside[pattern, reflection]
+    pattern, disk, reflection, near = (one[kept] for one in (pattern, disk, reflection, near))
+    odds = _odds(expected[pattern, reflection], near, peaks.intensity[disk], area)
+    n_disks = len(peaks.places)
+    explained = np.zeros((len(matrices), n_disks))
+    _largest(explained.reshape(-1), pattern * n_disks + disk, odds)
+    total: NDArray[np.float64] = hidden.sum(axis=1) + explained.sum(axis=1)
     return total
+
+
+def _near_pairs(places: NDArray[Any], peaks: Peaks, error: float) -> tuple[NDArray[Any], ...]:
+    """Pairs of a disk and a reflection, `_CUT` errors apart at most, sorted by pattern and disk.
+
+    Pattern, disk and reflection of each pair, and the logarithm of the density of disks of the
+    reflection at the place of the disk, 1/Angstrom^2.
+    """
+    squared = (places**2).sum(axis=2)[:, None] + (peaks.places**2).sum(axis=1)[:, None]
+    squared -= 2 * (peaks.places @ places.transpose(0, 2, 1))
+    pattern, disk, reflection = np.nonzero(squared < (_CUT * error) ** 2)
+    near = -0.5 * squared[pattern, disk, reflection] / error**2 - np.log(2 * np.pi * error**2)
+    return pattern, disk, reflection, near
+
+
+def _odds(
+    expected: NDArray[Any], near: NDArray[Any], intensity: NDArray[Any], area: float
+) -> NDArray[np.float64]:
+    """Evidence that disks belong to a reflection, instead of being foreign and it being hidden."""
+    above = (intensity - expected) / SCATTER
+    lit = -above - 2 * np.logaddexp(0, -above) - np.log(SCATTER)
+    hidden = -np.logaddexp(0, expected / SCATTER)
+    foreign = np.log(N_FOREIGN / area) - intensity / FOREIGN_DECAY - np.log(FOREIGN_DECAY)
+    odds: NDArray[np.float64] = np.logaddexp(0, lit + near - hidden - foreign)
+    return odds
+
+
+def _largest(out: NDArray[Any], group: NDArray[Any], values: NDArray[Any]) -> None:
+    """Write the largest of the values ``(..., n)`` of each group ``(n,)``, sorted, to `out`."""
+    if len(group):
+        starts = np.flatnonzero(np.diff(group, prepend=-1))
+        out[..., group[starts]] = np.maximum.reduceat(values, starts, axis=-1)
 
 
 def choose_model(
@@ -129,15 +163,22 @@ def choose_model(
     error: float,
 ) -> tuple[float, Model]:
     """The best evidence for an orientation ``(3, 3)``, and the model of `widths` that gives it."""
-    best, chosen = -np.inf, Model(float(SCALES[0]), float(widths[0]), error)
-    for width in widths:
-        near = near_sphere(lattice, matrix, 0, FARTHEST * width)
-        for scale in SCALES:
-            model = Model(float(scale), float(width), error)
-            found = float(evidence(near, window, area, matrix[None], peaks, model)[0])
-            if found > best:
-                best, chosen = found, model
-    return best, chosen
+    # The faintest reflection that any of the choices considers.
+    lattice = near_sphere(lattice, matrix, 0, float(widths.max()), FAINTEST - float(SCALES.max()))
+    places, errors = predict(lattice, matrix[None])
+    inside = window.holds(places[0])
+    places, errors = places[:, inside], errors[0, inside]
+    lattice = Lattice(*(one[..., inside] for one in lattice[:3]), lattice.wavelength)
+    light = np.array([brightness(lattice, errors, width) for width in widths])
+    expected = SCALES[:, None, None] + light
+    _, disk, reflection, near = _near_pairs(places, peaks, error)
+    odds = _odds(expected[..., reflection], near, peaks.intensity[disk], area)
+    explained = np.zeros((*expected.shape[:2], len(peaks.places)))
+    _largest(explained, disk, odds)
+    found = explained.sum(axis=2) - np.logaddexp(0, expected / SCATTER).sum(axis=2)
+    scale, width = np.unravel_index(found.argmax(), found.shape)
+    model = Model(float(SCALES[scale]), float(widths[width]), error)
+    return float(found[scale, width]), model
 
 
 def climb(
@@ -150,11 +191,11 @@ def climb(
     first: float,
     last: float,
 ) -> tuple[float, NDArray[np.float64]]:
-    """The best evidence near `matrix`, and its orientation; steps from `first` to `last`, radian."""
+    """The best evidence near `matrix`, and its orientation; steps `first` to `last`, radian."""
     best, step = -np.inf, first
     while step >= last:
         # A diagonal step is longer than a straight one by the root of 3.
-        near = near_sphere(lattice, matrix, 1.8 * step, FARTHEST * model.width)
+        near = near_sphere(lattice, matrix, 1.8 * step, model.width, FAINTEST - model.scale)
         turned = matrix @ small_turns(step * _DIRECTIONS)
         found = evidence(near, window, area, turned, peaks, model)
         k = int(found.argmax())

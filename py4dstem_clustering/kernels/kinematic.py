@@ -79,12 +79,16 @@ def brightness(
     return lattice.strength - TAIL_POWER * np.log1p((error / width) ** 2)
 
 
-def near_sphere(lattice: Lattice, matrix: NDArray[Any], angle: float, limit: float) -> Lattice:
-    """The reflections within `limit`, 1/Angstrom, of the Ewald sphere, in any orientation that
-    differs from `matrix` by at most `angle`, radian.
+def near_sphere(
+    lattice: Lattice, matrix: NDArray[Any], angle: float, width: float, faintest: float
+) -> Lattice:
+    """The reflections whose logarithm of the expected intensity is above `faintest`.
+
+    In any orientation that differs from `matrix` by at most `angle`, radian.
     """
-    error = predict(lattice, matrix[None])[1][0]
-    keep = np.abs(error) < limit + np.sqrt(lattice.squared) * angle
+    error = np.abs(predict(lattice, matrix[None])[1][0])
+    error = np.maximum(error - np.sqrt(lattice.squared) * angle, 0)
+    keep = brightness(lattice, error, width) > faintest
     return Lattice(
         lattice.vectors[:, keep], lattice.strength[keep], lattice.squared[keep], lattice.wavelength
     )

@@ -24,7 +24,7 @@ BLUR = 0.03
 outer disks by as much. A larger one finds a lattice more surely, together with more wrong ones."""
 
 PLAN_WIDTH = 0.04
-"""Width of relrods in the search, 1/Angstrom; wide, so that a step of the zone axis does no harm."""
+"""Width of relrods in the search, 1/Angstrom: wide, so that a step of zone axes does no harm."""
 
 POWER = 0.25
 """Power of intensities in the search: places count much, intensities little."""
@@ -34,6 +34,15 @@ APART_DEG = 4.0
 
 _N_RANKED = 400
 
+_MIN_WEIGHT = 0.1
+"""Smallest weight of a disk of a zone axis; the strongest has 1."""
+
+_MOST_DISKS = 100
+"""Largest number of disks of a zone axis; of more, the strongest are taken."""
+
+_MIN_NORM = 0.3
+"""A zone axis with hardly a disk in the window cannot be ahead by its norm."""
+
 
 class Plan(NamedTuple):
     """Expected disks of all zone axes, in a polar image."""
@@ -42,7 +51,11 @@ class Plan(NamedTuple):
     """``(z, 3, 3)``, an orientation for each zone axis."""
     disks: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
     """For each: ring, turn and weight of the disks."""
-    n_rings: int
+    norms: NDArray[Any]
+    """``(z, N_TURNS)``, root of the sum of squared weights of the disks in the window."""
+    window: Window
+    grid: NDArray[Any]
+    """Places ``(rings, N_TURNS, 2)`` of the polar image, 1/Angstrom."""
 
 
 def zone_axes(symmetry: NDArray[Any], step: float) -> NDArray[np.float64]:
@@ -60,8 +73,12 @@ def zone_axes(symmetry: NDArray[Any], step: float) -> NDArray[np.float64]:
     return kept
 
 
-def make_plan(lattice: Lattice, symmetry: NDArray[Any], longest: float) -> Plan:
+def make_plan(lattice: Lattice, symmetry: NDArray[Any], window: Window, longest: float) -> Plan:
     """Plan of a lattice for patterns of disks up to the scattering vector `longest`."""
+    ring = np.arange(int(longest / RING) + 2) * RING
+    angle = np.arange(N_TURNS) * 2 * np.pi / N_TURNS
+    grid = np.stack([ring[:, None] * np.cos(angle), ring[:, None] * np.sin(angle)], axis=2)
+    seen = _turned_views(window.holds(grid))
     beam = zone_axes(symmetry, np.deg2rad(ZONE_STEP_DEG))
     helper = np.where(np.abs(beam[:, [2]]) < 0.9, [[0.0, 0, 1]], [[1.0, 0, 0]])
     x = np.cross(helper, beam)
@@ -72,16 +89,33 @@ def make_plan(lattice: Lattice, symmetry: NDArray[Any], longest: float) -> Plan:
         places, error = predict(lattice, matrix[None])
         weight = np.exp(POWER * brightness(lattice, error[0], PLAN_WIDTH))
         radius = np.hypot(places[0, :, 0], places[0, :, 1])
-        keep = (weight > 0.05) & (radius < longest)
+        keep = (weight > _MIN_WEIGHT) & (radius < longest)
+        if keep.sum() > _MOST_DISKS:
+            keep &= weight >= np.sort(weight[keep])[-_MOST_DISKS]
         angle = np.arctan2(places[0, keep, 1], places[0, keep, 0])
         turn = np.rint(angle / (2 * np.pi) * N_TURNS).astype(int) % N_TURNS
-        disks.append((np.rint(radius[keep] / RING).astype(int), turn, weight[keep]))
-    return Plan(matrices, disks, int(longest / RING) + 2)
+        rings = np.rint(radius[keep] / RING).astype(int)
+        disks.append((rings, turn, weight[keep].astype(np.float32)))
+    norms = np.sqrt([_turned_sums(seen, *one[:2], one[2] ** 2) for one in disks])
+    return Plan(matrices, disks, np.maximum(norms, _MIN_NORM), window, grid)
+
+
+def _turned_views(image: NDArray[Any]) -> NDArray[np.float32]:
+    """A polar image ``(rings, N_TURNS)`` turned by each step: ``(rings, N_TURNS, N_TURNS)``."""
+    twice = np.hstack([image, image]).astype(np.float32)
+    return np.lib.stride_tricks.sliding_window_view(twice, N_TURNS, axis=1)
+
+
+def _turned_sums(
+    views: NDArray[Any], rings: NDArray[Any], turn: NDArray[Any], weight: NDArray[Any]
+) -> NDArray[Any]:
+    """Weighted sums ``(N_TURNS,)`` of an image at disks that turn; see `_turned_views`."""
+    sums: NDArray[Any] = weight @ views[rings, turn]
+    return sums
 
 
 def search(
     plan: Plan,
-    window: Window,
     symmetry: NDArray[Any],
     places: NDArray[Any],
     weights: NDArray[Any],
@@ -91,25 +125,17 @@ def search(
 
     `weights` ``(p,)`` say how much each place counts.
     """
-    ring = np.arange(plan.n_rings) * RING
-    angle = np.arange(N_TURNS) * 2 * np.pi / N_TURNS
-    grid = np.stack([ring[:, None] * np.cos(angle), ring[:, None] * np.sin(angle)], axis=2)
-    image = np.zeros(grid.shape[:2])
+    image = np.zeros(plan.grid.shape[:2])
     for place, weight in zip(places, weights, strict=True):
-        squared = ((grid - place) ** 2).sum(axis=2)
+        squared = ((plan.grid - place) ** 2).sum(axis=2)
         image = np.maximum(image, weight * np.exp(-0.5 * squared / BLUR**2))
-    seen = window.holds(grid).astype(float)
-    # Twice around, so that no turn has to be wrapped.
-    image, seen = np.hstack([image, image]), np.hstack([seen, seen])
-    turns = np.arange(N_TURNS)
-    score = np.empty((len(plan.disks), N_TURNS))
-    for k, (rings, first, weight) in enumerate(plan.disks):
-        index = rings[:, None], first[:, None] + turns
-        score[k] = weight @ image[index] / np.sqrt(weight**2 @ seen[index] + 1e-6)
+    views = _turned_views(image)
+    score = np.array([_turned_sums(views, *one) for one in plan.disks]) / plan.norms
     kept: list[NDArray[Any]] = []
     for best in np.argsort(-score, axis=None, kind="stable")[:_N_RANKED]:
         zone, turn = divmod(int(best), N_TURNS)
-        cosine, sine = np.cos(angle[turn]), np.sin(angle[turn])
+        angle = 2 * np.pi * turn / N_TURNS
+        cosine, sine = np.cos(angle), np.sin(angle)
         about_beam = np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])
         matrix = plan.matrices[zone] @ about_beam
         if kept:

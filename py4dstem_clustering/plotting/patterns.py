@@ -23,6 +23,7 @@ def plot_averages(
     labels: Sequence[int] | None = None,
     columns: int | None = None,
     power: float = 0.25,
+    bragg: Any = None,
 ) -> Axes:
     """Draw cluster averages as a grid of diffraction patterns.
 
@@ -39,6 +40,9 @@ def plot_averages(
     power : float
         Exponent of the intensities that are drawn. A power below 1 makes weak disks visible beside
         the direct beam. Colours cover the 1st to the 99.9th percentile of each pattern.
+    bragg : BraggVectors, (N, 1), optional
+        Disks of the averages, drawn as rings; each name then has their number, the direct beam
+        counted.
 
     Returns
     -------
@@ -65,7 +69,17 @@ def plot_averages(
         colors = cluster_colors(clusters.labels, len(data))[chosen]
     positions = [(label, 0) for label in chosen]
     names = [str(label) for label in chosen]
-    return _draw_patterns(averages, data, positions, names, colors, ax, columns, power)
+    disks = None
+    if bragg is not None:
+        if tuple(getattr(bragg, "shape", ())) != data.shape[:2]:
+            raise ValueError(
+                f"bragg must hold the disks of the averages, of shape {data.shape[:2]}, not "
+                f"{getattr(bragg, 'shape', type(bragg).__name__)}"
+            )
+        found = [bragg.raw[label, 0].data for label in chosen]
+        disks = [np.stack([one["qx"], one["qy"]], axis=1) for one in found]
+        names = [f"{n}: {len(one)} disks" for n, one in zip(names, disks, strict=True)]
+    return _draw_patterns(averages, data, positions, names, colors, ax, columns, power, disks)
 
 
 def plot_patterns(
@@ -124,6 +138,7 @@ def _draw_patterns(
     ax: Axes | None,
     columns: int | None,
     power: float,
+    disks: list[NDArray[Any]] | None = None,
 ) -> Axes:
     """Draw patterns as tiles of one picture, each with a name and a frame."""
     power = check_number("power", power, 1e-3)
@@ -145,6 +160,12 @@ def _draw_patterns(
         extent = (left - 0.5, left + qy - 0.5, top + qx - 0.5, top - 0.5)
         ax.imshow(pattern, cmap="inferno", vmin=low, vmax=high, extent=extent)
         color = "0.5" if colors is None else colors[place]
+        if disks is not None:
+            rows_of, columns_of = disks[place].T
+            size = min((240 / columns / max(qx, qy)) ** 2 * 10, 60)
+            ax.scatter(
+                left + columns_of, top + rows_of, size, facecolors="none", edgecolors="cyan", lw=0.8
+            )
         corner = (left - 0.5, top - 0.5)
         ax.add_patch(Rectangle(corner, qy, qx, fill=False, edgecolor=color, linewidth=2))
         ax.text(
