@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..base.checks import check_data, check_flag
 from ..base.progress import progress
 from ..kernels.disk_places import fit_places, probe_of
+from ..scan.calibration import copy_calibration
 
 ERROR = "error"
 """Field of Bragg vectors that holds the standard error of a place, detector pixels."""
@@ -84,7 +85,7 @@ def refine_disks(datacube: Any, bragg: Any, probe: Any, *, progress_bar: bool = 
                 rows[ERROR] = fitted.errors
             report(1)
     out = type(bragg)(
-        shape, tuple(bragg.Qshape), name=bragg.name, calibration=bragg.calibration.copy()
+        shape, tuple(bragg.Qshape), name=bragg.name, calibration=copy_calibration(bragg.calibration)
     )
     out.set_raw_vectors(raw)
     out.setcal(**{key: bool(value) for key, value in bragg.calstate.items()})

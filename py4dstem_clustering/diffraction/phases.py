@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from ..base.frozen import Frozen
 from ..base.progress import progress
 from ..emd import nodes
 from ..emd.settings import add_settings, read_settings
+from ..scan.calibration import copy_calibration
 from .orientation import (
     BOUNDARIES,
     calibrated_peaks,
@@ -238,7 +240,10 @@ class PhaseMap(Frozen):
                 ("labels", (None, None), "iu", -1, n - 1),
             )
         ]
-        inner = emdfile.Array(np.asarray(arrays.get("orientation_matrix")), name=node.name)
+        matrix = nodes.check_array(
+            node, "matrix", arrays.get("orientation_matrix"), (n, 1, None, 3, 3), nan=True
+        )
+        inner = emdfile.Array(np.array(matrix), name=node.name)
         nodes.tag(inner, "orientation_map")
         start = "orientation_"
         rest = {
@@ -248,8 +253,6 @@ class PhaseMap(Frozen):
         }
         inner.metadata = emdfile.Metadata("arrays", rest)
         orientation = orientation_from_node(inner)
-        if orientation.matrix.shape[:2] != (n, 1):
-            raise nodes.damaged(node, "its orientations are not those of its clusters")
         phase, undecided, labels = values
         return cls(
             names, phase, scores, evidence, undecided, orientation, labels, size, units, settings
@@ -314,9 +317,7 @@ def map_phases(
     refined = []
     with progress(len(crystals), "Comparing crystals", progress_bar, "crystals") as report:
         for crystal in crystals.values():
-            matched = crystal.match_orientations(
-                bragg, num_matches_return=num_matches, progress_bar=False
-            )
+            matched = _match(crystal, bragg, num_matches)
             # Crystals can be compared only if disks may lie equally far from where they should.
             refined.append(
                 refine_orientations(crystal, bragg, matched, max_distance=reach, progress_bar=False)
@@ -346,6 +347,33 @@ def map_phases(
         str(pixel_units),
         {"min_margin": min_margin, "num_matches": num_matches, "max_distance": reach},
     )
+
+
+def _match(crystal: Any, bragg: Any, num_matches: int) -> Any:
+    """``crystal.match_orientations``; the crystal keeps the map that it had, and bragg its state.
+
+    py4DSTEM 0.14.18 warns of calibrations that do not exist, and applies none that was not chosen.
+    """
+    ready = type(bragg)(
+        tuple(bragg.shape), tuple(bragg.Qshape), calibration=copy_calibration(bragg.calibration)
+    )
+    ready.set_raw_vectors(bragg._v_uncal)
+    if any(bragg.calstate.values()):
+        ready.setcal(**{key: bool(value) for key, value in bragg.calstate.items()})
+    else:
+        ready.setcal()
+    before = crystal.__dict__.get("orientation_map")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(Warning: )?bragg peaks not", UserWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        matched = crystal.match_orientations(
+            ready, num_matches_return=num_matches, progress_bar=False
+        )
+    if before is None:
+        crystal.__dict__.pop("orientation_map", None)
+    else:
+        crystal.orientation_map = before
+    return matched
 
 
 def _shortest(crystal: Any) -> float:

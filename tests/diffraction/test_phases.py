@@ -10,9 +10,10 @@ import pytest
 from py4DSTEM import DataCube
 from py4DSTEM.braggvectors import BraggVectors
 from py4DSTEM.process.diffraction import Crystal
-from test_strain import bragg_of, random_rotations, reference_peaks
+from test_strain import bragg_of, random_rotations
 
 from py4dstem_clustering import Clusters, PhaseMap, misorientation, to_orix
+from py4dstem_clustering.benchmarks.orientation import quiet
 from py4dstem_clustering.diffraction.phases import PHASE_BOUNDARIES, PHASES, decide
 from py4dstem_clustering.exporting.results import export
 
@@ -30,15 +31,16 @@ def crystals():
     for name, cell in CELLS.items():
         made[name] = Crystal(*cell)
         made[name].calculate_structure_factors(1.5)
-        made[name].orientation_plan(
-            zone_axis_range=np.array([[0, 1, 1], [1, 1, 1]]),
-            angle_step_zone_axis=4.0,
-            angle_step_in_plane=6.0,
-            corr_kernel_size=0.08,
-            sigma_excitation_error=0.03,
-            accel_voltage=300e3,
-            progress_bar=False,
-        )
+        with quiet():
+            made[name].orientation_plan(
+                zone_axis_range=np.array([[0, 1, 1], [1, 1, 1]]),
+                angle_step_zone_axis=4.0,
+                angle_step_in_plane=6.0,
+                corr_kernel_size=0.08,
+                sigma_excitation_error=0.03,
+                accel_voltage=300e3,
+                progress_bar=False,
+            )
     return made
 
 
@@ -48,14 +50,26 @@ def world():
     made = crystals()
     matrices = random_rotations(4, 3)
     strain = np.array([[1.005, 0.001], [0.001, 0.997]])
-    peaks = {}
+    peaks, intensities = {}, {}
     for k, phase in enumerate(TRUTH):
-        places = reference_peaks(list(made.values())[phase], matrices[k])
-        places = places[np.hypot(*places.T) < 1.2] @ np.linalg.inv(strain)
-        peaks[k, 0] = np.concatenate([[[0.0, 0.0]], places])
+        pattern = (
+            list(made.values())[phase]
+            .generate_diffraction_pattern(
+                orientation_matrix=matrices[k], sigma_excitation_error=0.02
+            )
+            .data
+        )
+        places = np.stack([pattern["qx"], pattern["qy"]], axis=1)
+        length = np.hypot(*places.T)
+        strongest = pattern["intensity"][length > 0.1].max()
+        seen = (length < 1.35) & (pattern["intensity"] > 0.01 * strongest)
+        peaks[k, 0], intensities[k] = (
+            places[seen] @ np.linalg.inv(strain),
+            pattern["intensity"][seen],
+        )
     bragg = bragg_of(peaks)
     for k in range(4):
-        bragg._v_uncal[k, 0].data["intensity"][0] = 1000  # the direct beam
+        bragg._v_uncal[k, 0].data["intensity"] = intensities[k] ** 0.5
     seeds = np.array([np.argwhere(k == LABELS)[0] for k in range(4)])
     clusters = Clusters(LABELS, seeds, np.zeros(LABELS.shape), pixel_size=2.0, pixel_units="nm")
     phases = clusters.map_phases(made, bragg, progress_bar=False)
@@ -190,7 +204,7 @@ def test_damaged_settings(world, change, match):
         ("labels", np.array([[7]]), "labels must be"),
         ("undecided", np.zeros(3, bool), "shape"),
         ("evidence", None, "evidence"),
-        ("orientation_matrix", None, "data of type"),
+        ("orientation_matrix", None, "matrix of type"),
         ("orientation_evil", np.zeros((2, 1)), "positions"),
     ],
 )
