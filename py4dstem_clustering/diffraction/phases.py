@@ -63,16 +63,16 @@ _PLACE_ERROR = 0.005
 """Error of the place of a disk, 1/Angstrom, in the measurement of this strain. A larger value gives
 less strain where disks are few."""
 
-NONE_PER_DISK = 3.5
-"""Evidence for each disk of a pattern, below which a crystal does not explain the pattern.
+NONE_PER_DISK, NONE_SCORE = 2.5, 0.5
+"""Evidence for each disk of a pattern, and score, below which a crystal does not explain it.
 
-A larger value takes more clusters for none of the crystals.
+Larger values take more clusters for none of the crystals.
 """
 
-SURE_PER_DISK = 5.0
-"""Evidence for each disk of a pattern, from which on a crystal explains it for sure.
+SURE_PER_DISK, SURE_SCORE = 4.0, 0.7
+"""Evidence for each disk of a pattern, and score, from which on a crystal explains it for sure.
 
-A larger value leaves more clusters undecided between the best crystal and none.
+Larger values leave more clusters undecided between the best crystal and none.
 """
 
 
@@ -334,7 +334,7 @@ def map_phases(
     # Peaks nearer to the centre than this are the direct beam.
     beam = 0.5 * min(_shortest(crystal) for crystal in crystals.values())
     n_disks = np.array([(np.hypot(one["qx"], one["qy"]) > beam).sum() for one in peaks])
-    phase, undecided = decide(evidence, n_disks, min_margin)
+    phase, undecided = decide(evidence, scores, n_disks, min_margin)
     return PhaseMap(
         tuple(crystals),
         phase,
@@ -407,21 +407,22 @@ def strain_cost(
 
 
 def decide(
-    evidence: NDArray[Any], n_disks: NDArray[Any], min_margin: float
+    evidence: NDArray[Any], scores: NDArray[Any], n_disks: NDArray[Any], min_margin: float
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Phase ``(N,)``, -1 for none, and where it is undecided.
 
-    `evidence` ``(N, P)`` is that of each crystal, `n_disks` the number of disks of each pattern
-    without the direct beam. A wrong lattice finds some evidence in any pattern with many disks, so
-    evidence counts for each disk.
+    `evidence` and `scores` ``(N, P)`` are those of each crystal, `n_disks` the number of disks of
+    each pattern without the direct beam. A wrong lattice finds some evidence in any pattern with
+    many disks, so evidence counts for each disk.
     """
     best = evidence.argmax(axis=1)
-    for_each_disk = evidence.max(axis=1) / np.maximum(n_disks, 1)
-    phase = np.where(for_each_disk < NONE_PER_DISK, NO_PHASE, best)
-    undecided = (phase != NO_PHASE) & (for_each_disk < SURE_PER_DISK)
+    every = np.arange(len(best))
+    score, for_each_disk = scores[every, best], evidence[every, best] / np.maximum(n_disks, 1)
+    none = (for_each_disk < NONE_PER_DISK) | (score < NONE_SCORE)
+    undecided = (for_each_disk < SURE_PER_DISK) | (score < SURE_SCORE)
     if evidence.shape[1] > 1:
-        undecided |= (phase != NO_PHASE) & (_margins(evidence) < min_margin)
-    return phase, undecided
+        undecided |= _margins(evidence) < min_margin
+    return np.where(none, NO_PHASE, best), undecided & ~none
 
 
 def _joined(maps: list[Any], phase: NDArray[Any]) -> Any:

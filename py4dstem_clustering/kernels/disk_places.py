@@ -186,7 +186,8 @@ def _windows(
     # Counting noise: the variance is the expected value; its scale follows from the fit.
     expected = uniform_filter(np.nan_to_num(np.maximum(pattern, 0)), 3, mode="nearest")[index]
     floor = 0.1 * (expected * inside).sum(axis=1) / np.maximum(inside.sum(axis=1), 1)
-    variance = np.maximum(expected, np.maximum(floor, 1e-300)[:, None])
+    floor = np.where(floor > 0, floor, 1)  # where all is zero, any scale will do
+    variance = np.maximum(expected, floor[:, None])
     gaps = np.hypot(*np.moveaxis(at[:, :, None] - first, 3, 0))  # (n, p, n)
     own = gaps[np.arange(len(first)), :, np.arange(len(first))]
     inside &= own <= gaps.min(axis=2)

@@ -119,13 +119,16 @@ def test_undecided_between_two_names_of_one_crystal(world):
 
 
 def test_what_is_decided():
-    evidence = np.array([[60.0, 20], [60, 57], [45, 0], [20, 10], [60, 52]])
-    phase, undecided = decide(evidence, np.array([10, 10, 10, 10, 10]), 5.0)
-    np.testing.assert_array_equal(phase, [0, 0, 0, -1, 0])
-    np.testing.assert_array_equal(undecided, [False, True, True, False, False])
-    assert decide(evidence, np.full(5, 10), 10.0)[1].tolist() == [False, True, True, False, True]
+    evidence = np.array([[60.0, 20], [60, 57], [35, 0], [20, 10], [60, 52], [60, 0], [60, 0]])
+    scores = np.full(evidence.shape, 0.9)
+    scores[5:, 0] = 0.6, 0.4
+    n_disks = np.full(7, 10)
+    phase, undecided = decide(evidence, scores, n_disks, 5.0)
+    np.testing.assert_array_equal(phase, [0, 0, 0, -1, 0, 0, -1])
+    np.testing.assert_array_equal(undecided, [False, True, True, False, False, True, False])
+    assert decide(evidence, scores, n_disks, 10.0)[1].tolist() == [0, 1, 1, 0, 1, 1, 0]
     # A pattern without disks is none of the crystals.
-    assert decide(np.zeros((1, 2)), np.zeros(1), 5.0)[0].tolist() == [-1]
+    assert decide(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros(1), 5.0)[0].tolist() == [-1]
 
 
 def test_strain_with_the_crystal_of_each_grain(world):

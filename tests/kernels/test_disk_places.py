@@ -42,16 +42,19 @@ def test_the_outline_counts_not_the_light(light):
     pattern = 100 * disk(place, light) + 2
     first = middle_of_light(pattern - 2, place)
     found = fit_places(pattern, first[None], PROBE)
-    if light[1:] != (0, 0):
+    off = np.hypot(*(found.places[0] - place))
+    if light[1:] == (0, 0):
+        assert off < 0.001
+    else:
         assert np.hypot(*(first - place)) > 0.3
-    assert np.hypot(*(found.places[0] - place)) < 0.06
+        assert off < 0.2 * np.hypot(*(first - place))
     assert found.errors[0] < 0.3
 
 
 def test_errors_are_honest():
     rng = np.random.default_rng(0)
     pulls = []
-    for _ in range(60):
+    for _ in range(25):
         places = np.array([[14.0, 12.0], [15.0, 45.0], [50.0, 14.0], [52.0, 43.0]])
         places += rng.uniform(-0.5, 0.5, places.shape)
         expected = 3 + sum(
@@ -61,7 +64,7 @@ def test_errors_are_honest():
         assert np.isfinite(found.errors).mean() >= 0.75
         pulls.append(((found.places - places) / found.errors[:, None])[found.errors < 1])
     pulls = np.abs(np.concatenate(pulls))
-    assert 0.58 < (pulls < 1).mean() < 0.78
+    assert 0.62 < (pulls < 1).mean() < 0.85
     assert (pulls < 2).mean() > 0.9
 
 
@@ -86,3 +89,18 @@ def test_where_there_is_no_disk_the_place_stays():
     np.testing.assert_array_equal(empty.places, first)
     assert np.isinf(empty.errors).all()
     assert fit_places(np.ones(SHAPE), np.empty((0, 2)), PROBE).places.shape == (0, 2)
+
+
+def test_a_probe_that_is_not_round():
+    """A patterned probe is moved as an image."""
+    u, v = np.ogrid[: SHAPE[0], : SHAPE[1]]
+
+    def ring(place):
+        distance = np.hypot(u - place[0], v - place[1])
+        return np.exp(-0.5 * (distance / 4) ** 8) - 0.8 * np.exp(-0.5 * (distance / 2) ** 4)
+
+    probe = probe_of(ring((34.0, 30.0)))
+    assert probe.edge == 0
+    place = np.array([25.3, 30.8])
+    found = fit_places(1 + 50 * ring(place), place[None] + 0.4, probe)
+    np.testing.assert_allclose(found.places[0], place, atol=0.05)
