@@ -45,6 +45,7 @@ from .patterns.similarity import Similarity, get_similarity
 from .plotting.areas import plot_areas
 from .plotting.film import animate_series
 from .plotting.maps import plot_clusters, plot_growth, plot_similarity
+from .plotting.orientation import plot_orientation
 from .plotting.patterns import plot_averages, plot_patterns
 from .plotting.results import plot_cross_validation, plot_disks, plot_phases, plot_tree
 from .plotting.tracks import plot_tracks
@@ -109,6 +110,7 @@ __all__ = [
     "plot_cross_validation",
     "plot_disks",
     "plot_growth",
+    "plot_orientation",
     "plot_patterns",
     "plot_phases",
     "plot_similarity",

@@ -145,10 +145,9 @@ def propose_disk_options(
             f"template of shape {template.shape} must have that of the patterns, "
             f"{np.shape(data)[2:]}"
         )
-    if not template.max(initial=0) > 0 or np.unravel_index(template.argmax(), template.shape) == (
-        template.shape[0] // 2,
-        template.shape[1] // 2,
-    ):
+    positive = np.maximum(template, 0)
+    row, column = (np.minimum(np.arange(n), n - np.arange(n)) < n / 4 for n in template.shape)
+    if not positive[np.ix_(row, column)].sum() > 0.5 * positive.sum():
         raise ValueError(
             "template must be a kernel with the disk around pixel (0, 0); use probe.kernel after "
             "probe.get_kernel(mode='flat', origin=...), not probe.probe"

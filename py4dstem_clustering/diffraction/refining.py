@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from ..base.checks import check_flag, check_integer, check_number
 from ..base.progress import progress
 from ..kernels.evidence import (
+    NOT_INDEXED,
     WIDTHS,
     Agreement,
     Model,
@@ -21,13 +22,13 @@ from ..kernels.evidence import (
     climb,
     make_peaks,
     unstrained,
+    verdict_of,
 )
 from ..kernels.kinematic import TAIL_POWER, Lattice, Window, make_lattice
 from ..kernels.orientation_search import POWER, Plan, make_plan, search
 from ..kernels.rotations import misorientation_angle
 from .misorientation import get_symmetry, has_orientation
 from .orientation import calibrated_peaks, check_orientation, plan_options
-from .scores import AMBIGUOUS, NOT_INDEXED, SURE
 
 _FIRST_STEP_RAD = np.deg2rad(1.5)
 """First step of a climb, radian. A larger step corrects larger errors, but may reach a twin."""
@@ -62,29 +63,6 @@ _SIGMA_OF_WIDTH = float(np.sqrt(np.expm1(0.5 / TAIL_POWER)))
 
 _KEEP_MATCH = 1.0
 """Evidence by which another orientation must be better than that of the match to replace it."""
-
-SURE_MARGIN = 4.0
-"""Evidence by which an orientation must be better than every other one to be sure.
-
-Calibrated on dynamical simulations, see the page on accuracy. A larger value leaves fewer wrong
-orientations among the sure ones, and fewer sure ones.
-"""
-
-SURE_DISKS = 5
-"""Number of disks below which no orientation is sure."""
-
-SURE_EXPLAINED = 0.6
-"""Share of the intensity that the lattice must explain to be sure."""
-
-MIN_EVIDENCE = 12.0
-"""Evidence below which a pattern is not indexed: as much as a wrong lattice finds by chance."""
-
-MIN_EXPLAINED = 0.5
-"""Share of the intensity that the lattice must explain, or the pattern is not indexed.
-
-Of Bloch-wave patterns, the right crystal explained at least 0.87 in the median of each material,
-a wrong one at most 0.5.
-"""
 
 
 def refine_orientations(
@@ -150,9 +128,10 @@ def refine_orientations(
     OrientationMap of the same shape, two matches
         The best orientation, and the best of those that differ from it by more than 5 degrees. The
         correlations are the scores: cosines between expected and measured disks, which can be
-        compared between crystals. The correlation is 0 where there is no orientation. The entries
-        ``inds`` are -1 where an orientation does not come from the match. Verdicts and more are
-        arrays of the map, too: see `orientation_scores`.
+        compared between crystals. The correlation is 0 where there is no orientation, or none that
+        explains the pattern (the verdict "not indexed"). The entries ``inds`` are -1 where an
+        orientation does not come from the match. Verdicts and more are arrays of the map, too: see
+        `orientation_scores`.
 
     Raises
     ------
@@ -332,16 +311,6 @@ class _Refiner(NamedTuple):
         return one._replace(agreement=found)
 
 
-def verdict_of(evidence: float, runner_up: float, n_disks: int, explained: float) -> int:
-    """The verdict on an orientation; `runner_up` is the evidence of the next one, 0 for none."""
-    if evidence < MIN_EVIDENCE or n_disks < 3 or explained < MIN_EXPLAINED:
-        return NOT_INDEXED
-    clear = evidence - max(runner_up, 0) >= SURE_MARGIN
-    if clear and n_disks >= SURE_DISKS and explained >= SURE_EXPLAINED:
-        return SURE
-    return AMBIGUOUS
-
-
 def _fill(out: Any, position: tuple[int, ...], refined: list[_Climbed], inds: NDArray[Any]) -> None:
     """Write the orientations of a pattern, and their scores, to the map."""
     for k, one in enumerate(refined):
@@ -363,6 +332,8 @@ def _fill(out: Any, position: tuple[int, ...], refined: list[_Climbed], inds: ND
         best.agreement.n_disks,
         best.agreement.explained,
     )
+    if out.verdict[position] == NOT_INDEXED:
+        out.corr[position] = 0
 
 
 def twin_rotations(lattice: Lattice, symmetry: NDArray[Any], n_planes: int) -> NDArray[np.float64]:

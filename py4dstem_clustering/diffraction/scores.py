@@ -9,12 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.frozen import Frozen
+from ..kernels.evidence import AMBIGUOUS, NOT_INDEXED, SURE, VERDICTS
 from .orientation import check_orientation
-
-VERDICTS = ("not indexed", "ambiguous", "sure")
-"""Meaning of the numbers 0 to 2 in `OrientationScores.verdict`."""
-
-NOT_INDEXED, AMBIGUOUS, SURE = range(len(VERDICTS))
 
 SCORES = np.dtype(
     [
@@ -110,7 +106,8 @@ class OrientationScores(Frozen):
 
     def __repr__(self) -> str:
         counts = ", ".join(
-            f"{(self.verdict == code).sum()} {VERDICTS[code]}" for code in (SURE, AMBIGUOUS, 0)
+            f"{(self.verdict == code).sum()} {VERDICTS[code]}"
+            for code in (SURE, AMBIGUOUS, NOT_INDEXED)
         )
         return f"OrientationScores({self.shape[0]} x {self.shape[1]}: {counts})"
 

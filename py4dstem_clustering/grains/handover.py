@@ -96,7 +96,8 @@ class HandOver:
         Returns
         -------
         OrientationMap, (Rx, Ry)
-            Each position has all matches of its cluster. Functions of py4DSTEM accept the map, such
+            Each position has all matches of its cluster, and its verdict and scores, see
+            `orientation_scores`. Functions of py4DSTEM accept the map, such
             as ``crystal.plot_orientation_maps`` and ``save_ang_file``. Positions outside clusters,
             or in a cluster without a match, have the correlation 0 and the identity as orientation.
 
@@ -262,9 +263,11 @@ class HandOver:
             misorientation, degrees; ``axis_x``, ``axis_y``, ``axis_z``, the axis of the
             misorientation in Cartesian coordinates of the crystal, one of all equivalent axes;
             ``twin_deviation``, degrees; ``twin``, whether this deviation is within `tolerance`. If
-            a cluster has no orientation, angle, axis and deviation are NaN. With a PhaseMap, they
-            are NaN between two crystals, too, and ``phase_a`` and ``phase_b`` are the names of the
-            crystals, "" where there is none or where it is undecided.
+            a cluster has no orientation, angle, axis and deviation are NaN. ``verdict`` is the
+            less sure one of both clusters, in words, see `orientation_scores`; empty where it is
+            not known. With a PhaseMap, the angle is NaN between two crystals, too, and ``phase_a``
+            and ``phase_b`` are the names of the crystals, "" where there is none or where it is
+            undecided.
 
         Raises
         ------

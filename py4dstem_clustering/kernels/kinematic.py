@@ -88,7 +88,11 @@ def near_sphere(
     """
     error = np.abs(predict(lattice, matrix[None])[1][0])
     error = np.maximum(error - np.sqrt(lattice.squared) * angle, 0)
-    keep = brightness(lattice, error, width) > faintest
+    return pick(lattice, brightness(lattice, error, width) > faintest)
+
+
+def pick(lattice: Lattice, keep: NDArray[np.bool_]) -> Lattice:
+    """The lattice of some of the reflections."""
     return Lattice(
         lattice.vectors[:, keep], lattice.strength[keep], lattice.squared[keep], lattice.wavelength
     )

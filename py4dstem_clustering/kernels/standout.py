@@ -10,6 +10,9 @@ N_SECTORS = 8
 fewer pixels; an even number, so that each has an opposite one.
 """
 
+_N_OTHERS = 2
+"""Number of sectors that may be bright because of other disks."""
+
 GAP = 1.0
 """Pixels between the disk and its surroundings: the soft edge of a disk is in neither."""
 
@@ -97,13 +100,19 @@ def stand_out(
     half = N_SECTORS // 2
     opposite = np.minimum(means[:, :half], means[:, half:])
     opposite = np.where(np.isfinite(opposite), opposite, -np.inf)
-    background = np.maximum(opposite.max(axis=1, initial=-np.inf), 0)
+    # With few counts, all opposite sectors may be empty by chance; the ring as a whole is not. Its
+    # two brightest sectors may hold other disks.
+    ordered = np.sort(np.where(np.isfinite(means), means, np.nan), axis=1)[:, :-_N_OTHERS]
+    known = np.isfinite(ordered)
+    ring = np.where(known, ordered, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    background = np.maximum(np.maximum(opposite.max(axis=1, initial=-np.inf), ring), 0)
     area = disk.sum(axis=1)
     excess = (value * disk).sum(axis=1) - background * area
-    # A background of zero counts has still the noise of a single count somewhere in the ring.
-    floor = noise / np.maximum(around.sum(axis=1), 1)
-    level = np.maximum(background, floor)
+    # The ring might have had one count more.
+    level = background + noise / np.maximum(around.sum(axis=1), 1)
     sector_area = np.maximum(around.sum(axis=1) / N_SECTORS, 1)
     variance = noise * level * ((disk**2).sum(axis=1) + area**2 / sector_area)
+    # Of few counts, more are far from the mean than of many.
+    variance += 2 * noise**2
     variance += (UNEVEN * background * area) ** 2
     return excess, excess / np.sqrt(np.maximum(variance, 1e-300))

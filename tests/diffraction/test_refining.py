@@ -12,10 +12,12 @@ from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import misorientation, orientation_scores, refine_orientations
 from py4dstem_clustering.diffraction.misorientation import get_symmetry
-from py4dstem_clustering.diffraction.refining import twin_rotations, verdict_of
-from py4dstem_clustering.diffraction.scores import AMBIGUOUS, NOT_INDEXED, SURE
+from py4dstem_clustering.diffraction.refining import twin_rotations
 from py4dstem_clustering.kernels import evidence as ev
 from py4dstem_clustering.kernels.evidence import (
+    AMBIGUOUS,
+    NOT_INDEXED,
+    SURE,
     Model,
     Peaks,
     agreement,
@@ -24,6 +26,7 @@ from py4dstem_clustering.kernels.evidence import (
     evidence,
     make_peaks,
     unstrained,
+    verdict_of,
 )
 from py4dstem_clustering.kernels.kinematic import (
     INTENSITY_POWER,
