@@ -56,7 +56,9 @@ def refine_disks(datacube: Any, bragg: Any, probe: Any, *, progress_bar: bool = 
     >>> [float(error) < 1 for error in refined.raw[0, 0]["error"][:2]]
     [True, True]
     """
-    check_data(getattr(datacube, "data", None))
+    if not hasattr(datacube, "data"):
+        raise TypeError(f"datacube must be a DataCube, not {type(datacube).__name__}")
+    check_data(datacube.data)
     progress_bar = check_flag("progress_bar", progress_bar)
     if not hasattr(bragg, "_v_uncal") or not hasattr(bragg, "calibration"):
         raise TypeError(
