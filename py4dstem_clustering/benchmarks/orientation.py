@@ -214,8 +214,8 @@ def _find(
     """Find orientation and strain of patterns ``(n, 1, Qx, Qy)``.
 
     The strain of each pattern refers to its own orientation. With `lattice`, the orientations of
-    clusters, it refers to the orientation of the cluster `label` of the pattern, as in the paper. With
-    `sizes`, the numbers of averaged positions, disks are what stands out of the noise of averages.
+    clusters, it refers to the orientation of the cluster `label` of the pattern, as in the paper.
+    With `sizes`, the numbers of averaged positions, disks are what stands out of the noise.
     """
     start = perf_counter()
     with quiet():
