@@ -21,13 +21,14 @@ from . import metrics
 from ._version import __version__
 from .datacube import register
 from .diffraction.cross_validation import CrossValidation
+from .diffraction.disk_options import DiskOptions
 from .diffraction.disk_places import refine_disks
 from .diffraction.disks import GainedDisks
 from .diffraction.misorientation import get_symmetry, misorientation
 from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.phases import PhaseMap
 from .diffraction.refining import refine_orientations
-from .diffraction.scores import orientation_scores
+from .diffraction.scores import OrientationScores, orientation_scores
 from .explore.start import explore_clusters
 from .explore.window import ClusterExplorer
 from .exporting.orix_maps import to_orix
@@ -70,8 +71,10 @@ __all__ = [
     "ClusterTree",
     "Clusters",
     "CrossValidation",
+    "DiskOptions",
     "GainedDisks",
     "Mixture",
+    "OrientationScores",
     "PhaseMap",
     "ScanArray",
     "Similarity",

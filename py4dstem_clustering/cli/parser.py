@@ -234,6 +234,12 @@ def _add_orientation(commands: Any) -> None:
         "and .md.",
     )
     _add_simulated_scans(orientation, "100 300 1000 3000 10000", 10, "40 to 59")
+    orientation.add_argument(
+        "--dynamical",
+        action="store_true",
+        help="Bloch-wave patterns of five materials instead, at 1000 and 10000 electrons, with "
+        "true labels and with clusters (about 2 hours): orientation_dynamical.csv and .md",
+    )
     orientation.set_defaults(run=run_orientation)
 
 

@@ -58,6 +58,13 @@ _PLACE_ERRORS = (0.25, 0.15, 0.1)
 Larger ones find a lattice from farther away; smaller ones tell near lattices apart.
 """
 
+_TRUST = ((0.4, 1.0), (0.4, 0.6))
+"""Scatter of the logarithm of intensities, and a further power of expected intensities, of which
+the last climb takes the better pair. It trusts intensities more than the climbs before."""
+
+_FINISHING_STEPS_RAD = (np.deg2rad(0.4), np.deg2rad(0.05))
+"""First and last step of the climb with trusted intensities, radian."""
+
 _SIGMA_OF_WIDTH = float(np.sqrt(np.expm1(0.5 / TAIL_POWER)))
 """Excitation error that leaves 61 % of the intensity, as a share of the width of the relrod."""
 
@@ -242,7 +249,9 @@ class _Refiner(NamedTuple):
             for one in polished
             if misorientation_angle(one.matrix, best.matrix, self.symmetry) > _SAME_ORIENTATION_RAD
         ]
-        return [self._with_agreement(one, peaks) for one in [best, *others[:1]]]
+        return [
+            self._with_agreement(self._finish(one, peaks), peaks) for one in [best, *others[:1]]
+        ]
 
     @property
     def area(self) -> float:
@@ -286,6 +295,26 @@ class _Refiner(NamedTuple):
             _, model = choose_model(*shared, matrix, free, self.widths, share * self.reach)
             value, matrix = climb(*shared, matrix, free, model, _MIDDLE_STEP_RAD, _LAST_STEP_RAD)
         return _Climbed(value, matrix, model, match)
+
+    def _finish(self, one: _Climbed, peaks: Peaks) -> _Climbed:
+        """Turn the lattice a little to where intensities agree best, too.
+
+        Which lattice it is has been decided before, by places; near to the truth intensities say
+        more. The evidence stays as it was, so that it can be compared.
+        """
+        share = _PLACE_ERRORS[-1] * self.reach
+        free = unstrained(self.lattice, one.matrix, peaks, one.model)
+        found = []
+        for scatter, power in _TRUST:
+            lattice = self.lattice._replace(strength=power * self.lattice.strength)
+            shared = lattice, self.window, self.area, one.matrix, free
+            value, model = choose_model(*shared, self.widths, share, scatter)
+            found.append((value, lattice, model))
+        _, lattice, model = max(found, key=lambda each: each[0])
+        _, matrix = climb(
+            lattice, self.window, self.area, one.matrix, free, model, *_FINISHING_STEPS_RAD
+        )
+        return one._replace(matrix=matrix)
 
     def _distinct(self, climbed: list[_Climbed]) -> list[_Climbed]:
         """The best of those climbs that reached the same orientation, best first."""

@@ -101,6 +101,8 @@ class Model(NamedTuple):
     """Width of relrods, 1/Angstrom; see `TAIL_POWER`."""
     error: float
     """Standard deviation of the places of disks, 1/Angstrom, in each direction."""
+    scatter: float = SCATTER
+    """Scale of the logistic scatter of the logarithm of intensities."""
 
 
 def make_peaks(places: NDArray[Any], intensity: NDArray[Any]) -> Peaks:
@@ -138,10 +140,10 @@ def evidence(
     expected = model.scale + brightness(lattice, error, model.width)
     pattern, disk, reflection, near = _near_pairs(places, peaks, model.error)
     inside = window.holds(places)
-    hidden = np.where(inside, -np.logaddexp(0, expected / SCATTER), 0.0)
+    hidden = np.where(inside, -np.logaddexp(0, expected / model.scatter), 0.0)
     kept = inside[pattern, reflection]
     pattern, disk, reflection, near = (one[kept] for one in (pattern, disk, reflection, near))
-    odds = _odds(expected[pattern, reflection], near, peaks.intensity[disk], area)
+    odds = _odds(expected[pattern, reflection], near, peaks.intensity[disk], area, model.scatter)
     n_disks = len(peaks.places)
     explained = np.zeros((len(matrices), n_disks))
     _largest(explained.reshape(-1), pattern * n_disks + disk, odds)
@@ -163,12 +165,16 @@ def _near_pairs(places: NDArray[Any], peaks: Peaks, error: float) -> tuple[NDArr
 
 
 def _odds(
-    expected: NDArray[Any], near: NDArray[Any], intensity: NDArray[Any], area: float
+    expected: NDArray[Any],
+    near: NDArray[Any],
+    intensity: NDArray[Any],
+    area: float,
+    scatter: float,
 ) -> NDArray[np.float64]:
     """Evidence that disks belong to a reflection, instead of being foreign and it being hidden."""
-    above = (intensity - expected) / SCATTER
-    lit = -above - 2 * np.logaddexp(0, -above) - np.log(SCATTER)
-    hidden = -np.logaddexp(0, expected / SCATTER)
+    above = (intensity - expected) / scatter
+    lit = -above - 2 * np.logaddexp(0, -above) - np.log(scatter)
+    hidden = -np.logaddexp(0, expected / scatter)
     foreign = np.log(N_FOREIGN / area) - intensity / FOREIGN_DECAY - np.log(FOREIGN_DECAY)
     odds: NDArray[np.float64] = np.logaddexp(0, lit + near - hidden - foreign)
     return odds
@@ -189,6 +195,7 @@ def choose_model(
     peaks: Peaks,
     widths: NDArray[Any],
     error: float,
+    scatter: float = SCATTER,
 ) -> tuple[float, Model]:
     """The best evidence for an orientation ``(3, 3)``, and the model of `widths` that gives it."""
     # The faintest reflection that any of the choices considers.
@@ -200,12 +207,12 @@ def choose_model(
     light = np.array([brightness(lattice, errors, width) for width in widths])
     expected = SCALES[:, None, None] + light
     _, disk, reflection, near = _near_pairs(places, peaks, error)
-    odds = _odds(expected[..., reflection], near, peaks.intensity[disk], area)
+    odds = _odds(expected[..., reflection], near, peaks.intensity[disk], area, scatter)
     explained = np.zeros((*expected.shape[:2], len(peaks.places)))
     _largest(explained, disk, odds)
-    found = explained.sum(axis=2) - np.logaddexp(0, expected / SCATTER).sum(axis=2)
+    found = explained.sum(axis=2) - np.logaddexp(0, expected / scatter).sum(axis=2)
     scale, width = np.unravel_index(found.argmax(), found.shape)
-    model = Model(float(SCALES[scale]), float(widths[width]), error)
+    model = Model(float(SCALES[scale]), float(widths[width]), error, scatter)
     return float(found[scale, width]), model
 
 

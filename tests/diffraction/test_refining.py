@@ -458,6 +458,53 @@ def test_disks_beyond_the_detector_are_not_expected(gold):
     assert misorientation(found.matrix[0, 0, 0], truth, gold) < 0.5
 
 
+@pytest.mark.parametrize("calibration", ["rotation", "flip", "ellipse", "descan"])
+def test_calibrations_change_no_orientation(gold, calibration):
+    """Detectors that are turned, mirrored, elliptic or descanned, calibrated: the same within 0.1
+    degree."""
+    n = 2
+    truth = np.array([random_matrix(seed) for seed in (2, 5)])
+    patterns = [pattern(gold, one) for one in truth]
+    start = matches([turned(one, 1.5, 3) for one in truth])
+    plain = refine_orientations(gold, vectors(patterns), start, **NEAR)
+
+    bragg = BraggVectors((n, 1), (96, 89))
+    bragg.calibration.set_Q_pixel_size(PIXEL)
+    bragg.calibration.set_Q_pixel_units("A^-1")
+    origin = np.tile(CENTRE, (n, 1, 1))
+    if calibration == "descan":
+        origin += [[[0.0, 0.0]], [[5.3, -3.1]]]
+    bragg.calibration.set_origin((origin[..., 0], origin[..., 1]))
+    if calibration == "ellipse":
+        bragg.calibration.set_ellipse((1.06, 1.0, 0.4))
+    if calibration in ("rotation", "flip"):
+        bragg.calibration.set_QR_rotation_degrees(37.0)
+        bragg.calibration.set_QR_flip(calibration == "flip")
+    # Where on the detector a disk has its calibrated place: the calibration is linear.
+    probe = np.random.default_rng(0).normal(0, 10, (20, 2))
+    rows = np.zeros(20, dtype=bragg._v_uncal.dtype)
+    rows["qx"], rows["qy"] = (probe + origin[0, 0]).T
+    bragg._v_uncal[0, 0].add(rows)
+    bragg.setcal()
+    seen = bragg.cal[0, 0].data
+    seen = np.stack([seen["qx"], seen["qy"]], axis=1)
+    to_detector = np.linalg.lstsq(seen, probe, rcond=None)[0]
+    np.testing.assert_allclose(seen @ to_detector, probe, atol=1e-6)
+    if calibration != "descan":
+        assert np.abs(to_detector - np.eye(2) / PIXEL).max() > 0.5
+    bragg._v_uncal[0, 0].remove(np.ones(20, dtype=bool))
+    for k, (places, intensity) in enumerate(patterns):
+        rows = np.zeros(len(places) + 1, dtype=bragg._v_uncal.dtype)
+        on_detector = np.vstack([places @ to_detector, (0, 0)]) + origin[k, 0]
+        rows["qx"], rows["qy"] = on_detector.T
+        rows["intensity"] = np.append(intensity, 5000)
+        bragg._v_uncal[k, 0].add(rows)
+    found = refine_orientations(gold, bragg, start, **NEAR)
+    apart = misorientation(found.matrix[:, 0, 0], plain.matrix[:, 0, 0], gold)
+    assert apart.max() < 0.1
+    np.testing.assert_array_equal(found.verdict, plain.verdict)
+
+
 def test_the_wrong_crystal_explains_less(gold):
     """Noise of places is small, so that a lattice of other distances does not fit."""
     truth = random_matrix(6)
