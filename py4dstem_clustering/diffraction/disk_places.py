@@ -52,9 +52,15 @@ def refine_disks(datacube: Any, bragg: Any, probe: Any, *, progress_bar: bool = 
 
     Examples
     --------
-    >>> refined = refine_disks(averages, bragg, probe, progress_bar=False)
-    >>> [float(error) < 1 for error in refined.raw[0, 0]["error"][:2]]
-    [True, True]
+    >>> from py4DSTEM import DataCube
+    >>> from py4DSTEM.braggvectors import BraggVectors
+    >>> probe = 1.0 * (np.hypot(*(np.indices((20, 18)) - 9)) < 3)
+    >>> bragg = BraggVectors((1, 1), (20, 18))
+    >>> bragg._v_uncal[0, 0].add(np.array([(9.4, 9.0, 1.0)], dtype=bragg._v_uncal.dtype))
+    >>> patterns = DataCube(100 * probe[None, None] + 1)
+    >>> refined = refine_disks(patterns, bragg, probe, progress_bar=False)
+    >>> refined.raw[0, 0]["qx"].round(2).tolist()
+    [9.0]
     """
     if not hasattr(datacube, "data"):
         raise TypeError(f"datacube must be a DataCube, not {type(datacube).__name__}")

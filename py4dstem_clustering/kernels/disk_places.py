@@ -60,6 +60,9 @@ it counts as round. A larger value describes more probes by a radius and an edge
 DONE = 0.1
 """Change of a place, in standard errors, below which a fit has ended."""
 
+_MIN_EDGE = 0.5
+"""Smallest width of the edge of a probe, pixels: a pixel smears every edge."""
+
 _STEP = 0.05
 """Distance, pixels, over which the slope of the probe is measured."""
 
@@ -108,7 +111,7 @@ def probe_of(image: NDArray[Any]) -> Probe:
     def rest(values: NDArray[Any]) -> NDArray[Any]:
         x, y, own_radius, edge, own_height, floor = values
         distance = np.hypot(u[near] - x, v[near] - y)
-        disk = own_height * _round_disk(distance, own_radius, max(edge, _STEP)) + floor
+        disk = own_height * _round_disk(distance, own_radius, max(edge, _MIN_EDGE)) + floor
         difference: NDArray[np.float64] = (disk - image[near]) / height
         return difference
 
@@ -117,7 +120,7 @@ def probe_of(image: NDArray[Any]) -> Probe:
     x, y, radius, edge, height, floor = fitted.x
     inside = np.where(near, np.maximum(image - floor, 0), 0) / height
     is_round = np.sqrt(np.mean(fitted.fun**2)) < ROUND
-    return Probe(np.array([x, y]), float(radius), max(float(edge), _STEP) * is_round,
+    return Probe(np.array([x, y]), float(radius), max(float(edge), _MIN_EDGE) * is_round,
                  spline_filter(inside))  # fmt: skip
 
 
@@ -244,7 +247,7 @@ def _solve(
 
     `ridge` ``(n, k)`` draws the solution to 0.
     """
-    scale = np.sqrt(np.maximum((columns**2).sum(axis=1), 1e-300))
+    scale = np.sqrt(np.maximum((columns**2).sum(axis=1), 1e-60))
     scaled = columns / scale[:, None]
     normal = np.einsum("npj,npk->njk", scaled, scaled)
     index = np.arange(columns.shape[2])
