@@ -153,28 +153,28 @@ def _rows(
             continue
         turns = scan.orientation_at[inside & (scan.labels == grain)]
         truth = turns[0] @ Rotation.from_matrix(turns[0].T @ turns).mean().as_matrix()
-        angles = [
-            float(misorientation(each, truth, crystal))
-            for each in (
-                matched.matrix[label, 0, 0],
-                refined.matrix[label, 0, 0],
-                scores.runner_up_matrix[label, 0],
-            )
-        ]
+        matrices = (
+            matched.matrix[label, 0, 0],
+            refined.matrix[label, 0, 0],
+            scores.runner_up_matrix[label, 0],
+        )
+        errors = [float(misorientation(each, truth, crystal)) for each in matrices]
         rows.append(
             Row(
-                material,
-                dose,
-                labels,
-                seed,
-                grain,
-                int(inside.sum()),
-                *angles,
-                VERDICTS[scores.verdict[label, 0]],
-                float(scores.score[label, 0]),
-                float(scores.evidence[label, 0]),
-                int(scores.n_disks[label, 0]),
-                float(scores.explained[label, 0]),
+                material=material,
+                electrons=dose,
+                labels=labels,
+                seed=seed,
+                grain=grain,
+                n_positions=int(inside.sum()),
+                matched=errors[0],
+                refined=errors[1],
+                runner_up=errors[2],
+                verdict=VERDICTS[scores.verdict[label, 0]],
+                score=float(scores.score[label, 0]),
+                evidence=float(scores.evidence[label, 0]),
+                n_disks=int(scores.n_disks[label, 0]),
+                explained=float(scores.explained[label, 0]),
             )
         )
     return rows
