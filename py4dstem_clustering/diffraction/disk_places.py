@@ -59,7 +59,7 @@ def refine_disks(datacube: Any, bragg: Any, probe: Any, *, progress_bar: bool = 
     >>> bragg._v_uncal[0, 0].add(np.array([(9.4, 9.0, 1.0)], dtype=bragg._v_uncal.dtype))
     >>> patterns = DataCube(100 * probe[None, None] + 1)
     >>> refined = refine_disks(patterns, bragg, probe, progress_bar=False)
-    >>> refined.raw[0, 0]["qx"].round(2).tolist()
+    >>> refined.raw[0, 0].data["qx"].round(2).tolist()
     [9.0]
     """
     if not hasattr(datacube, "data"):

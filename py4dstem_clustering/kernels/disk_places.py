@@ -221,7 +221,7 @@ def _step(
     rest = value * weight - np.einsum("npk,nk->np", linear[..., : len(background) + 1], flat)
     count = (weight > 0).sum(axis=1)
     noise = (rest**2).sum(axis=1) / np.maximum(count - len(background) - 1, 1)
-    brightness = np.maximum(flat[:, -1], 1e-6 * np.abs(flat).max(axis=1) + 1e-300)
+    brightness = np.maximum(flat[:, -1], 1e-6 * np.abs(flat).max(axis=1) + 1e-30)
     ridge = np.zeros((len(x), linear.shape[2] + 2))
     ridge[:, len(background) + 1 : -2] = (noise / (UNEVEN * brightness) ** 2)[:, None]
     coefficients = _solve(linear, value * weight, ridge[:, :-2])[0][:, len(background) :]
