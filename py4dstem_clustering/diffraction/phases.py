@@ -435,7 +435,7 @@ def _joined(maps: list[Any], phase: NDArray[Any]) -> Any:
     return out
 
 
-def _crystal_of_each(crystals: Any, phases: PhaseMap) -> dict[str, Any]:
+def crystal_of_each(crystals: Any, phases: PhaseMap) -> dict[str, Any]:
     """The crystals of phases, after a check that none is missing."""
     crystals = check_crystals(crystals)
     missing = [name for name in phases.names if name not in crystals]
@@ -452,7 +452,7 @@ def strain_of_phases(
 ) -> Any:
     """`calculate_strain` in which each cluster has the crystal of its phase."""
     check_orientation(phases.orientation, {"each cluster": (int(labels.max(initial=-1)) + 1, 1)})
-    crystals = _crystal_of_each(crystals, phases)
+    crystals = crystal_of_each(crystals, phases)
     parts = [
         calculate_strain(labels, crystal, bragg, phases.orientation_of(name), **options)
         for name, crystal in crystals.items()
@@ -478,7 +478,7 @@ def boundaries_of_phases(
 
     Between two phases there is no angle of misorientation: it is NaN.
     """
-    crystals = _crystal_of_each(crystals, phases)
+    crystals = crystal_of_each(crystals, phases)
     parts = [
         find_boundaries(labels, phases.orientation_of(name), crystal, twin, tolerance, pixel_size)
         for name, crystal in crystals.items()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..diffraction.misorientation import get_symmetry, has_orientation
 from ..diffraction.orientation import expand_orientation_map
-from ..diffraction.phases import PhaseMap, check_crystals
+from ..diffraction.phases import PhaseMap, check_crystals, crystal_of_each
 from ..diffraction.scores import NOT_INDEXED, has_scores
 
 TO_PICTURE = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
@@ -49,13 +49,9 @@ def index_map(orientation: Any, crystal: Any) -> Indexed:
     `crystal` is a Crystal, or a dictionary of names and Crystals; None if it is not known.
     """
     if isinstance(orientation, PhaseMap):
-        crystals = dict.fromkeys(orientation.names) if crystal is None else check_crystals(crystal)
-        missing = [name for name in orientation.names if name not in crystals]
-        if missing:
-            raise ValueError(
-                f"crystal must hold the crystals of all phases; {', '.join(map(repr, missing))} is "
-                "missing"
-            )
+        crystals = dict.fromkeys(orientation.names)
+        if crystal is not None:
+            crystals = crystal_of_each(crystal, orientation)
         phase = orientation.expand()
         phases = tuple(_describe(name, crystals[name]) for name in orientation.names)
         orientation = expand_orientation_map(orientation.labels, orientation.orientation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -254,9 +255,15 @@ def test_a_missing_crystal(world):
 
 
 def test_the_picture(world):
-    ax = world.phases.plot()
-    texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert texts == ["gold: 2", "silicon: 2"]
+    def texts(phases):
+        return [text.get_text() for text in phases.plot().get_legend().get_texts()]
+
+    assert texts(world.phases) == ["gold: 2", "silicon: 2"]
+    other = replace(
+        world.phases, phase=np.array([0, -1, 0, 1]), undecided=np.array([True, False, False, False])
+    )
+    assert texts(other) == ["gold: 1", "silicon: 1", "none of these: 1", "undecided: 1"]
+    np.testing.assert_array_equal(other.decided, [-1, -1, 0, 1])
 
 
 def test_orix_reads_the_same(world, tmp_path):
