@@ -36,7 +36,7 @@ MATERIALS = tuple(PRESETS)
 SHAPES = {False: ((40, 36), (96, 90)), True: ((16, 14), (64, 60))}
 """Shapes of scan and detector. True: small scans, for tests of the benchmark itself."""
 
-SAMPLE = {
+SAMPLE: dict[str, Any] = {
     "scattering": "dynamical",
     "thickness": (5, 40),
     "thickness_profile": "wedge",
@@ -125,7 +125,7 @@ def _run_scan(material: str, crystal: Any, dose: float, seed: int, small: bool) 
 def _true_clusters(labels: NDArray[Any]) -> Clusters:
     n = int(labels.max()) + 1
     seeds = np.array([np.argwhere(labels == k)[0] for k in range(n)]).reshape(-1, 2)
-    return Clusters(labels, seeds, np.zeros(labels.shape), {})
+    return Clusters(labels, seeds, np.zeros(labels.shape, dtype=np.float32), {})
 
 
 def _rows(
