@@ -37,7 +37,10 @@ REASONS = (
     "defined", "unclustered", "too few peaks", "mixed", "low correlation", "ambiguous",
     "not indexed",
 )  # fmt: skip
-"""Meaning of the numbers 0 to 6 in the slice ``reason`` of a strain map."""
+"""Meaning of the numbers 0 to 6 in the slice ``reason`` of a strain map.
+
+Strain is defined for 0 and 5.
+"""
 
 SLICES = (
     "e_xx", "e_yy", "e_xy", "theta", "mask", "reason", "n_peaks",
@@ -97,7 +100,6 @@ def calculate_strain(
     matrices, corr, verdict = _orientations_at(labels, scan, orientation)
 
     reason = np.full(labels.shape, _DEFINED)
-    reason[verdict == AMBIGUOUS] = _AMBIGUOUS
     reason[verdict == NOT_INDEXED] = _NOT_INDEXED
     reason[(corr <= 0) | (corr < min_correlation)] = _LOW_CORRELATION
     if mixture is not None:
@@ -122,7 +124,10 @@ def calculate_strain(
         x, y = np.transpose(list(matched))
         pixel = float(bragg.calibration.get_Q_pixel_size())
         data[:4, x, y], data[7:, x, y] = _fit(list(matched.values()), pixel, robust)
-    data[4], data[5], data[6] = reason == _DEFINED, reason, n_peaks
+    data[4] = reason == _DEFINED
+    # An ambiguous lattice shares its disks with the other one, so strain is the same for both.
+    reason[(reason == _DEFINED) & (verdict == AMBIGUOUS)] = _AMBIGUOUS
+    data[5], data[6] = reason, n_peaks
     strain = RealSlice(data=data, slicelabels=list(SLICES), name="strain")
     settings = {
         "min_num_peaks": min_num_peaks,

@@ -196,7 +196,8 @@ class HandOver:
             The slices ``e_xx``, ``e_yy``, ``e_xy``, ``theta`` (radian) and ``mask`` (1 where the
             strain is defined) are for ``py4DSTEM.visualize.show_strain``. Undefined strain is NaN.
             ``reason`` says why: 0 defined, 1 outside clusters, 2 too few peaks, 3 mixed, 4 low
-            correlation or no orientation, 5 ambiguous orientation, 6 not indexed. ``n_peaks`` is
+            correlation or no orientation, 5 defined, but the orientation is ambiguous (strain is
+            mostly the same for both lattices), 6 not indexed. ``n_peaks`` is
             the number of matched peaks. ``error_xx``, ``error_yy``, ``error_xy`` and
             ``error_theta`` are standard errors: they tell what noise and uneven disks do, but not
             a wrong pixel size. Store the result with ``datacube.attach(strain)``.
