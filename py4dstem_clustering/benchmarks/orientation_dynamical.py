@@ -22,6 +22,7 @@ from ..grains.clusters import Clusters
 from ..kernels.evidence import SURE, VERDICTS
 from ..simulate.crystals import PRESETS, check_materials
 from ..simulate.scan import simulate_scan
+from ..simulate.scattering import ACCELERATING_VOLTAGE
 from .common import doses_of, markdown_table
 from .orientation import PLAN, disk_template, find_disks, quiet
 
@@ -99,7 +100,7 @@ def run_benchmark(
 def planned_crystal(material: str) -> Any:
     """A crystal with structure factors, and a plan over all orientations."""
     chosen = check_materials(material, 0.08)[0]
-    crystal = chosen.kinematical(_K_MAX, PLAN["accel_voltage"])
+    crystal = chosen.kinematical(_K_MAX, ACCELERATING_VOLTAGE)
     # All zone axes of a cubic crystal are in the triangle of PLAN; others need pymatgen.
     own = {} if chosen.cubic else {"zone_axis_range": "auto"}
     with quiet():

@@ -85,7 +85,11 @@ def plot_orientation(
     name = {"beam": "the beam", "x": "x (down)", "y": "y (right)"}[direction]
     ax.set_xlabel(f"colours: crystal direction along {name}", fontsize=8)
     if patches:
-        ax.legend(handles=patches, loc="upper right", fontsize=7, framealpha=0.9)
+        # Above the map, where it hides nothing.
+        ax.legend(
+            handles=patches, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2, fontsize=7,
+            frameon=False,
+        )  # fmt: skip
     return ax
 
 
