@@ -317,7 +317,7 @@ def profile(strength):
     return values + np.random.default_rng(8).normal(size=values.shape)
 
 
-@pytest.mark.parametrize("start", [8, 9, 10])
+@pytest.mark.parametrize("start", [9, 10, 11])
 def test_a_blurred_border_moves_to_one_half(start):
     strength = 1 / (1 + np.exp(-(np.arange(24) - 8.5) / 0.35))  # a probe of sigma 0.6
     labels = np.where(np.arange(24) >= start, 0, -1) * np.ones((20, 1), dtype=np.int64)
