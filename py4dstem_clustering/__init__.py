@@ -42,8 +42,9 @@ from .plotting.areas import plot_areas
 from .plotting.film import animate_series
 from .plotting.maps import plot_clusters, plot_growth, plot_similarity
 from .plotting.patterns import plot_averages, plot_patterns
-from .plotting.results import plot_cross_validation, plot_disks, plot_tree
+from .plotting.results import plot_cross_validation, plot_disks
 from .plotting.tracks import plot_tracks
+from .plotting.trees import plot_tree
 from .scan.array import ScanArray
 from .scan.hyperspy import from_hyperspy, to_hyperspy
 from .scan.opening import open_scan

@@ -4,8 +4,9 @@ from .areas import plot_areas
 from .film import animate_series
 from .maps import plot_clusters, plot_growth, plot_similarity
 from .patterns import plot_averages, plot_patterns
-from .results import plot_cross_validation, plot_disks, plot_tree
+from .results import plot_cross_validation, plot_disks
 from .tracks import plot_tracks
+from .trees import plot_tree
 
 __all__ = [
     "animate_series",
