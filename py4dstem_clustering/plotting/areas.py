@@ -409,9 +409,12 @@ def _first_disturbed_frame(track: Any) -> int:
     if len(steps) < 4:
         return first
     usual = np.median(steps)
-    # The standard deviation that most steps have, whatever a few others do.
     deviation = np.abs(steps - usual)
-    scatter = max(1.4826 * np.median(deviation), track.areas[0] / track.sizes[0])
+    # The standard deviation that most steps have, whatever a few others do; and what a border that
+    # moves by a tenth of a position changes.
+    position = track.areas[0] / track.sizes[0]
+    border = 0.3 * position * np.sqrt(track.sizes[:-1])
+    scatter = np.maximum(1.4826 * np.median(deviation), border)
     jumps = (deviation > JUMP_ERRORS * scatter) & (deviation > JUMP_SHARE * track.areas[:-1])
     return int(track.frames[1:][jumps].min(initial=first))
 

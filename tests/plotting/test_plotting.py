@@ -308,9 +308,9 @@ def test_place_colour_and_length_of_the_scale_bar(clusters, cube):
     chosen = {"loc": "upper left", "color": "black"}
     step = detector_step(cube)[0]
     for draw, length in (
-        (lambda **options: plot_clusters(clusters, **options), 30),
-        (lambda **options: plot_similarity(cube.get_similarity(**QUIET), **options), 30),
-        (lambda **options: plot_growth(clusters, **options), 30),
+        (lambda **options: plot_clusters(clusters, **options), 3 * clusters.pixel_size),
+        (lambda **options: plot_similarity(cube.get_similarity(**QUIET), **options), 3 * clusters.pixel_size),
+        (lambda **options: plot_growth(clusters, **options), 3 * clusters.pixel_size),
         (lambda **options: plot_patterns(cube, [(0, 1)], **options), 3 * step),
     ):
         ax = drawn(draw(scale_bar={**chosen, "length": length}))
