@@ -367,6 +367,17 @@ class ClusterTree(Frozen):
         above = sum_nodes(self.branches()[0], leaves)
         return 2 * below[:, 0] > below[:, 1], 2 * above[:, 0] > above[:, 1], above[:, 1]
 
+    def _repr_html_(self) -> str:
+        from ..plotting.html import card, label_png
+
+        clusters = self.cut()
+        facts: dict[str, Any] = {"method": self.method, "joins": len(self.level)}
+        if len(self.level):
+            facts["levels"] = f"{self.level.min():.3g} to {self.level.max():.3g}"
+        facts["automatic cut"] = f"{clusters.n_clusters} clusters (picture)"
+        picture = label_png(clusters.labels, clusters.n_clusters)
+        return card("ClusterTree", facts, picture, "tree.plot(), tree.cut()")
+
     # --- pictures ----------------------------------------------------------------------------
 
     def plot(self, axes: Any = None, **options: Any) -> Any:

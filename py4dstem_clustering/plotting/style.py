@@ -100,10 +100,9 @@ def _length_text(length: float, units: str) -> str:
         label = {"A^-1": "Å⁻¹"}.get(units, "px" if known == "pixels" else units)
         return f"{length:g} {label}"
     in_nm = length * _IN_NM[known]
-    for label, size in (("µm", 1e3), ("nm", 1.0), ("Å", 0.1)):
-        if in_nm >= 0.9999 * size:
-            break
-    return f"{in_nm / size:g} {label}"
+    if in_nm >= 0.9999e3:
+        return f"{in_nm / 1e3:g} µm"
+    return f"{in_nm:g} nm" if in_nm >= 0.9999 else f"{10 * in_nm:g} Å"
 
 
 def draw_scale_bar(

@@ -899,7 +899,9 @@ def test_plot(tree):
     for ax in (left, right):
         ax.figure.canvas.draw()
         assert ax.get_title()
-        assert "0" not in [text.get_text() for text in ax.get_yticklabels() if ax.get_yscale() == "log"]
+        assert "0" not in [
+            text.get_text() for text in ax.get_yticklabels() if ax.get_yscale() == "log"
+        ]
     axes = plt.subplots(1, 2)[1]
     assert tree.plot(axes) is axes
     plt.close("all")

@@ -306,11 +306,15 @@ def test_place_colour_and_length_of_the_scale_bar(clusters, cube):
     ax = plot_clusters(clusters)
     assert bar_of(ax).loc == 4  # lower right
     chosen = {"loc": "upper left", "color": "black"}
-    step = detector_step(cube)[0]
+    step, scan_step = detector_step(cube)[0], clusters.pixel_size
+    similarity = cube.get_similarity(**QUIET)
     for draw, length in (
-        (lambda **options: plot_clusters(clusters, **options), 3 * clusters.pixel_size),
-        (lambda **options: plot_similarity(cube.get_similarity(**QUIET), **options), 3 * clusters.pixel_size),
-        (lambda **options: plot_growth(clusters, **options), 3 * clusters.pixel_size),
+        (lambda **options: plot_clusters(clusters, **options), 3 * scan_step),
+        (
+            lambda **options: plot_similarity(similarity, **options),
+            3 * clusters.pixel_size,
+        ),
+        (lambda **options: plot_growth(clusters, **options), 3 * scan_step),
         (lambda **options: plot_patterns(cube, [(0, 1)], **options), 3 * step),
     ):
         ax = drawn(draw(scale_bar={**chosen, "length": length}))
