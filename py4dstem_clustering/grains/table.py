@@ -87,15 +87,16 @@ class ClusterTable(Frozen):
         return text + _rest(len(self), "\n")
 
     def _repr_html_(self) -> str:
+        return f'<div style="overflow-x:auto">{self.to_html()}{_rest(len(self), "")}</div>'
+
+    def to_html(self, n: int = _N_PRINTED) -> str:
+        """The first `n` rows as an HTML table."""
         head = "".join(f"<th>{escape(name)}</th>" for name in self._heads(self.names))
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-            for cells in self._cells(self.names, _N_PRINTED)
+            for cells in self._cells(self.names, n)
         )
-        return (
-            '<div style="overflow-x:auto"><table><thead><tr>'
-            f"{head}</tr></thead><tbody>{body}</tbody></table>{_rest(len(self), '')}</div>"
-        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _text(value: Any) -> str:

@@ -88,5 +88,5 @@ def figure_png(
     FigureCanvasAgg(figure)
     draw(figure)
     file = BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
+    figure.savefig(file, format="png", dpi=dpi, bbox_inches="tight")
     return file.getvalue()
