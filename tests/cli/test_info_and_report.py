@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import py4DSTEM
@@ -142,6 +143,15 @@ def test_the_examples_of_every_command_are_commands():
             n += 1
         assert max(map(len, text.splitlines())) <= 100
     assert n > 15
+
+
+def test_the_commands_on_the_first_screen_of_the_readme():
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^python -m py4dstem_clustering (.*)$", text, flags=re.M)
+    assert [line.split()[0] for line in lines[:3]] == ["demo", "info", "cluster"]
+    for line in lines:
+        make_parser().parse_args(shlex.split(line))
+    assert len(text[: text.index("## In Python")].split()) < 300
 
 
 # --- report ------------------------------------------------------------------------------------
