@@ -211,11 +211,13 @@ def _estimate(scan: Any, n_tried: int, found: _Tried) -> dict[str, str]:
     number = rx * ry
     reading = 0.0 if isinstance(scan.data, np.ndarray) else _PASSES * found.read * number
     working = found.work * number
-    in_memory = isinstance(scan.data, np.ndarray)
-    blocks = min(3 * BLOCK_BYTES, 3 * 4 * number * qx * qy)
-    memory = _PYTHON_BYTES + max(blocks, _MERGING_BYTES * number)
-    if in_memory:
-        memory += scan.data.nbytes
+    size = number * qx * qy * np.dtype(scan.data.dtype).itemsize
+    if isinstance(scan.data, np.ndarray):
+        held = size + _MERGING_BYTES * number
+    else:  # two blocks are in memory while a third one is worked on
+        blocks = min(3 * BLOCK_BYTES * np.dtype(scan.data.dtype).itemsize / 4, size)
+        held = max(blocks, _MERGING_BYTES * number)
+    memory = _PYTHON_BYTES + held
     return {
         "time": f"about {_time(max(reading, working) + min(reading, working) / 2)} on this machine "
         f"(measured with {n_tried} patterns from the middle; reading {_time(reading)})",

@@ -377,8 +377,8 @@ def _draw_curves(
     if len(chosen) and few:
         ax.legend(
             title=f"track: growth rate ({rate_units})" if rates and rate_units else "track",
-            fontsize=6,
-            title_fontsize=6,
+            fontsize=7,
+            title_fontsize=7,
             frameon=False,
             loc="lower left",
             bbox_to_anchor=(0, 1),
