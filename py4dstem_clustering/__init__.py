@@ -25,12 +25,15 @@ from .diffraction.disks import GainedDisks
 from .diffraction.misorientation import get_symmetry, misorientation
 from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.refining import refine_orientations
+from .diffraction.texture import plot_orientations
 from .explore.start import explore_clusters
 from .explore.window import ClusterExplorer
 from .exporting.results import export
 from .grains.averages import get_clustered_datacube, get_clusters
 from .grains.clustering import cluster, get_cluster_tree
 from .grains.clusters import Clusters
+from .grains.grain import Grain
+from .grains.table import ClusterTable
 from .grains.tree import ClusterTree
 from .grains.validation import cross_validate_orientation
 from .kernels.similarity import DIRECTIONS
@@ -42,8 +45,10 @@ from .plotting.areas import plot_areas
 from .plotting.film import animate_series
 from .plotting.maps import plot_clusters, plot_growth, plot_similarity
 from .plotting.patterns import plot_averages, plot_patterns
-from .plotting.results import plot_cross_validation, plot_disks, plot_tree
+from .plotting.results import plot_cross_validation, plot_disks
+from .plotting.sizes import plot_sizes
 from .plotting.tracks import plot_tracks
+from .plotting.trees import plot_tree
 from .scan.array import ScanArray
 from .scan.hyperspy import from_hyperspy, to_hyperspy
 from .scan.opening import open_scan
@@ -62,10 +67,12 @@ __all__ = [
     "SAMPLE_KINDS",
     "ClusterExplorer",
     "ClusterSeries",
+    "ClusterTable",
     "ClusterTree",
     "Clusters",
     "CrossValidation",
     "GainedDisks",
+    "Grain",
     "Mixture",
     "ScanArray",
     "Similarity",
@@ -103,8 +110,10 @@ __all__ = [
     "plot_cross_validation",
     "plot_disks",
     "plot_growth",
+    "plot_orientations",
     "plot_patterns",
     "plot_similarity",
+    "plot_sizes",
     "plot_tracks",
     "plot_tree",
     "refine_orientations",

@@ -4,8 +4,10 @@ from .areas import plot_areas
 from .film import animate_series
 from .maps import plot_clusters, plot_growth, plot_similarity
 from .patterns import plot_averages, plot_patterns
-from .results import plot_cross_validation, plot_disks, plot_tree
+from .results import plot_cross_validation, plot_disks
+from .sizes import plot_sizes
 from .tracks import plot_tracks
+from .trees import plot_tree
 
 __all__ = [
     "animate_series",
@@ -17,6 +19,7 @@ __all__ = [
     "plot_growth",
     "plot_patterns",
     "plot_similarity",
+    "plot_sizes",
     "plot_tracks",
     "plot_tree",
 ]

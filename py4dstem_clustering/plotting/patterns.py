@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..base.checks import check_integer, check_number, values_of
 from ..kernels.blocks import read_window
 from ..scan.calibration import detector_step
-from .style import OUTLINE, add_scale_bar, axes_or_new, bare_frame, cluster_colors
+from .style import OUTLINE, axes_or_new, bare_frame, cluster_colors, draw_scale_bar
 
 
 def plot_averages(
@@ -23,6 +23,7 @@ def plot_averages(
     labels: Sequence[int] | None = None,
     columns: int | None = None,
     power: float = 0.25,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Axes:
     """Draw cluster averages as a grid of diffraction patterns.
 
@@ -39,6 +40,8 @@ def plot_averages(
     power : float
         Exponent of the intensities that are drawn. A power below 1 makes weak disks visible beside
         the direct beam. Colours cover the 1st to the 99.9th percentile of each pattern.
+    scale_bar : bool or dict
+        As in `plot_clusters`; "length" is in the unit of the detector pixels.
 
     Returns
     -------
@@ -65,7 +68,7 @@ def plot_averages(
         colors = cluster_colors(clusters.labels, len(data))[chosen]
     positions = [(label, 0) for label in chosen]
     names = [str(label) for label in chosen]
-    return _draw_patterns(averages, data, positions, names, colors, ax, columns, power)
+    return _draw_patterns(averages, data, positions, names, colors, ax, columns, power, scale_bar)
 
 
 def plot_patterns(
@@ -75,6 +78,7 @@ def plot_patterns(
     *,
     columns: int | None = None,
     power: float = 0.25,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Axes:
     """Draw the diffraction patterns of some scan positions as a grid.
 
@@ -84,7 +88,7 @@ def plot_patterns(
     positions : array-like of int, (n, 2)
         Scan positions (rx, ry), such as ``clusters.seeds`` for a comparison with the averages, or
         the first positions of ``clusters.growth_order(0)``.
-    ax, columns, power
+    ax, columns, power, scale_bar
         As in `plot_averages`.
 
     Returns
@@ -104,7 +108,7 @@ def plot_patterns(
         raise ValueError(f"positions must lie inside the scan of {tuple(data.shape[:2])}")
     chosen = [(rx, ry) for rx, ry in places.tolist()]
     names = [f"{rx}, {ry}" for rx, ry in chosen]
-    return _draw_patterns(datacube, data, chosen, names, None, ax, columns, power)
+    return _draw_patterns(datacube, data, chosen, names, None, ax, columns, power, scale_bar)
 
 
 def _check_patterns(name: str, item: Any) -> Any:
@@ -124,6 +128,7 @@ def _draw_patterns(
     ax: Axes | None,
     columns: int | None,
     power: float,
+    scale_bar: bool | Mapping[str, Any],
 ) -> Axes:
     """Draw patterns as tiles of one picture, each with a name and a frame."""
     power = check_number("power", power, 1e-3)
@@ -164,5 +169,5 @@ def _draw_patterns(
     ax.set_xlabel(f"intensity to the power {power:g}, each scaled by itself", fontsize=7)
     # The bar is black if the last row has an empty tile for it; otherwise it is white on a pattern.
     color = "black" if len(positions) < rows * columns else "white"
-    add_scale_bar(ax, *detector_step(item), qy, color=color)
+    draw_scale_bar(ax, scale_bar, detector_step(item), qy, color=color)
     return ax
