@@ -1,0 +1,102 @@
+"""Redraw parts of a figure, and only once in a pause of events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import TimerBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+PAUSE_MS = 30
+"""Time without events after which the window draws, milliseconds. A longer one draws less often
+while a slider moves."""
+
+Cell = tuple[float, float, float, float]
+"""Left, bottom, width and height as shares of the figure."""
+
+
+class Painter:
+    """Draws single axes of a figure again, without the others.
+
+    Parameters
+    ----------
+    figure : Figure
+    cells : mapping
+        The part of the figure that belongs to each of its axes, with titles and labels.
+    """
+
+    def __init__(self, figure: Figure, cells: Mapping[Axes, Cell]) -> None:
+        self._figure, self.cells = figure, cells
+        self._drawn: tuple[float, ...] = ()
+        self._all = False
+
+    def drawn(self) -> None:
+        """Note that the whole figure was drawn."""
+        self._drawn = self._size()
+        self._all = False
+
+    def _size(self) -> tuple[float, ...]:
+        return (*self._figure.bbox.size, self._figure.dpi)
+
+    def repaint(self, *axes: Axes) -> None:
+        """Draw some axes; the whole figure if it has not been drawn in this size yet."""
+        canvas = self._figure.canvas
+        if not isinstance(canvas, FigureCanvasAgg) or self._drawn != self._size() or self._all:
+            self.repaint_all()
+            return
+        renderer = canvas.get_renderer()
+        width, height = self._figure.bbox.size
+        for ax in axes:
+            left, bottom, wide, high = self.cells[ax]
+            place = (left * width, bottom * height), wide * width, high * height
+            blank = Rectangle(*place, transform=None, color=self._figure.get_facecolor())
+            blank.set_figure(self._figure)
+            blank.draw(renderer)
+            ax.draw(renderer)
+        canvas.blit(self._figure.bbox)
+
+    def repaint_all(self) -> None:
+        """Draw the whole figure when the event loop is idle."""
+        self._all = True
+        self._figure.canvas.draw_idle()
+
+
+class Pause:
+    """Calls a function once in a pause of events, however often it was asked for.
+
+    Where no event loop runs, as in a script without a window, it is called at once.
+    """
+
+    def __init__(self, canvas: Any, run: Callable[[], None]) -> None:
+        self._run = run
+        self._asked = False
+        timer = canvas.new_timer(interval=PAUSE_MS)
+        self._timer = None if type(timer) is TimerBase else timer
+        if self._timer is not None:
+            self._timer.single_shot = True
+            self._timer.add_callback(self.flush)
+
+    def ask(self) -> None:
+        """Call the function in the next pause."""
+        self._asked = True
+        if self._timer is None:
+            self.flush()
+        else:
+            self._timer.stop()
+            self._timer.start()
+
+    def flush(self) -> None:
+        """Call the function now if it was asked for."""
+        if self._asked:
+            self._asked = False
+            self._run()
+
+    def stop(self) -> None:
+        """Forget what was asked for."""
+        self._asked = False
+        if self._timer is not None:
+            self._timer.stop()
