@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -134,6 +135,8 @@ class Controls:
 
     def say(self, text: str) -> list[Axes]:
         """Write the line of text; the axes that this changes."""
+        letters = int(self._figure.get_figwidth() * 16)
+        text = "\n".join(wrap(text, letters)[:2])
         if text == self.text.get_text():
             return []
         self.text.set_text(text)

@@ -80,6 +80,11 @@ class Pause:
             self._timer.single_shot = True
             self._timer.add_callback(self.flush)
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is an event loop that tells of pauses."""
+        return self._timer is not None
+
     def ask(self) -> None:
         """Call the function in the next pause."""
         self._asked = True

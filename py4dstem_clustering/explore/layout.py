@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .drawing import Cell
 
-FIGURE_SIZE = (7.2, 6.4)
+FIGURE_SIZE = (7.2, 6.45)
 """Width and height of the window, inches; JupyterLab has room for it in a browser of 900 pixels."""
 
 COLUMN = 196
@@ -22,7 +22,7 @@ CAPTION = 19
 TITLE = 20
 """Height of the title above a picture."""
 
-STRIP = 92
+STRIP = 100
 """Height of the strip with sliders and the line of text, below the pictures."""
 
 GAP = 6

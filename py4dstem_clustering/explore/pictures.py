@@ -65,10 +65,10 @@ class Pictures:
         axes = [figure.add_axes(cells[name]) for name in PICTURES]
         self.image_ax, self.label_ax, self.pattern_ax, self.average_ax = axes
         options: dict[str, Any] = {"interpolation": "nearest", "origin": "upper", "aspect": "equal"}
-        self._image = self.image_ax.imshow(self._grey, cmap="gray", vmin=0, vmax=1, **options)
+        self._image = self.image_ax.imshow(_as_rgba(self._grey), **options)
         rx, ry = image.shape
         self._label_image = self.label_ax.imshow(
-            np.zeros((1, 1, 3), np.uint8), extent=(-0.5, ry - 0.5, rx - 0.5, -0.5), **options
+            np.zeros((1, 1, 4), np.uint8), extent=(-0.5, ry - 0.5, rx - 0.5, -0.5), **options
         )
         colors = plt.get_cmap("inferno").with_extremes(bad="0.5")
         blank = np.zeros(detector)
@@ -82,8 +82,9 @@ class Pictures:
             ax.grid(False)
             ax.set_anchor("N")
             ax.set_autoscale_on(False)
+            ax.images[0].mouseover = False  # the toolbar would write colours
             ax.set_title("", fontsize=8.5, pad=3)
-        self.image_ax.set_title("virtual image")
+        self.image_ax.title.set_text("virtual image")
         (self._borders,) = self.label_ax.plot([], [], color="white", linewidth=0.7)
         self._chosen = [
             ax.plot([], [], color="white", linewidth=1.2, path_effects=OUTLINE)[0]
@@ -120,8 +121,8 @@ class Pictures:
     def set_image(self, image: NDArray[Any], title: str) -> None:
         """Show another virtual image; the label map is drawn over it."""
         self._grey = _as_grey(image)
-        self._image.set_data(self._grey)
-        self.image_ax.set_title(title)
+        self._image.set_data(_as_rgba(self._grey))
+        self.image_ax.title.set_text(title)
 
     def draw_labels(
         self,
@@ -139,13 +140,13 @@ class Pictures:
         shown, grey = labels[part], self._grey[part]
         share = (COLOR_SHARE * (shown >= 0)).astype(np.float32)
         picture = ((1 - share) * grey)[..., None] + share[..., None] * colors[part]
-        self._label_image.set_data((255 * picture + 0.5).astype(np.uint8))
+        self._label_image.set_data(_as_rgba(picture))
         x, y = outline(shown)
         self._borders.set_data(x * thin + (thin - 1) / 2, y * thin + (thin - 1) / 2)
         length = np.nansum(np.abs(x[1::3] - x[::3]) + np.abs(y[1::3] - y[::3]))
         width = BORDER_SHARE * POINTS / max(shown.shape) * shown.size / max(length, 1)
         self._borders.set_linewidth(np.clip(width, 0.12, 0.8))
-        self.label_ax.set_title(title)
+        self.label_ax.title.set_text(title)
         for text in self._names:
             text.remove()
         self._names = []
@@ -164,7 +165,7 @@ class Pictures:
         points = np.reshape(stroke, (-1, 2))
         self._brush.set_data(points[:, 1], points[:, 0])
         frame = self.label_ax.get_window_extent()
-        pixel = frame.width / self._shape[1] * 72 / self._figure.dpi
+        pixel = frame.width / abs(np.diff(self.label_ax.get_xlim())[0]) * 72 / self._figure.dpi
         self._brush.set_linewidth((2 * radius + 1) * pixel)
 
     # --- patterns ----------------------------------------------------------------------------
@@ -180,14 +181,14 @@ class Pictures:
     def draw_mean(self, pattern: NDArray[Any], title: str) -> None:
         """Draw a pattern that belongs to no scan position."""
         self._draw_pattern(self._pattern_image, pattern)
-        self.pattern_ax.set_title(title)
+        self.pattern_ax.title.set_text(title)
         self._hints[0].set_text("")
         self._show_scale(True)
 
     def draw_no_position(self) -> None:
         """Show a hint to click a scan position."""
         self._pattern_image.set_visible(False)
-        self.pattern_ax.set_title("")
+        self.pattern_ax.title.set_text("")
         self._hints[0].set_text("click a scan position")
         self._show_scale(False)
 
@@ -212,7 +213,7 @@ class Pictures:
         self._draw_pattern(self._pattern_image, pattern)
         self._draw_pattern(self._average_image, average)
         for ax, title in zip((self.pattern_ax, self.average_ax), titles, strict=True):
-            ax.set_title(title)
+            ax.title.set_text(title)
         hint = "in no cluster" if member is None else "click again to average"
         self._hints[0].set_text("")
         self._hints[1].set_text(hint if average is None else "")
@@ -231,6 +232,13 @@ class Pictures:
         low, high = np.percentile(finite, (1, 99.9)) if finite.size else (0, 1)
         picture.set_data(values)
         picture.set_clim(low, high if high > low else low + 1)
+
+
+def _as_rgba(picture: NDArray[Any]) -> NDArray[np.uint8]:
+    """A picture from 0 to 1, grey or RGB, as bytes, which matplotlib draws fastest."""
+    rgba = np.full((*picture.shape[:2], 4), 255, dtype=np.uint8)
+    rgba[..., :3] = (255 * picture + 0.5).reshape(*picture.shape[:2], -1)
+    return rgba
 
 
 def _as_grey(image: NDArray[Any]) -> NDArray[np.float32]:

@@ -27,6 +27,12 @@ from .tools import TEXTS, Tools
 LEVEL_NAMES = {"merge": "level", "grow": "similarity"}
 """What the slider of levels is called."""
 
+AGAIN = "Growth of the whole pattern. Press grow to choose the ring of it that is compared."
+"""What the window says when it opens with growth without a choice of detector pixels."""
+
+NOTEBOOK = {"toolbar_position": "bottom", "toolbar_visible": True, "header_visible": False}
+"""How ipympl shows the figure in a notebook. Elsewhere its toolbar would lie over the pictures."""
+
 
 class Screen:
     """The figure of a `ClusterExplorer`.
@@ -56,7 +62,19 @@ class Screen:
         self.tools = Tools(explorer, self, source.shape, max(1, round(min(source.detector) / 24)))
         self._painter = Painter(self.figure, self._place())
         self._connect()
-        self.controls.say(TEXTS["look"])
+        asks = explorer.method == "grow" and source.needs_annulus()
+        self.controls.say(AGAIN if asks else TEXTS["look"])
+        for ax in (self.pictures.image_ax, self.pictures.label_ax):
+            ax.format_coord = self._at  # type: ignore[method-assign]
+
+    def _at(self, x: float, y: float) -> str:
+        """What the toolbar says of a place on the scan."""
+        rx, ry = round(y), round(x)
+        labels = self._explorer.clusters.labels
+        if not (0 <= rx < labels.shape[0] and 0 <= ry < labels.shape[1]):
+            return ""
+        label = labels[rx, ry]
+        return f"position {rx}, {ry}: " + (f"cluster {label}" if label >= 0 else "no cluster")
 
     def _open(self) -> None:
         """Open the figure; the current figure of the user stays the current one."""
@@ -68,8 +86,12 @@ class Screen:
             plt.figure(current)
         # Otherwise the whole figure is drawn again whenever anything in it changes.
         self.figure.stale_callback = None
-        if self.figure.canvas.manager is not None:
-            self.figure.canvas.manager.set_window_title(f"Clusters of {self._source.name}")
+        canvas = self.figure.canvas
+        if canvas.manager is not None:
+            canvas.manager.set_window_title(f"Clusters of {self._source.name}")
+        for name, value in NOTEBOOK.items():
+            if hasattr(canvas, name):
+                setattr(canvas, name, value)
 
     def _place(self) -> dict[Axes, Any]:
         return {**self.pictures.place(), **self.controls.place()}
@@ -94,6 +116,8 @@ class Screen:
         controls.size_slider.on_changed(partial(self._on_slider, "size"))
         canvas: Any = self.figure.canvas
         self._pause = Pause(canvas, self._follow)
+        self._late: list[Axes] = []
+        self._late_pause = Pause(canvas, self._repaint_late)
         self._connected = [
             canvas.mpl_connect(name, react)
             for name, react in (
@@ -117,6 +141,7 @@ class Screen:
         if not self._connected:
             return
         self._pause.stop()
+        self._late_pause.stop()
         self.controls.disconnect()
         for number in self._connected:
             self.figure.canvas.mpl_disconnect(number)
@@ -132,6 +157,15 @@ class Screen:
     def say(self, text: str, *axes: Axes) -> None:
         """Write the line of text, and draw `axes` again."""
         self._painter.repaint(*axes, *self.controls.say(text))
+
+    def later(self, *axes: Axes) -> None:
+        """Draw `axes` again in the next pause of events."""
+        self._late += axes
+        self._late_pause.ask()
+
+    def _repaint_late(self) -> None:
+        axes, self._late = self._late, []
+        self._painter.repaint(*dict.fromkeys(axes))
 
     def show(self) -> None:
         """Draw the clusters."""
@@ -260,8 +294,9 @@ class Screen:
 
     def _on_slider(self, which: str, value: float) -> None:
         self._moved.add(which)
-        if self.figure.canvas.supports_blit:  # it costs a millisecond or two
-            self._painter.repaint(self.controls.slider.ax, self.controls.size_slider.ax)
+        if self._pause.waits and self.figure.canvas.supports_blit:
+            slider = self.controls.slider if which == "level" else self.controls.size_slider
+            self._painter.repaint(slider.ax)
         self._pause.ask()
 
     def settle(self) -> None:
@@ -286,12 +321,13 @@ class Screen:
     # --- events ------------------------------------------------------------------------------
 
     def _on_method(self, name: str) -> None:
-        asks = name == "grow" and self._source.needs_annulus()
-        if asks and "grow" not in self._explorer.trees:
+        explorer = self._explorer
+        new = "grow" not in explorer.trees or explorer.method == "grow"
+        if name == "grow" and new and self._source.needs_annulus():
             self.tools.ask_annulus(self._source.annulus(), self._source.mean)
         else:
             self.tools.use(self.tools.tool)
-            self._explorer.set(method=next(method for method in METHODS if method == name))
+            explorer.set(method=next(method for method in METHODS if method == name))
 
     def _on_scale(self, name: str) -> None:
         self.settle()

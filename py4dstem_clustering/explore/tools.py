@@ -148,7 +148,7 @@ class Tools:
     def _draw_stroke(self) -> None:
         pictures = self._screen.pictures
         pictures.draw_brush(self._stroke, self.radius)
-        self._say(TEXTS[self.tool], pictures.label_ax)
+        self._screen.later(pictures.label_ax)
 
     def release(self) -> None:
         """React to the button of the mouse that goes up: the stroke of a brush ends."""
@@ -209,7 +209,7 @@ class Tools:
         pictures.mark_rings(proposed[0], *proposed[1])
         self._screen.say(
             "Growth compares a ring of the pattern, without the direct beam. Click its inner, then "
-            "its outer\nradius in the pattern, or press Enter for the ring that is drawn (Esc: "
+            "its outer radius in the pattern, or press Enter for the ring that is drawn (Esc: "
             "back to merging).",
             pictures.pattern_ax,
         )

@@ -219,6 +219,10 @@ class ClusterExplorer:
         if chosen not in self.trees:
             self.trees[chosen] = self._source.measure(chosen)
         self._go(State(self.trees[chosen], asked["min_size"], cut))
+        if now.edits:
+            self._screen.say(
+                "Another cut: its edits went with the last one; undo brings both back."
+            )
         return self._clusters
 
     def _go(self, state: State, clusters: Clusters | None = None) -> None:
