@@ -9,11 +9,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.widgets import Button, Slider
+from matplotlib.patches import Rectangle
+from matplotlib.widgets import Slider
 
 from ..plotting.style import PALETTE
 from .drawing import Cell
-from .layout import GROUPS, arrange
+from .layout import GROUPS, arrange, arrange_buttons
 
 QUIET_COLOR, ACTIVE_COLOR = "0.92", "#BFDDEE"
 """Colours of a button, and of the chosen one of a group."""
@@ -27,67 +28,83 @@ KEYS = {
 
 
 class Choice:
-    """A group of buttons of which one is chosen."""
+    """A group of buttons of which one is chosen.
 
-    def __init__(self, buttons: Mapping[str, Button], chosen: Callable[[str], None]) -> None:
-        self.buttons, self._chosen = dict(buttons), chosen
+    Parameters
+    ----------
+    controls : Controls
+    caption : str
+        The group, one of `GROUPS`.
+    chosen : callable
+        Is called with the name of a button that is pressed.
+    """
+
+    def __init__(self, controls: Controls, caption: str, chosen: Callable[[str], None]) -> None:
+        self._controls = controls
         self.value = ""
-        for name, button in self.buttons.items():
-            button.on_clicked(partial(self._on_click, name))
-
-    def _on_click(self, name: str, event: Any) -> None:
-        self._chosen(name)
+        for name in GROUPS[caption]:
+            controls.pressed[name] = partial(chosen, name)
 
     def show(self, name: str) -> list[Axes]:
         """Mark a button as the chosen one, without an event; the axes that this changes."""
         if name == self.value:
             return []
-        changed = []
-        for key, button in self.buttons.items():
-            if key in (name, self.value):
-                button.color = button.hovercolor = ACTIVE_COLOR if key == name else QUIET_COLOR
-                button.ax.set_facecolor(button.color)
-                changed.append(button.ax)
+        buttons = self._controls.buttons
+        if self.value:
+            buttons[self.value].set_facecolor(QUIET_COLOR)
+        buttons[name].set_facecolor(ACTIVE_COLOR)
         self.value = name
-        return changed
+        return [self._controls.panel_ax]
 
 
 class Controls:
-    """All widgets of the window.
+    """All buttons and sliders of the window, and the line of text.
 
     Parameters
     ----------
     figure : Figure
-    last_step, last_size : int
-        Number of the last step of both sliders.
+    last_size : int
+        Number of the last step of the slider of sizes.
+
+    Attributes
+    ----------
+    buttons : dict
+        The rectangle of each button. All lie in one axes, because axes take long to make and draw.
+    pressed : dict
+        What each button calls.
     """
 
-    def __init__(self, figure: Figure, last_step: int, last_size: int) -> None:
+    def __init__(self, figure: Figure, last_size: int) -> None:
         self._figure = figure
         cells = arrange(*figure.get_size_inches())
-        self.buttons: dict[str, Button] = {}
-        self._captions = {
-            caption: figure.text(0, 0, caption, fontsize=8, color="0.3", va="bottom")
-            for caption in GROUPS
-        }
-        keys = {name: f"{name} ({key})" for key, name in KEYS.items()}
-        for name in (name for names in GROUPS.values() for name in names):
-            ax = figure.add_axes(cells[name])
-            button = Button(
-                ax, keys.get(name, name), color=QUIET_COLOR, hovercolor=QUIET_COLOR, useblit=False
-            )
-            button.label.set_fontsize(8)
-            button.drawon = False
-            for spine in ax.spines.values():
-                spine.set_edgecolor("0.7")
-            self.buttons[name] = button
-        self.slider = self._slider(cells["slider"], last_step)
+        # Sliders draw the figure when they are made, which is quickest while it is empty.
+        self.slider = self._slider(cells["slider"], 1)
         self.size_slider = self._slider(cells["size_slider"], last_size)
         self.size_slider.label.set_text("min_size")
         self.text_ax = figure.add_axes(cells["text"])
         self.text_ax.set_axis_off()
         self.text = self.text_ax.text(0.008, 0.5, "", fontsize=8, va="center", color="0.1")
         self._ticks: list[Any] = []
+        self.panel_ax = figure.add_axes(cells["panel"])
+        self.panel_ax.set_axis_off()
+        self.buttons: dict[str, Rectangle] = {}
+        self.pressed: dict[str, Callable[[], Any]] = {}
+        self._make_buttons()
+
+    def _make_buttons(self) -> None:
+        places = arrange_buttons()
+        keys = {name: f"{name} ({key})" for key, name in KEYS.items()}
+        style: dict[str, Any] = {"fontsize": 8, "va": "center"}
+        for caption, names in GROUPS.items():
+            left, top, _, high = places[f"{caption} caption"]
+            self.panel_ax.text(left, top + high / 2, caption, color="0.3", **style)
+            for name in names:
+                left, top, wide, high = places[name]
+                button = Rectangle((left, top), wide, high, facecolor=QUIET_COLOR, edgecolor="0.7")
+                self.panel_ax.add_patch(button)
+                self.buttons[name] = button
+                middle = left + wide / 2, top + high / 2
+                self.panel_ax.text(*middle, keys.get(name, name), ha="center", **style)
 
     def _slider(self, cell: Cell, last: int) -> Slider:
         ax = self._figure.add_axes(cell)
@@ -98,24 +115,29 @@ class Controls:
         made.drawon = False
         return made
 
-    def choice(self, caption: str, chosen: Callable[[str], None]) -> Choice:
-        """The buttons of one group as a choice."""
-        return Choice({name: self.buttons[name] for name in GROUPS[caption]}, chosen)
+    def press(self, event: Any) -> bool:
+        """Press the button under the mouse; False if there is none."""
+        for name, button in self.buttons.items():
+            if event.inaxes is self.panel_ax and button.contains(event)[0]:
+                self.pressed[name]()
+                return True
+        return False
 
     def disconnect(self) -> None:
-        """End all reactions of the widgets."""
-        for widget in (*self.buttons.values(), self.slider, self.size_slider):
-            widget.disconnect_events()
+        """End all reactions of the sliders."""
+        self.slider.disconnect_events()
+        self.size_slider.disconnect_events()
 
     def place(self) -> dict[Axes, Cell]:
         """Put everything to its place in the present size of the figure; the cells to redraw."""
         cells = arrange(*self._figure.get_size_inches())
         own = {self.text_ax: "text", self.slider.ax: "slider", self.size_slider.ax: "size_slider"}
-        own |= {button.ax: name for name, button in self.buttons.items()}
+        own[self.panel_ax] = "panel"
         for ax, name in own.items():
             ax.set_position(cells[name])
-        for caption, text in self._captions.items():
-            text.set_position(cells[f"{caption} caption"][:2])
+        size = 100 * self._figure.get_size_inches()
+        self.panel_ax.set_xlim(0, cells["panel"][2] * size[0])
+        self.panel_ax.set_ylim(cells["panel"][3] * size[1], 0)
         return {ax: cells.get(f"{name} cell", cells[name]) for ax, name in own.items()}
 
     def name_steps(self, names: Mapping[int, str]) -> None:

@@ -51,7 +51,7 @@ def arrange(width: float, height: float) -> dict[str, Cell]:
     -------
     dict
         Left, bottom, width and height of each picture ("image", ...), of the cell of a picture with
-        its title ("image cell", ...), of each slider, button and caption, and of the line of text.
+        its title ("image cell", ...), of each slider, the column of buttons, and the line of text.
     """
     width, height = 100 * width, 100 * height
     cells: dict[str, Cell] = {}
@@ -75,12 +75,20 @@ def arrange(width: float, height: float) -> dict[str, Cell]:
     put("size_slider", 84, below + 42, room[0] - 84 - 106, 22)
     put("text", 0, below + 69, width, STRIP - 69)
 
-    left, top = width - COLUMN, 2.0
-    wide = (COLUMN - 2 * GAP) / 2
-    for caption, names in GROUPS.items():
-        put(f"{caption} caption", left, top, COLUMN, CAPTION if caption else GAP)
-        top += CAPTION if caption else GAP
-        for k, name in enumerate(names):
-            put(name, left + k % 2 * (wide + GAP), top + k // 2 * BUTTON, wide, BUTTON - 3)
-        top += -(-len(names) // 2) * BUTTON
+    put("panel", width - COLUMN, 0, COLUMN, below)
     return cells
+
+
+def arrange_buttons() -> dict[str, tuple[float, float, float, float]]:
+    """Left, top, width and height of each button and caption in the column of buttons."""
+    places: dict[str, tuple[float, float, float, float]] = {}
+    top, wide = 2.0, (COLUMN - 2 * GAP) / 2
+    for caption, names in GROUPS.items():
+        high = CAPTION if caption else GAP
+        places[f"{caption} caption"] = 0, top, COLUMN, high
+        top += high
+        for k, name in enumerate(names):
+            place = k % 2 * (wide + GAP), top + k // 2 * BUTTON
+            places[name] = *place, wide, BUTTON - 3
+        top += -(-len(names) // 2) * BUTTON
+    return places

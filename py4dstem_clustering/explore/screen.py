@@ -15,7 +15,7 @@ from ..grains.edits import cluster_names
 from ..grains.options import METHODS
 from ..plotting.style import nth_color
 from .coloring import COLORINGS, UNKNOWN, purity_colors, size_colors
-from .controls import KEYS, Controls, set_slider
+from .controls import KEYS, Choice, Controls, set_slider
 from .drawing import Painter, Pause
 from .layout import FIGURE_SIZE
 from .pictures import Pictures
@@ -57,8 +57,8 @@ class Screen:
         self._sizes = size_steps(image.size)
         self._moved: set[str] = set()
         self._open()
+        self.controls = Controls(self.figure, len(self._sizes) - 1)
         self.pictures = Pictures(self.figure, image, source.detector, source.steps, power)
-        self.controls = Controls(self.figure, 1, len(self._sizes) - 1)
         self.tools = Tools(explorer, self, source.shape, max(1, round(min(source.detector) / 24)))
         self._painter = Painter(self.figure, self._place())
         self._connect()
@@ -98,20 +98,18 @@ class Screen:
 
     def _connect(self) -> None:
         controls = self.controls
-        self.method = controls.choice("method", self._on_method)
-        self.scale = controls.choice("slider moves", self._on_scale)
-        self.colors = controls.choice("colour", self._on_color)
-        self.tool = controls.choice("a click will", self._on_tool)
+        self.method = Choice(controls, "method", self._on_method)
+        self.scale = Choice(controls, "slider moves", self._on_scale)
+        self.colors = Choice(controls, "colour", self._on_color)
+        self.tool = Choice(controls, "a click will", self._on_tool)
         self.scale.show("level")
         self.tool.show("look")
-        self._pushed = {
+        controls.pressed |= {
             "undo": self._explorer.undo,
             "redo": self._explorer.redo,
-            "auto": lambda: self._explorer.set(threshold="auto"),
+            "auto": partial(self._explorer.set, threshold="auto"),
             "keep": self._on_keep,
         }
-        for name, run in self._pushed.items():
-            controls.buttons[name].on_clicked(partial(self._on_push, run))
         controls.slider.on_changed(partial(self._on_slider, "level"))
         controls.size_slider.on_changed(partial(self._on_slider, "size"))
         canvas: Any = self.figure.canvas
@@ -341,9 +339,6 @@ class Screen:
         except ValueError as error:
             self.say(str(error))
 
-    def _on_push(self, run: Any, event: Any) -> None:
-        run()
-
     def _on_tool(self, name: str) -> None:
         changed = self.tool.show(name)
         self.tools.use(name)
@@ -365,7 +360,9 @@ class Screen:
 
     def _on_press(self, event: Any) -> None:
         # The toolbar may zoom or pan.
-        if event.button == 1 and not self.figure.canvas.widgetlock.locked():
+        if event.button != 1 or self.figure.canvas.widgetlock.locked():
+            return
+        if not self.controls.press(event):
             self.tools.press(event)
 
     def _on_move(self, event: Any) -> None:
@@ -381,10 +378,8 @@ class Screen:
                 self._painter.repaint(*self.tool.show(self.tools.tool))
             return
         name = {"ctrl+z": "undo", "ctrl+y": "redo", "ctrl+shift+z": "redo"}.get(key, KEYS.get(key))
-        if name in self._pushed:
-            self._pushed[name]()
-        elif name is not None:
-            self._on_tool(name)
+        if name is not None:
+            self.controls.pressed[name]()
         elif key in ("left", "right"):
             self._move(self.controls.slider, 1 if key == "right" else -1)
         elif key in ("up", "down"):

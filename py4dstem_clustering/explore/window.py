@@ -221,7 +221,7 @@ class ClusterExplorer:
         self._go(State(self.trees[chosen], asked["min_size"], cut))
         if now.edits:
             self._screen.say(
-                "Another cut: its edits went with the last one; undo brings both back."
+                "Another cut: the edits went with the last one; undo brings them back."
             )
         return self._clusters
 

@@ -183,9 +183,12 @@ class Notebook:
 
     def canvas(self):
         """Left, top, width and height of the figure in the page."""
+        found = (
+            "[...document.querySelectorAll('.jupyter-matplotlib-canvas-container canvas')].at(-1)"
+        )
         return self.js(
-            "(() => {const b = [...document.querySelectorAll('.jupyter-matplotlib-canvas-container "
-            "canvas')].at(-1).getBoundingClientRect(); return [b.left, b.top, b.width, b.height]})()"
+            f"(() => {{const b = {found}.getBoundingClientRect(); "
+            "return [b.left, b.top, b.width, b.height]})()"
         )
 
     def mouse(self, kind, x, y, button="left"):
