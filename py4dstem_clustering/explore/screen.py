@@ -187,7 +187,8 @@ class Screen:
         if self._explorer.is_automatic:
             title += ", automatic cut"
         elif self._explorer.edits:
-            title += f", {len(self._explorer.edits)} edits"
+            n_edits = len(self._explorer.edits)
+            title += f", {n_edits} edit{'s' * (n_edits != 1)}"
         colors, note = self._colors_of(clusters)
         self.pictures.draw_labels(clusters.labels, colors, title + note, cluster_names(clusters))
 

@@ -376,7 +376,8 @@ def edit_clusters(
 def _named_places(settings: Mapping[str, Any]) -> list[tuple[int, int, str]]:
     """Scan positions and names in the settings of clusters."""
     found = []
-    for text in settings.get("names", ()):
+    names = settings.get("names", ())
+    for text in names if isinstance(names, tuple) else (names,):
         words = text.split(" ", 2) if isinstance(text, str) else []
         if len(words) < 3 or not (words[0].isdecimal() and words[1].isdecimal()):
             raise ValueError(f"settings['names'] hold {text!r}, which must be 'rx ry name'")

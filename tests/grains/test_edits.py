@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -165,10 +166,10 @@ def test_names_follow_their_clusters(made):
 
 
 def test_damaged_names_are_an_error(made):
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="must be 'rx ry name'"):
         cluster_names(replace(made, settings={"names": ("gold",)}))
+    with pytest.raises(ValueError, match="hold 3, which must be 'rx ry name'"):
+        cluster_names(replace(made, settings={"names": 3}))
     outside = replace(made, settings={"names": ("90 90 gold",)})
     assert cluster_names(outside) == {}
 
