@@ -61,8 +61,11 @@ class Painter:
 
     def repaint_all(self) -> None:
         """Draw the whole figure when the event loop is idle."""
+        canvas = self._figure.canvas
+        if type(canvas) is FigureCanvasAgg and not self._drawn:
+            return  # no window shows it; it is drawn when it is saved
         self._all = True
-        self._figure.canvas.draw_idle()
+        canvas.draw_idle()
 
 
 class Pause:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .drawing import Cell
 
-FIGURE_SIZE = (7.2, 6.45)
+FIGURE_SIZE = (7.1, 6.4)
 """Width and height of the window, inches; JupyterLab has room for it in a browser of 900 pixels."""
 
 COLUMN = 196

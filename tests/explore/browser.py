@@ -20,7 +20,7 @@ CHROMIUM = next(
 PANEL = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])][0]"
 """The notebook, in JavaScript."""
 
-LIMIT = 30
+LIMIT = 90
 """Seconds after which something that does not happen is an error."""
 
 
@@ -187,7 +187,8 @@ class Notebook:
             "[...document.querySelectorAll('.jupyter-matplotlib-canvas-container canvas')].at(-1)"
         )
         return self.js(
-            f"(() => {{const b = {found}.getBoundingClientRect(); "
+            f"(() => {{const c = {found}; c.scrollIntoView({{block: 'center'}}); "
+            "const b = c.getBoundingClientRect(); "
             "return [b.left, b.top, b.width, b.height]})()"
         )
 

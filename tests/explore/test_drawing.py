@@ -204,7 +204,7 @@ def test_nothing_overlaps_and_all_lies_inside(size):
 
 
 def test_the_window_fits_a_notebook_of_900_pixels_and_targets_are_large():
-    assert 100 * FIGURE_SIZE[0] <= 720
+    assert 100 * FIGURE_SIZE[0] <= 716  # see test_browser.py
     for name, (_, _, wide, high) in arrange_buttons().items():
         if "caption" not in name:
             assert wide >= 44
