@@ -111,6 +111,7 @@ class Controls:
         made = Slider(ax, "", 0, last, valinit=0, valstep=1, color=PALETTE[0])
         made.vline.set_visible(False)
         made.label.set_fontsize(8)
+        made.label.set_x(-0.04)
         made.valtext.set_fontsize(8)
         made.drawon = False
         return made

@@ -57,6 +57,10 @@ class Painter:
             blank.set_figure(self._figure)
             blank.draw(renderer)
             ax.draw(renderer)
+        if hasattr(canvas, "_force_full"):
+            # A browser is sent what has changed since the last picture, but it misses a picture
+            # that the next one overtakes, and then keeps what that one had changed.
+            canvas._force_full = True
         canvas.blit(self._figure.bbox)
 
     def repaint_all(self) -> None:

@@ -184,11 +184,11 @@ class Screen:
         clusters = self._explorer.clusters
         n = clusters.n_clusters
         title = f"{n} cluster{'s' * (n != 1)}"
-        if self._explorer.is_automatic:
-            title += ", automatic cut"
-        elif self._explorer.edits:
-            n_edits = len(self._explorer.edits)
+        n_edits = len(self._explorer.edits)
+        if n_edits:
             title += f", {n_edits} edit{'s' * (n_edits != 1)}"
+        elif clusters.settings["threshold"] == "auto":
+            title += ", automatic cut"
         colors, note = self._colors_of(clusters)
         self.pictures.draw_labels(clusters.labels, colors, title + note, cluster_names(clusters))
 

@@ -19,7 +19,7 @@ TEXTS = {
     "paint": "Drag from a cluster: what the brush covers joins it. From outside: a new cluster.",
     "erase": "Drag: what the brush covers is in no cluster.",
     "name": "Click a cluster, type its name, press Enter.",
-    "disk": "Click a disk in the pattern: its virtual image. Click the image: back to the first.",
+    "disk": "Click a disk in the pattern: its virtual image. A click on the image goes back.",
 }
 """What each tool does, for the line of text."""
 
@@ -89,7 +89,7 @@ class Tools:
         if self.tool in ("paint", "erase") and self._annulus is None:
             text += f" Brush: radius {self.radius}, keys [ and ]."
         if self.tool == "disk" and self._annulus is None:
-            text += f" Radius {self.disk_radius}: [ ]."
+            text += f" Radius {self.disk_radius}, keys [ and ]."
         self._screen.say(text, *axes)
 
     def resize(self, by: int) -> None:

@@ -89,11 +89,6 @@ class ClusterExplorer:
         return self._clusters
 
     @property
-    def is_automatic(self) -> bool:
-        """Whether the automatic cut is on the screen, without edits."""
-        return not self._history.now.cut and not self.edits
-
-    @property
     def tree(self) -> ClusterTree:
         """The tree of the method on the screen."""
         return self._history.now.tree
