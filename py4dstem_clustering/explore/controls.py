@@ -7,6 +7,7 @@ from functools import partial
 from textwrap import wrap
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -85,6 +86,7 @@ class Controls:
         self.text_ax.set_axis_off()
         self.text = self.text_ax.text(0.008, 0.5, "", fontsize=8, va="center", color="0.1")
         self._ticks: list[Any] = []
+        self._names: dict[int, str] = {}
         self.panel_ax = figure.add_axes(cells["panel"])
         self.panel_ax.set_axis_off()
         self.buttons: dict[str, Rectangle] = {}
@@ -141,8 +143,12 @@ class Controls:
         self.panel_ax.set_ylim(cells["panel"][3] * size[1], 0)
         return {ax: cells.get(f"{name} cell", cells[name]) for ax, name in own.items()}
 
-    def name_steps(self, names: Mapping[int, str]) -> None:
-        """Write names below steps of the upper slider."""
+    def name_steps(self, names: Mapping[int, str], label: str) -> bool:
+        """Write names below steps of the upper slider; whether they or its label change."""
+        if names == self._names and label == self.slider.label.get_text():
+            return False
+        self._names = dict(names)
+        self.slider.label.set_text(label)
         for artist in self._ticks:
             artist.remove()
         ax = self.slider.ax
@@ -155,6 +161,7 @@ class Controls:
             left = k + 1 < len(names)
             text = f"{text} ▴" if left else f"▴ {text}"
             self._ticks.append(ax.text(at, 0.1, text, ha="right" if left else "left", **style))
+        return True
 
     def say(self, text: str) -> list[Axes]:
         """Write the line of text; the axes that this changes."""
@@ -164,6 +171,11 @@ class Controls:
             return []
         self.text.set_text(text)
         return [self.text_ax]
+
+
+def moving(slider: Slider) -> list[Artist]:
+    """What changes when a slider moves."""
+    return [slider.poly, *slider.ax.lines, slider.valtext]
 
 
 def set_slider(slider: Slider, n_steps: int, at: int, text: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import TimerBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 
 PAUSE_MS = 30
 """Time without events after which the window draws, milliseconds. A longer one draws less often
@@ -32,36 +34,64 @@ class Painter:
     def __init__(self, figure: Figure, cells: Mapping[Axes, Cell]) -> None:
         self._figure, self.cells = figure, cells
         self._drawn: tuple[float, ...] = ()
+        self._kept: dict[Axes, Any] = {}
         self._all = False
 
     def drawn(self) -> None:
         """Note that the whole figure was drawn."""
         self._drawn = self._size()
+        self._kept.clear()
         self._all = False
 
     def _size(self) -> tuple[float, ...]:
         return (*self._figure.bbox.size, self._figure.dpi)
 
-    def repaint(self, *axes: Axes) -> None:
-        """Draw some axes; the whole figure if it has not been drawn in this size yet."""
+    def repaint(self, *axes: Axes, over: Mapping[Axes, Sequence[Artist]] | None = None) -> None:
+        """Draw some axes; the whole figure if it has not been drawn in this size yet.
+
+        Of the axes in `over`, only the artists that are given have changed: they are drawn over a
+        picture of the other ones, which is kept until these axes are drawn as a whole.
+        """
         canvas = self._figure.canvas
         if not isinstance(canvas, FigureCanvasAgg) or self._drawn != self._size() or self._all:
             self.repaint_all()
             return
-        renderer = canvas.get_renderer()
-        width, height = self._figure.bbox.size
         for ax in axes:
-            left, bottom, wide, high = self.cells[ax]
-            place = (left * width, bottom * height), wide * width, high * height
-            blank = Rectangle(*place, transform=None, color=self._figure.get_facecolor())
-            blank.set_figure(self._figure)
-            blank.draw(renderer)
-            ax.draw(renderer)
+            self._kept.pop(ax, None)
+            self._paint(canvas, ax)
+        for ax, artists in (over or {}).items():
+            if ax not in axes:
+                self._paint_over(canvas, ax, artists)
         if hasattr(canvas, "_force_full"):
             # A browser is sent what has changed since the last picture, but it misses a picture
             # that the next one overtakes, and then keeps what that one had changed.
             canvas._force_full = True
         canvas.blit(self._figure.bbox)
+
+    def _place(self, ax: Axes) -> tuple[float, float, float, float]:
+        left, bottom, wide, high = self.cells[ax]
+        width, height = self._figure.bbox.size
+        return left * width, bottom * height, wide * width, high * height
+
+    def _paint(self, canvas: FigureCanvasAgg, ax: Axes) -> None:
+        left, bottom, wide, high = self._place(ax)
+        blank = Rectangle((left, bottom), wide, high, color=self._figure.get_facecolor())
+        blank.set_figure(self._figure)
+        blank.draw(canvas.get_renderer())
+        ax.draw(canvas.get_renderer())
+
+    def _paint_over(self, canvas: FigureCanvasAgg, ax: Axes, artists: Sequence[Artist]) -> None:
+        if ax not in self._kept:
+            hidden = [artist for artist in artists if artist.get_visible()]
+            for artist in hidden:
+                artist.set_visible(False)
+            self._paint(canvas, ax)
+            self._kept[ax] = canvas.copy_from_bbox(Bbox.from_bounds(*self._place(ax)))
+            for artist in hidden:
+                artist.set_visible(True)
+        canvas.restore_region(self._kept[ax])
+        for artist in artists:
+            artist.draw(canvas.get_renderer())
 
     def repaint_all(self) -> None:
         """Draw the whole figure when the event loop is idle."""

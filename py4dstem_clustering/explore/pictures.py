@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
@@ -115,6 +116,11 @@ class Pictures:
         for ax, name in zip(axes, PICTURES, strict=True):
             ax.set_position(cells[name])
         return {ax: cells[f"{name} cell"] for ax, name in zip(axes, PICTURES, strict=True)}
+
+    @property
+    def moving(self) -> list[Artist]:
+        """What changes on the virtual image with the clicked position and the clusters."""
+        return [self._chosen[0], self._marks[0]]
 
     # --- the scan ----------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from ..grains.edits import cluster_names
 from ..grains.options import METHODS
 from ..plotting.style import nth_color
 from .coloring import COLORINGS, UNKNOWN, purity_colors, size_colors
-from .controls import KEYS, Choice, Controls, set_slider
+from .controls import KEYS, Choice, Controls, moving, set_slider
 from .drawing import Painter, Pause
 from .layout import FIGURE_SIZE
 from .pictures import Pictures
@@ -53,6 +53,7 @@ class Screen:
         self._numbers = np.full(image.shape, -1)
         self._purity: tuple[bytes, NDArray[Any]] | None = None
         self._scale = "level"
+        self._disk: Any = None
         self._level_steps: dict[Any, NDArray[Any]] = {}
         self._sizes = size_steps(image.size)
         self._moved: set[str] = set()
@@ -64,6 +65,7 @@ class Screen:
         self._connect()
         asks = explorer.method == "grow" and source.needs_annulus()
         self.controls.say(AGAIN if asks else TEXTS["look"])
+        self.pictures.draw_no_position()
         for ax in (self.pictures.image_ax, self.pictures.label_ax):
             ax.format_coord = self._at  # type: ignore[method-assign]
 
@@ -169,15 +171,16 @@ class Screen:
         """Draw the clusters."""
         pictures, controls = self.pictures, self.controls
         self._draw_labels()
-        axes = [pictures.label_ax, controls.slider.ax, controls.size_slider.ax]
+        axes = [pictures.label_ax]
+        over: dict[Axes, Any] = {}
         if self._explorer.position is not None:
             self._draw_patterns()
-            axes += [pictures.image_ax, pictures.average_ax]
-        else:
-            pictures.draw_no_position()
+            axes.append(pictures.average_ax)
+            over[pictures.image_ax] = pictures.moving
         axes += self.method.show(self._explorer.method) + self.colors.show(self.coloring)
-        self._match_sliders()
-        self._painter.repaint(*axes)
+        axes += self._match_sliders()
+        over |= {slider.ax: moving(slider) for slider in (controls.slider, controls.size_slider)}
+        self._painter.repaint(*axes, over=over)
 
     def _draw_labels(self) -> None:
         """Draw the label map."""
@@ -225,10 +228,16 @@ class Screen:
     def show_image(self, image: NDArray[Any], title: str, disk: Any) -> None:
         """Show a virtual image, and the `disk` (centre and radius) that it is of."""
         self.pictures.set_image(image, title)
+        self._disk = disk
         self.pictures.mark_rings(*([None] if disk is None else disk))
         self._draw_labels()
         pictures = self.pictures
         self._painter.repaint(pictures.image_ax, pictures.label_ax, pictures.pattern_ax)
+
+    def end_question(self) -> None:
+        """Show the pattern again, without the ring that was asked for."""
+        self.pictures.mark_rings(*([None] if self._disk is None else self._disk))
+        self.show_patterns()
 
     def show_patterns(self) -> None:
         """Show the pattern of the clicked position, and the average if it was read."""
@@ -266,8 +275,8 @@ class Screen:
             self._level_steps[key] = level_steps(*key, drop)
         return self._level_steps[key]
 
-    def _match_sliders(self) -> None:
-        """Set the sliders to the cut on the screen, without events."""
+    def _match_sliders(self) -> list[Axes]:
+        """Set the sliders to the cut on the screen, without events; axes to draw as a whole."""
         explorer, controls = self._explorer, self.controls
         steps = self._steps()
         level = explorer.clusters.settings["level"]
@@ -284,18 +293,18 @@ class Screen:
                 if known == level:
                     text = f"{text}, {name}"
         label = LEVEL_NAMES[explorer.method] if self._scale == "level" else "clusters"
-        controls.slider.label.set_text(label)
         at = int(controls.slider.val) if value is None else nearest(steps, value)
         set_slider(controls.slider, len(steps), min(at, len(steps) - 1), text)
-        controls.name_steps(names)
+        changed = controls.name_steps(names, label)
         size = nearest(self._sizes, explorer.min_size)
         set_slider(controls.size_slider, len(self._sizes), size, f"{explorer.min_size}")
+        return [controls.slider.ax] if changed else []
 
     def _on_slider(self, which: str, value: float) -> None:
         self._moved.add(which)
         if self._pause.waits and self.figure.canvas.supports_blit:
             slider = self.controls.slider if which == "level" else self.controls.size_slider
-            self._painter.repaint(slider.ax)
+            self._painter.repaint(over={slider.ax: moving(slider)})
         self._pause.ask()
 
     def settle(self) -> None:

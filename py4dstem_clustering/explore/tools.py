@@ -81,8 +81,7 @@ class Tools:
         pictures.mark_first(None)
         pictures.draw_brush([], 0)
         if asked:
-            pictures.mark_rings(None)
-            self._screen.show_patterns()
+            self._screen.end_question()
         self._say(TEXTS[tool], pictures.label_ax)
 
     def _say(self, text: str, *axes: Axes) -> None:
