@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -16,6 +17,23 @@ from matplotlib.transforms import Bbox
 PAUSE_MS = 30
 """Time without events after which the window draws, milliseconds. A longer one draws less often
 while a slider moves."""
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def alone(method: Method) -> Method:
+    """Let a method of an object with a `lock` run in one thread at a time.
+
+    JupyterLab handles events of figures in another thread than cells of a notebook.
+    """
+
+    @wraps(method)
+    def run(self: Any, *args: Any, **options: Any) -> Any:
+        with self.lock:
+            return method(self, *args, **options)
+
+    return cast(Method, run)
+
 
 Cell = tuple[float, float, float, float]
 """Left, bottom, width and height as shares of the figure."""

@@ -16,7 +16,7 @@ from ..grains.options import METHODS
 from ..plotting.style import nth_color
 from .coloring import COLORINGS, UNKNOWN, purity_colors, size_colors
 from .controls import KEYS, Choice, Controls, moving, set_slider
-from .drawing import Painter, Pause
+from .drawing import Painter, Pause, alone
 from .layout import FIGURE_SIZE
 from .pictures import Pictures
 from .shown import lasting_colors
@@ -49,6 +49,7 @@ class Screen:
 
     def __init__(self, explorer: Any, source: Source, image: NDArray[Any], power: float) -> None:
         self._explorer, self._source = explorer, source
+        self.lock = explorer.lock
         self.coloring = "cluster"
         self._numbers = np.full(image.shape, -1)
         self._purity: tuple[bytes, NDArray[Any]] | None = None
@@ -136,6 +137,7 @@ class Screen:
         if self._default_keys is not None:
             canvas.mpl_disconnect(self._default_keys)
 
+    @alone
     def disconnect(self) -> None:
         """End all reactions to mouse and keys."""
         if not self._connected:
@@ -163,6 +165,7 @@ class Screen:
         self._late += axes
         self._late_pause.ask()
 
+    @alone
     def _repaint_late(self) -> None:
         axes, self._late = self._late, []
         self._painter.repaint(*dict.fromkeys(axes))
@@ -300,6 +303,7 @@ class Screen:
         set_slider(controls.size_slider, len(self._sizes), size, f"{explorer.min_size}")
         return [controls.slider.ax] if changed else []
 
+    @alone
     def _on_slider(self, which: str, value: float) -> None:
         self._moved.add(which)
         if self._pause.waits and self.figure.canvas.supports_blit:
@@ -311,6 +315,7 @@ class Screen:
         """Do now what a slider asked for."""
         self._pause.flush()
 
+    @alone
     def _follow(self) -> None:
         """Show the cut to which the sliders have moved."""
         moved, self._moved = self._moved, set()
@@ -364,10 +369,12 @@ class Screen:
     def _on_draw(self, event: Any) -> None:
         self._painter.drawn()
 
+    @alone
     def _on_resize(self, event: Any) -> None:
         self._painter.cells = self._place()
         self._painter.repaint_all()
 
+    @alone
     def _on_press(self, event: Any) -> None:
         # The toolbar may zoom or pan.
         if event.button != 1 or self.figure.canvas.widgetlock.locked():
@@ -375,12 +382,15 @@ class Screen:
         if not self.controls.press(event):
             self.tools.press(event)
 
+    @alone
     def _on_move(self, event: Any) -> None:
         self.tools.move(event)
 
+    @alone
     def _on_release(self, event: Any) -> None:
         self.tools.release()
 
+    @alone
     def _on_key(self, event: Any) -> None:
         key = event.key or ""
         if self.tools.key(key):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from threading import RLock
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ from ..grains.edits import edit_clusters
 from ..grains.options import METHODS, Method, check_cut
 from ..grains.tree import ClusterTree, level_for
 from .coloring import COLORINGS
+from .drawing import alone
 from .history import History, State
 from .screen import Screen
 from .source import Annulus, Source
@@ -59,6 +61,7 @@ class ClusterExplorer:
         image: NDArray[Any],
         power: float = 0.25,
     ) -> None:
+        self.lock = RLock()
         self._source = source
         self.trees = dict(trees)
         self.position: tuple[int, int] | None = None
@@ -83,6 +86,7 @@ class ClusterExplorer:
         return self._screen.figure
 
     @property
+    @alone
     def clusters(self) -> Clusters:
         """Clusters on the screen."""
         self._screen.settle()
@@ -161,6 +165,7 @@ class ClusterExplorer:
         """Number of clusters at each level of the tree on the screen."""
         return self._count(self._history.now)
 
+    @alone
     def set(
         self,
         *,
@@ -226,6 +231,7 @@ class ClusterExplorer:
         self._history.push(state)
         self._screen.show()
 
+    @alone
     def grow_in(self, annulus: Annulus) -> None:
         """Show growth that compares only a ring of the detector.
 
@@ -239,6 +245,7 @@ class ClusterExplorer:
 
     # --- edits -------------------------------------------------------------------------------
 
+    @alone
     def edit(self, action: str | Mapping[str, Any]) -> Clusters:
         """Edit the clusters on the screen, as a tool of the window does.
 
@@ -271,6 +278,7 @@ class ClusterExplorer:
         """Do again what `undo` took back; nothing happens if there is none."""
         return self._step(1)
 
+    @alone
     def _step(self, by: int) -> Clusters:
         self._screen.settle()
         if self._history.step(by):
@@ -301,6 +309,7 @@ class ClusterExplorer:
 
     # --- looking -----------------------------------------------------------------------------
 
+    @alone
     def color_by(self, what: str) -> None:
         """Colour the clusters by something else.
 
@@ -321,6 +330,7 @@ class ClusterExplorer:
             raise ValueError(f"the {what} is not known: give {needs[what]} to explore_clusters()")
         self._screen.color_by(what)
 
+    @alone
     def pick(self, position: tuple[int, int]) -> None:
         """Show the pattern of a scan position (rx, ry) and the average of its cluster.
 
@@ -346,6 +356,7 @@ class ClusterExplorer:
             self._source.read_average(labels == labels[rx, ry])
         self._screen.show_patterns()
 
+    @alone
     def show_disk(self, center: tuple[float, float] | None, radius: float = 3) -> None:
         """Show the virtual image of a disk of the pattern.
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import json
 import os
 import time
 from pathlib import Path
 
+import matplotlib.image as mpimg
+import numpy as np
 import pytest
 from browser import CHROMIUM, Notebook
 from driving import QUIET, make_cube, tree_of
@@ -57,6 +61,10 @@ print(json.dumps({
                 for name, button in controls.buttons.items()},
 }))
 """
+SAVE = """import matplotlib.image
+with explorer.lock:
+    matplotlib.image.imsave("drawn.png", figure.canvas.buffer_rgba())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +72,12 @@ def notebook(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebook")
     # The kernel must not turn warnings of its own packages into errors.
     before = os.environ.pop("PYTHONWARNINGS", None)
-    with Notebook(folder, [OPEN, EXPLORE, COUNT, TELL], 900, 1000) as opened:
+    with Notebook(folder, [OPEN, EXPLORE, COUNT, TELL, SAVE], 900, 1000) as opened:
         opened.run(0)
         opened.run(1)
         opened.wait("document.querySelector('.jupyter-matplotlib-canvas-container canvas')")
         opened.run(2)
+        opened.folder = folder
         yield opened
     if before is not None:
         os.environ["PYTHONWARNINGS"] = before
@@ -163,3 +172,26 @@ def test_a_drag_over_the_slider_is_a_few_cuts(notebook):
         make_cube().explore_clusters(tree=tree_of("merge"), **QUIET)._screen._steps()[0]
         == (after["steps"][0])
     )
+
+
+def test_the_page_shows_what_was_drawn_last(notebook):
+    """Pictures that overtake each other on their way to the page must leave nothing behind."""
+    state = told(notebook)
+    for name in ("paint", "erase", "join", "drop", "split", "look"):
+        notebook.click(*state["buttons"][name])
+
+    def differs():
+        notebook.run(4)
+        drawn = mpimg.imread(notebook.folder / "drawn.png")
+        page = notebook.js(
+            "document.querySelector('.jupyter-matplotlib-canvas-container canvas')"
+            ".toDataURL('image/png')"
+        )
+        shown = mpimg.imread(io.BytesIO(base64.b64decode(page.partition(",")[2])), format="png")
+        assert shown.shape == drawn.shape
+        return (np.abs(shown - drawn).max(axis=2) > 0.05).mean()
+
+    end = time.monotonic() + 20
+    while differs() > 1e-4:
+        assert time.monotonic() < end
+        time.sleep(0.5)

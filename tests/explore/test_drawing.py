@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -173,6 +175,20 @@ def test_a_pause_without_an_event_loop_is_now():
     pause_now.ask()
     pause_now.flush()
     assert calls == [1]
+
+
+def test_events_of_another_thread_wait(waiting):
+    """JupyterLab handles events and cells in two threads; a cell must not see half an event."""
+    slider(waiting).set_val(2)
+    step = waiting._screen._steps()[2]
+    found = []
+    with waiting.lock:  # an event is handled
+        cell = threading.Thread(target=lambda: found.append(waiting.clusters))
+        cell.start()
+        cell.join(0.2)
+        assert found == []
+    cell.join(20)
+    assert found[0].settings["level"] == step
 
 
 # --- the layout ------------------------------------------------------------------------------
