@@ -8,7 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
+from ..grains.clusters import Clusters
 from ..plotting.style import nth_color
+from .shown import lasting_colors
+from .source import Source
 
 COLORINGS = ("cluster", "size", "phase", "orientation", "purity")
 """What the colours of the label map can show."""
@@ -63,3 +66,48 @@ def purity_colors(purity: NDArray[Any]) -> NDArray[np.float64]:
     rgb = plt.get_cmap("magma")(np.clip((purity - 0.5) / 0.5, 0, 1))[..., :3]
     rgb[~np.isfinite(purity)] = UNKNOWN
     return rgb
+
+
+class Coloring:
+    """Colours of the label map in a window.
+
+    Parameters
+    ----------
+    source : Source
+
+    Attributes
+    ----------
+    what : str
+        What the colours show, one of `COLORINGS`.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.what = "cluster"
+        self._numbers = np.full(source.shape, -1)
+        self._purity: tuple[bytes, NDArray[Any]] | None = None
+
+    def measure_purity(self, clusters: Clusters) -> None:
+        """Measure the purity of clusters, which reads the scan."""
+        self._purity = clusters.labels.tobytes(), purity_colors(self._source.purity(clusters))
+
+    def colors_of(self, clusters: Clusters) -> tuple[NDArray[Any], str]:
+        """Colours of each scan position, (Rx, Ry, 3), and a note on them for a title."""
+        labels, note = clusters.labels, ""
+        if self.what in self._source.colors:
+            return self._source.colors[self.what], note
+        if self.what == "purity":
+            if self._purity is not None and self._purity[0] == labels.tobytes():
+                return self._purity[1], "; purity 0.5 to 1"
+            return np.full((*labels.shape, 3), UNKNOWN), "; press purity again"
+        if self.what == "size":
+            sizes = clusters.sizes
+            if len(sizes):
+                note = f"; sizes {sizes.min()} to {sizes.max()}"
+            table = size_colors(sizes)
+        else:
+            number = lasting_colors(labels, clusters.n_clusters, self._numbers)
+            self._numbers = np.append(number, -1)[labels]
+            every = [nth_color(c) for c in range(int(number.max(initial=0)) + 1)]
+            table = np.array(every)[number]
+        return np.vstack([table, np.zeros(3)]).astype(np.float32)[labels], note

@@ -23,9 +23,10 @@ QUIET_COLOR, ACTIVE_COLOR = "0.92", "#BFDDEE"
 
 KEYS = {
     "l": "look", "j": "join", "s": "split", "d": "drop", "b": "paint", "e": "erase", "n": "name",
-    "i": "disk", "u": "undo", "y": "redo", "a": "auto", "k": "keep",
+    "i": "disk", "u": "undo", "y": "redo", "a": "auto", "k": "keep", "ctrl+z": "undo",
+    "ctrl+y": "redo", "ctrl+shift+z": "redo",
 }  # fmt: skip
-"""Keys that have the effect of a button."""
+"""Keys that have the effect of a button; those of one letter stand on it."""
 
 
 class Choice:
@@ -95,7 +96,7 @@ class Controls:
 
     def _make_buttons(self) -> None:
         places = arrange_buttons()
-        keys = {name: f"{name} ({key})" for key, name in KEYS.items()}
+        keys = {name: f"{name} ({key})" for key, name in KEYS.items() if len(key) == 1}
         style: dict[str, Any] = {"fontsize": 8, "va": "center"}
         for caption, names in GROUPS.items():
             left, top, _, high = places[f"{caption} caption"]

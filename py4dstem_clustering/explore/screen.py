@@ -6,22 +6,19 @@ from functools import partial
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import key_press_handler
 from numpy.typing import NDArray
 
 from ..grains.edits import cluster_names
 from ..grains.options import METHODS
-from ..plotting.style import nth_color
-from .coloring import COLORINGS, UNKNOWN, purity_colors, size_colors
+from .coloring import COLORINGS, Coloring
 from .controls import KEYS, Choice, Controls, moving, set_slider
 from .drawing import Painter, Pause, alone
 from .layout import FIGURE_SIZE
 from .pictures import Pictures
-from .shown import lasting_colors
 from .slider import count_steps, level_names, level_steps, nearest, size_steps
-from .source import Source, key_of
+from .source import Source
 from .tools import TEXTS, Tools
 
 LEVEL_NAMES = {"merge": "level", "grow": "similarity"}
@@ -50,9 +47,7 @@ class Screen:
     def __init__(self, explorer: Any, source: Source, image: NDArray[Any], power: float) -> None:
         self._explorer, self._source = explorer, source
         self.lock = explorer.lock
-        self.coloring = "cluster"
-        self._numbers = np.full(image.shape, -1)
-        self._purity: tuple[bytes, NDArray[Any]] | None = None
+        self._coloring = Coloring(source)
         self._scale = "level"
         self._disk: Any = None
         self._level_steps: dict[Any, NDArray[Any]] = {}
@@ -95,6 +90,11 @@ class Screen:
         for name, value in NOTEBOOK.items():
             if hasattr(canvas, name):
                 setattr(canvas, name, value)
+
+    @property
+    def coloring(self) -> str:
+        """What the colours of the label map show."""
+        return self._coloring.what
 
     def _place(self) -> dict[Axes, Any]:
         return {**self.pictures.place(), **self.controls.place()}
@@ -195,37 +195,14 @@ class Screen:
             title += f", {n_edits} edit{'s' * (n_edits != 1)}"
         elif clusters.settings["threshold"] == "auto":
             title += ", automatic cut"
-        colors, note = self._colors_of(clusters)
+        colors, note = self._coloring.colors_of(clusters)
         self.pictures.draw_labels(clusters.labels, colors, title + note, cluster_names(clusters))
-
-    def _colors_of(self, clusters: Any) -> tuple[NDArray[Any], str]:
-        """Colours of each scan position, (Rx, Ry, 3), and a note on them."""
-        labels, note = clusters.labels, ""
-        if self.coloring in self._source.colors:
-            return self._source.colors[self.coloring], note
-        if self.coloring == "purity":
-            if self._purity is not None and self._purity[0] == key_of(labels):
-                return self._purity[1], "; purity 0.5 to 1"
-            return np.full((*labels.shape, 3), UNKNOWN), "; press purity again"
-        if self.coloring == "size":
-            sizes = clusters.sizes
-            if len(sizes):
-                note = f"; sizes {sizes.min()} to {sizes.max()}"
-            table = size_colors(sizes)
-        else:
-            number = lasting_colors(labels, clusters.n_clusters, self._numbers)
-            self._numbers = np.append(number, -1)[labels]
-            table = np.array([nth_color(c) for c in range(int(number.max(initial=0)) + 1)])
-            table = table[number]
-        return np.vstack([table, np.zeros(3)]).astype(np.float32)[labels], note
 
     def color_by(self, what: str) -> None:
         """Colour the clusters by something that is known; purity is measured now."""
         if what == "purity":
-            clusters = self._explorer.clusters
-            purity = purity_colors(self._source.purity(clusters))
-            self._purity = key_of(clusters.labels), purity
-        self.coloring = what
+            self._coloring.measure_purity(self._explorer.clusters)
+        self._coloring.what = what
         self.show()
 
     def show_image(self, image: NDArray[Any], title: str, disk: Any) -> None:
@@ -397,7 +374,7 @@ class Screen:
             if not self.tools.busy:
                 self._painter.repaint(*self.tool.show(self.tools.tool))
             return
-        name = {"ctrl+z": "undo", "ctrl+y": "redo", "ctrl+shift+z": "redo"}.get(key, KEYS.get(key))
+        name = KEYS.get(key)
         if name is not None:
             self.controls.pressed[name]()
         elif key in ("left", "right"):

@@ -57,13 +57,21 @@ def explore_clusters(
     max_memory: int | str | None = None,
     progress_bar: bool = True,
 ) -> ClusterExplorer:
-    """Open a window in which sliders cut the cluster tree, and clicks show patterns.
+    """Open a window in which sliders cut the cluster tree, and clicks show patterns and edit.
 
     The window shows a virtual image, the label map, and, after a click on a scan position, its
-    pattern and the average of its cluster. The upper slider moves through the levels at which
-    clusters change, or through numbers of clusters; the keys left and right move it by one step,
-    the key "a" goes back to the automatic cut. In a notebook, run ``%matplotlib widget`` first
-    (package ipympl); in a script, call ``matplotlib.pyplot.show()`` afterwards.
+    pattern and the average of its cluster. The upper slider moves through levels at which the
+    picture changes, or through numbers of clusters. A click joins, splits, drops or names clusters,
+    a brush paints and erases, if the button of this tool is pressed; everything can be undone. In a
+    notebook, run ``%matplotlib widget`` first (package ipympl); in a script, call
+    ``matplotlib.pyplot.show()`` afterwards.
+
+    Keys: left and right move the level by one step, up and down `min_size`; 1 and 2 go to the
+    levels "pattern" and "crystal", a to the automatic cut; u undoes and y does again; c changes the
+    colours, k keeps the clusters, "[" and "]" change the brush; other keys stand on the buttons.
+
+    When growth is selected without a `q_mask` or a `similarity`, the window asks for the ring of
+    the detector that is compared: of whole patterns, the direct beam makes one cluster.
 
     Parameters
     ----------
@@ -101,10 +109,11 @@ def explore_clusters(
     Returns
     -------
     ClusterExplorer
-        ``.clusters`` are the clusters on the screen. ``.keep(name)`` puts them into the tree of
-        this datacube. ``.set(threshold=...)`` has the effect of a slider, ``.pick((rx, ry))`` of a
-        click. ``.figure`` is the matplotlib figure. ``.disconnect()`` ends all reactions to the
-        mouse and keys.
+        ``.clusters`` are the clusters on the screen, and ``.settings`` what repeats them without
+        the window; ``.edits`` are what was done by hand, for `edit_clusters`. ``.keep(name)`` puts
+        them into the tree of this datacube. ``.set(threshold=...)`` has the effect of a slider,
+        ``.edit(...)`` of a tool, ``.pick((rx, ry))`` of a click. ``.figure`` is the matplotlib
+        figure. ``.disconnect()`` ends all reactions to the mouse and keys.
 
     Raises
     ------

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from ..grains.edits import MAX_NAME, action_text, finer_level
+from ..grains.actions import MAX_NAME, action_text
+from ..grains.splitting import finer_level
 from .source import Annulus
 
 TEXTS = {

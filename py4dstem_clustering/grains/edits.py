@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -12,118 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from ..base.checks import check_integer, check_number, check_same_scan
+from ..base.checks import check_same_scan
 from ..emd.settings import Settings
-from ..kernels.regions import consecutive
+from .actions import action_text, check_action
 from .clusters import Clusters
+from .splitting import split_pieces
 from .tree import ClusterTree
-
-MAX_NAME = 80
-"""Most letters in the name of a cluster. Longer names do not fit on a label map."""
-
-
-# --- actions as texts ------------------------------------------------------------------------
-
-
-def _position(name: str, value: Any) -> list[int]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"{name}={value!r} must be a scan position [rx, ry]")
-    found = list(value)
-    if len(found) != 2:
-        raise ValueError(f"{name}={value!r} must be a scan position [rx, ry]")
-    return [check_integer(name, k, 0) for k in found]
-
-
-def _positions(name: str, value: Any) -> list[list[int]]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"{name}={value!r} must be a list of scan positions [rx, ry]")
-    found = [_position(name, item) for item in value]
-    if not found:
-        raise ValueError(f"{name} must hold at least one scan position [rx, ry]")
-    return found
-
-
-def _position_or_none(name: str, value: Any) -> list[int] | None:
-    return None if value is None else _position(name, value)
-
-
-def _radius(name: str, value: Any) -> float:
-    return check_number(name, value, 0)
-
-
-def _size(name: str, value: Any) -> int:
-    return check_integer(name, value, 1)
-
-
-def check_cluster_name(name: str, value: Any) -> str:
-    """Check the name that a user gives to a cluster."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name}={value!r} must be a text")
-    if not value.strip() or not value.isprintable() or len(value) > MAX_NAME:
-        raise ValueError(
-            f"{name}={value!r} must be one line of 1 to {MAX_NAME} letters, and not only spaces"
-        )
-    return value
-
-
-_RULES: dict[str, dict[str, Callable[[str, Any], Any]]] = {
-    "join": {"at": _positions},
-    "split": {"at": _position, "level": check_number, "min_size": _size},
-    "paint": {"to": _position_or_none, "stroke": _positions, "radius": _radius},
-    "erase": {"stroke": _positions, "radius": _radius},
-    "drop": {"at": _position},
-    "name": {"at": _position, "name": check_cluster_name},
-}
-"""Options of each action, and what checks them."""
-
-_OPTIONAL: dict[str, Any] = {"min_size": 1, "radius": 0}
-
-
-def check_action(action: Any) -> tuple[str, dict[str, Any]]:
-    """Name and options of an action that is a text such as ``"drop(at=[3, 4])"``, or a mapping."""
-    if isinstance(action, Mapping):
-        given = dict(action)
-        what = given.pop("do", None)
-    elif isinstance(action, str):
-        what, given = _parsed(action)
-    else:
-        raise TypeError(
-            f"action {action!r} must be a text such as 'drop(at=[3, 4])', or a mapping such as "
-            "{'do': 'drop', 'at': [3, 4]}"
-        )
-    if what not in _RULES:
-        raise ValueError(f"action {what!r} is unknown; there are {', '.join(_RULES)}")
-    rules = _RULES[what]
-    given = {key: value for key, value in _OPTIONAL.items() if key in rules} | given
-    if given.keys() != rules.keys():
-        raise ValueError(
-            f"action {what!r} has the options {', '.join(rules)}, not {', '.join(given)}"
-        )
-    return what, {key: rule(key, given[key]) for key, rule in rules.items()}
-
-
-def _parsed(text: str) -> tuple[str, dict[str, Any]]:
-    wrong = f"action {text[:80]!r} cannot be read; it must look like 'drop(at=[3, 4])'"
-    try:
-        call = ast.parse(text, mode="eval").body
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-            raise ValueError(wrong)
-        given = {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(wrong) from None
-    if call.args:
-        raise ValueError(
-            f"action {text[:80]!r} names clusters by their numbers, as an edit by a method of "
-            "Clusters does; repeat it with this method"
-        )
-    return call.func.id, given
-
-
-def action_text(what: str, **options: Any) -> str:
-    """An action as a text that `edit_clusters` reads."""
-    what, options = check_action({"do": what, **options})
-    return f"{what}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
-
 
 # --- what each action does -------------------------------------------------------------------
 
@@ -219,30 +112,6 @@ def _settle(
     return _Parts(labels, seeds, background, list(names.values()))
 
 
-def _pieces(
-    labels: NDArray[Any], label: int, tree: ClusterTree, level: float, min_size: int
-) -> NDArray[Any]:
-    """Pieces of a cluster at a finer level, the largest is 0; -1 outside of the cluster.
-
-    Positions that are in no piece of `min_size` positions go to the nearest one that is.
-    """
-    member = labels == label
-    background = False if tree.method == "merge" else None
-    fine = tree.cut(level, drop_background=background).labels
-    piece = consecutive(np.where(member, fine, -1))
-    sizes = np.bincount(piece[piece >= 0], minlength=1)
-    large = np.append(sizes >= min_size, False)[piece]
-    if not large.any():
-        large = piece >= 0
-    piece = consecutive(np.where(large, piece, -1))
-    if not large.any():
-        return piece
-    near = distance_transform_edt(~large, return_distances=False, return_indices=True)
-    piece = np.where(member, piece[tuple(near)], -1)
-    order = np.argsort(-np.bincount(piece[member]), kind="stable")
-    return np.append(np.argsort(order), -1)[piece]
-
-
 def _apply(
     parts: _Parts, what: str, given: dict[str, Any], mean: NDArray[Any], tree: Any
 ) -> _Parts:
@@ -257,7 +126,7 @@ def _apply(
         parents[together[0]] = set(together)
     elif what == "split":
         label = parts.at(what, given["at"])
-        piece = _pieces(labels, label, tree, given["level"], given["min_size"])
+        piece = split_pieces(labels, label, tree, given["level"], given["min_size"])
         if piece.max() < 1:
             raise ValueError(
                 f"split: the cluster at {given['at']} is one piece at level {given['level']:g}; "
@@ -413,76 +282,3 @@ def cluster_names(clusters: Clusters) -> dict[int, str]:
         if rx < rows and ry < columns and clusters.labels[rx, ry] >= 0:
             names[int(clusters.labels[rx, ry])] = name
     return dict(sorted(names.items()))
-
-
-# --- levels at which a cluster falls into pieces ---------------------------------------------
-
-
-def finer_level(tree: ClusterTree, member: NDArray[np.bool_], min_size: int = 1) -> float | None:
-    """Coarsest level at which a cluster falls into two pieces of at least `min_size` positions.
-
-    Parameters
-    ----------
-    tree : ClusterTree
-        Tree from which the cluster was cut.
-    member : ndarray of bool, (Rx, Ry)
-        Members of the cluster.
-    min_size : int
-        Smallest piece that counts.
-
-    Returns
-    -------
-    float or None
-        The level; None if there is none.
-    """
-    positions = np.arange(member.size)
-    # Joins above `PATTERN_LEVEL` are of whole regions of one pattern, the others of positions.
-    for fine in (True,) if tree.method == "grow" else (False, True):
-        part = positions if fine else tree._regions.ravel()
-        which = np.flatnonzero(tree._fine == fine)
-        first, second = part[tree.first[which]], part[tree.second[which]]
-        size = np.bincount(part[member.ravel() & (part >= 0)], minlength=int(part.max()) + 2)
-        useful = (size[first] > 0) & (size[second] > 0)
-        last = _last_large_join(first[useful], second[useful], size, min_size)
-        if last is not None:
-            return _between(tree, float(tree.level[which[useful][last]]))
-    return None
-
-
-def _last_large_join(
-    first: NDArray[Any], second: NDArray[Any], size: NDArray[Any], min_size: int
-) -> int | None:
-    """Number of the last join of two parts that both have at least `min_size` positions."""
-    parent = np.arange(len(size)).tolist()
-    weight = size.tolist()
-
-    def root(k: int) -> int:
-        while parent[k] != k:
-            parent[k] = parent[parent[k]]
-            k = parent[k]
-        return k
-
-    last = None
-    for i, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
-        a, b = root(a), root(b)
-        if a == b:
-            continue
-        if min(weight[a], weight[b]) >= min_size:
-            last = i
-        if weight[a] < weight[b]:
-            a, b = b, a
-        parent[b] = a
-        weight[a] += weight[b]
-    return last
-
-
-def _between(tree: ClusterTree, level: float) -> float:
-    """A level between that of a join and the next finer one, at which the join is not made."""
-    levels = np.sort(tree.levels)
-    if tree.method == "grow":
-        finer = levels[levels > level]
-        return float((level + finer[0]) / 2) if len(finer) else min(1.0, level + 1e-6)
-    finer = levels[levels < level]
-    low = float(finer[-1]) if len(finer) else 0.0
-    middle = (low + level) / 2
-    return middle if low < middle < level else low

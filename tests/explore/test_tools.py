@@ -304,6 +304,8 @@ def test_colour_by_purity(explorer, cube):
     assert "press purity again" in title(explorer)
     push(explorer, "purity")
     assert "purity 0.5 to 1" in title(explorer)
+    explorer.edit(f"drop(at={inside(explorer, explorer.clusters.n_clusters - 1)})")
+    assert "press purity again" in title(explorer)
 
 
 def test_colour_by_phase(cube):

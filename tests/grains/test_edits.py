@@ -14,14 +14,10 @@ from hypothesis import strategies as st
 from py4DSTEM import DataCube
 
 from py4dstem_clustering import Clusters, cluster_names, edit_clusters, simulate_scan
+from py4dstem_clustering.grains.actions import MAX_NAME, action_text, check_action
 from py4dstem_clustering.grains.averages import keep_clusters
-from py4dstem_clustering.grains.edits import (
-    MAX_NAME,
-    action_text,
-    check_action,
-    finer_level,
-    stroke_mask,
-)
+from py4dstem_clustering.grains.edits import stroke_mask
+from py4dstem_clustering.grains.splitting import finer_level
 
 QUIET = {"progress_bar": False}
 SHAPE = (24, 20)
