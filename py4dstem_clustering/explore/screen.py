@@ -384,8 +384,7 @@ class Screen:
         elif key in ("[", "]"):
             self.tools.resize(1 if key == "]" else -1)
         elif key == "c":
-            known = [k for k in COLORINGS if k != "purity"]
-            known = [k for k in known if k in ("cluster", "size") or k in self._source.colors]
+            known = [k for k in COLORINGS if k in {"cluster", "size", *self._source.colors}]
             at = known.index(self.coloring) if self.coloring in known else -1
             self._on_color(known[(at + 1) % len(known)])
         elif key in ("1", "2"):

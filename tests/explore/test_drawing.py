@@ -103,9 +103,26 @@ def test_a_stroke_is_drawn_once_in_a_pause(waiting, monkeypatch):
     assert len(painted) <= 4
 
 
+def another_image(explorer):
+    """The picture that was kept of the virtual image is an old one now."""
+    explorer.set(n_clusters=2)
+    explorer.show_disk((20, 30), 4)
+    explorer.set(n_clusters=3)
+
+
+def zoom(explorer):
+    """As the toolbar does."""
+    explorer.set(n_clusters=2)
+    pictures(explorer).image_ax.set_xlim(3, 12)
+    explorer.figure.canvas.draw()
+    explorer.set(n_clusters=3)
+
+
 @pytest.mark.parametrize(
     "act",
     [
+        another_image,
+        zoom,
         lambda e: slider(e).set_val(3),
         lambda e: e.pick((3, 4)),
         lambda e: click(e, 9, 8),

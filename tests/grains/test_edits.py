@@ -156,6 +156,9 @@ def test_names_follow_their_clusters(made):
     assert painted.labels[2, 1] == 0
     joined = edit_clusters(named, ["join(at=[[2, 2], [3, 5]])"])
     assert cluster_names(joined) == {2: "b"}  # the name that was given last
+    joins = ["join(at=[[2, 2], [3, 5]])", "join(at=[[2, 2], [3, 0]])"]
+    names = ["name(at=[2, 1], name='a')", "name(at=[3, 0], name='c')", "name(at=[3, 5], name='b')"]
+    assert cluster_names(edit_clusters(made, [*names, *joins])) == {2: "b"}
     dropped = edit_clusters(named, ["drop(at=[2, 2])"])
     assert cluster_names(dropped) == {3: "b"}
     assert cluster_names(made) == {}
