@@ -188,14 +188,13 @@ class Screen:
     def _draw_labels(self) -> None:
         """Draw the label map."""
         clusters = self._explorer.clusters
-        n = clusters.n_clusters
-        title = f"{n} cluster{'s' * (n != 1)}"
+        title = f"{len(clusters)} cluster{'s' * (len(clusters) != 1)}"
+        colors, note = self._coloring.colors_of(clusters)
         n_edits = len(self._explorer.edits)
         if n_edits:
             title += f", {n_edits} edit{'s' * (n_edits != 1)}"
-        elif clusters.settings["threshold"] == "auto":
+        elif clusters.settings["threshold"] == "auto" and not note:  # both would be too long
             title += ", automatic cut"
-        colors, note = self._coloring.colors_of(clusters)
         self.pictures.draw_labels(clusters.labels, colors, title + note, cluster_names(clusters))
 
     def color_by(self, what: str) -> None:
@@ -328,6 +327,7 @@ class Screen:
     def _on_color(self, name: str) -> None:
         try:
             self._explorer.color_by(name)
+            self.say(TEXTS[self.tools.tool])
         except ValueError as error:
             self.say(str(error))
 
