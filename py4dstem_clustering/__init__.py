@@ -32,6 +32,7 @@ from .exporting.results import export
 from .grains.averages import get_clustered_datacube, get_clusters
 from .grains.clustering import cluster, get_cluster_tree
 from .grains.clusters import Clusters
+from .grains.edits import cluster_names, edit_clusters
 from .grains.grain import Grain
 from .grains.table import ClusterTable
 from .grains.tree import ClusterTree
@@ -84,8 +85,10 @@ __all__ = [
     "__version__",
     "animate_series",
     "cluster",
+    "cluster_names",
     "cluster_series",
     "cross_validate_orientation",
+    "edit_clusters",
     "explore_clusters",
     "export",
     "filter_correlative",

@@ -26,7 +26,7 @@ from .viewing import Viewing
 
 NOTED = (
     "gain", "offset", "noise", "level", "automatic_level", "lag", "lag_axis", "n_background",
-    "edits", *PROVENANCE,
+    "edits", "names", *PROVENANCE,
 )  # fmt: skip
 """Settings of clusters that are not options of `cluster`: estimates, edits of the clusters, and the
 source of the data."""

@@ -91,7 +91,8 @@ def describe_clusters(clusters: Any) -> str:
         text.add(f"Clusters of fewer than {settings['min_size']} positions were discarded.")
     edits = settings.get("edits", ())
     if edits:
-        text.add(f"The clusters were then edited manually: {', '.join(edits)}.")
+        short = (edit if len(edit) <= MAX_EDIT else f"{edit[: MAX_EDIT - 4]}...)" for edit in edits)
+        text.add(f"The clusters were then edited manually: {', '.join(short)}.")
     if "fingerprint" in settings:
         text.add(
             f"(Data set {settings['source']!r}, SHA-256 of a sample of it "
@@ -101,6 +102,9 @@ def describe_clusters(clusters: Any) -> str:
     doubts = find_doubts(clusters)
     return str(text) + (f"\n\nTo check: {' '.join(doubts)}" if doubts else "")
 
+
+MAX_EDIT = 60
+"""Most letters of an edit in the text; strokes of a brush are longer."""
 
 WHOLE_SHARE = 0.9
 """Share of the scan from which on a cluster counts as the whole field of view. With a smaller one,
