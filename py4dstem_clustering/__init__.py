@@ -29,6 +29,7 @@ from .diffraction.orientation import orientation_from_node, orientation_to_node
 from .diffraction.phases import PhaseMap
 from .diffraction.refining import refine_orientations
 from .diffraction.scores import OrientationScores, orientation_scores
+from .diffraction.texture import plot_orientations
 from .explore.start import explore_clusters
 from .explore.window import ClusterExplorer
 from .exporting.orix_maps import to_orix
@@ -36,6 +37,9 @@ from .exporting.results import export
 from .grains.averages import get_clustered_datacube, get_clusters
 from .grains.clustering import cluster, get_cluster_tree
 from .grains.clusters import Clusters
+from .grains.edits import cluster_names, edit_clusters
+from .grains.grain import Grain
+from .grains.table import ClusterTable
 from .grains.tree import ClusterTree
 from .grains.validation import cross_validate_orientation
 from .kernels.similarity import DIRECTIONS
@@ -48,8 +52,10 @@ from .plotting.film import animate_series
 from .plotting.maps import plot_clusters, plot_growth, plot_similarity
 from .plotting.orientation import plot_orientation
 from .plotting.patterns import plot_averages, plot_patterns
-from .plotting.results import plot_cross_validation, plot_disks, plot_phases, plot_tree
+from .plotting.results import plot_cross_validation, plot_disks, plot_phases
+from .plotting.sizes import plot_sizes
 from .plotting.tracks import plot_tracks
+from .plotting.trees import plot_tree
 from .scan.array import ScanArray
 from .scan.hyperspy import from_hyperspy, to_hyperspy
 from .scan.opening import open_scan
@@ -68,11 +74,13 @@ __all__ = [
     "SAMPLE_KINDS",
     "ClusterExplorer",
     "ClusterSeries",
+    "ClusterTable",
     "ClusterTree",
     "Clusters",
     "CrossValidation",
     "DiskOptions",
     "GainedDisks",
+    "Grain",
     "Mixture",
     "OrientationScores",
     "PhaseMap",
@@ -86,8 +94,10 @@ __all__ = [
     "__version__",
     "animate_series",
     "cluster",
+    "cluster_names",
     "cluster_series",
     "cross_validate_orientation",
+    "edit_clusters",
     "explore_clusters",
     "export",
     "filter_correlative",
@@ -114,9 +124,11 @@ __all__ = [
     "plot_disks",
     "plot_growth",
     "plot_orientation",
+    "plot_orientations",
     "plot_patterns",
     "plot_phases",
     "plot_similarity",
+    "plot_sizes",
     "plot_tracks",
     "plot_tree",
     "refine_disks",

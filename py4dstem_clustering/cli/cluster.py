@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 from ..base.checks import check_out
@@ -13,6 +14,8 @@ from ..scan.opening import notes_of
 from .options import (
     check_before_opening,
     check_other_file,
+    check_report,
+    command_line,
     common_options,
     draw_overview,
     filter_and_r_mask,
@@ -42,6 +45,7 @@ def run_cluster(options: argparse.Namespace) -> None:
     step = None if options.step is None else parse_step(*options.step)
     opening = opening_options(options)
     figures = options.figures and make_folder(options.figures)
+    report = check_report(options.report, [options.file, path])
     start = time.perf_counter()
     scan = load_datacube(options.file, opening, step)
     check_other_file(path, files_of(scan.data))
@@ -84,6 +88,29 @@ def run_cluster(options: argparse.Namespace) -> None:
             draw_overview(
                 figures, similarity, clusters, averages if clusters is found[-1] else None
             )
+    if report is not None:
+        _write_report(report, options, scan, found, averages)
+
+
+def _write_report(
+    path: Path, options: argparse.Namespace, scan: Any, found: list[Any], averages: Any
+) -> None:
+    """Write the page of ``--report``."""
+    from ..exporting.report import write_report
+    from ..scan.virtual import scattered_image
+    from .info import describe_scan
+
+    start = time.perf_counter()
+    image = scattered_image(scan, **common_options(options))
+    write_report(
+        path,
+        found,
+        averages,
+        image=image,
+        facts={"file": options.file, **describe_scan(scan, options.file)},
+        command=command_line(options),
+    )
+    print(f"wrote {path} in {time_since(start)}")
 
 
 def _grow(

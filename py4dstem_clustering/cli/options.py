@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from ..base.checks import (
     check_memory,
     check_n_jobs,
     check_number,
+    check_out,
     check_writable,
 )
 from ..kernels.virtual import sample_mean
@@ -230,6 +233,28 @@ def make_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "figure.png")
     return folder
+
+
+def check_report(path: Path | None, files: Iterable[Path]) -> Path | None:
+    """Check the name of the page to write, before any work; None if there is to be none."""
+    if path is None:
+        return None
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--report {path} must end in .html")
+    if is_one_of(path, files):
+        raise ValueError(f"--report {path} is another file of this command; give another name")
+    return check_out(path, True, "--report")
+
+
+def program_name() -> str:
+    """What the user typed to start the program."""
+    as_module = Path(sys.argv[0]).parts[-2:] == ("py4dstem_clustering", "__main__.py")
+    return "python -m py4dstem_clustering" if as_module else "py4dstem-clustering"
+
+
+def command_line(options: argparse.Namespace) -> str:
+    """The command as the user typed it, in quotes where a shell needs them."""
+    return f"{program_name()} {shlex.join(options.typed)}"
 
 
 def time_since(start: float) -> str:

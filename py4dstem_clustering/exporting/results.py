@@ -168,10 +168,8 @@ def _write_npz(path: Path, clusters: Clusters) -> None:
 
 
 def _write_csv(path: Path, clusters: Clusters) -> None:
-    unit = clusters.pixel_units
-    lengths = ("equivalent_diameter", "major_axis", "minor_axis", "perimeter")
-    units = {"area": f"{unit}^2", "orientation": "rad"} | dict.fromkeys(lengths, unit)
-    write_table(path, clusters.properties(), units)
+    table = clusters.table()
+    write_table(path, table.rows, table.units)
 
 
 def _write_hspy(path: Path, averages: Any) -> None:

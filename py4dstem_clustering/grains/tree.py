@@ -20,6 +20,7 @@ from ..kernels.regions import consecutive
 from ..kernels.similarity import similarity_mean
 from ..kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
 from ..patterns.similarity import Similarity
+from .branches import Branches, branches_of_growth, branches_of_regions
 from .clusters import NOTED, Clusters
 from .editing import join_pairs
 from .node import TREE_ARRAYS, read_tree, write_tree
@@ -195,34 +196,21 @@ class ClusterTree(Frozen):
         ValueError, TypeError
             If `min_size` is not a whole number of at least 1.
         """
-        min_size = check_integer("min_size", min_size, 1)
+        found = self._branches(check_integer("min_size", min_size, 1))
+        return found.joins, found.level, len(found.places)
+
+    def leaf_places(self, *, min_size: int = 1) -> NDArray[Any]:
+        """Flat index of one scan position of each leaf of `branches`, (n_leaves,); -1 for none."""
+        return self._branches(check_integer("min_size", min_size, 1)).places
+
+    def _branches(self, min_size: int) -> Branches:
+        """Like `branches`, but without a check of the option."""
         if self.method == "merge":
             coarse = ~self._fine
-            flat = self._regions.ravel()
-            n = int(flat.max(initial=-1)) + 1
-            joins, _ = link(flat[self.first[coarse]], flat[self.second[coarse]], n)
-            return joins, self.level[coarse], n
-        children, sizes = self._links
-        n = self.mask.size
-        large = sizes >= min_size
-        branch: dict[int, int] = {}  # large node: k for leaf k, -1 - k for join k
-        n_leaves = 0
-        pairs: list[tuple[int, int]] = []
-        levels: list[float] = []
-        for i, (a, b) in enumerate(children.tolist()):
-            parts = [k for k in (a, b) if large[k]]
-            for k in parts:
-                if k not in branch:
-                    branch[k] = n_leaves
-                    n_leaves += 1
-            if len(parts) == 2:
-                branch[n + i] = -1 - len(pairs)
-                pairs.append((branch[a], branch[b]))
-                levels.append(self.level[i])
-            elif parts:
-                branch[n + i] = branch[parts[0]]
-        joins = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        return np.where(joins < 0, n_leaves - 1 - joins, joins), np.array(levels), max(n_leaves, 1)
+            return branches_of_regions(
+                self._regions, self.first[coarse], self.second[coarse], self.level[coarse]
+            )
+        return branches_of_growth(*self._links, self.level, min_size)
 
     # --- cuts --------------------------------------------------------------------------------
 
@@ -379,11 +367,22 @@ class ClusterTree(Frozen):
         above = sum_nodes(self.branches()[0], leaves)
         return 2 * below[:, 0] > below[:, 1], 2 * above[:, 0] > above[:, 1], above[:, 1]
 
+    def _repr_html_(self) -> str:
+        from ..plotting.html import card, label_png
+
+        clusters = self.cut()
+        facts: dict[str, Any] = {"method": self.method, "joins": len(self.level)}
+        if len(self.level):
+            facts["levels"] = f"{self.level.min():.3g} to {self.level.max():.3g}"
+        facts["automatic cut"] = f"{clusters.n_clusters} clusters (picture)"
+        picture = label_png(clusters.labels, clusters.n_clusters)
+        return card("ClusterTree", facts, picture, "tree.plot(), tree.cut()")
+
     # --- pictures ----------------------------------------------------------------------------
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """Draw the number of clusters over the level, and a dendrogram; see `plot_tree`."""
-        from ..plotting.results import plot_tree
+        from ..plotting.trees import plot_tree
 
         return plot_tree(self, axes, **options)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..base.checks import check_integer, check_number, values_of
 from ..kernels.blocks import read_window
 from ..scan.calibration import detector_step
-from .style import OUTLINE, add_scale_bar, axes_or_new, bare_frame, cluster_colors
+from .style import OUTLINE, axes_or_new, bare_frame, cluster_colors, draw_scale_bar
 
 
 def plot_averages(
@@ -24,6 +24,7 @@ def plot_averages(
     columns: int | None = None,
     power: float = 0.25,
     bragg: Any = None,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Axes:
     """Draw cluster averages as a grid of diffraction patterns.
 
@@ -43,6 +44,8 @@ def plot_averages(
     bragg : BraggVectors, (N, 1), optional
         Disks of the averages, drawn as rings; each name then has their number, the direct beam
         counted.
+    scale_bar : bool or dict
+        As in `plot_clusters`; "length" is in the unit of the detector pixels.
 
     Returns
     -------
@@ -79,7 +82,9 @@ def plot_averages(
         found = [bragg.raw[label, 0].data for label in chosen]
         disks = [np.stack([one["qx"], one["qy"]], axis=1) for one in found]
         names = [f"{n}: {len(one)} disks" for n, one in zip(names, disks, strict=True)]
-    return _draw_patterns(averages, data, positions, names, colors, ax, columns, power, disks)
+    return _draw_patterns(
+        averages, data, positions, names, colors, ax, columns, power, scale_bar, disks
+    )
 
 
 def plot_patterns(
@@ -89,6 +94,7 @@ def plot_patterns(
     *,
     columns: int | None = None,
     power: float = 0.25,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Axes:
     """Draw the diffraction patterns of some scan positions as a grid.
 
@@ -98,7 +104,7 @@ def plot_patterns(
     positions : array-like of int, (n, 2)
         Scan positions (rx, ry), such as ``clusters.seeds`` for a comparison with the averages, or
         the first positions of ``clusters.growth_order(0)``.
-    ax, columns, power
+    ax, columns, power, scale_bar
         As in `plot_averages`.
 
     Returns
@@ -118,7 +124,7 @@ def plot_patterns(
         raise ValueError(f"positions must lie inside the scan of {tuple(data.shape[:2])}")
     chosen = [(rx, ry) for rx, ry in places.tolist()]
     names = [f"{rx}, {ry}" for rx, ry in chosen]
-    return _draw_patterns(datacube, data, chosen, names, None, ax, columns, power)
+    return _draw_patterns(datacube, data, chosen, names, None, ax, columns, power, scale_bar)
 
 
 def _check_patterns(name: str, item: Any) -> Any:
@@ -138,6 +144,7 @@ def _draw_patterns(
     ax: Axes | None,
     columns: int | None,
     power: float,
+    scale_bar: bool | Mapping[str, Any],
     disks: list[NDArray[Any]] | None = None,
 ) -> Axes:
     """Draw patterns as tiles of one picture, each with a name and a frame."""
@@ -185,5 +192,5 @@ def _draw_patterns(
     ax.set_xlabel(f"intensity to the power {power:g}, each scaled by itself", fontsize=7)
     # The bar is black if the last row has an empty tile for it; otherwise it is white on a pattern.
     color = "black" if len(positions) < rows * columns else "white"
-    add_scale_bar(ax, *detector_step(item), qy, color=color)
+    draw_scale_bar(ax, scale_bar, detector_step(item), qy, color=color)
     return ax

@@ -1,7 +1,8 @@
-"""Figures of trees, cross-validation, gained disks and phases."""
+"""Figures of cross-validation, gained disks and phases."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -10,93 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
-from ..base.checks import check_integer, check_number
-from .style import PALETTE, add_scale_bar, axes_or_new, bare_frame
-
-
-def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int = 24) -> Any:
-    """Draw the number of clusters over the level at which a tree is cut, and a dendrogram.
-
-    Parameters
-    ----------
-    tree : ClusterTree
-        From ``datacube.get_cluster_tree()``.
-    axes : two matplotlib Axes, optional
-        Where to draw; by default in a new figure.
-    min_size : int
-        Clusters of fewer positions do not count.
-    n_leaves : int
-        The dendrogram shows the coarsest joins, with at most this many branches at its end.
-
-    Returns
-    -------
-    sequence of two matplotlib Axes
-        The number of clusters; the dendrogram, whose horizontal axis has no meaning.
-    """
-    min_size = check_integer("min_size", min_size, 1)
-    n_leaves = check_integer("n_leaves", n_leaves, 2)
-    if axes is None:
-        axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")[1]
-    left, right = axes
-    grows = tree.method == "grow"
-    what = "similarity" if grows else "level (1: regions of one pattern, 2: crystals)"
-    counts = tree.n_clusters(min_size=min_size)
-    left.step(tree.levels, counts, where="post", color=PALETTE[0], linewidth=1.2)
-    left.set_xlabel(what)
-    left.set_ylabel(f"clusters of {min_size} positions or more")
-    if counts.size and counts.max() > 50:
-        left.set_yscale("symlog", linthresh=10)
-    if not grows:
-        for level in (1, tree.automatic_level):
-            left.axvline(level, color="0.4", linewidth=0.8, linestyle="--")
-            right.axhline(level, color="0.4", linewidth=0.8, linestyle="--")
-    _draw_branches(tree, right, min_size, n_leaves)
-    right.set_ylabel(what)
-    right.set_xticks([])
-    for ax in (left, right):
-        ax.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
-def _draw_branches(tree: Any, ax: Axes, min_size: int, n_leaves: int) -> None:
-    """Draw the coarsest joins of large clusters as a dendrogram."""
-    joins, levels, n_regions = tree.branches(min_size=min_size)
-    first = max(0, len(joins) - n_leaves + 1)  # finer joins are drawn as one branch
-    floor = levels[first] if first else (1.0 if not len(levels) else min(1.0, levels[0]))
-    if tree.method == "grow" and len(levels):
-        floor = levels[first] + 0.05 * max(levels[first] - levels[-1], 1e-3)
-    drawn = {n_regions + i: joins[i] for i in range(first, len(joins))}
-    below = {int(k) for pair in drawn.values() for k in pair}
-    roots = sorted(set(drawn) - below, reverse=True) or list(range(min(n_regions, n_leaves)))
-    place: dict[int, float] = {}
-    order: list[int] = []
-    stack = list(roots)
-    while stack:  # leaves from left to right, so that no lines cross
-        node = int(stack.pop(0))
-        if node in drawn:
-            stack = [*drawn[node], *stack]
-        else:
-            place[node] = float(len(order))
-            order.append(node)
-    height = dict.fromkeys(order, float(floor))
-    for node in order:
-        ax.plot([place[node]] * 2, [floor, floor], color=PALETTE[0], linewidth=1)
-    for node in sorted(drawn):
-        a, b = (int(k) for k in drawn[node])
-        level = float(levels[node - n_regions])
-        ax.plot(
-            (place[a], place[a], place[b], place[b]),
-            (height[a], level, level, height[b]),
-            color=PALETTE[0],
-            linewidth=1,
-        )
-        place[node], height[node] = (place[a] + place[b]) / 2, level
-    if tree.method == "grow":
-        ax.invert_yaxis()
+from ..base.checks import check_number
+from .style import PALETTE, axes_or_new, bare_frame, draw_scale_bar
 
 
 def plot_cross_validation(
-    validation: Any, axes: Any = None, *, max_error: float | None = None
+    validation: Any,
+    axes: Any = None,
+    *,
+    max_error: float | None = None,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Any:
     """Draw the error map of each method side by side, with one colour bar.
 
@@ -109,12 +33,16 @@ def plot_cross_validation(
     max_error : float, optional
         Error at the upper end of the colour bar, degrees; by default the 95th percentile of all
         errors, but at least 5.
+    scale_bar : bool or dict
+        As in `plot_clusters`.
 
     Returns
     -------
     ndarray of matplotlib Axes
         Positions without an error are grey: the position or all four neighbours have no
-        orientation. Titles show the mean error of each method over all its positions with an error.
+        orientation. Titles compare the mean errors over the positions where all methods have one
+        ("in common"); below stands the mean over all positions of the method, with their share of
+        the scan.
     """
     errors = validation.errors
     if max_error is None:
@@ -124,7 +52,7 @@ def plot_cross_validation(
     if axes is None:
         rx, ry = validation.shape
         height = np.clip(2.6 * rx / ry, 1.5, 8) + 0.6
-        size = (2.6 * len(errors) + 0.8, height)
+        size = (2.6 * len(errors) + 0.8, height + 0.2)
         axes = plt.subplots(1, len(errors), figsize=size, layout="compressed", squeeze=False)[1]
     axes = np.ravel(axes)
     if len(axes) != len(errors):
@@ -132,14 +60,22 @@ def plot_cross_validation(
     colors = plt.get_cmap("viridis").with_extremes(bad="0.8")
     for ax, row, error in zip(axes, validation.table(), errors.values(), strict=True):
         picture = ax.imshow(error, cmap=colors, vmin=0, vmax=max_error, interpolation="nearest")
-        mean = f"mean {row['mean']:.2f}°" if row["n_positions"] else "no errors"
         bare_frame(ax, None)
-        ax.set_title(f"{row['method']}\n{mean}", fontsize=10)
-    add_scale_bar(axes[0], validation.pixel_size, validation.pixel_units, validation.shape[1])
+        ax.set_title(f"{row['method']}\n{_errors_text(row, error.size)}", fontsize=9)
+    step = validation.pixel_size, validation.pixel_units
+    draw_scale_bar(axes[0], scale_bar, step, validation.shape[1])
     ax.figure.colorbar(
         picture, ax=list(axes), label="misorientation (degrees)", extend="max", pad=0.02
     )
     return axes
+
+
+def _errors_text(row: Any, n_positions: int) -> str:
+    """Mean errors of one method, and the share of the scan over which each is a mean."""
+    if not row["n_positions"]:
+        return "no errors"
+    own = f"{row['mean']:.2f}° in {row['n_positions'] / n_positions:.0%} of the scan"
+    return f"{row['mean_common']:.2f}° in common\n{own}" if row["n_common"] else own
 
 
 def plot_disks(gained: Any, ax: Axes | None = None, *, step: float = 0.1) -> Axes:
@@ -187,7 +123,9 @@ def plot_disks(gained: Any, ax: Axes | None = None, *, step: float = 0.1) -> Axe
     return ax
 
 
-def plot_phases(phases: Any, ax: Axes | None = None) -> Axes:
+def plot_phases(
+    phases: Any, ax: Axes | None = None, *, scale_bar: bool | Mapping[str, Any] = True
+) -> Axes:
     """Draw which crystal each scan position is.
 
     Parameters
@@ -196,6 +134,8 @@ def plot_phases(phases: Any, ax: Axes | None = None) -> Axes:
         From ``clusters.map_phases()``.
     ax : matplotlib Axes, optional
         Where to draw; by default in a new figure.
+    scale_bar : bool or dict
+        As in `plot_clusters`.
 
     Returns
     -------
@@ -242,5 +182,6 @@ def plot_phases(phases: Any, ax: Axes | None = None) -> Axes:
     ]
     ax.legend(handles=shown, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     bare_frame(ax, None)
-    add_scale_bar(ax, phases.pixel_size, phases.pixel_units, phases.labels.shape[1], color="black")
+    step = (phases.pixel_size, phases.pixel_units)
+    draw_scale_bar(ax, scale_bar, step, phases.labels.shape[1], color="black")
     return ax
