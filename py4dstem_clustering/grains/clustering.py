@@ -23,10 +23,11 @@ from ..base.checks import (
 from ..base.progress import progress
 from ..emd import nodes
 from ..kernels.blas import single_threaded_blas
+from ..kernels.blocks import Report
 from ..kernels.crystals import CRYSTAL_LEVEL, Crystals, find_crystals
 from ..kernels.disks import get_disks
-from ..kernels.features import features_need
-from ..kernels.lag import find_lag, undo_lag
+from ..kernels.features import Features, features_need
+from ..kernels.lag import MAX_PASSES, SAME_DECAY, Lag, find_lag, join_tails, measure_decay, undo_lag
 from ..kernels.merging import Merges, find_regions, joins_of, merge_positions
 from ..kernels.noise import noise_need
 from ..kernels.similarity import feature_similarity, similarity_mean
@@ -47,6 +48,7 @@ def get_cluster_tree(
     *,
     method: Method = "merge",
     rank: int | Literal["auto"] = "auto",
+    lag: float | Literal["auto"] | None = None,
     r_mask: NDArray[np.bool_] | float | str | None = None,
     q_mask: NDArray[np.bool_] | None = None,
     sigma: float | None = None,
@@ -69,7 +71,7 @@ def get_cluster_tree(
         "grow" joins similar neighbours, as in the paper. See `cluster`.
     rank : int or "auto"
         Merging: number of features, 1 to 60. "auto" takes all that stand out of the noise.
-    r_mask, q_mask, sigma, subtract_mean, similarity
+    lag, r_mask, q_mask, sigma, subtract_mean, similarity
         See `cluster`.
     name : str
         Name in the tree of this datacube.
@@ -108,6 +110,7 @@ def get_cluster_tree(
         self.Qshape,
         method=method,
         rank=rank,
+        lag=lag,
         r_mask=r_mask,
         q_mask=q_mask,
         sigma=sigma,
@@ -206,6 +209,39 @@ def _merge(values: NDArray[Any], r_mask: Any) -> _Merged:
     return _Merged(similarity, mask, merges, find_regions(values, merges))
 
 
+def _merge_without_lag(
+    features: Features, options: ClusterOptions, report: Report
+) -> tuple[Features, _Merged, Lag | None]:
+    """Features without the lag of the camera, what merging finds in them, and the lag.
+
+    A lag shows only at borders, and moves them, so positions merge again without it.
+    """
+    lag, passes = None, 0
+    if options.lag != "auto":
+        lag = Lag(1, 1, options.lag) if options.lag > 0 else None
+    else:
+        merged = _merge(features.values, options.r_mask)
+        lag, passes = find_lag(features.values, merged.regions), MAX_PASSES
+        if lag is None:
+            report(2)
+            return features, merged, None
+    report(1)
+    undone = features if lag is None else undo_lag(features, lag)
+    merged = _merge(undone.values, options.r_mask)
+    while lag is not None and passes > 0:
+        measured = measure_decay(features.values, merged.regions, lag)
+        if abs(measured.decay - lag.decay) < SAME_DECAY:
+            break
+        lag, passes = measured, passes - 1
+        undone = undo_lag(features, lag)
+        merged = _merge(undone.values, options.r_mask)
+    if lag is not None:
+        regions = join_tails(merged.regions, undone.values, lag)
+        merged = merged._replace(regions=regions)
+    report(1)
+    return undone, merged, lag
+
+
 def _all_joins(merges: Merges, crystals: Crystals) -> list[NDArray[Any]]:
     """First position, second position and level of all joins: of positions, then of regions.
 
@@ -241,16 +277,8 @@ def _merge_tree(
         progress_bar=progress_bar,
     )
     noise = noise_if_any(datacube, n_jobs, progress_bar)
-    with progress(4, "Merging", progress_bar, "steps") as report:
-        merged = _merge(features.values, options.r_mask)
-        report(1)
-        # A lag of the camera shows only at borders, and moves them, so positions merge twice.
-        lag = find_lag(features.values, merged.regions)
-        report(1)
-        if lag is not None:
-            features = undo_lag(features, lag)
-            merged = _merge(features.values, options.r_mask)
-        report(1)
+    with progress(3, "Merging", progress_bar, "steps") as report:
+        features, merged, lag = _merge_without_lag(features, options, report)
         with single_threaded_blas:  # many small products
             crystals = find_crystals(
                 features.values, merged.merges, merged.regions, get_disks(features)
@@ -266,7 +294,8 @@ def _merge_tree(
         "gain": noise.gain,
         "offset": noise.offset,
         "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
-        "lag": 0.0 if lag is None else lag.mean,
+        "lag": options.lag,
+        "lag_share": 0.0 if lag is None else lag.decay,
         "lag_axis": None if lag is None else lag.name,
         **get_provenance(datacube, start),
     }
@@ -294,6 +323,7 @@ def cluster(
     n_clusters: int | None = None,
     min_size: int = 1,
     rank: int | Literal["auto"] = "auto",
+    lag: float | Literal["auto"] | None = None,
     drop_background: bool | None = None,
     r_mask: NDArray[np.bool_] | float | str | None = None,
     q_mask: NDArray[np.bool_] | None = None,
@@ -333,6 +363,13 @@ def cluster(
     rank : int or "auto"
         Merging: number of features that are compared, 1 to 60. "auto" takes all that stand out of
         the noise. Give a smaller number if thickness or tilt vary inside grains.
+    lag : float or "auto", optional
+        Merging: share of each pattern that a slow camera leaves in the next one, 0 to below 1,
+        along the rows of the scan (rising Ry, the order of recording). It is undone before grains
+        are found. "auto", the default, finds share, axis and direction from tails behind the
+        borders of grains, and undoes the lag only if it is certain;
+        ``clusters.settings["lag_share"]`` tells it. Give a share where a lag is known and not found
+        (small scans, few electrons), or 0 if the camera has none.
     drop_background : bool, optional
         Merging: True, the default, gives label -1 to clusters without Bragg peaks (liquid, vacuum
         or amorphous film, with little power beyond the radial mean), so that only grains have
@@ -368,9 +405,9 @@ def cluster(
     -------
     Clusters
         Merging numbers them by size, the largest first. ``clusters.settings`` then holds estimates:
-        gain, offset, noise (standard deviation in a detector pixel), rank, level, and the lag of
-        the camera in scan positions (0 if none was found) with its axis, such as "+Ry". Growth
-        numbers them by the mean similarity of their seeds, the order in which they grew.
+        gain, offset, noise (standard deviation in a detector pixel), rank, level, and the lag that
+        was undone as ``"lag_share"`` (0 for none) and ``"lag_axis"``, such as "+Ry". Growth numbers
+        them by the mean similarity of their seeds, the order in which they grew.
 
     Raises
     ------
@@ -428,6 +465,7 @@ def cluster(
         min_size=min_size,
         drop_background=drop_background,
         rank=rank,
+        lag=lag,
         r_mask=r_mask,
         q_mask=q_mask,
         sigma=sigma,

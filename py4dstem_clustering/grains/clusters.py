@@ -23,7 +23,7 @@ from .measuring import find_outlines, measure_properties
 from .node import read_clusters, write_clusters
 
 NOTED = (
-    "gain", "offset", "noise", "level", "automatic_level", "lag", "lag_axis", "n_background",
+    "gain", "offset", "noise", "level", "automatic_level", "lag_share", "lag_axis", "n_background",
     "edits", *PROVENANCE,
 )  # fmt: skip
 """Settings of clusters that are not options of `cluster`: estimates, edits of the clusters, and the

@@ -171,10 +171,11 @@ def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
             f"The recorded value of one electron was estimated as {gain:.3g}, the offset as "
             f"{settings['offset']:.3g}."
         )
-    if settings.get("lag"):
+    if settings.get("lag_share"):
+        known = "estimated" if settings.get("lag") == "auto" else "given"
         text.add(
-            f"A camera lag of {settings['lag']:.2g} positions along {settings['lag_axis']} was "
-            "estimated and undone."
+            f"A camera lag was undone, by which a share of {settings['lag_share']:.2g} of each "
+            f"pattern is left in the next one along {settings['lag_axis']} ({known})."
         )
 
 

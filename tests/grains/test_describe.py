@@ -87,9 +87,9 @@ def test_what_is_not_known_is_left_out(cube):
 
 def test_lag(cube):
     clusters = cube.cluster(**QUIET)
-    settings = {**clusters.settings.everything, "lag": 1.5, "lag_axis": "+Ry"}
+    settings = {**clusters.settings.everything, "lag_share": 0.6, "lag_axis": "+Ry"}
     text = dataclasses.replace(clusters, settings=settings).describe()
-    assert "camera lag of 1.5 positions along +Ry" in text
+    assert "a share of 0.6 of each pattern is left in the next one along +Ry (estimated)" in text
 
 
 # --- results that cannot be right --------------------------------------------------------------
