@@ -190,7 +190,7 @@ def test_an_arina_master_file(tmp_path):
     [
         (
             ["--threshold", 3],
-            "--threshold 3 must be at most 1, .* add --method merge, or give --level",
+            "clusters grow; for a level of merging add --method merge",
         ),
         (["--threshold", -1, "--method", "merge"], "--threshold=-1.0 must be"),
         (["--threshold", 1, "--level", "pattern", "--method", "merge"], "exclude each other"),
