@@ -24,10 +24,12 @@ from ..base.progress import progress
 from ..emd import nodes
 from ..kernels.blas import single_threaded_blas
 from ..kernels.blocks import Report
-from ..kernels.crystals import CRYSTAL_LEVEL, Crystals, find_crystals
+from ..kernels.connected import connect
+from ..kernels.crystals import CRYSTAL_LEVEL, find_crystals
 from ..kernels.disks import get_disks
 from ..kernels.features import Features, features_need
 from ..kernels.lag import MAX_PASSES, SAME_DECAY, Lag, find_lag, join_tails, measure_decay, undo_lag
+from ..kernels.lost import lost_in_similarity
 from ..kernels.merging import Merges, find_regions, joins_of, merge_positions
 from ..kernels.noise import noise_need
 from ..kernels.similarity import feature_similarity, similarity_mean
@@ -165,7 +167,8 @@ def _growth_tree(
         check_memory(max_memory)
         similarity = options.similarity
         warn_of_other_data("the similarity was", similarity.settings, datacube)
-    forest = spanning_forest(similarity.data, resolve_r_mask(options.r_mask, similarity.mean))
+    mask = resolve_r_mask(options.r_mask, similarity.mean) & ~lost_in_similarity(similarity.data)
+    forest = spanning_forest(similarity.data, mask)
     provenance = get_provenance(datacube, start, known)
     # The options are noted only if `cluster` with them would measure this similarity again.
     own = similarity.settings.get("fingerprint") == provenance["fingerprint"]
@@ -201,10 +204,12 @@ class _Merged(NamedTuple):
     """Regions of one pattern, ``(Rx, Ry)``."""
 
 
-def _merge(values: NDArray[Any], r_mask: Any) -> _Merged:
-    """Merge positions with features ``(Rx, Ry, rank)``."""
+def _merge(features: Features, r_mask: Any) -> _Merged:
+    """Merge positions by their features."""
+    values = features.values
     similarity = feature_similarity(values)
     mask = resolve_r_mask(r_mask, similarity_mean(similarity))
+    mask = mask & ~(features.lost & ~features.bridged)
     merges = merge_positions(values, mask)
     return _Merged(similarity, mask, merges, find_regions(values, merges))
 
@@ -220,21 +225,21 @@ def _merge_without_lag(
     if options.lag != "auto":
         lag = Lag(1, 1, options.lag) if options.lag > 0 else None
     else:
-        merged = _merge(features.values, options.r_mask)
+        merged = _merge(features, options.r_mask)
         lag, passes = find_lag(features.values, merged.regions), MAX_PASSES
         if lag is None:
             report(2)
             return features, merged, None
     report(1)
     undone = features if lag is None else undo_lag(features, lag)
-    merged = _merge(undone.values, options.r_mask)
+    merged = _merge(undone, options.r_mask)
     while lag is not None and passes > 0:
         measured = measure_decay(features.values, merged.regions, lag)
         if abs(measured.decay - lag.decay) < SAME_DECAY:
             break
         lag, passes = measured, passes - 1
         undone = undo_lag(features, lag)
-        merged = _merge(undone.values, options.r_mask)
+        merged = _merge(undone, options.r_mask)
     if lag is not None:
         regions = join_tails(merged.regions, undone.values, lag)
         merged = merged._replace(regions=regions)
@@ -242,16 +247,18 @@ def _merge_without_lag(
     return undone, merged, lag
 
 
-def _all_joins(merges: Merges, crystals: Crystals) -> list[NDArray[Any]]:
+def _all_joins(
+    merges: Merges, labels: NDArray[Any], pairs: NDArray[Any], level: NDArray[Any]
+) -> list[NDArray[Any]]:
     """First position, second position and level of all joins: of positions, then of regions.
 
     A join of two regions is stored as a join of one position in each region.
     """
     fine = joins_of(merges)
-    inside = np.flatnonzero(crystals.labels >= 0)
-    member = np.zeros(int(crystals.labels.max(initial=-1)) + 1, dtype=np.int64)
-    member[crystals.labels.ravel()[inside]] = inside
-    coarse = member[crystals.pairs[:, 0]], member[crystals.pairs[:, 1]], crystals.level
+    inside = np.flatnonzero(labels >= 0)
+    member = np.zeros(int(labels.max(initial=-1)) + 1, dtype=np.int64)
+    member[labels.ravel()[inside]] = inside
+    coarse = member[pairs[:, 0]], member[pairs[:, 1]], level
     return [np.concatenate(both) for both in zip(fine, coarse, strict=True)]
 
 
@@ -283,7 +290,10 @@ def _merge_tree(
             crystals = find_crystals(
                 features.values, merged.merges, merged.regions, get_disks(features)
             )
-        first, second, level = _all_joins(merged.merges, crystals)
+        regions, pairs, heights = connect(
+            crystals.labels, crystals.pairs, crystals.level, features.lost
+        )
+        first, second, level = _all_joins(merged.merges, regions, pairs, heights)
         report(1)
     settings = {
         "method": "merge",
@@ -304,12 +314,12 @@ def _merge_tree(
         first,
         second,
         level,
-        merged.mask,
+        merged.mask & ~features.lost,
         settings,
         merged.similarity,
-        crystals.labels,
+        regions,
         features.values,
-        crystals.background,
+        crystals.background & ~features.lost,
         *scan_step(datacube),
     )
 

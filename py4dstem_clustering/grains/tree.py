@@ -135,7 +135,10 @@ class ClusterTree(Frozen):
     def _links(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Joins of positions as a binary tree: children of each node, and sizes of all nodes."""
         fine = self._fine
-        return link(self.first[fine], self.second[fine], self.mask.size)
+        children, sizes = link(self.first[fine], self.second[fine], self.mask.size)
+        if self.method == "merge":  # lost frames connect positions, but are in no cluster
+            sizes = sum_nodes(children, self.mask.reshape(-1, 1))[:, 0].astype(sizes.dtype)
+        return children, sizes
 
     def __repr__(self) -> str:
         rx, ry = self.shape
@@ -375,7 +378,7 @@ class ClusterTree(Frozen):
         leaves = np.stack(
             [np.bincount(regions[inside], weight, n) for weight in (flat[inside], None)], axis=1
         )
-        below = sum_nodes(self._links[0], np.stack([flat, np.ones(flat.size)], axis=1))
+        below = sum_nodes(self._links[0], np.stack([flat, self.mask.ravel()], axis=1))
         above = sum_nodes(self.branches()[0], leaves)
         return 2 * below[:, 0] > below[:, 1], 2 * above[:, 0] > above[:, 1], above[:, 1]
 

@@ -375,7 +375,7 @@ def without_lag(values: NDArray[Any], lag: Lag) -> NDArray[Any]:
 def undo_lag(features: Features, lag: Lag) -> Features:
     """Features as they would be without lag, with noise of standard deviation 1 again."""
     values = without_lag(features.values, lag)
-    noise = noise_of_neighbours(values)
+    noise = noise_of_neighbours(values, features.lost & ~features.bridged)
     return features._replace(
         values=(values / noise).astype(np.float32),
         directions=(features.directions * noise).astype(np.float32),

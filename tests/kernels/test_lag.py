@@ -81,6 +81,8 @@ def features_with(values):
         *(np.ones(3),) * 3,
         directions=np.ones((3, rank), dtype=np.float32),
         bin_grid=np.zeros((3, 2), dtype=np.int64),
+        lost=np.zeros(values.shape[:2], dtype=bool),
+        bridged=np.zeros(values.shape[:2], dtype=bool),
     )
 
 
