@@ -25,9 +25,10 @@ from ..emd import nodes
 from ..kernels.blas import single_threaded_blas
 from ..kernels.blocks import Report
 from ..kernels.connected import connect
-from ..kernels.crystals import CRYSTAL_LEVEL, find_crystals
+from ..kernels.crystals import CRYSTAL_LEVEL, PATTERN_LEVEL, find_crystals
 from ..kernels.disks import get_disks
 from ..kernels.features import Features, features_need
+from ..kernels.finer import FINER_LEVELS, finer_regions
 from ..kernels.lag import MAX_PASSES, SAME_DECAY, Lag, find_lag, join_tails, measure_decay, undo_lag
 from ..kernels.lost import lost_in_similarity
 from ..kernels.merging import Merges, find_regions, joins_of, merge_positions
@@ -133,14 +134,19 @@ def measure_tree(
     n_jobs: Any,
     max_memory: Any,
     progress_bar: Any,
+    finer: bool = True,
 ) -> ClusterTree:
-    """Make the tree of a scan; `options` are from `check_options`."""
+    """Make the tree of a scan; `options` are from `check_options`.
+
+    Without `finer`, the tree of merging has no refined levels below that of regions of one pattern.
+    """
     start = perf_counter()
     check_calibration(datacube)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
-    measure = _merge_tree if options.method == "merge" else _growth_tree
-    return measure(datacube, options, n_jobs, max_memory, progress_bar, start)
+    if options.method == "grow":
+        return _growth_tree(datacube, options, n_jobs, max_memory, progress_bar, start)
+    return _merge_tree(datacube, options, n_jobs, max_memory, progress_bar, start, finer)
 
 
 def _growth_tree(
@@ -248,13 +254,19 @@ def _merge_without_lag(
 
 
 def _all_joins(
-    merges: Merges, labels: NDArray[Any], pairs: NDArray[Any], level: NDArray[Any]
+    merges: Merges,
+    finest: float,
+    labels: NDArray[Any],
+    pairs: NDArray[Any],
+    level: NDArray[Any],
 ) -> list[NDArray[Any]]:
     """First position, second position and level of all joins: of positions, then of regions.
 
-    A join of two regions is stored as a join of one position in each region.
+    Positions join up to the level of the `finest` regions. A join of two regions is stored as a
+    join of one position in each region.
     """
-    fine = joins_of(merges)
+    joins = joins_of(merges)
+    fine = [part[joins[2] <= finest] for part in joins]
     inside = np.flatnonzero(labels >= 0)
     member = np.zeros(int(labels.max(initial=-1)) + 1, dtype=np.int64)
     member[labels.ravel()[inside]] = inside
@@ -269,6 +281,7 @@ def _merge_tree(
     max_memory: int | str | None,
     progress_bar: bool,
     start: float,
+    finer: bool,
 ) -> ClusterTree:
     n_rows = check_memory(
         max_memory,
@@ -290,10 +303,16 @@ def _merge_tree(
             crystals = find_crystals(
                 features.values, merged.merges, merged.regions, get_disks(features)
             )
-        regions, pairs, heights = connect(
-            crystals.labels, crystals.pairs, crystals.level, features.lost
-        )
-        first, second, level = _all_joins(merged.merges, regions, pairs, heights)
+            regions, pairs, heights = crystals.labels, crystals.pairs, crystals.level
+            if finer:
+                regions, whole, parts, below = finer_regions(
+                    features.values, merged.merges, regions, crystals.background, PATTERN_LEVEL
+                )
+                pairs = np.concatenate([parts, whole[pairs]])
+                heights = np.concatenate([below, heights])
+        regions, pairs, heights = connect(regions, pairs, heights, features.lost)
+        finest = min(FINER_LEVELS) if finer else PATTERN_LEVEL
+        first, second, level = _all_joins(merged.merges, finest, regions, pairs, heights)
         report(1)
     settings = {
         "method": "merge",
@@ -301,6 +320,7 @@ def _merge_tree(
         "q_mask": options.q_mask,
         "rank": features.values.shape[2],
         "automatic_level": CRYSTAL_LEVEL,
+        "finest_level": finest,
         "gain": noise.gain,
         "offset": noise.offset,
         "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
@@ -482,8 +502,11 @@ def cluster(
         subtract_mean=subtract_mean,
         similarity=similarity,
     )
+    finer = options.n_clusters is not None
+    if isinstance(options.threshold, float):
+        finer = options.threshold < PATTERN_LEVEL
     tree = measure_tree(
-        self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
+        self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar, finer=finer
     )
     result = tree._cut_with(options, name)
     keep_clusters(self, result)

@@ -23,8 +23,8 @@ from .measuring import find_outlines, measure_properties
 from .node import read_clusters, write_clusters
 
 NOTED = (
-    "gain", "offset", "noise", "level", "automatic_level", "lag_share", "lag_axis", "n_background",
-    "edits", *PROVENANCE,
+    "gain", "offset", "noise", "level", "automatic_level", "finest_level", "lag_share",
+    "lag_axis", "n_background", "edits", *PROVENANCE,
 )  # fmt: skip
 """Settings of clusters that are not options of `cluster`: estimates, edits of the clusters, and the
 source of the data."""

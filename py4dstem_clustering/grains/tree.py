@@ -54,8 +54,8 @@ class ClusterTree(Frozen):
     similarity : Similarity or ndarray (Rx, Ry, 8)
         Growth: similarity of neighbours. Merging: similarity of the features of neighbours.
     automatic : ndarray, (Rx, Ry), int, optional
-        Merging: labels of the regions of one pattern, cut at level 1, with refined borders. Joins
-        above level 1 join these regions.
+        Merging: labels of the finest regions with refined borders, at `finest_level`. Joins above
+        this level join these regions, joins below it positions.
     features : ndarray, (Rx, Ry, rank), optional
         Merging: the features that were compared, in units of the standard deviation of their noise.
     background : ndarray of bool, (Rx, Ry), optional
@@ -105,12 +105,17 @@ class ClusterTree(Frozen):
         """Levels at which clusters change, from the finest to the coarsest."""
         if self.method == "grow":
             return np.unique(self.level)[::-1]
-        return np.unique(np.append(self.level, [PATTERN_LEVEL, self.automatic_level]))
+        return np.unique(np.append(self.level, [self.finest_level, self.automatic_level]))
 
     @property
     def automatic_level(self) -> float:
         """Merging: level of the automatic cut, 2; 1 in files from before crystals had a level."""
         return float(self.settings.get("automatic_level", PATTERN_LEVEL))
+
+    @property
+    def finest_level(self) -> float:
+        """Merging: lowest level with refined borders. Cuts below it are as positions join."""
+        return float(self.settings.get("finest_level", PATTERN_LEVEL))
 
     @cached_property
     def similarity_mean(self) -> NDArray[Any]:
@@ -121,15 +126,15 @@ class ClusterTree(Frozen):
 
     @property
     def _regions(self) -> NDArray[Any]:
-        """Merging: labels of the regions of one pattern."""
+        """Merging: labels of the finest regions with refined borders."""
         return cast(NDArray[Any], self.automatic)
 
     @cached_property
     def _fine(self) -> NDArray[Any]:
-        """True for joins of positions; the other joins are of regions of one pattern."""
+        """True for joins of positions; the other joins are of regions."""
         if self.method == "grow":
             return np.ones(len(self.level), dtype=bool)
-        return self.level <= PATTERN_LEVEL
+        return self.level <= self.finest_level
 
     @cached_property
     def _links(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -158,14 +163,14 @@ class ClusterTree(Frozen):
         if self.method == "grow":
             counts = _count(children, counted)[1:]
         else:
-            # From `PATTERN_LEVEL` on, regions of one pattern are counted.
-            joins, coarse, _ = self.branches()
+            # From `finest_level` on, regions are counted.
+            joins, coarse = self._joins_of_regions(self._regions, self.finest_level)
             background, region_background, region_sizes = self._node_background
             large = region_sizes >= min_size
             if drop:
                 counted &= ~background
                 large &= ~region_background
-            level = np.concatenate([level, [PATTERN_LEVEL], coarse])
+            level = np.concatenate([level, [self.finest_level], coarse])
             counts = np.concatenate([_count(children, counted)[1:], _count(joins, large)])
         # If several joins have one level, the count after the last of them is taken.
         order = level if self.method == "merge" else -level
@@ -182,7 +187,7 @@ class ClusterTree(Frozen):
         ----------
         min_size : int
             Growth: clusters of fewer positions are no branches. Merging: no effect, because the
-            leaves are the grains of the automatic cut.
+            leaves are the regions of one pattern.
 
         Returns
         -------
@@ -200,11 +205,9 @@ class ClusterTree(Frozen):
         """
         min_size = check_integer("min_size", min_size, 1)
         if self.method == "merge":
-            coarse = ~self._fine
-            flat = self._regions.ravel()
-            n = int(flat.max(initial=-1)) + 1
-            joins, _ = link(flat[self.first[coarse]], flat[self.second[coarse]], n)
-            return joins, self.level[coarse], n
+            regions = self._coarse(PATTERN_LEVEL)
+            joins, level = self._joins_of_regions(regions, PATTERN_LEVEL)
+            return joins, level, int(regions.max(initial=-1)) + 1
         children, sizes = self._links
         n = self.mask.size
         large = sizes >= min_size
@@ -227,6 +230,15 @@ class ClusterTree(Frozen):
         joins = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         return np.where(joins < 0, n_leaves - 1 - joins, joins), np.array(levels), max(n_leaves, 1)
 
+    def _joins_of_regions(
+        self, regions: NDArray[Any], above: float
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Joins of regions at levels above one, as a binary tree, and their levels."""
+        join = self.level > above
+        flat = regions.ravel()
+        n = int(flat.max(initial=-1)) + 1
+        return link(flat[self.first[join]], flat[self.second[join]], n)[0], self.level[join]
+
     # --- cuts --------------------------------------------------------------------------------
 
     def cut(
@@ -245,10 +257,12 @@ class ClusterTree(Frozen):
         ----------
         threshold : float or "auto", optional
             Growth: smallest similarity, -1 to 1, at which neighbours join. Merging: 1 makes regions
-            of one pattern, 2 crystals, both with refined borders; between them pieces of crystals
-            join, above 2 the crystals that differ least; below 1 regions come in pieces. With
-            "auto", the default, merging makes crystals, and each branch of growth is cut at its own
-            level, where clusters are most stable.
+            of one pattern, 2 crystals; between them pieces of crystals join, above 2 the crystals
+            that differ least. Below 1, parts of regions stay apart, in steps at 0.7, 0.5, 0.35 and
+            0.25, with mixtures dissolved and borders placed as at 1. Below 0.25 (`finest_level`)
+            clusters are as positions join, without either. With "auto", the default, merging makes
+            crystals, and each branch of growth is cut at its own level, where clusters are most
+            stable.
         level : "pattern" or "crystal", optional
             Merging: a level with a name, instead of a threshold.
         n_clusters : int, optional
@@ -330,7 +344,7 @@ class ClusterTree(Frozen):
         return numbered(labels, self.similarity_mean, by_size=False)
 
     def _coarse(self, level: float) -> NDArray[Any]:
-        """Labels of the regions of one pattern after the joins up to `level`."""
+        """Labels of the regions after the joins up to `level`."""
         flat = self._regions.ravel()
         join = ~self._fine & (self.level <= level)
         n = int(flat.max(initial=-1)) + 1
@@ -343,7 +357,7 @@ class ClusterTree(Frozen):
         """Labels and seeds at one level of merging, labels of background clusters that stay, and
         the number of background regions of at least `min_size` positions.
         """
-        if level >= PATTERN_LEVEL:
+        if level >= self.finest_level:
             labels = self._coarse(level)
         else:
             children, _ = self._links
@@ -371,7 +385,7 @@ class ClusterTree(Frozen):
 
     @cached_property
     def _node_background(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Which nodes below and above `PATTERN_LEVEL` are background; sizes of those above."""
+        """Which nodes below and above `finest_level` are background; sizes of those above."""
         flat, regions = self._empty.ravel(), self._regions.ravel()
         inside = regions >= 0
         n = int(regions.max(initial=-1)) + 1
@@ -379,7 +393,7 @@ class ClusterTree(Frozen):
             [np.bincount(regions[inside], weight, n) for weight in (flat[inside], None)], axis=1
         )
         below = sum_nodes(self._links[0], np.stack([flat, self.mask.ravel()], axis=1))
-        above = sum_nodes(self.branches()[0], leaves)
+        above = sum_nodes(self._joins_of_regions(self._regions, self.finest_level)[0], leaves)
         return 2 * below[:, 0] > below[:, 1], 2 * above[:, 0] > above[:, 1], above[:, 1]
 
     # --- pictures ----------------------------------------------------------------------------
