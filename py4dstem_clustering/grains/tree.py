@@ -105,12 +105,23 @@ class ClusterTree(Frozen):
         """Levels at which clusters change, from the finest to the coarsest."""
         if self.method == "grow":
             return np.unique(self.level)[::-1]
-        return np.unique(np.append(self.level, [self.finest_level, self.automatic_level]))
+        named = list(self.named_levels.values())
+        return np.unique(np.append(self.level, [self.finest_level, *named]))
 
     @property
     def automatic_level(self) -> float:
         """Merging: level of the automatic cut, 2; 1 in files from before crystals had a level."""
         return float(self.settings.get("automatic_level", PATTERN_LEVEL))
+
+    @property
+    def named_levels(self) -> dict[str, float]:
+        """Levels of merging by their names, the finest first: "pattern" and "crystal"."""
+        if self.method == "grow":
+            return {}
+        names = {"pattern": PATTERN_LEVEL, "crystal": self.automatic_level}
+        if self.automatic_level == PATTERN_LEVEL:
+            del names["crystal"]
+        return names
 
     @property
     def finest_level(self) -> float:

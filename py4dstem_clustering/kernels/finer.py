@@ -85,7 +85,8 @@ def _refined_parts(
     order = np.argsort(size, kind="stable")
     home = np.full(int(parts.max()) + 1, -1)
     home[pair[order] // n] = pair[order] % n  # the largest comes last, and stays
-    return consecutive(_fill_inside(np.where(inside & (home[parts] == whole), parts, -1), whole))
+    parts = _fill_inside(np.where(inside & (home[parts] == whole), parts, -1), whole)
+    return consecutive(np.where(background & inside, parts.max() + 1 + whole, parts))
 
 
 def _fill_inside(labels: NDArray[Any], whole: NDArray[Any]) -> NDArray[Any]:

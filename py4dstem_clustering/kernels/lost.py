@@ -99,7 +99,8 @@ def _distances(lost: NDArray[np.bool_], axis: int) -> tuple[NDArray[Any], NDArra
 def lost_in_similarity(similarity: NDArray[Any]) -> NDArray[np.bool_]:
     """Positions ``(Rx, Ry)`` that are alike to none of their neighbours: a similarity of exactly 0.
 
-    Frames without any contrast have it. A position without neighbours is not lost.
+    Frames without any contrast have it. Where all positions have it, none is lost.
     """
     exists = ~np.isnan(similarity)
-    return np.asarray(exists.any(axis=2) & ~(np.where(exists, similarity, 0) != 0).any(axis=2))
+    alike = (np.where(exists, similarity, 0) != 0).any(axis=2)
+    return np.asarray(exists.any(axis=2) & ~alike & alike.any())

@@ -37,17 +37,21 @@ def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int 
         axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")[1]
     left, right = axes
     grows = tree.method == "grow"
-    what = "similarity" if grows else "level (1: regions of one pattern, 2: crystals)"
+    what = "similarity" if grows else "level of merging"
     counts = tree.n_clusters(min_size=min_size)
     left.step(tree.levels, counts, where="post", color=PALETTE[0], linewidth=1.2)
     left.set_xlabel(what)
     left.set_ylabel(f"clusters of {min_size} positions or more")
     if counts.size and counts.max() > 50:
         left.set_yscale("symlog", linthresh=10)
-    if not grows:
-        for level in (1, tree.automatic_level):
-            left.axvline(level, color="0.4", linewidth=0.8, linestyle="--")
-            right.axhline(level, color="0.4", linewidth=0.8, linestyle="--")
+    sides = ("right", "left")  # of the line, so that names of levels nearby do not overlap
+    for (name, level), side in zip(tree.named_levels.items(), sides, strict=False):
+        left.axvline(level, color="0.4", linewidth=0.8, linestyle="--")
+        right.axhline(level, color="0.4", linewidth=0.8, linestyle="--")
+        left.text(
+            level, 0.98, f" {name} ", rotation=90, fontsize=8, color="0.4", ha=side, va="top",
+            transform=left.get_xaxis_transform(),
+        )  # fmt: skip
     _draw_branches(tree, right, min_size, n_leaves)
     right.set_ylabel(what)
     right.set_xticks([])

@@ -137,3 +137,4 @@ def test_positions_like_none_of_their_neighbours():
     similarity[0, 3, :5], similarity[0, 3, 5:] = np.nan, 0
     found = lost_in_similarity(similarity)
     assert np.argwhere(found).tolist() == [[0, 3], [1, 2]]
+    assert not lost_in_similarity(np.zeros((3, 4, 8))).any()
