@@ -173,7 +173,8 @@ def _growth_tree(
         check_memory(max_memory)
         similarity = options.similarity
         warn_of_other_data("the similarity was", similarity.settings, datacube)
-    mask = resolve_r_mask(options.r_mask, similarity.mean) & ~lost_in_similarity(similarity.data)
+    lost = lost_in_similarity(similarity.data)
+    mask = resolve_r_mask(options.r_mask, similarity.mean) & ~lost
     forest = spanning_forest(similarity.data, mask)
     provenance = get_provenance(datacube, start, known)
     # The options are noted only if `cluster` with them would measure this similarity again.
@@ -184,6 +185,7 @@ def _growth_tree(
         "method": "grow",
         "r_mask": options.r_mask,
         **{key: similarity.settings.get(key) if own else None for key in measured},
+        "n_lost": int(lost.sum()),
         **provenance,
     }
     return ClusterTree(
@@ -324,6 +326,7 @@ def _merge_tree(
         "gain": noise.gain,
         "offset": noise.offset,
         "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
+        "n_lost": int(features.lost.sum()),
         "lag": options.lag,
         "lag_share": 0.0 if lag is None else lag.decay,
         "lag_axis": None if lag is None else lag.name,
@@ -460,7 +463,12 @@ def cluster(
     label of the grain with the larger share. Grains of one orientation that touch are separated
     only where their patterns differ. A camera lag, in which part of each pattern is recorded at the
     next position along one axis, is found at the borders and corrected; then regions are merged
-    again.
+    again. Regions whose reflections are all a tail of the regions before them are none.
+
+    Lost frames, whose pixels are missing or all have one value, are in no cluster. Gaps of one or
+    two of them, such as a lost row of the scan, are bridged: a grain on both sides is one cluster,
+    whose positions touch only across the gap. All other clusters are connected, at every level.
+    Growth does not bridge gaps.
 
     Growth. A cluster starts at the free position with the highest mean similarity. It takes in free
     neighbours whose similarity with a member is at least `threshold`. If none is left, the next

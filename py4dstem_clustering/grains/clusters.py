@@ -24,7 +24,7 @@ from .node import read_clusters, write_clusters
 
 NOTED = (
     "gain", "offset", "noise", "level", "automatic_level", "finest_level", "lag_share",
-    "lag_axis", "n_background", "edits", *PROVENANCE,
+    "lag_axis", "n_background", "n_lost", "edits", *PROVENANCE,
 )  # fmt: skip
 """Settings of clusters that are not options of `cluster`: estimates, edits of the clusters, and the
 source of the data."""

@@ -83,6 +83,10 @@ def describe_clusters(clusters: Any) -> str:
         else:
             rule = f"positions with a mean similarity above {r_mask:g}"
         text.add(f"Only {rule} were considered.")
+    lost = settings.get("n_lost")
+    if lost:
+        frames = "1 frame was" if lost == 1 else f"{lost} frames were"
+        text.add(f"{frames} lost (one value in all pixels, or none) and in no cluster.")
     if (settings.get("min_size") or 1) > 1:
         text.add(f"Clusters of fewer than {settings['min_size']} positions were dropped.")
     edits = settings.get("edits", ())
@@ -120,7 +124,7 @@ def find_doubts(clusters: Any) -> list[str]:
     if not len(sizes):
         remedy = "see drop_background=False" if dropped else "lower threshold or min_size"
         found.append(f"No cluster was found; {remedy}.")
-    elif dropped and (labels >= 0).all() and len(sizes) > 1:
+    elif dropped and (labels < 0).sum() <= clusters.settings.get("n_lost", 0) and len(sizes) > 1:
         found.append(
             "No background was found: every scan position is in a cluster. Where liquid, vacuum or "
             "film is in view, some of these clusters are that and no grains."

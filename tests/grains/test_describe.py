@@ -135,6 +135,13 @@ def test_doubts():
     assert text.startswith("No background was found")
     assert "borders" not in text
     assert doubts_in(clusters_of(halves, drop_background=None).describe()) == ""
+    halves[2] = -1
+    assert doubts_in(clusters_of(halves).describe()) == ""
+    # A lost row is no background.
+    text = clusters_of(halves, n_lost=6).describe()
+    assert doubts_in(text).startswith("No background was found")
+    assert "6 frames were lost (one value in all pixels, or none) and in no cluster." in text
+    assert "1 frame was lost" in clusters_of(halves, n_lost=1).describe()
 
 
 def test_background_that_is_kept_is_no_doubt():
