@@ -14,8 +14,8 @@ from scipy.ndimage import (
     gaussian_filter,
 )
 
-from .disks import DISK_ERRORS
 from .merging import dissolve
+from .disks import DISK_ERRORS
 from .pieces import CORE_WIDTH, MIN_PART, empty_pattern, mixture_shares, with_empty
 from .regions import consecutive, find_borders, region_means
 
