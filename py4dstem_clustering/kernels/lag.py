@@ -375,7 +375,14 @@ def without_lag(values: NDArray[Any], lag: Lag) -> NDArray[Any]:
 def undo_lag(features: Features, lag: Lag) -> Features:
     """Features as they would be without lag, with noise of standard deviation 1 again."""
     values = without_lag(features.values, lag)
-    noise = noise_of_neighbours(values, features.lost & ~features.bridged)
+    gone = features.lost & ~features.bridged
+    # What a frame that is lost has left is not known.
+    behind = np.zeros_like(gone)
+    line, source = (np.moveaxis(x, lag.axis, 0)[:: lag.direction] for x in (behind, gone))
+    line[1:] = source[:-1]
+    values[behind] = features.values[behind]
+    values[gone] = 0
+    noise = noise_of_neighbours(values, gone)
     return features._replace(
         values=(values / noise).astype(np.float32),
         directions=(features.directions * noise).astype(np.float32),

@@ -367,6 +367,19 @@ def test_undone_features_have_unit_noise_and_one_scale():
     np.testing.assert_array_equal(features.values, values.astype(np.float32))
 
 
+@pytest.mark.parametrize("name", ["+Ry", "-Rx"])
+def test_nothing_is_taken_from_lost_frames(name):
+    features = features_with(20 + noise((9, 10)))
+    lost = np.zeros((9, 10), bool)
+    lost[3:7, 2:7] = True
+    values = np.where(lost[..., None], 0, features.values)
+    lag = Lag.from_name(name, 0.6)
+    found = undo_lag(features._replace(values=values, lost=lost), lag).values
+    assert (found[lost] == 0).all()
+    behind = np.s_[3:7, 7] if name == "+Ry" else np.s_[2, 2:7]
+    np.testing.assert_allclose(found[behind].mean(), found[0].mean(), rtol=0.15)
+
+
 # --- in the whole -----------------------------------------------------------------------------
 
 
