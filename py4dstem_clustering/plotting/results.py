@@ -44,14 +44,13 @@ def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int 
     left.set_ylabel(f"clusters of {min_size} positions or more")
     if counts.size and counts.max() > 50:
         left.set_yscale("symlog", linthresh=10)
-    sides = ("right", "left")  # of the line, so that names of levels nearby do not overlap
-    for (name, level), side in zip(tree.named_levels.items(), sides, strict=False):
+    for i, (name, level) in enumerate(tree.named_levels.items()):
         left.axvline(level, color="0.4", linewidth=0.8, linestyle="--")
         right.axhline(level, color="0.4", linewidth=0.8, linestyle="--")
-        left.text(
-            level, 0.98, f" {name} ", rotation=90, fontsize=8, color="0.4", ha=side, va="top",
-            transform=left.get_xaxis_transform(),
-        )  # fmt: skip
+        # Beside the lines, which lie close together.
+        place = max(tree.named_levels.values()), 0.98 - 0.08 * i
+        text = f"  {name}: {level:g}"
+        left.text(*place, text, fontsize=8, va="top", transform=left.get_xaxis_transform())
     _draw_branches(tree, right, min_size, n_leaves)
     right.set_ylabel(what)
     right.set_xticks([])
