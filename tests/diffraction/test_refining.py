@@ -25,7 +25,7 @@ from py4dstem_clustering.kernels.kinematic import (
     score,
     unstrained,
 )
-from py4dstem_clustering.simulate.scattering import crystal_of_gold
+from py4dstem_clustering.simulate.crystals import crystal_of_gold
 
 SIGMA, REACH, PIXEL, CENTRE = 0.03, 0.08, 0.03, (47.5, 44.0)
 ANYWHERE = Window(np.eye(2), np.full(2, -np.inf), np.full(2, np.inf))
