@@ -20,8 +20,8 @@ from ..base.checks import (
     check_q_mask,
 )
 from ..base.progress import progress
-from ..kernels.features import MAX_RANK
 from ..kernels.lowrank import N_REGIONS, model_core, model_need
+from ..kernels.lowrank_basis import MAX_DIRECTIONS
 from ..kernels.lowrank_filter import lowrank_core, lowrank_need
 from ..kernels.noise import noise_need
 from ..scan.calibration import check_calibration, whole_shifts
@@ -130,13 +130,14 @@ def filter_lowrank(
     )
     noise = noise_if_any(self, n_jobs, progress_bar)
     shifts = whole_shifts(self)
-    with progress(2 * self.R_Nx, "Comparing", progress_bar) as report:
+    with progress(3 * self.R_Nx, "Comparing", progress_bar) as report:
         model = model_core(
             self.data,
             q_mask=mask,
             rank=wanted,
             noise=noise if np.isfinite(noise.gain) else None,
             shifts=shifts,
+            local=local,
             n_jobs=n_jobs,
             report=report,
             n_rows=n_rows,
@@ -158,12 +159,11 @@ def filter_lowrank(
                 target,
                 model,
                 shifts=shifts,
-                local=local,
                 n_jobs=n_jobs,
                 report=report,
                 n_rows=n_rows,
             )
-        return left._asdict()
+        return {"noise": model.noise, **left._asdict()}
 
     regions = (min(N_REGIONS, self.Q_Nx), min(N_REGIONS, self.Q_Ny))
     maps = {
@@ -176,11 +176,11 @@ def filter_lowrank(
 
 def check_rank(rank: Any) -> int | None:
     """Return the rank of `filter_lowrank`; None for "auto"."""
-    if isinstance(rank, str):
-        if rank != "auto":
-            raise ValueError(f"rank={rank!r} must be 'auto' or a whole number from 1 to {MAX_RANK}")
+    if isinstance(rank, str) and rank == "auto":
         return None
-    found = check_integer("rank", rank, 1)
-    if found > MAX_RANK:
-        raise ValueError(f"rank={rank} must be 'auto' or a whole number from 1 to {MAX_RANK}")
+    found = MAX_DIRECTIONS + 1 if isinstance(rank, str) else check_integer("rank", rank, 1)
+    if found > MAX_DIRECTIONS:
+        raise ValueError(
+            f"rank={rank!r} must be 'auto' or a whole number from 1 to {MAX_DIRECTIONS}"
+        )
     return found
