@@ -262,7 +262,7 @@ class _Reader:
         k = view.to_scores.shape[1]
         noise_form = _noise_form(view, gain, dark, self.run)
         to_scores = view.to_scores.astype(np.float32)
-        patterns = None if view.binned else view.patterns.astype(np.float32)
+        patterns = view.patterns.astype(np.float32)
         scores = np.empty((rx, ry, k), dtype=np.float32)
         power = np.zeros((rx, ry, 0 if forms is None else forms.shape[1]), dtype=np.float32)
         smooth = _Smoother(scores, noise_form, forms, power, self.local)
@@ -296,7 +296,7 @@ class _Reader:
 
                 def read(piece: slice, i: int = i, x: NDArray[np.float32] = x) -> None:
                     x[piece] = self.read(waiting, i, piece)
-                    if patterns is None:
+                    if view.binned:
                         return
                     for n, missing in missing_pixels(waiting[i][piece], self.shifts is not None):
                         near = scores[i, piece][n] @ patterns[:, missing]
@@ -515,8 +515,8 @@ def _shrink_directions(
                 for n, spot in enumerate(spots):
                     where, factor = regions.of_pixels[spot].ravel(), inverse[spot].ravel()
                     own = shrunk.own[n]
-                    for m, own in enumerate((own + shrunk.lost[n], 1 - own)):
-                        shares[m, n] = np.bincount(where, own * factor, minlength=n_regions)
+                    for m, share in enumerate((own + shrunk.lost[n], 1 - own)):
+                        shares[m, n] = np.bincount(where, share * factor, minlength=n_regions)
                 power = matmul(shares[0].T, shrunk.noise.reshape(len(spots), -1))
                 power += matmul(shares[1].T, shrunk.space.reshape(len(spots), -1))
             part.append((spots, shrunk.values, power))
@@ -531,6 +531,10 @@ def _shrink_directions(
                 if power is not None:
                     noise += power
     total /= count[..., None]
+    # The mean pattern stays: what is weak, but everywhere, must not vanish.
+    mean = fit.scores.mean(axis=(0, 1), dtype=np.float64)
+    mean /= max(float(np.linalg.norm(mean)), 1e-30)
+    total += ((values - total) @ mean)[..., None] * mean
     if regions is not None:
         noise /= regions.n_pixels[:, None]
     return total.reshape(qx * qy, k).T, noise.reshape(-1, k, k).astype(np.float32)

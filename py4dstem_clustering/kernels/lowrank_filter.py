@@ -12,17 +12,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, gaussian_filter
 
 from .binning import move_patterns
 from .blas import matmul
 from .blocks import MemoryNeed, Report, iterate_blocks, row_need, scratch_need, tiles, workers
-from .lowrank import Model, missing_pixels
+from .lowrank import Model, Regions, missing_pixels
 from .lowrank_basis import MAX_DIRECTIONS
 
 SIGNIFICANT = 5.0
 """Standard deviations of noise from which a bin of a pattern keeps its own values. With a smaller
 number, more noise comes back: noise alone exceeds 5 in one of 3 million bins."""
+
+_AROUND = 2.0
+"""Standard deviation of the weights of the positions around, over which residuals are averaged to
+see what the model lacks. With less, chance counts as structure."""
 
 _PATTERNS_PER_TASK = 32
 
@@ -88,6 +92,25 @@ def lowrank_core(
             report(len(rows))
             del rows, result
     return left
+
+
+def whole_noise(model: Model, left: Left) -> NDArray[np.float32]:
+    """Noise of the result ``(Rx, Ry, n, m)``: that of the model, and what the model lacks.
+
+    What it lacks is taken to be even inside a bin, so that a pixel has less of it, relative to
+    noise, than the bin.
+    """
+    lacks = np.maximum(gaussian_filter(left.residual.astype(np.float64) - 1, _AROUND), 0)
+    regions = Regions(model.bins)
+    place = model.bins.bin_of_pixels()
+    per_pixel = model.gain * (model.mean / model.bins.pixels) / model.bins.pixels
+    inside = (place >= 0) & ~model.bins.hot
+    of_region = regions.of_pixels[inside]
+    power = np.bincount(of_region, per_pixel[place[inside]], minlength=regions.number)
+    power /= regions.n_pixels
+    power *= model.bins.unit**2
+    more = lacks[..., None, None] * power.reshape(regions.shape)
+    return np.sqrt(model.noise.astype(np.float64) ** 2 + more).astype(np.float32)
 
 
 class _Bins:

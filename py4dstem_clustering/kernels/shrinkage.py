@@ -56,8 +56,8 @@ class Shrunk(NamedTuple):
     own: NDArray[np.float32]
     """How much a sample follows its own noise, ``(windows, n)``."""
     lost: NDArray[np.float32]
-    """Power of structure that was removed with the noise, in units of it, ``(windows,)``. It is what
-    the power exceeds that of noise by: above or below 0 by chance."""
+    """Power of structure that was removed with the noise, in units of it, ``(windows,)``: by how
+    much the power exceeds that of noise. It is above or below 0 by chance."""
     noise: NDArray[np.float32]
     """Covariance of the noise before, ``(windows, k, k)``."""
     space: NDArray[np.float32]

@@ -21,7 +21,9 @@ from ..base.checks import (
 from ..base.progress import progress
 from ..kernels.corr_range import auto_range, auto_range_need
 from ..kernels.correlative import correlative_core, correlative_need
+from ..kernels.noise import noise_need
 from ..scan.calibration import check_calibration
+from .features import noise_if_any
 from .filtered import check_target, note_filter, write_filtered
 
 
@@ -137,11 +139,21 @@ def filter_correlative(
     path, packing = check_target(self.data, out, overwrite, compression)
     needs = [partial(correlative_need, self.data, sigma, radius, edge, n_jobs)]
     if limits == "auto":
-        needs.append(partial(auto_range_need, self.data, sigma, edge, n_jobs))
+        needs.append(partial(auto_range_need, self.data, sigma, radius, edge, n_jobs))
+        needs.append(partial(noise_need, self.data, n_jobs))
     n_rows = check_memory(max_memory, *needs)
     if limits == "auto":
+        noise = noise_if_any(self, n_jobs, progress_bar)
         with progress(self.R_Nx, "Choosing range", progress_bar) as report:
-            limits = auto_range(self.data, sigma=sigma, edge=edge, n_jobs=n_jobs, report=report)
+            limits = auto_range(
+                self.data,
+                sigma=sigma,
+                edge=edge,
+                n_jobs=n_jobs,
+                radius=radius,
+                noise=noise,
+                report=report,
+            )
 
     options: dict[str, Any] = {
         "sigma": sigma,

@@ -22,7 +22,7 @@ from ..base.checks import (
 from ..base.progress import progress
 from ..kernels.lowrank import N_REGIONS, model_core, model_need
 from ..kernels.lowrank_basis import MAX_DIRECTIONS
-from ..kernels.lowrank_filter import lowrank_core, lowrank_need
+from ..kernels.lowrank_filter import lowrank_core, lowrank_need, whole_noise
 from ..kernels.noise import noise_need
 from ..scan.calibration import check_calibration, whole_shifts
 from .features import noise_if_any
@@ -163,7 +163,7 @@ def filter_lowrank(
                 report=report,
                 n_rows=n_rows,
             )
-        return {"noise": model.noise, **left._asdict()}
+        return {"noise": whole_noise(model, left), **left._asdict()}
 
     regions = (min(N_REGIONS, self.Q_Nx), min(N_REGIONS, self.Q_Ny))
     maps = {

@@ -60,7 +60,10 @@ def test_svd_of_low_rank_data_is_exact():
 
 
 def test_table():
-    row = benchmark.FilterRow("film", 1000.0, 0, "low rank", 0.2, 1.1, 7, 0.95)
+    row = benchmark.FilterRow("film", 1000.0, 0, "low rank", 0.2, 1.1, 1.2, 7, 0.95)
     rows = [row, row._replace(seed=1, error=0.3), row._replace(method="correlative", error=0.9)]
     table = benchmark.filter_table(rows)
-    assert "| film | 1,000 | 0.25 (0.30) | 0.90 (0.90) | 1.10 (1.10) | 0.95 (0.95) |" in table
+    assert (
+        "| film | 1,000 | 0.25 (0.30) | 0.90 (0.90) | 1.10 (1.10) | 1.20 (1.20) | 0.95 (0.95) |"
+        in table
+    )
