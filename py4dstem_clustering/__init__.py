@@ -40,7 +40,7 @@ from .patterns.mixture import Mixture
 from .patterns.similarity import Similarity, get_similarity
 from .plotting.areas import plot_areas
 from .plotting.film import animate_series
-from .plotting.maps import plot_clusters, plot_growth, plot_similarity
+from .plotting.maps import plot_clusters, plot_growth, plot_residual, plot_similarity
 from .plotting.patterns import plot_averages, plot_patterns
 from .plotting.results import plot_cross_validation, plot_disks, plot_tree
 from .plotting.tracks import plot_tracks
@@ -104,6 +104,7 @@ __all__ = [
     "plot_disks",
     "plot_growth",
     "plot_patterns",
+    "plot_residual",
     "plot_similarity",
     "plot_tracks",
     "plot_tree",

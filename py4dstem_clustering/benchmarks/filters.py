@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from py4DSTEM import DataCube
-from scipy.ndimage import maximum_filter, minimum_filter
+from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
 
 from ..base.progress import progress
 from ..simulate.samples import simulate_sample
@@ -70,7 +70,8 @@ NLPAR_STRENGTHS = (0.5, 0.7, 1.0, 1.5, 2.0)
 """Strengths of NLPAR; the truth decides which of them is best."""
 
 _TRUE_ELECTRONS = 1e9
-_CORRELATIVE = {"sigma": 1.5, "radius": 4, "edge": 3, "progress_bar": False}
+CORRELATIVE: dict[str, Any] = {"sigma": 1.5, "radius": 4, "edge": 3, "progress_bar": False}
+"""Options of the correlative filter."""
 
 
 class FilterRow(NamedTuple):
@@ -128,6 +129,14 @@ def run_benchmark(
     return rows
 
 
+def deepest(labels: NDArray[Any]) -> tuple[int, int]:
+    """The position of the largest grain that is farthest from its border."""
+    largest = labels == np.bincount(labels[labels >= 0]).argmax()
+    depth = distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1]
+    x, y = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)
+
+
 def compare(
     share: NDArray[Any], labels: NDArray[Any], kind: str, dose: float, seed: int
 ) -> Iterator[FilterRow]:
@@ -165,8 +174,8 @@ def compare(
     yield row("low rank", filtered.data, rank, filtered.tree("noise").data)
     alone = cube.filter_lowrank(local=False, progress_bar=False)
     yield row("low rank, not local", alone.data, rank, alone.tree("noise").data)
-    yield row("correlative", cube.filter_correlative(**_CORRELATIVE).data)
-    auto = cube.filter_correlative(**_CORRELATIVE, corr_range="auto")
+    yield row("correlative", cube.filter_correlative(**CORRELATIVE).data)
+    auto = cube.filter_correlative(**CORRELATIVE, corr_range="auto")
     yield row("correlative, auto", auto.data)
     found = nlpar(counts, NLPAR_STRENGTHS)
     yield min((row("NLPAR, best", one) for one in found), key=_error)

@@ -48,7 +48,8 @@ def filter_correlative(
     their blurred patterns; detector pixels are weighted by the squared distance from the centre.
     The higher the correlation, the more a neighbour counts. This is the first step of the published
     workflow. Where grains bend or are wedges, patterns with many electrons become worse than raw
-    ones, since neighbours correlate that differ by more than noise; `filter_lowrank` does not.
+    ones with the published range, since neighbours correlate that differ by more than noise;
+    ``corr_range="auto"`` avoids that, and `filter_lowrank` removes more noise.
 
     Parameters
     ----------
@@ -63,9 +64,10 @@ def filter_correlative(
         A neighbour has the weight 0 if its correlation is at most `low`, and 1 if it is at least
         `high`; in between the weight is linear. Both are from -1 to 1. With fewer than about 1,000
         electrons in a pattern, noise keeps correlations below 0.85, and the default does nothing.
-        Then choose "auto": the range is found from the correlations of positions near to each other
-        and far apart. Or lower both until a picture of the result is smooth inside grains and sharp
-        between them. The metadata of the result hold the range that was used.
+        Then choose "auto": ranges are placed between the correlations of positions near to each
+        other and far apart, the error of each is estimated from the noise of the scan, and the best
+        is taken. Where none makes patterns better than raw ones, the range is (0.9999, 1): patterns
+        stay as they are. The metadata of the result hold the range that was used.
     edge : int
         Width of the border of the detector that is left out of the comparison, detector pixels.
     out : path, optional

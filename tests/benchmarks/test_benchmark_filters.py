@@ -16,6 +16,7 @@ def test_it_runs(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| particles in liquid | 1,000 |" in printed
     assert (tmp_path / "out" / "filters.md").read_text() in printed
+    assert (tmp_path / "out" / "filters.png").stat().st_size > 10000
 
 
 def test_tuning_seeds_are_refused(tmp_path, capsys):
@@ -57,6 +58,12 @@ def test_svd_of_low_rank_data_is_exact():
     counts = rng.uniform(1, 2, (5, 4, 2)) @ rng.uniform(0, 9, (2, 30))
     found = benchmark.poisson_svd(counts.reshape(5, 4, 6, 5), 2)
     np.testing.assert_allclose(found, counts.reshape(5, 4, 6, 5), atol=1e-9)
+
+
+def test_deepest_position():
+    labels = np.full((7, 9), -1)
+    labels[1:6, 2:7], labels[0, 0] = 1, 0
+    assert benchmark.deepest(labels) == (3, 4)
 
 
 def test_table():

@@ -182,6 +182,14 @@ def test_rank_of_planted_grains():
     assert run(np.random.default_rng(0).poisson(truth.mean(axis=(0, 1)), truth.shape))[2].rank == 1
 
 
+def test_the_mean_pattern_stays():
+    # Corners hold so little that no window shows it.
+    _, counts = planted(30)
+    out, _, _ = run(counts)
+    corner = np.s_[..., 36:, :6]
+    assert out[corner].mean() == pytest.approx(counts[corner].mean(), rel=0.02)
+
+
 @pytest.mark.parametrize("electrons", [300, 3000, 30000])
 def test_error_and_its_estimate(electrons):
     truth, counts = planted(electrons)
