@@ -107,8 +107,7 @@ def whole_noise(model: Model, left: Left) -> NDArray[np.float32]:
     inside = (place >= 0) & ~model.bins.hot
     of_region = regions.of_pixels[inside]
     power = np.bincount(of_region, per_pixel[place[inside]], minlength=regions.number)
-    power /= regions.n_pixels
-    power *= model.bins.unit**2
+    power = power * (model.bins.unit**2 / regions.n_pixels)
     more = lacks[..., None, None] * power.reshape(regions.shape)
     return np.sqrt(model.noise.astype(np.float64) ** 2 + more).astype(np.float32)
 
