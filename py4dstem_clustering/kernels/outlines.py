@@ -6,24 +6,35 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, distance_transform_edt, find_objects, gaussian_filter
+from scipy.ndimage import (
+    binary_dilation,
+    binary_erosion,
+    distance_transform_edt,
+    find_objects,
+    gaussian_filter,
+)
 
 from .merging import dissolve
-from .pieces import MIN_PART, mixture_shares, with_empty
+from .disks import DISK_ERRORS
+from .pieces import CORE_WIDTH, MIN_PART, empty_pattern, mixture_shares, with_empty
 from .regions import consecutive, find_borders, region_means
+
+MIN_EVEN = 0.9
+"""Strength one to three positions behind a border, relative to that deeper inside, below which a
+crystal grows thin towards the border. A larger value lets more crystals grow."""
 
 
 def place_borders(
     labels: NDArray[Any], values: NDArray[Any], mask: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Dissolve thin mixtures, and place borders to the background at half of the strength."""
+    """Dissolve thin mixtures, and place borders to the background (`move_borders`)."""
     whole = with_empty(labels, mask)
     dissolved = dissolve(whole, values)
     outside = (labels < 0) & mask
     if outside.any():
         empty = int(np.bincount(dissolved[outside]).argmax())
         dissolved = np.where(dissolved == empty, -1, dissolved)
-    return trim(_drop_pockets(consecutive(dissolved), values), values, mask)
+    return move_borders(_drop_pockets(consecutive(dissolved), values), values, mask)
 
 
 def _drop_pockets(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
@@ -46,14 +57,16 @@ def _drop_pockets(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int6
     return consecutive(np.where(gone[labels], -1, labels))
 
 
-def trim(
-    labels: NDArray[Any], values: NDArray[Any], mask: NDArray[np.bool_], rounds: int = 3
+def move_borders(
+    labels: NDArray[Any], values: NDArray[Any], mask: NDArray[np.bool_], rounds: int = 6
 ) -> NDArray[np.int64]:
-    """Move borders to the background to half of the strength that a crystal has behind them.
+    """Move borders between crystals and background.
 
-    They move only where the crystal is as strong one to three positions behind the border as deeper
-    inside. Where it grows thin towards its border, as a sphere does, half of the strength is not
-    its border.
+    Where a crystal is as strong one to three positions behind the border as deeper inside, its
+    border is where half of this strength is left, since the probe blurs a sharp edge. Where the
+    crystal grows thin towards its border, as a sphere does, half of the strength is not its border.
+    There, it takes in the next position as long as this has half of the strength of those beside it
+    and half of its power lies in their pattern.
 
     Parameters
     ----------
@@ -65,6 +78,8 @@ def trim(
         Positions by which a border may move.
     """
     around = np.ones((3, 3))
+    shifted = values - empty_pattern(labels, values, mask)
+    grows = binary_erosion((labels < 0) & mask, np.ones((CORE_WIDTH, CORE_WIDTH))).any()
     for _ in range(rounds):
         empty = (labels < 0) & mask
         beside = binary_dilation(empty, around)
@@ -80,20 +95,21 @@ def trim(
             if inner.sum() < MIN_PART:
                 continue
             gained = empty[area] & binary_dilation(own, around)
-            places = np.argwhere((own & beside[area]) | gained)
-            at = tuple(places.T)
-            inside, has_inside = _local_mean(field, inner, at)
-            deep, has_deep = _local_mean(field, own & (depth > 3.1), at)
-            middle, has_middle = _local_mean(field, own & (depth > 1.1) & (depth < 3.1), at)
-            level = (deep * middle).sum(axis=1) >= 0.8 * (deep**2).sum(axis=1)
-            level &= has_inside & has_deep & has_middle
-            power = np.maximum((inside**2).sum(axis=1), 1e-9)
-            share = (field[at] * inside).sum(axis=1) / power
+            at = np.nonzero((own & beside[area]) | gained)
+            inside, has_inside = _local_mean(field, inner, at, 2.0)
+            deep, has_deep = _local_mean(field, own & (depth > 3.1), at, 2.0)
+            middle, has_middle = _local_mean(field, own & (depth > 1.1) & (depth < 3.1), at, 2.0)
+            product, power = (deep * middle).sum(axis=1), (deep**2).sum(axis=1)
+            known = has_inside & has_deep & has_middle
+            share = (field[at] * inside).sum(axis=1) / np.maximum((inside**2).sum(axis=1), 1e-9)
             x, y = at[0] + area[0].start, at[1] + area[1].start
             mine = own[at]
-            lost = level & mine & (share < 0.5)
+            even = known & (product >= MIN_EVEN * power)
+            lost = even & mine & (share < 0.5)
             new[x[lost], y[lost]] = -1
-            won = level & ~mine & (share >= 0.5) & (share > best[x, y])
+            if grows:
+                share = np.where(even, share, _share_of_neighbours(shifted[area], own, at))
+            won = (even | grows) & ~mine & (share >= 0.5) & (share > best[x, y])
             new[x[won], y[won]] = label
             best[x[won], y[won]] = share[won]
         if np.array_equal(new, labels):
@@ -102,14 +118,31 @@ def trim(
     return consecutive(labels)
 
 
+def _share_of_neighbours(
+    field: NDArray[Any], own: NDArray[np.bool_], at: tuple[NDArray[Any], ...]
+) -> NDArray[np.float64]:
+    """Strength at places relative to that of members beside them; 0 where it is not certain, or
+    where most of the power lies in another pattern.
+    """
+    beside, has_beside = _local_mean(field, own, at, 0.7)
+    norm = np.maximum(np.sqrt((beside**2).sum(axis=1)), 1e-9)
+    strength = (field[at] * beside).sum(axis=1) / norm
+    power = (field[at].astype(np.float64) ** 2).sum(axis=1) - field.shape[2]
+    certain = has_beside & (strength >= DISK_ERRORS) & (strength**2 >= 0.5 * power)
+    return np.where(certain, strength / norm, 0.0)
+
+
 def _local_mean(
-    field: NDArray[Any], members: NDArray[np.bool_], at: tuple[NDArray[Any], ...]
+    field: NDArray[Any],
+    members: NDArray[np.bool_],
+    at: tuple[NDArray[Any], ...],
+    sigma: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Mean of the members near places, and whether there are any."""
-    weight = gaussian_filter(members.astype(np.float64), 2.0, mode="constant", truncate=3)[at]
+    weight = gaussian_filter(members.astype(np.float64), sigma, mode="constant", truncate=3)[at]
     total = gaussian_filter(
         np.where(members[..., None], field, 0).astype(np.float64),
-        (2.0, 2.0, 0),
+        (sigma, sigma, 0),
         mode="constant",
         truncate=3,
     )[at]
