@@ -2,7 +2,7 @@
 
 from .areas import plot_areas
 from .film import animate_series
-from .maps import plot_clusters, plot_growth, plot_similarity
+from .maps import plot_clusters, plot_growth, plot_residual, plot_similarity
 from .patterns import plot_averages, plot_patterns
 from .results import plot_cross_validation, plot_disks
 from .sizes import plot_sizes
@@ -18,6 +18,7 @@ __all__ = [
     "plot_disks",
     "plot_growth",
     "plot_patterns",
+    "plot_residual",
     "plot_similarity",
     "plot_sizes",
     "plot_tracks",
