@@ -49,7 +49,7 @@ from .patterns.mixture import Mixture
 from .patterns.similarity import Similarity, get_similarity
 from .plotting.areas import plot_areas
 from .plotting.film import animate_series
-from .plotting.maps import plot_clusters, plot_growth, plot_similarity
+from .plotting.maps import plot_clusters, plot_growth, plot_residual, plot_similarity
 from .plotting.orientation import plot_orientation
 from .plotting.patterns import plot_averages, plot_patterns
 from .plotting.results import plot_cross_validation, plot_disks, plot_phases
@@ -127,6 +127,7 @@ __all__ = [
     "plot_orientations",
     "plot_patterns",
     "plot_phases",
+    "plot_residual",
     "plot_similarity",
     "plot_sizes",
     "plot_tracks",

@@ -21,8 +21,8 @@ from ..diffraction.disk_options import propose_disk_options
 from ..diffraction.misorientation import misorientation
 from ..diffraction.refining import refine_orientations
 from ..diffraction.strain import calculate_strain
+from ..simulate.crystals import ACCELERATING_VOLTAGE, crystal_of_gold
 from ..simulate.scan import SimulatedScan, simulate_scan
-from ..simulate.scattering import ACCELERATING_VOLTAGE, crystal_of_gold
 from .common import doses_of, markdown_table
 
 ELECTRONS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)

@@ -151,9 +151,10 @@ def run_series_benchmark(options: argparse.Namespace) -> None:
 
 
 def run_filters(options: argparse.Namespace) -> None:
-    """Measure errors of filtered patterns: filters.csv and .md."""
+    """Measure errors of filtered patterns: filters.csv, .md and .png."""
     from ..benchmarks import filters as benchmark
     from ..benchmarks.common import write_csv
+    from ..benchmarks.filters_figure import draw_filters
 
     seeds, doses = _seeds_and_doses(options, benchmark)
     folder = make_folder(options.out)
@@ -168,7 +169,10 @@ def run_filters(options: argparse.Namespace) -> None:
     print(text)
     write_csv(folder / "filters.csv", rows)
     _write_text(folder / "filters.md", text)
-    print(f"wrote filters.csv and .md to {folder} in {time_since(start)}")
+    share, labels = benchmark.make_truth("gold, bent", seeds[0], small=options.small)
+    figure = draw_filters(share, benchmark.deepest(labels), doses, seeds[0])
+    figure.savefig(folder / "filters.png", dpi=80)
+    print(f"wrote filters.csv, .md and .png to {folder} in {time_since(start)}")
 
 
 def run_memory(options: argparse.Namespace) -> None:

@@ -32,7 +32,6 @@ from .options import (
 def run_cluster(options: argparse.Namespace) -> None:
     """Cluster a scan, and write averages, clusters and figures."""
     from ..grains.averages import get_clustered_datacube, keep_clusters
-    from ..grains.clustering import cluster
     from ..grains.describe import find_doubts
 
     if options.out.exists() and not options.overwrite:
@@ -57,21 +56,10 @@ def run_cluster(options: argparse.Namespace) -> None:
 
     q_mask = make_q_mask(scan, options.q_range, options.q_center)
 
-    if not grows:
-        start = time.perf_counter()
-        clusters: Any = cluster(
-            scan,
-            level=options.level,
-            min_size=options.min_size,
-            r_mask=r_mask,
-            q_mask=q_mask,
-            drop_background=not options.keep_background,
-            **common,
-        )
-        print(f"merged in {time_since(start)}: {clusters}")
-        found, similarity = [clusters], None
-    else:
+    if grows:
         found, similarity = _grow(scan, options, filtering, q_mask, r_mask, common)
+    else:
+        found, similarity = _merge(scan, options, q_mask, r_mask, common), None
     found.sort(key=lambda clusters: clusters.n_clusters > 0)  # results without clusters come first
     start = time.perf_counter()
     averages = get_clustered_datacube(scan, found[-1], **common)
@@ -113,6 +101,35 @@ def _write_report(
     print(f"wrote {path} in {time_since(start)}")
 
 
+def _merge(
+    scan: Any, options: argparse.Namespace, q_mask: Any, r_mask: Any, common: dict[str, Any]
+) -> list[Any]:
+    """Merge regions, and cut their tree at each level that was given."""
+    from ..grains.clustering import get_cluster_tree
+
+    start = time.perf_counter()
+    tree: Any = get_cluster_tree(scan, lag=options.lag, r_mask=r_mask, q_mask=q_mask, **common)
+    print(f"merged in {time_since(start)}: {tree}")
+    thresholds = options.threshold or [None]
+    found = []
+    for threshold in thresholds:
+        clusters = tree.cut(
+            threshold,
+            level=options.level,
+            min_size=options.min_size,
+            drop_background=not options.keep_background,
+            name=_name(threshold, thresholds),
+        )
+        found.append(clusters)
+        print(f"level {clusters.settings['level']:g}: {clusters}")
+    return found
+
+
+def _name(threshold: float | None, thresholds: list[Any]) -> str:
+    """Name of the clusters of one of several thresholds."""
+    return f"clusters_{threshold}" if len(thresholds) > 1 else "clusters"
+
+
 def _grow(
     scan: Any,
     options: argparse.Namespace,
@@ -148,7 +165,7 @@ def _grow(
             min_size=options.min_size,
             r_mask=r_mask,
             similarity=similarity,
-            name=f"clusters_{threshold}" if len(thresholds) > 1 else "clusters",
+            name=_name(threshold, thresholds),
         )
         found.append(clusters)
         print(f"threshold {threshold}, {time_since(start)}: {clusters}")

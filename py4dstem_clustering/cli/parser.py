@@ -141,12 +141,10 @@ def _add_cluster(commands: Any) -> None:
     add("--out", required=True, type=Path, metavar="FILE", help="EMD file to write")
     add("--overwrite", action="store_true", help="replace the file --out if it exists")
     add("--threshold", type=float, nargs="+", help="grow clusters over neighbours of at least this "
-        "similarity, as in the paper; default 0.9 where --filter or --sigma is given. Several "
-        "values make several clusterings; the averages are those of the last one that finds "
-        "clusters. Without a threshold, regions are merged, and nothing needs "
-        "tuning")  # fmt: skip
-    add("--level", choices=("pattern", "crystal"), help="merging: crystals, the default, or "
-        "regions of one pattern, in which a bent crystal comes in pieces")  # fmt: skip
+        "similarity, as in the paper; default 0.9 for growth. Several values make several "
+        "clusterings; the averages are those of the last one that finds clusters. With --method "
+        "merge: the level of merging, from 0 on; 1 are regions of one pattern, 2 crystals, above 2 "
+        "crystals join")  # fmt: skip
     _add_scan_options(cluster)
     cluster.set_defaults(run=run_cluster)
 
@@ -170,10 +168,8 @@ def _add_series(commands: Any) -> None:
     add("--time-step", nargs=2, metavar=("TIME", "UNIT"), help="time from one scan to the next, "
         "such as 0.5 s")  # fmt: skip
     add("--threshold", type=float, help="grow clusters over neighbours of at least this "
-        "similarity, as in the paper; default 0.9 where --filter or --sigma is given. Without a "
-        "threshold, regions are merged, and nothing needs tuning")  # fmt: skip
-    add("--level", choices=("pattern", "crystal"), help="merging: crystals, the default, or "
-        "regions of one pattern")  # fmt: skip
+        "similarity, as in the paper; default 0.9 for growth. With --method merge: the level of "
+        "merging, from 0 on")  # fmt: skip
     _add_scan_options(series)
     series.set_defaults(run=run_series)
 
@@ -202,6 +198,14 @@ def _add_scan_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     _add_opening_options(command)
     add("--step", nargs=2, metavar=("SIZE", "UNIT"), help=_STEP)
+    add("--method", choices=("merge", "grow"), help="merge regions, which needs no tuning, or grow "
+        "clusters as in the paper; by default merge, or grow where --threshold, --filter, "
+        "--filter-lowrank or --sigma is given")  # fmt: skip
+    add("--level", choices=("pattern", "crystal"), help="merging: crystals, the default, or "
+        "regions of one pattern, in which a bent crystal comes in pieces")  # fmt: skip
+    add("--lag", type=float, metavar="SHARE", help="merging: share of each pattern that a slow "
+        "camera leaves in the next one of its row, 0 to below 1; by default it is found, 0 forbids "
+        "that")  # fmt: skip
     add("--keep-background", action="store_true", help="when merging: keep liquid, vacuum and "
         "film as clusters")  # fmt: skip
     add("--min-size", type=int, default=1, help="drop clusters of fewer positions; default 1")

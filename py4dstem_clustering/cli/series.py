@@ -75,6 +75,7 @@ def run_series(options: argparse.Namespace) -> None:
             method="grow" if grows else "merge",
             threshold=options.threshold,
             level=options.level,
+            lag=options.lag,
             sigma=options.sigma,
             drop_background=None if grows else not options.keep_background,
             **common_options(options),

@@ -25,8 +25,8 @@ from .node import read_clusters, write_clusters
 from .viewing import Viewing
 
 NOTED = (
-    "gain", "offset", "noise", "level", "automatic_level", "lag", "lag_axis", "n_background",
-    "edits", "names", *PROVENANCE,
+    "gain", "offset", "noise", "level", "automatic_level", "finest_level", "lag_share",
+    "lag_axis", "n_background", "n_lost", "edits", "names", *PROVENANCE,
 )  # fmt: skip
 """Settings of clusters that are not options of `cluster`: estimates, edits of the clusters, and the
 source of the data."""

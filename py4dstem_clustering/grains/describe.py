@@ -87,6 +87,10 @@ def describe_clusters(clusters: Any) -> str:
         else:
             rule = f"positions whose mean similarity to their neighbours exceeded {r_mask:g}"
         text.add(f"Only {rule} were considered.")
+    lost = settings.get("n_lost")
+    if lost:
+        frames = "1 frame was" if lost == 1 else f"{lost} frames were"
+        text.add(f"{frames} lost (one value in all pixels, or none) and in no cluster.")
     if (settings.get("min_size") or 1) > 1:
         text.add(f"Clusters of fewer than {settings['min_size']} positions were discarded.")
     edits = settings.get("edits", ())
@@ -129,7 +133,7 @@ def find_doubts(clusters: Any) -> list[str]:
     if not len(sizes):
         remedy = "see drop_background=False" if dropped else "lower threshold or min_size"
         found.append(f"No cluster was found; {remedy}.")
-    elif dropped and (labels >= 0).all() and len(sizes) > 1:
+    elif dropped and (labels < 0).sum() <= clusters.settings.get("n_lost", 0) and len(sizes) > 1:
         found.append(
             "No background was found: every scan position is in a cluster. Where liquid, vacuum or "
             "film is in view, some of these clusters are that and no grains."
@@ -188,10 +192,11 @@ def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
             f"The noise corresponded to {gain:.3g} recorded counts per electron and an offset of "
             f"{settings['offset']:.3g}."
         )
-    if settings.get("lag"):
+    if settings.get("lag_share"):
+        known = "estimated" if settings.get("lag") == "auto" else "given"
         text.add(
-            f"A camera lag of {settings['lag']:.2g} positions along {settings['lag_axis']} was "
-            "estimated and corrected for."
+            f"A camera lag was undone, by which a share of {settings['lag_share']:.2g} of each "
+            f"pattern is left in the next one along {settings['lag_axis']} ({known})."
         )
 
 

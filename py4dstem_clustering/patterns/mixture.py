@@ -113,7 +113,8 @@ def measure_mixture(
         n_rows=n_rows,
     )
     if settings.get("lag_axis") is not None:
-        features = undo_lag(features, Lag.from_name(settings["lag_axis"], settings["lag"]))
+        lag = Lag.from_name(settings["lag_axis"], settings["lag_share"])
+        features = undo_lag(features, lag)
     with progress(len(labels), "Finding shares", progress_bar) as report:
         return Mixture(
             *mixture_core(features.values, labels, reach, MAX_CLUSTERS_PER_POSITION, report),

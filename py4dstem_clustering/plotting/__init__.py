@@ -2,7 +2,7 @@
 
 from .areas import plot_areas
 from .film import animate_series
-from .maps import plot_clusters, plot_growth, plot_similarity
+from .maps import plot_clusters, plot_growth, plot_residual, plot_similarity
 from .orientation import plot_orientation
 from .patterns import plot_averages, plot_patterns
 from .results import plot_cross_validation, plot_disks, plot_phases
@@ -21,6 +21,7 @@ __all__ = [
     "plot_orientation",
     "plot_patterns",
     "plot_phases",
+    "plot_residual",
     "plot_similarity",
     "plot_sizes",
     "plot_tracks",

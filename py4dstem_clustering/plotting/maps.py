@@ -72,6 +72,57 @@ def plot_similarity(
     return ax
 
 
+def plot_residual(filtered: Any, ax: Axes | None = None, *, limit: float = 2) -> Axes:
+    """Draw what the low-rank filter could not explain, and mark odd positions.
+
+    Parameters
+    ----------
+    filtered : DataCube
+        Result of `filter_lowrank`.
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    limit : float
+        Positions get a ring where the residual is above it, relative to noise. Noise alone leaves
+        about 1, and seldom more than 1.3 (detectors of 96 x 90 pixels and larger).
+
+    Returns
+    -------
+    matplotlib Axes
+        Rings also mark positions that kept values of their own in a part of the detector.
+
+    Raises
+    ------
+    ValueError
+        If the scan was not filtered by `filter_lowrank`.
+
+    Examples
+    --------
+    >>> ax = plot_residual(datacube.filter_lowrank(progress_bar=False))
+    """
+    limit = check_number("limit", limit, 0)
+    try:
+        residual, kept = (np.asarray(filtered.tree(name).data) for name in ("residual", "kept"))
+    except (AttributeError, AssertionError, KeyError):
+        raise ValueError(
+            "filtered has no residual map; give the result of filter_lowrank()"
+        ) from None
+    ax = axes_or_new(ax)
+    picture = ax.imshow(
+        residual, cmap="viridis", interpolation="nearest", vmin=min(0.5, residual.min()), vmax=limit
+    )
+    ax.figure.colorbar(
+        picture, ax=ax, label="residual / noise (power)", fraction=0.046, pad=0.04, extend="max"
+    )
+    x, y = np.nonzero((residual > limit) | (kept > 0))
+    ax.plot(y, x, "o", color="#D55E00", markerfacecolor="none", markersize=6)
+    bare_frame(ax, None)
+    calibration = filtered.calibration
+    add_scale_bar(
+        ax, calibration.get_R_pixel_size(), calibration.get_R_pixel_units(), residual.shape[1]
+    )
+    return ax
+
+
 def plot_clusters(
     clusters: Any,
     ax: Axes | None = None,

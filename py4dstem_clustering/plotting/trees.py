@@ -56,7 +56,7 @@ def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int 
         axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")[1]
     left, right = axes
     grows = tree.method == "grow"
-    what = "similarity" if grows else "level (1: regions of one pattern, 2: crystals)"
+    what = "similarity" if grows else "level of merging"
     _draw_counts(tree, left, min_size)
     left.set_xlabel(what)
     left.set_ylabel(f"clusters of {min_size} positions or more")
@@ -65,10 +65,13 @@ def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int 
     right.set_ylabel(what)
     right.set_xlabel("cluster, as numbered by tree.cut()")
     right.set_title("how they join")
-    if not grows:
-        for level in (1, tree.automatic_level):
-            left.axvline(level, color="0.4", linewidth=0.8, linestyle="--")
-            right.axhline(level, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
+    for i, (name, level) in enumerate(tree.named_levels.items()):
+        left.axvline(level, color="0.4", linewidth=0.8, linestyle="--")
+        right.axhline(level, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
+        # Beside the lines, which lie close together.
+        place = max(tree.named_levels.values()), 0.98 - 0.08 * i
+        text = f"  {name}: {level:g}"
+        left.text(*place, text, fontsize=8, va="top", transform=left.get_xaxis_transform())
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
     return axes

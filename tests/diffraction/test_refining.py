@@ -36,7 +36,7 @@ from py4dstem_clustering.kernels.kinematic import (
     near_sphere,
     predict,
 )
-from py4dstem_clustering.simulate.scattering import crystal_of_gold
+from py4dstem_clustering.simulate.crystals import crystal_of_gold
 
 REACH, PIXEL, CENTRE = 0.08, 0.03, (47.5, 44.0)
 ANYWHERE = Window(np.eye(2), np.full(2, -1.4), np.full(2, 1.4))

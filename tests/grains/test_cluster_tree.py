@@ -214,7 +214,8 @@ def test_the_curve_with_background_counts_it(merged, min_size):
 def test_levels_run_from_fine_to_coarse(tree):
     step = np.diff(tree.levels)
     assert (step < 0).all() if tree.method == "grow" else (step > 0).all()
-    assert tree.method == "grow" or 1.0 in tree.levels
+    assert tree.method == "grow" or {0.25, 1.0, 2.0} <= set(tree.levels)
+    assert tree.named_levels == ({} if tree.method == "grow" else {"pattern": 1.0, "crystal": 2.0})
 
 
 @both

@@ -87,9 +87,9 @@ def test_what_is_not_known_is_left_out(cube):
 
 def test_lag(cube):
     clusters = cube.cluster(**QUIET)
-    settings = {**clusters.settings.everything, "lag": 1.5, "lag_axis": "+Ry"}
+    settings = {**clusters.settings.everything, "lag_share": 0.6, "lag_axis": "+Ry"}
     text = dataclasses.replace(clusters, settings=settings).describe()
-    assert "camera lag of 1.5 positions along +Ry" in text
+    assert "a share of 0.6 of each pattern is left in the next one along +Ry (estimated)" in text
 
 
 # --- results that cannot be right --------------------------------------------------------------
@@ -135,6 +135,13 @@ def test_doubts():
     assert text.startswith("No background was found")
     assert "borders" not in text
     assert doubts_in(clusters_of(halves, drop_background=None).describe()) == ""
+    halves[2] = -1
+    assert doubts_in(clusters_of(halves).describe()) == ""
+    # A lost row is no background.
+    text = clusters_of(halves, n_lost=6).describe()
+    assert doubts_in(text).startswith("No background was found")
+    assert "6 frames were lost (one value in all pixels, or none) and in no cluster." in text
+    assert "1 frame was lost" in clusters_of(halves, n_lost=1).describe()
 
 
 def test_background_that_is_kept_is_no_doubt():

@@ -191,14 +191,14 @@ def test_a_file_keeps_edits_and_names(tmp_path):
     np.testing.assert_array_equal(again.labels, found.labels)
     assert "edits" not in dict(found.settings)  # they are no options of `cluster`
     assert "names" not in dict(found.settings)
-    assert "edited by hand: erase(stroke=[[2, 3], [5, 9]], radius=2.0), name(" in found.describe()
+    assert "edited manually: erase(stroke=[[2, 3], [5, 9]], radius=2.0), name(" in found.describe()
 
 
 def test_the_methods_text_shortens_long_strokes():
     stroke = [[0, k % 6] for k in range(100)]
     start = tree_of("merge").cut()
     text = edit_clusters(start, [{"do": "erase", "stroke": stroke}]).describe()
-    assert "edited by hand: erase(stroke=[[0, 0], [0, 1]," in text
+    assert "edited manually: erase(stroke=[[0, 0], [0, 1]," in text
     assert "...)." in text
     assert len(text) < len(start.describe()) + 110
 

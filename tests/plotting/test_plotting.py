@@ -22,6 +22,7 @@ from py4dstem_clustering import (
     plot_disks,
     plot_growth,
     plot_patterns,
+    plot_residual,
     plot_similarity,
 )
 from py4dstem_clustering.kernels.virtual import sample_mean, scattered
@@ -62,6 +63,23 @@ def test_plot_similarity(cube):
     )
     with pytest.raises(ValueError, match="direction=8"):
         plot_similarity(similarity, direction=8)
+
+
+def test_plot_residual(cube):
+    filtered = cube.filter_lowrank(**QUIET)
+    residual = filtered.tree("residual").data
+    residual[2, 1] = 7
+    filtered.tree("kept").data[0, 3] = 0.1
+    _, ax = plt.subplots()
+    assert plot_residual(filtered, ax, limit=6) is ax
+    drawn(ax)
+    np.testing.assert_array_equal(ax.images[0].get_array(), residual)
+    assert ax.images[0].get_clim()[1] == 6
+    marked = ax.lines[0].get_xydata().tolist()
+    assert [1.0, 2.0] in marked
+    assert [3.0, 0.0] in marked
+    with pytest.raises(ValueError, match="has no residual map"):
+        plot_residual(cube)
 
 
 def test_plot_clusters_draws_into_ax(clusters):
