@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.signal import fftconvolve
 
 from . import binning
 from .binning import Binning
@@ -40,6 +41,10 @@ value averages more noise, and mixes in more of the next grain."""
 NEIGHBOUR_REACH = 2
 """Diagonal neighbours count up to this many positions along either axis; more take longer."""
 
+HIDDEN_BEAM = 0.7
+"""Unevenness on rings about the centre of inversion, relative to that about the brightest place,
+below which the direct beam counts as hidden. With a beam stop it is 0.5, without one 0.8 to 1.1."""
+
 _COVARIANCE_TILE = 256
 """Rows of the covariance that are one task."""
 
@@ -65,7 +70,19 @@ class Features(NamedTuple):
 
 
 def find_centre(mean: NDArray[Any]) -> tuple[float, float]:
-    """Centre of the direct beam of a mean pattern: centroid about its brightest place."""
+    """Centre of the direct beam of a mean pattern.
+
+    It is the centroid about the brightest place. A beam stop may hide the direct beam, and a
+    reflection may be the brightest place. The centre is then that of the inversion which maps the
+    pattern onto itself best, if the pattern is far more even on rings about it.
+    """
+    beam, inversion = _brightest_spot(mean), _inversion_centre(mean)
+    hidden = _unevenness(mean, inversion) < HIDDEN_BEAM * _unevenness(mean, beam)
+    return inversion if hidden else beam
+
+
+def _brightest_spot(mean: NDArray[Any]) -> tuple[float, float]:
+    """Centroid about the brightest place."""
     size = max(1.0, min(mean.shape) / 64)
     blurred = gaussian_filter(mean - np.median(mean), size)
     u, v = np.indices(mean.shape)
@@ -75,6 +92,31 @@ def find_centre(mean: NDArray[Any]) -> tuple[float, float]:
     if weight.sum() == 0:
         return (mean.shape[0] - 1) / 2, (mean.shape[1] - 1) / 2
     return float((weight * u).sum() / weight.sum()), float((weight * v).sum() / weight.sum())
+
+
+def _inversion_centre(mean: NDArray[Any]) -> tuple[float, float]:
+    """Centre, to half a pixel, about which a pattern and its inverse agree best.
+
+    At least half of the pattern must overlap with its inverse.
+    """
+    root = np.sqrt(np.maximum(gaussian_filter(mean, max(1.0, min(mean.shape) / 64)), 0))
+    one = np.ones_like(root)
+    product, power, overlap = (
+        fftconvolve(a, b) for a, b in ((root, root), (root**2, one), (one, one))
+    )
+    agreement = np.where(overlap >= root.size / 2, product / np.maximum(power, 1e-12), 0)
+    row, column = np.unravel_index(int(agreement.argmax()), agreement.shape)
+    return float(row) / 2, float(column) / 2
+
+
+def _unevenness(mean: NDArray[Any], centre: tuple[float, float]) -> float:
+    """Mean deviation of the roots of pixels from the median of their ring."""
+    root = np.sqrt(np.maximum(mean, 0)).ravel()
+    u, v = np.indices(mean.shape)
+    ring = np.hypot(u - centre[0], v - centre[1]).round().astype(int).ravel()
+    order = np.argsort(ring, kind="stable")
+    rings = np.split(root[order], np.flatnonzero(np.diff(ring[order])) + 1)
+    return float(sum(np.abs(values - np.median(values)).sum() for values in rings)) / root.size
 
 
 def nuisances(

@@ -463,6 +463,17 @@ def test_the_centre_is_that_of_the_direct_beam():
     assert find_centre(np.ones((1, 1))) == (0, 0)
 
 
+def test_a_direct_beam_behind_a_stop_is_found_by_the_symmetry_of_the_pattern():
+    u, v = np.indices((64, 60))
+    distance = np.hypot(u - 29, v - 32.5)
+    mean = 20 * np.exp(-distance / 12) + 30 * np.exp(-((distance - 11) ** 2) / 4)
+    stopped = mean * (np.hypot(u - 29, v - 32.5) > 6) * ~((abs(u - 29) < 3) & (v > 30))
+    stopped += 200.0 * (np.hypot(u - 46, v - 24) < 2)  # the brightest place is a reflection
+    np.testing.assert_allclose(find_centre(stopped), (29, 32.5), atol=0.51)
+    beam = mean + 4000.0 * (distance < 2.5) + 200.0 * (np.hypot(u - 46, v - 24) < 2)
+    np.testing.assert_allclose(find_centre(beam), (29, 32.5), atol=0.3)
+
+
 @pytest.mark.parametrize("width", [1.0, 2.5])
 def test_nuisances_hold_rings_and_their_shifts_and_little_else(width):
     rng = np.random.default_rng(0)
