@@ -20,9 +20,8 @@ from ..diffraction.refining import refine_orientations
 from ..diffraction.scores import orientation_scores
 from ..grains.clusters import Clusters
 from ..kernels.evidence import SURE, VERDICTS
-from ..simulate.crystals import PRESETS, check_materials
+from ..simulate.crystals import ACCELERATING_VOLTAGE, PRESETS, check_materials
 from ..simulate.scan import simulate_scan
-from ..simulate.scattering import ACCELERATING_VOLTAGE
 from .common import doses_of, markdown_table
 from .orientation import PLAN, disk_template, find_disks, quiet
 
