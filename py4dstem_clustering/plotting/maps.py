@@ -72,7 +72,9 @@ def plot_similarity(
     return ax
 
 
-def plot_residual(filtered: Any, ax: Axes | None = None, *, limit: float = 2) -> Axes:
+def plot_residual(
+    filtered: Any, ax: Axes | None = None, *, limit: float = 2, scale_bar: Any = True
+) -> Axes:
     """Draw what the low-rank filter could not explain, and mark odd positions.
 
     Parameters
@@ -84,6 +86,8 @@ def plot_residual(filtered: Any, ax: Axes | None = None, *, limit: float = 2) ->
     limit : float
         Positions get a ring where the residual is above it, relative to noise. Noise alone leaves
         about 1, and seldom more than 1.3 (detectors of 96 x 90 pixels and larger).
+    scale_bar : bool or dict
+        As in `plot_clusters`.
 
     Returns
     -------
@@ -117,9 +121,8 @@ def plot_residual(filtered: Any, ax: Axes | None = None, *, limit: float = 2) ->
     ax.plot(y, x, "o", color="#D55E00", markerfacecolor="none", markersize=6)
     bare_frame(ax, None)
     calibration = filtered.calibration
-    add_scale_bar(
-        ax, calibration.get_R_pixel_size(), calibration.get_R_pixel_units(), residual.shape[1]
-    )
+    step = calibration.get_R_pixel_size(), calibration.get_R_pixel_units()
+    draw_scale_bar(ax, scale_bar, step, residual.shape[1])
     return ax
 
 
