@@ -3,7 +3,8 @@
     python .ci/tutorials.py                        run all, and fail on any error
     python .ci/tutorials.py --keep NOTEBOOK ...    and keep the outputs in the notebooks
 
-Cells with the tag "your-data" are for the reader's own files: they are not run.
+Every cell is run, as "Run all" does, also those for the reader's own data, whose files are not
+there. A cell that prints a traceback or a warning is an error too.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -24,8 +25,7 @@ LIMIT_S, LIMIT_BYTES = 180, 1_500_000
 def run(path: Path, keep: bool) -> str:
     """Run one notebook; return what is wrong with it, or an empty text."""
     notebook = nbformat.read(path, as_version=4)
-    whole = deepcopy(notebook)
-    notebook.cells = [c for c in notebook.cells if "your-data" not in c.metadata.get("tags", [])]
+    kept = any(cell.get("outputs") for cell in notebook.cells)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
@@ -37,23 +37,32 @@ def run(path: Path, keep: bool) -> str:
         client.execute()
     seconds = time.perf_counter() - start
     if keep:
-        done = {cell.id: cell for cell in notebook.cells}
-        whole.cells = [done.get(cell.id, cell) for cell in whole.cells]
-        for cell in whole.cells:
+        for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # times that change with every run
-        whole.metadata = {
+        notebook.metadata = {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
         }
-        nbformat.write(whole, path)
+        nbformat.write(notebook, path)
     size = path.stat().st_size
     print(f"{path.name}: {seconds:.0f} s, {size / 1e6:.2f} MB", flush=True)
+    if text := printed_errors(notebook):
+        return f"{path.name} prints an error or a warning: {text}"
     if seconds > LIMIT_S:
         return f"{path.name} took more than {LIMIT_S} s"
     if size > LIMIT_BYTES:
         return f"{path.name} is larger than {LIMIT_BYTES} bytes"
-    if not any(cell.get("outputs") for cell in whole.cells):
+    if not (keep or kept):
         return f"{path.name} is kept without its outputs; run with --keep"
+    return ""
+
+
+def printed_errors(notebook: Any) -> str:
+    """The first line that a cell wrote to the error stream."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and output.name == "stderr" and output.text.strip():
+                return output.text.strip().splitlines()[0]
     return ""
 
 

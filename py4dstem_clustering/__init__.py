@@ -22,17 +22,26 @@ from . import metrics
 from ._version import __version__
 from .datacube import register
 from .diffraction.cross_validation import CrossValidation
+from .diffraction.disk_options import DiskOptions
+from .diffraction.disk_places import refine_disks
 from .diffraction.disks import GainedDisks
 from .diffraction.misorientation import get_symmetry, misorientation
 from .diffraction.orientation import orientation_from_node, orientation_to_node
+from .diffraction.phases import PhaseMap
 from .diffraction.refining import refine_orientations
+from .diffraction.scores import OrientationScores, orientation_scores
+from .diffraction.texture import plot_orientations
 from .explore.start import explore_clusters
 from .explore.window import ClusterExplorer
+from .exporting.orix_maps import to_orix
 from .exporting.results import export
 from .grains.averages import get_clustered_datacube, get_clusters
 from .grains.clustering import cluster, get_cluster_tree
 from .grains.clusters import Clusters
+from .grains.edits import cluster_names, edit_clusters
+from .grains.grain import Grain
 from .grains.overlaps import OverlappingGrains, find_overlaps
+from .grains.table import ClusterTable
 from .grains.tree import ClusterTree
 from .grains.validation import cross_validate_orientation
 from .kernels.similarity import DIRECTIONS
@@ -42,11 +51,14 @@ from .patterns.mixture import Mixture
 from .patterns.similarity import Similarity, get_similarity
 from .plotting.areas import plot_areas
 from .plotting.film import animate_series
-from .plotting.maps import plot_clusters, plot_growth, plot_similarity
+from .plotting.maps import plot_clusters, plot_growth, plot_residual, plot_similarity
+from .plotting.orientation import plot_orientation
 from .plotting.overlaps import plot_overlaps
 from .plotting.patterns import plot_averages, plot_patterns
-from .plotting.results import plot_cross_validation, plot_disks, plot_tree
+from .plotting.results import plot_cross_validation, plot_disks, plot_phases
+from .plotting.sizes import plot_sizes
 from .plotting.tracks import plot_tracks
+from .plotting.trees import plot_tree
 from .scan.array import ScanArray
 from .scan.hyperspy import from_hyperspy, to_hyperspy
 from .scan.opening import open_scan
@@ -65,12 +77,17 @@ __all__ = [
     "SAMPLE_KINDS",
     "ClusterExplorer",
     "ClusterSeries",
+    "ClusterTable",
     "ClusterTree",
     "Clusters",
     "CrossValidation",
+    "DiskOptions",
     "GainedDisks",
+    "Grain",
     "Mixture",
+    "OrientationScores",
     "OverlappingGrains",
+    "PhaseMap",
     "ScanArray",
     "Similarity",
     "SimulatedSample",
@@ -81,8 +98,10 @@ __all__ = [
     "__version__",
     "animate_series",
     "cluster",
+    "cluster_names",
     "cluster_series",
     "cross_validate_orientation",
+    "edit_clusters",
     "explore_clusters",
     "export",
     "filter_correlative",
@@ -101,6 +120,7 @@ __all__ = [
     "open_scan",
     "open_series",
     "orientation_from_node",
+    "orientation_scores",
     "orientation_to_node",
     "plot_areas",
     "plot_averages",
@@ -108,11 +128,17 @@ __all__ = [
     "plot_cross_validation",
     "plot_disks",
     "plot_growth",
+    "plot_orientation",
+    "plot_orientations",
     "plot_overlaps",
     "plot_patterns",
+    "plot_phases",
+    "plot_residual",
     "plot_similarity",
+    "plot_sizes",
     "plot_tracks",
     "plot_tree",
+    "refine_disks",
     "refine_orientations",
     "register",
     "rotation_rate",
@@ -120,6 +146,7 @@ __all__ = [
     "simulate_scan",
     "simulate_series",
     "to_hyperspy",
+    "to_orix",
     "watch_folder",
 ]
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..base.checks import check_integer, check_number
 
 
@@ -48,3 +50,8 @@ def markdown_table(
     """Return a table in Markdown; columns are aligned to the right, except those in `texts`."""
     rules = ["---" if i in texts else "---:" for i in range(len(heads))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rules, *rows))
+
+
+def mean_and_worst(quality: Sequence[float]) -> str:
+    """Mean of qualities, and the worst in brackets, for a table."""
+    return f"{np.mean(quality):.2f} ({min(quality):.2f})"

@@ -7,16 +7,16 @@ patterns.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from py4DSTEM import DataCube
-from scipy.ndimage import maximum_filter, minimum_filter
+from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
 
 from ..base.progress import progress
+from ..simulate.samples import simulate_sample
 from ..simulate.scan import simulate_scan
 from .common import doses_of, markdown_table
 
@@ -36,9 +36,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "hard particles": {
         "n_grains": 8, "twins": 0.5, "bending": 2.0, "probe_blur": 0.8, "uneven": 0.5,
     },
+    "small particles in liquid": {"n_grains": 40, "speckle": 0.0},
     "film": {"n_grains": 40, "film": 0.3, "speckle": 0.0},
 }  # fmt: skip
 """Kinematical scans: options of simulate_scan."""
+
+SAMPLES = {
+    "gold film, random": "random-film",
+    "precipitates": "precipitates",
+    "bent foil": "bent-foil",
+    "particles on film": "particles",
+}
+"""Two-beam intensities: kinds of simulate_sample."""
+
+SMALL = 25
+"""Positions up to which a grain counts as small."""
 
 _FOILS: dict[str, dict[str, Any]] = {
     "bent": {"thickness": (5, 40), "thickness_profile": "wedge", "bending": 2.0},
@@ -46,15 +58,20 @@ _FOILS: dict[str, dict[str, Any]] = {
 }
 _DYNAMICAL: dict[str, dict[str, Any]] = {
     f"{material}, {name}": {"materials": material, "speckle": 0.0, **options}
-    for material in ("gold", "silicon")
-    for name, options in _FOILS.items()
+    for material, name, options in (
+        ("gold", "bent", _FOILS["bent"]),
+        ("gold", "flat", _FOILS["flat"]),
+        ("silicon", "bent", _FOILS["bent"]),
+        ("magnesium", "bent", _FOILS["bent"]),
+    )
 }
 
 NLPAR_STRENGTHS = (0.5, 0.7, 1.0, 1.5, 2.0)
 """Strengths of NLPAR; the truth decides which of them is best."""
 
 _TRUE_ELECTRONS = 1e9
-_CORRELATIVE = {"sigma": 1.5, "radius": 4, "edge": 3, "progress_bar": False}
+CORRELATIVE: dict[str, Any] = {"sigma": 1.5, "radius": 4, "edge": 3, "progress_bar": False}
+"""Options of the correlative filter."""
 
 
 class FilterRow(NamedTuple):
@@ -68,6 +85,9 @@ class FilterRow(NamedTuple):
     """Error relative to that of raw patterns."""
     border: float
     """Error within two positions of a border between grains, relative to that of the whole scan."""
+    small: float
+    """Error in grains of at most `SMALL` positions over that elsewhere, each relative to raw
+    patterns; NaN where there are none."""
     rank: int
     """Number of directions; 0 where the method has none."""
     noise: float
@@ -75,10 +95,22 @@ class FilterRow(NamedTuple):
 
 
 def kinds() -> dict[str, dict[str, Any]]:
-    """Kinds of scans that the simulator can make, with the options of each."""
-    if "scattering" not in inspect.signature(simulate_scan).parameters:
-        return KINDS
-    return KINDS | {name: {"scattering": "dynamical", **x} for name, x in _DYNAMICAL.items()}
+    """Kinds of scans, with the options of each."""
+    found = KINDS | {name: {"scattering": "dynamical", **x} for name, x in _DYNAMICAL.items()}
+    return found | {name: {"sample": kind} for name, kind in SAMPLES.items()}
+
+
+def make_truth(kind: str, seed: int, *, small: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Expected share of electrons in each pixel of a scan, and the true grains."""
+    scan, detector = SHAPES[small]
+    options = dict(kinds()[kind])
+    sample = options.pop("sample", None)
+    common: dict[str, Any] = {"electrons": _TRUE_ELECTRONS, "seed": seed}
+    if sample is None:
+        truth = simulate_scan(scan, detector, **common, **options)
+        return truth.datacube.data / np.float32(_TRUE_ELECTRONS), truth.labels
+    found = simulate_sample(sample, scan, detector, **common)
+    return found.datacube.data / np.float32(_TRUE_ELECTRONS), found.labels
 
 
 def run_benchmark(
@@ -88,17 +120,21 @@ def run_benchmark(
     rows: list[FilterRow] = []
     known = kinds()
     with progress(len(known) * len(seeds) * len(doses), "Filtering", progress_bar, "scans") as done:
-        for kind, options in known.items():
+        for kind in known:
             for seed in seeds:
-                scan, detector = SHAPES[small]
-                truth = simulate_scan(
-                    scan, detector, electrons=_TRUE_ELECTRONS, seed=seed, **options
-                )
-                share = truth.datacube.data / np.float32(_TRUE_ELECTRONS)
+                share, labels = make_truth(kind, seed, small=small)
                 for dose in doses:
-                    rows += compare(share, truth.labels, kind, dose, seed)
+                    rows += compare(share, labels, kind, dose, seed)
                     done(1)
     return rows
+
+
+def deepest(labels: NDArray[Any]) -> tuple[int, int]:
+    """The position of the largest grain that is farthest from its border."""
+    largest = labels == np.bincount(labels[labels >= 0]).argmax()
+    depth = distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1]
+    x, y = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)
 
 
 def compare(
@@ -115,14 +151,22 @@ def compare(
     def squares(result: NDArray[Any]) -> NDArray[np.float64]:
         return ((result[..., outside] - truth[..., outside]) ** 2).mean(axis=-1)
 
-    raw = float(np.sqrt(squares(counts).mean()))
+    of_raw = squares(counts)
+    raw = float(np.sqrt(of_raw.mean()))
+    names, place = np.unique(labels, return_inverse=True)
+    place = place.reshape(labels.shape)
+    tiny = ((np.bincount(place.ravel()) <= SMALL) & (names >= 0))[place]
 
     def row(method: str, result: NDArray[Any], rank: int = 0, noise: Any = None) -> FilterRow:
         found = squares(result)
         error = float(np.sqrt(found.mean()))
         near = float(np.sqrt(found[border].mean())) / error if border.any() else np.nan
         ratio = np.nan if noise is None else _noise_ratio(noise, result, truth, outside)
-        return FilterRow(kind, dose, seed, method, error / raw, near, rank, ratio)
+        inside = np.nan
+        if tiny.any() and not tiny.all():
+            shares = [found[part].mean() / of_raw[part].mean() for part in (tiny, ~tiny)]
+            inside = float(np.sqrt(shares[0] / shares[1]))
+        return FilterRow(kind, dose, seed, method, error / raw, near, inside, rank, ratio)
 
     cube = DataCube(counts)
     filtered = cube.filter_lowrank(progress_bar=False)
@@ -130,20 +174,31 @@ def compare(
     yield row("low rank", filtered.data, rank, filtered.tree("noise").data)
     alone = cube.filter_lowrank(local=False, progress_bar=False)
     yield row("low rank, not local", alone.data, rank, alone.tree("noise").data)
-    yield row("correlative", cube.filter_correlative(**_CORRELATIVE).data)
-    auto = cube.filter_correlative(**_CORRELATIVE, corr_range="auto")
+    yield row("correlative", cube.filter_correlative(**CORRELATIVE).data)
+    auto = cube.filter_correlative(**CORRELATIVE, corr_range="auto")
     yield row("correlative, auto", auto.data)
     found = nlpar(counts, NLPAR_STRENGTHS)
     yield min((row("NLPAR, best", one) for one in found), key=_error)
     yield row("SVD, same rank", poisson_svd(counts, rank), rank)
     if (labels >= 0).any():
-        names, place = np.unique(labels, return_inverse=True)
         means = np.stack([counts[labels == name].mean(axis=0) for name in names])
-        yield row("true grain averages", means[place.reshape(labels.shape)])
+        yield row("true grain averages", means[place])
 
 
 def _error(row: FilterRow) -> float:
     return row.error
+
+
+def _border(row: FilterRow) -> float:
+    return row.border
+
+
+def _small(row: FilterRow) -> float:
+    return row.small
+
+
+def _noise(row: FilterRow) -> float:
+    return row.noise
 
 
 def outside_beam(mean: NDArray[Any]) -> NDArray[np.bool_]:
@@ -208,7 +263,7 @@ def filter_table(rows: Sequence[FilterRow]) -> str:
     methods = list(dict.fromkeys(row.method for row in rows))
 
     def cell(chosen: list[FilterRow], value: Callable[[FilterRow], float]) -> str:
-        found = [value(row) for row in chosen]
+        found = [value(row) for row in chosen if np.isfinite(value(row))]
         return f"{np.mean(found):.2f} ({np.max(found):.2f})" if found else ""
 
     lines = []
@@ -219,7 +274,14 @@ def filter_table(rows: Sequence[FilterRow]) -> str:
             lines.append([
                 kind, f"{dose:,.0f}",
                 *(cell([row for row in of if row.method == method], _error) for method in methods),
-                cell(first, lambda row: row.border), cell(first, lambda row: row.noise),
+                *(cell(first, value) for value in (_border, _small, _noise)),
             ])  # fmt: skip
-    heads = ["scan", "electrons", *methods, "low rank: at borders", "low rank: noise found"]
+    heads = [
+        "scan",
+        "electrons",
+        *methods,
+        "low rank: at borders",
+        "in small grains",
+        "noise found",
+    ]
     return markdown_table(heads, lines, texts={0})

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.progress import progress
+from ..diffraction.disk_options import propose_disk_options
 from ..diffraction.misorientation import misorientation
 from ..diffraction.refining import refine_orientations
 from ..diffraction.strain import calculate_strain
+from ..simulate.crystals import ACCELERATING_VOLTAGE, crystal_of_gold
 from ..simulate.scan import SimulatedScan, simulate_scan
-from ..simulate.scattering import ACCELERATING_VOLTAGE, crystal_of_gold
 from .common import doses_of, markdown_table
 
 ELECTRONS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
@@ -51,7 +52,7 @@ DISKS = {
     "edgeBoundary": 3,
     "maxNumPeaks": 100,
 }
-"""Options of find_Bragg_disks; its defaults suit larger detectors."""
+"""Options of find_Bragg_disks for single patterns; its defaults suit larger detectors."""
 
 PLAN = {
     "zone_axis_range": np.array([[0, 1, 1], [1, 1, 1]]),
@@ -152,6 +153,14 @@ def disk_template(shape: tuple[int, int]) -> NDArray[Any]:
     return probe.kernel
 
 
+def find_disks(sizes: NDArray[Any], averages: Any, template: NDArray[Any]) -> Any:
+    """Disks of averages over `sizes` positions of counted electrons, as BraggVectors."""
+    options = propose_disk_options(
+        sizes, averages, template, gain=1.0, offset=0.0, significance=4.0
+    )
+    return options.find(averages)
+
+
 def _run_scan(electrons: float, seed: int, crystal: Any, small: bool) -> list[Row]:
     scan = simulate_scan(
         *SHAPES[small], n_grains=6, electrons=electrons, seed=seed, probe_blur=0.5, strain=STRAIN
@@ -167,7 +176,7 @@ def _run_scan(electrons: float, seed: int, crystal: Any, small: bool) -> list[Ro
             for label in range(clusters.n_clusters)
         ]
     )
-    found = _find(averages, crystal)
+    found = _find(averages, crystal, sizes=clusters.sizes)
     rows = _rows("averages", electrons, seed, grain, scan, crystal, found)
 
     pure = (scan.shares.max(axis=2) > 0.99) & (scan.labels >= 0) & (clusters.labels >= 0)
@@ -196,17 +205,26 @@ def _single_patterns(datacube: Any, index: tuple[NDArray[Any], ...]) -> Any:
 
 
 def _find(
-    patterns: Any, crystal: Any, lattice: Any = None, label: NDArray[Any] | None = None
+    patterns: Any,
+    crystal: Any,
+    lattice: Any = None,
+    label: NDArray[Any] | None = None,
+    sizes: NDArray[Any] | None = None,
 ) -> _Found:
     """Find orientation and strain of patterns ``(n, 1, Qx, Qy)``.
 
     The strain of each pattern refers to its own orientation. With `lattice`, the orientations of
     clusters, it refers to the orientation of the cluster `label` of the pattern, as in the paper.
+    With `sizes`, the numbers of averaged positions, disks are what stands out of the noise.
     """
     start = perf_counter()
     with quiet():
-        bragg = patterns.find_Bragg_disks(template=disk_template(patterns.Qshape), **DISKS)
-        bragg.setcal()
+        template = disk_template(patterns.Qshape)
+        if sizes is None:
+            bragg = patterns.find_Bragg_disks(template=template, **DISKS)
+            bragg.setcal()
+        else:
+            bragg = find_disks(sizes, patterns, template)
         matched = crystal.match_orientations(bragg, progress_bar=False)
     seconds = perf_counter() - start
     start = perf_counter()

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from ..base.progress import progress
 from ..simulate.samples import SAMPLE_KINDS, SimulatedSample, simulate_sample
-from .common import doses_of
+from .common import doses_of, mean_and_worst
 from .common import markdown_table as make_table
 from .methods import METHODS
 from .segmentation import SHAPES, run_methods
@@ -92,7 +90,6 @@ def markdown_table(rows: Sequence[Row], methods: Sequence[str]) -> str:
     lines = []
     for kind in dict.fromkeys(row.kind for row in rows):
         for dose in doses_of(rows):
-            quality = [found[kind, dose, title] for title in titles]
-            cells = [f"{np.mean(one):.2f} ({min(one):.2f})" for one in quality]
+            cells = [mean_and_worst(found[kind, dose, title]) for title in titles]
             lines.append([kind, f"{dose:,.10g}", *cells])
     return make_table(["kind", "electrons", *titles], lines, texts=(0,))

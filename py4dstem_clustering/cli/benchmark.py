@@ -78,6 +78,9 @@ def run_samples(options: argparse.Namespace) -> None:
 
 def run_orientation(options: argparse.Namespace) -> None:
     """Measure errors of orientations and strains: orientation.csv and .md."""
+    if options.dynamical:
+        _run_dynamical(options)
+        return
     from ..benchmarks import orientation as benchmark
     from ..benchmarks.common import write_csv
 
@@ -101,6 +104,25 @@ def run_orientation(options: argparse.Namespace) -> None:
     write_csv(folder / "orientation.csv", rows)
     _write_text(folder / "orientation.md", text)
     print(f"wrote orientation.csv and .md to {folder} in {time_since(start)}")
+
+
+def _run_dynamical(options: argparse.Namespace) -> None:
+    """Measure orientations and verdicts on Bloch-wave patterns: orientation_dynamical.csv, .md."""
+    from ..benchmarks import orientation_dynamical as benchmark
+    from ..benchmarks.common import write_csv
+
+    seeds, doses = _seeds_and_doses(options, benchmark)
+    folder = make_folder(options.out)
+    start = time.perf_counter()
+    _print_seeds("scans of each material", seeds)
+    rows = benchmark.run_benchmark(
+        doses, seeds, small=options.small, progress_bar=not options.quiet
+    )
+    text = "Misorientation from the truth, degrees\n\n" + benchmark.verdict_table(rows)
+    print(text)
+    write_csv(folder / "orientation_dynamical.csv", rows)
+    _write_text(folder / "orientation_dynamical.md", text)
+    print(f"wrote orientation_dynamical.csv and .md to {folder} in {time_since(start)}")
 
 
 def run_series_benchmark(options: argparse.Namespace) -> None:
@@ -129,9 +151,10 @@ def run_series_benchmark(options: argparse.Namespace) -> None:
 
 
 def run_filters(options: argparse.Namespace) -> None:
-    """Measure errors of filtered patterns: filters.csv and .md."""
+    """Measure errors of filtered patterns: filters.csv, .md and .png."""
     from ..benchmarks import filters as benchmark
     from ..benchmarks.common import write_csv
+    from ..benchmarks.filters_figure import draw_filters
 
     seeds, doses = _seeds_and_doses(options, benchmark)
     folder = make_folder(options.out)
@@ -146,7 +169,10 @@ def run_filters(options: argparse.Namespace) -> None:
     print(text)
     write_csv(folder / "filters.csv", rows)
     _write_text(folder / "filters.md", text)
-    print(f"wrote filters.csv and .md to {folder} in {time_since(start)}")
+    share, labels = benchmark.make_truth("gold, bent", seeds[0], small=options.small)
+    figure = draw_filters(share, benchmark.deepest(labels), doses, seeds[0])
+    figure.savefig(folder / "filters.png", dpi=80)
+    print(f"wrote filters.csv, .md and .png to {folder} in {time_since(start)}")
 
 
 def run_memory(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 from ..base.checks import check_out
@@ -13,6 +14,8 @@ from ..scan.opening import notes_of
 from .options import (
     check_before_opening,
     check_other_file,
+    check_report,
+    command_line,
     common_options,
     draw_overview,
     filter_and_r_mask,
@@ -29,7 +32,6 @@ from .options import (
 def run_cluster(options: argparse.Namespace) -> None:
     """Cluster a scan, and write averages, clusters and figures."""
     from ..grains.averages import get_clustered_datacube, keep_clusters
-    from ..grains.clustering import cluster
     from ..grains.describe import find_doubts
 
     if options.out.exists() and not options.overwrite:
@@ -42,6 +44,7 @@ def run_cluster(options: argparse.Namespace) -> None:
     step = None if options.step is None else parse_step(*options.step)
     opening = opening_options(options)
     figures = options.figures and make_folder(options.figures)
+    report = check_report(options.report, [options.file, path])
     start = time.perf_counter()
     scan = load_datacube(options.file, opening, step)
     check_other_file(path, files_of(scan.data))
@@ -53,21 +56,10 @@ def run_cluster(options: argparse.Namespace) -> None:
 
     q_mask = make_q_mask(scan, options.q_range, options.q_center)
 
-    if not grows:
-        start = time.perf_counter()
-        clusters: Any = cluster(
-            scan,
-            level=options.level,
-            min_size=options.min_size,
-            r_mask=r_mask,
-            q_mask=q_mask,
-            drop_background=not options.keep_background,
-            **common,
-        )
-        print(f"merged in {time_since(start)}: {clusters}")
-        found, similarity = [clusters], None
-    else:
+    if grows:
         found, similarity = _grow(scan, options, filtering, q_mask, r_mask, common)
+    else:
+        found, similarity = _merge(scan, options, q_mask, r_mask, common), None
     found.sort(key=lambda clusters: clusters.n_clusters > 0)  # results without clusters come first
     start = time.perf_counter()
     averages = get_clustered_datacube(scan, found[-1], **common)
@@ -84,6 +76,58 @@ def run_cluster(options: argparse.Namespace) -> None:
             draw_overview(
                 figures, similarity, clusters, averages if clusters is found[-1] else None
             )
+    if report is not None:
+        _write_report(report, options, scan, found, averages)
+
+
+def _write_report(
+    path: Path, options: argparse.Namespace, scan: Any, found: list[Any], averages: Any
+) -> None:
+    """Write the page of ``--report``."""
+    from ..exporting.report import write_report
+    from ..scan.virtual import scattered_image
+    from .info import describe_scan
+
+    start = time.perf_counter()
+    image = scattered_image(scan, **common_options(options))
+    write_report(
+        path,
+        found,
+        averages,
+        image=image,
+        facts={"file": options.file, **describe_scan(scan, options.file)},
+        command=command_line(options),
+    )
+    print(f"wrote {path} in {time_since(start)}")
+
+
+def _merge(
+    scan: Any, options: argparse.Namespace, q_mask: Any, r_mask: Any, common: dict[str, Any]
+) -> list[Any]:
+    """Merge regions, and cut their tree at each level that was given."""
+    from ..grains.clustering import get_cluster_tree
+
+    start = time.perf_counter()
+    tree: Any = get_cluster_tree(scan, lag=options.lag, r_mask=r_mask, q_mask=q_mask, **common)
+    print(f"merged in {time_since(start)}: {tree}")
+    thresholds = options.threshold or [None]
+    found = []
+    for threshold in thresholds:
+        clusters = tree.cut(
+            threshold,
+            level=options.level,
+            min_size=options.min_size,
+            drop_background=not options.keep_background,
+            name=_name(threshold, thresholds),
+        )
+        found.append(clusters)
+        print(f"level {clusters.settings['level']:g}: {clusters}")
+    return found
+
+
+def _name(threshold: float | None, thresholds: list[Any]) -> str:
+    """Name of the clusters of one of several thresholds."""
+    return f"clusters_{threshold}" if len(thresholds) > 1 else "clusters"
 
 
 def _grow(
@@ -121,7 +165,7 @@ def _grow(
             min_size=options.min_size,
             r_mask=r_mask,
             similarity=similarity,
-            name=f"clusters_{threshold}" if len(thresholds) > 1 else "clusters",
+            name=_name(threshold, thresholds),
         )
         found.append(clusters)
         print(f"threshold {threshold}, {time_since(start)}: {clusters}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,8 +21,10 @@ from ..base.checks import (
     check_memory,
     check_n_jobs,
     check_number,
+    check_out,
     check_writable,
 )
+from ..grains.options import check_lag
 from ..kernels.virtual import sample_mean
 from ..scan.axes import LENGTHS, as_length
 from ..scan.calibration import known_centre
@@ -66,8 +70,11 @@ def check_before_opening(options: argparse.Namespace) -> None:
     """Refuse, before a file is opened, all values that no scan can make right."""
     thresholds = options.threshold if isinstance(options.threshold, list) else [options.threshold]
     for threshold in thresholds:
-        if threshold is not None:
-            check_number("--threshold", threshold, -1, 1)
+        if threshold is not None and options.method == "merge":
+            check_number("--threshold", threshold, 0)
+        elif threshold is not None:
+            _check_similarity(threshold)
+    check_lag(options.lag)
     if options.sigma is not None:
         check_number("--sigma", options.sigma, 0)
     if options.filter_sigma is not None:
@@ -82,6 +89,16 @@ def check_before_opening(options: argparse.Namespace) -> None:
     check_n_jobs(options.n_jobs)
     check_memory(options.max_memory)
     _check_q_range(options.q_range, options.q_center)
+
+
+def _check_similarity(threshold: float) -> None:
+    """Refuse a threshold of growth that is no similarity."""
+    if threshold > 1:
+        raise ValueError(
+            f"--threshold={threshold} must be a finite number from -1 to 1, a similarity at which "
+            "clusters grow; for a level of merging add --method merge, or give --level"
+        )
+    check_number("--threshold", threshold, -1, 1)
 
 
 def _check_q_range(q_range: Sequence[float] | None, q_center: Sequence[float] | None) -> None:
@@ -147,11 +164,26 @@ def check_other_file(out: Path, files: Iterable[Path]) -> None:
 def is_growth(options: argparse.Namespace) -> bool:
     """Whether clusters are grown as in the paper; otherwise they are merged."""
     filters = options.filter or options.filter_lowrank
-    grows = options.threshold is not None or filters or options.sigma is not None
-    if grows and options.keep_background:
-        raise ValueError("--keep-background goes with merging, not with --threshold")
-    if grows and options.level is not None:
-        raise ValueError("--level goes with merging, not with --threshold, --filter or --sigma")
+    if options.method == "merge" and (filters or options.sigma is not None):
+        raise ValueError(
+            "--filter, --filter-lowrank and --sigma go with growth; leave them out, or give "
+            "--method grow"
+        )
+    given = options.threshold is not None or filters or options.sigma is not None
+    grows = bool(options.method == "grow" or (given and options.method is None))
+    merging = {
+        "--keep-background": options.keep_background,
+        "--level": options.level,
+        "--lag": options.lag,
+    }
+    for name, value in merging.items():
+        if grows and value:
+            raise ValueError(
+                f"{name} goes with merging, not with --method grow, --threshold, --filter or "
+                "--sigma"
+            )
+    if options.level is not None and options.threshold is not None:
+        raise ValueError("--level and --threshold exclude each other; give one of them")
     return grows
 
 
@@ -230,6 +262,28 @@ def make_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "figure.png")
     return folder
+
+
+def check_report(path: Path | None, files: Iterable[Path]) -> Path | None:
+    """Check the name of the page to write, before any work; None if there is to be none."""
+    if path is None:
+        return None
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--report {path} must end in .html")
+    if is_one_of(path, files):
+        raise ValueError(f"--report {path} is another file of this command; give another name")
+    return check_out(path, True, "--report")
+
+
+def program_name() -> str:
+    """What the user typed to start the program."""
+    as_module = Path(sys.argv[0]).parts[-2:] == ("py4dstem_clustering", "__main__.py")
+    return "python -m py4dstem_clustering" if as_module else "py4dstem-clustering"
+
+
+def command_line(options: argparse.Namespace) -> str:
+    """The command as the user typed it, in quotes where a shell needs them."""
+    return f"{program_name()} {shlex.join(options.typed)}"
 
 
 def time_since(start: float) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+from textwrap import dedent, fill, indent
 from typing import Any, NoReturn
 
 from .._version import __version__
@@ -22,11 +22,24 @@ from .benchmark import (
 from .cluster import run_cluster
 from .demo import run_demo
 from .export import run_export
+from .info import run_info
+from .options import program_name
 from .series import run_series
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the list of all options."""
+    """A parser whose errors are one line, without the list of all options.
+
+    Help keeps the lines of examples as they are.
+    """
+
+    def __init__(self, *, examples: str = "", **options: Any) -> None:
+        if examples:
+            lines = dedent(examples).strip().replace("py4dstem-clustering", program_name())
+            options["epilog"] = "examples:\n" + indent(lines, "  ")
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        if self.description:
+            self.description = fill(self.description, 79)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help lists all options\n")
@@ -34,18 +47,31 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser; the options that it returns hold the command as ``run``."""
-    as_module = Path(sys.argv[0]).parts[-2:] == ("py4dstem_clustering", "__main__.py")
     parser = _Parser(
-        prog="python -m py4dstem_clustering" if as_module else "py4dstem-clustering",
+        prog=program_name(),
         description="Find the grains in a 4D-STEM scan and average their diffraction patterns.",
+        examples="""
+            py4dstem-clustering demo --out demo         a simulated scan, in two minutes
+            py4dstem-clustering info scan.mib           what is in a file, and what it takes
+            py4dstem-clustering cluster scan.mib --out clusters.h5 --report report.html
+            py4dstem-clustering COMMAND --help          options and examples of a command
+        """,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_info(commands)
     _add_cluster(commands)
     _add_series(commands)
     _add_export(commands)
-    benchmark = commands.add_parser("benchmark", help="measure on simulated scans of known grains")
+    benchmark = commands.add_parser(
+        "benchmark",
+        help="measure on simulated scans of known grains",
+        examples="""
+            py4dstem-clustering benchmark speed
+            py4dstem-clustering benchmark segmentation --out results --seeds 2
+        """,
+    )
     benchmarks = benchmark.add_subparsers(required=True, metavar="WHAT")
     _add_segmentation(benchmarks)
     _add_samples(benchmarks)
@@ -58,12 +84,42 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands: Any) -> None:
-    demo = commands.add_parser("demo", help="cluster a simulated scan: files, figures and a table")
+    demo = commands.add_parser(
+        "demo",
+        help="cluster a simulated scan: files, figures and a table",
+        description="Simulate gold grains in a liquid, cluster the scan by merging and by growth, "
+        "and write EMD files, figures and a table of the clusters beside the simulated grains.",
+        examples="""
+            py4dstem-clustering demo --out demo
+            py4dstem-clustering demo --out low_dose --electrons 100 --seed 3
+        """,
+    )
     add = demo.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="folder for results")
     add("--electrons", type=float, default=1000, help="electrons a pattern; default 1000")
     add("--seed", type=int, default=0, help="seed of the simulation; default 0")
     demo.set_defaults(run=run_demo)
+
+
+def _add_info(commands: Any) -> None:
+    info = commands.add_parser(
+        "info",
+        help="what is in a file, how it is calibrated, and what clustering would take",
+        description="Print what is in a file: shape, type, calibration, results of this package, "
+        "what the file does not state, and the time and memory that clustering would take on this "
+        "machine, measured with some of its patterns. Nothing is written.",
+        examples="""
+            py4dstem-clustering info scan.mib
+            py4dstem-clustering info scan_master.h5 --scan-shape 256 512
+        """,
+    )
+    add = info.add_argument
+    add("file", type=Path, metavar="FILE", help="a scan, or a file that cluster or series wrote")
+    _add_opening_options(info)
+    add("--step", nargs=2, metavar=("SIZE", "UNIT"), help=_STEP)
+    add("--n-jobs", type=int, help=_N_JOBS)
+    add("--quiet", action="store_true", help="do not print what to call next")
+    info.set_defaults(run=run_info)
 
 
 def _add_cluster(commands: Any) -> None:
@@ -73,18 +129,22 @@ def _add_cluster(commands: Any) -> None:
         description="Cluster a scan in a file of any microscope or program (EMD, Arina master "
         "file, .dm4, .mib, .hspy, .blo, .npy, ...). Writes an EMD file with the cluster averages "
         "and the clusters.",
+        examples="""
+            py4dstem-clustering cluster scan.mib --out clusters.h5 --step 2 nm --report report.html
+            py4dstem-clustering cluster scan_master.h5 --out clusters.h5 --scan-shape 256 512
+            as in the paper, at two thresholds:
+            py4dstem-clustering cluster scan.npy --out grown.h5 --filter --threshold 0.8 0.9
+        """,
     )
     add = cluster.add_argument
     add("file", type=Path, metavar="FILE")
     add("--out", required=True, type=Path, metavar="FILE", help="EMD file to write")
     add("--overwrite", action="store_true", help="replace the file --out if it exists")
     add("--threshold", type=float, nargs="+", help="grow clusters over neighbours of at least this "
-        "similarity, as in the paper; default 0.9 where --filter or --sigma is given. Several "
-        "values make several clusterings; the averages are those of the last one that finds "
-        "clusters. Without a threshold, regions are merged, and nothing needs "
-        "tuning")  # fmt: skip
-    add("--level", choices=("pattern", "crystal"), help="merging: crystals, the default, or "
-        "regions of one pattern, in which a bent crystal comes in pieces")  # fmt: skip
+        "similarity, as in the paper; default 0.9 for growth. Several values make several "
+        "clusterings; the averages are those of the last one that finds clusters. With --method "
+        "merge: the level of merging, from 0 on; 1 are regions of one pattern, 2 crystals, above 2 "
+        "crystals join")  # fmt: skip
     _add_scan_options(cluster)
     cluster.set_defaults(run=run_cluster)
 
@@ -95,6 +155,10 @@ def _add_series(commands: Any) -> None:
         help="cluster a series of scans, and follow its grains",
         description="Cluster the scans of an in-situ experiment, one file for each scan, and "
         "follow the grains through the series. After a stop, the same command continues the work.",
+        examples="""
+            py4dstem-clustering series scan_*.mib --out series.h5 --time-step 0.5 s
+            py4dstem-clustering series scan_*.npy --out series.h5 --step 2 nm --min-size 5
+        """,
     )
     add = series.add_argument
     add("files", type=Path, nargs="+", metavar="FILE", help="scans in the order of time")
@@ -104,10 +168,8 @@ def _add_series(commands: Any) -> None:
     add("--time-step", nargs=2, metavar=("TIME", "UNIT"), help="time from one scan to the next, "
         "such as 0.5 s")  # fmt: skip
     add("--threshold", type=float, help="grow clusters over neighbours of at least this "
-        "similarity, as in the paper; default 0.9 where --filter or --sigma is given. Without a "
-        "threshold, regions are merged, and nothing needs tuning")  # fmt: skip
-    add("--level", choices=("pattern", "crystal"), help="merging: crystals, the default, or "
-        "regions of one pattern")  # fmt: skip
+        "similarity, as in the paper; default 0.9 for growth. With --method merge: the level of "
+        "merging, from 0 on")  # fmt: skip
     _add_scan_options(series)
     series.set_defaults(run=run_series)
 
@@ -118,6 +180,9 @@ def _add_export(commands: Any) -> None:
         help="write results for other programs",
         description="Write the clusters, averages and orientations in an EMD file as TIFF, NumPy, "
         "CSV, GeoJSON, SVG, .hspy and .ang.",
+        examples="""
+            py4dstem-clustering export clusters.h5 --to results
+        """,
     )
     add = export.add_argument
     add("file", type=Path, metavar="FILE", help="EMD file that the command cluster wrote, or any "
@@ -132,8 +197,15 @@ def _add_scan_options(command: argparse.ArgumentParser) -> None:
     """Add the options that say how scans are opened and clustered."""
     add = command.add_argument
     _add_opening_options(command)
-    add("--step", nargs=2, metavar=("SIZE", "UNIT"), help="distance between scan positions, such "
-        "as 3.03 nm; by default the distance that the file holds")  # fmt: skip
+    add("--step", nargs=2, metavar=("SIZE", "UNIT"), help=_STEP)
+    add("--method", choices=("merge", "grow"), help="merge regions, which needs no tuning, or grow "
+        "clusters as in the paper; by default merge, or grow where --threshold, --filter, "
+        "--filter-lowrank or --sigma is given")  # fmt: skip
+    add("--level", choices=("pattern", "crystal"), help="merging: crystals, the default, or "
+        "regions of one pattern, in which a bent crystal comes in pieces")  # fmt: skip
+    add("--lag", type=float, metavar="SHARE", help="merging: share of each pattern that a slow "
+        "camera leaves in the next one of its row, 0 to below 1; by default it is found, 0 forbids "
+        "that")  # fmt: skip
     add("--keep-background", action="store_true", help="when merging: keep liquid, vacuum and "
         "film as clusters")  # fmt: skip
     add("--min-size", type=int, default=1, help="drop clusters of fewer positions; default 1")
@@ -160,6 +232,9 @@ def _add_scan_options(command: argparse.ArgumentParser) -> None:
     add("--filter-edge", type=int, help="filter: border of the detector that is left out, in "
         "pixels; default 12")  # fmt: skip
     add("--figures", type=Path, metavar="DIR", help="folder for figures (PNG)")
+    add("--report", type=Path, metavar="FILE", help="page to write (HTML) with figures, tables, "
+        "settings and a paragraph for the methods of a paper; it is one file, that can be sent by "
+        "mail and opened in any browser")  # fmt: skip
     add("--n-jobs", type=int, help=_N_JOBS)
     add("--max-memory", metavar="SIZE", help=_MAX_MEMORY)
     add("--quiet", action="store_true", help="show no progress bars")
@@ -186,6 +261,10 @@ def _add_opening_options(command: argparse.ArgumentParser) -> None:
 
 _N_JOBS = "number of threads; by default all cores that the process may use"
 
+_STEP = (
+    "distance between scan positions, such as 3.03 nm; by default the distance that the file holds"
+)
+
 _MAX_MEMORY = "memory that the work may take, such as 1GB"
 
 
@@ -197,6 +276,9 @@ def _add_segmentation(commands: Any) -> None:
         "segmentation.csv, .md and .png. k-means, NMF and Ward do not recognise the liquid. They "
         "are given an advantage: they are told the number of grains, and a cluster that is mostly "
         "liquid by the truth counts as background.",
+        examples="""
+            py4dstem-clustering benchmark segmentation --out results --electrons 100 1000 --seeds 5
+        """,
     )
     _add_simulated_scans(segmentation, "30 100 1000 10000 100000", 20, "100 to 163")
     add = segmentation.add_argument
@@ -214,6 +296,9 @@ def _add_samples(commands: Any) -> None:
         "several methods, compare with the truth, and write samples.csv and .md. k-means, NMF and "
         "Ward are told the number of grains and what is background; the paper's threshold is the "
         "best one by the truth.",
+        examples="""
+            py4dstem-clustering benchmark samples --out results --electrons 1000 --seeds 1
+        """,
     )
     _add_simulated_scans(samples, "100 1000 10000", 3, "100 to 163")
     add = samples.add_argument
@@ -232,8 +317,17 @@ def _add_orientation(commands: Any) -> None:
         description="Find orientations and strains of simulated gold grains with py4DSTEM, from "
         "averages and from single patterns, compare with the truth, and write orientation.csv "
         "and .md.",
+        examples="""
+            py4dstem-clustering benchmark orientation --out results --electrons 1000 --seeds 2
+        """,
     )
     _add_simulated_scans(orientation, "100 300 1000 3000 10000", 10, "40 to 59")
+    orientation.add_argument(
+        "--dynamical",
+        action="store_true",
+        help="Bloch-wave patterns of five materials instead, at 1000 and 10000 electrons, with "
+        "true labels and with clusters (about 2 hours): orientation_dynamical.csv and .md",
+    )
     orientation.set_defaults(run=run_orientation)
 
 
@@ -244,6 +338,9 @@ def _add_series_benchmark(commands: Any) -> None:
         description="Follow simulated particles that nucleate, grow, turn, coalesce and dissolve "
         "in a drifting scan, compare with the truth, and write series.csv, particles.csv and "
         "series.md.",
+        examples="""
+            py4dstem-clustering benchmark series --out results --electrons 1000 --seeds 1
+        """,
     )
     _add_simulated_scans(series, "100 300 1000 10000", 5, "100 to 115")
     series.set_defaults(run=run_series_benchmark)
@@ -255,6 +352,9 @@ def _add_filters(commands: Any) -> None:
         help="errors of filtered patterns",
         description="Filter simulated scans of several kinds and doses by both filters, NLPAR and "
         "a truncated SVD, compare with the truth, and write filters.csv and .md.",
+        examples="""
+            py4dstem-clustering benchmark filters --out results --electrons 1000 --seeds 1
+        """,
     )
     _add_simulated_scans(filters, "30 100 1000 10000 100000", 3, "100 to 115")
     filters.set_defaults(run=run_filters)
@@ -281,6 +381,9 @@ def _add_memory(commands: Any) -> None:
         help="time and peak memory of a scan in a file",
         description="Filter to HDF5, merge and average a simulated scan in a temporary folder, "
         "each step in a process of its own. A scan of 512 x 512 takes 58 GB in that folder.",
+        examples="""
+            py4dstem-clustering benchmark memory --scan 128 128 --max-memory 1GB
+        """,
     )
     add = memory.add_argument
     add("--scan", type=int, nargs=2, default=(128, 128), metavar=("RX", "RY"),
@@ -298,6 +401,9 @@ def _add_speed(commands: Any) -> None:
         description="Time filter, similarity, averages, blur and growth in one run, beside slow "
         "loops, the published code and other packages, and beside what the memory and the BLAS of "
         "this machine can do.",
+        examples="""
+            py4dstem-clustering benchmark speed --positions 400 --detector 96
+        """,
     )
     add = speed.add_argument
     add("--positions", type=int, default=1600, metavar="N", help="scan positions; default 1600")

@@ -16,6 +16,8 @@ from ..base.checks import check_number, check_out
 from .options import (
     check_before_opening,
     check_other_file,
+    check_report,
+    command_line,
     common_options,
     filter_and_r_mask,
     is_growth,
@@ -50,6 +52,7 @@ def run_series(options: argparse.Namespace) -> None:
             raise ValueError(f"--time-step {options.time_step[0]} must be a number") from None
     grows = is_growth(options)
     figures = options.figures and make_folder(options.figures)
+    report = check_report(options.report, [*options.files, options.out])
     load = partial(load_datacube, opening=opening_options(options), step=step)
     q_mask = None
     if options.q_range is not None or options.q_center is not None:
@@ -72,6 +75,7 @@ def run_series(options: argparse.Namespace) -> None:
             method="grow" if grows else "merge",
             threshold=options.threshold,
             level=options.level,
+            lag=options.lag,
             sigma=options.sigma,
             drop_background=None if grows else not options.keep_background,
             **common_options(options),
@@ -92,6 +96,11 @@ def run_series(options: argparse.Namespace) -> None:
         _print_tracks(tracks, series.time_units, unit)
         if figures is not None:
             _draw_series(figures, series, tracks, unit)
+        if report is not None:
+            from ..exporting.report import write_series_report
+
+            write_series_report(report, series, tracks, command=command_line(options))
+            print(f"wrote {report}")
     print(f"wrote {options.out}")
     if len(series.errors) == len(series):
         raise ValueError(f"no scan could be clustered; {options.out} holds only the errors")

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from ..base.checks import check_name, check_number
 from ..emd import nodes
+from ..kernels.evidence import NOT_INDEXED, VERDICTS
 from ..kernels.regions import find_borders
 from ..kernels.rotations import misorientation_angle, misorientation_axis
 from ..scan.calibration import copy_calibration, measure_distance
@@ -29,6 +30,7 @@ BOUNDARIES = np.dtype(
         ("axis_z", np.float64),
         ("twin_deviation", np.float64),
         ("twin", bool),
+        ("verdict", "U11"),
     ]
 )
 """Fields of `Clusters.get_boundaries`."""
@@ -102,6 +104,8 @@ def expand_orientation_map(labels: NDArray[Any], per_cluster: Any) -> Any:
             target = np.zeros(labels.shape + value.shape[2:], dtype=value.dtype)
             target[inside] = value[labels[inside], 0]
             setattr(out, key, target)
+    if hasattr(out, "sigma_excitation_error"):
+        out.sigma_excitation_error[~inside] = np.nan
     # Without a match, the matrix is set to the identity and the correlation to 0. py4DSTEM leaves a
     # matrix of zeros if there are too few peaks, and then its export to .ang and orix fails
     # (0.14.18). `family` does not show this: without pymatgen it is zero everywhere.
@@ -223,6 +227,8 @@ def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
     out = type(per_cluster)(
         labels.shape, per_cluster.Qshape, name=per_cluster.name, calibration=calibration
     )
+    # With the field of `refine_disks`, if there is one.
+    out.set_raw_vectors(emdfile.PointListArray(per_cluster._v_uncal.dtype, labels.shape))
     for x, y in np.argwhere(inside):
         out._v_uncal[x, y].add(per_cluster._v_uncal[labels[x, y], 0].data)
     out.setcal(**{key: bool(value) for key, value in per_cluster.calstate.items()})
@@ -267,7 +273,7 @@ def find_boundaries(
             raise ValueError(f"twin={twin!r} must be 'auto', None, or (degrees, direction)")
         twin = SIGMA_3_TWIN if len(symmetry) == _N_CUBIC else None
     twin_rotation = None if twin is None else _twin_rotation(twin, crystal)
-    matrices = cluster_orientations(labels, orientation)
+    matrices, verdicts = cluster_orientations(labels, orientation), _verdicts(labels, orientation)
 
     table = _boundary_lengths(labels, pixel_size)
     for field in ("angle", "axis_x", "axis_y", "axis_z", "twin_deviation"):
@@ -278,6 +284,8 @@ def find_boundaries(
             continue
         angle, axis = misorientation_axis(first, second, symmetry)
         row["angle"] = np.rad2deg(angle)
+        if verdicts is not None:
+            row["verdict"] = VERDICTS[min(verdicts[row["label_a"]], verdicts[row["label_b"]])]
         row["axis_x"], row["axis_y"], row["axis_z"] = axis
         if twin_rotation is not None:
             between = first @ second.T @ symmetry
@@ -289,6 +297,25 @@ def find_boundaries(
             row["twin_deviation"] = np.rad2deg(deviation)
             row["twin"] = row["twin_deviation"] <= tolerance
     return table
+
+
+def _verdicts(labels: NDArray[Any], orientation: Any) -> NDArray[np.int64] | None:
+    """Verdict on the orientation of each cluster, (N,); None for a map without verdicts.
+
+    From a map of the scan, each cluster gets that of its position with the highest correlation.
+    """
+    verdict = getattr(orientation, "verdict", None)
+    if verdict is None:
+        return None
+    n = int(labels.max(initial=-1)) + 1
+    out = np.full(n, NOT_INDEXED)
+    if verdict.shape == (n, 1):
+        out[:] = verdict[:, 0]
+        return out
+    corr = np.nan_to_num(orientation.corr[:, :, 0])
+    for label, members in value_indices(labels, ignore_value=-1).items():
+        out[label] = verdict[members][corr[members].argmax()]
+    return out
 
 
 def _boundary_lengths(labels: NDArray[Any], pixel_size: float) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Refine matched orientations until measured and kinematical disks agree best."""
+"""Refine matched orientations, and say which of them to believe."""
 
 from __future__ import annotations
 
@@ -11,15 +11,32 @@ from scipy.spatial.transform import Rotation
 
 from ..base.checks import check_flag, check_integer, check_number
 from ..base.progress import progress
-from ..kernels.kinematic import Lattice, Peaks, Window, refine
+from ..kernels.evidence import (
+    NOT_INDEXED,
+    WIDTHS,
+    Agreement,
+    Model,
+    Peaks,
+    agreement,
+    choose_model,
+    climb,
+    make_peaks,
+    unstrained,
+    verdict_of,
+)
+from ..kernels.kinematic import TAIL_POWER, Lattice, Window, make_lattice
+from ..kernels.orientation_search import POWER, Plan, make_plan, search
 from ..kernels.rotations import misorientation_angle
 from .misorientation import get_symmetry, has_orientation
 from .orientation import calibrated_peaks, check_orientation, plan_options
 
-_FIRST_STEP_RAD = np.deg2rad(2)
+_FIRST_STEP_RAD = np.deg2rad(1.5)
 """First step of a climb, radian. A larger step corrects larger errors, but may reach a twin."""
 
-_LAST_STEP_RAD = np.deg2rad(0.05)
+_MIDDLE_STEP_RAD = np.deg2rad(0.5)
+"""Last step of the first climb, and first of the second, radian."""
+
+_LAST_STEP_RAD = np.deg2rad(0.1)
 """Last step of a climb, radian. A larger step is faster and less exact."""
 
 _SAME_ORIENTATION_RAD = np.deg2rad(5)
@@ -29,6 +46,31 @@ A larger angle also joins orientations that are really different, so the second 
 be left out.
 """
 
+_SAME_CLIMB_RAD = np.deg2rad(1)
+"""Misorientation, radian, up to which two climbs have reached the same top."""
+
+_N_POLISHED = 6
+"""Number of orientations that are refined to the end. More take longer."""
+
+_PLACE_ERRORS = (0.25, 0.15, 0.1)
+"""Standard deviation of the places of disks in the three stages, as share of `max_distance`.
+
+Larger ones find a lattice from farther away; smaller ones tell near lattices apart.
+"""
+
+_TRUST = ((0.4, 1.0), (0.4, 0.6))
+"""Scatter of the logarithm of intensities, and a further power of expected intensities, of which
+the last climb takes the better pair. It trusts intensities more than the climbs before."""
+
+_FINISHING_STEPS_RAD = (np.deg2rad(0.4), np.deg2rad(0.05))
+"""First and last step of the climb with trusted intensities, radian."""
+
+_SIGMA_OF_WIDTH = float(np.sqrt(np.expm1(0.5 / TAIL_POWER)))
+"""Excitation error that leaves 61 % of the intensity, as a share of the width of the relrod."""
+
+_KEEP_MATCH = 1.0
+"""Evidence by which another orientation must be better than that of the match to replace it."""
+
 
 def refine_orientations(
     crystal: Any,
@@ -37,41 +79,54 @@ def refine_orientations(
     *,
     max_distance: float | None = None,
     sigma_excitation_error: float | None = None,
-    power_intensity: float = 0.25,
-    power_intensity_experiment: float = 0.5,
+    n_candidates: int = 20,
     n_twins: int = 4,
+    power_intensity: float = 0.25,
     progress_bar: bool = True,
 ) -> Any:
-    """Refine orientations that ``crystal.match_orientations`` found, and rule out their twins.
+    """Refine orientations that ``crystal.match_orientations`` found, and say which to believe.
 
-    Matching compares patterns with a library in steps of degrees. In about one case of ten it finds
-    a twin of the grain instead, because the twin has many of the same disks. This function turns
-    each match, step by step, until measured and kinematical disks agree best (a climb); strain is
-    taken into account. Other climbs start from the twins of the match, and from all of these turned
-    by 180 degrees about the beam. The best result is kept. A pattern takes about 0.4 s, so use this
-    for averages of clusters, not for whole scans.
+    Matching compares patterns with a library in steps of degrees and with kinematical intensities.
+    In thick or bent crystals, intensities are others, and matching finds a wrong lattice in up to
+    half of the cases. This function weighs places much and intensities little: what counts is where
+    disks are, and which of those that a lattice should have are missing.
+
+    It starts from the matches, from their twins, from both turned by 180 degrees about the beam,
+    and from the best orientations of a search of its own over all orientations. From each start it
+    turns the lattice step by step to where the evidence is best (a climb), with strain taken out.
+    The best orientations are refined with narrower tolerances, while the pattern chooses the width
+    of the relrods. The matched lattice is left only for one with clearly more evidence. A pattern
+    takes about 0.5 s, so use this for averages of clusters, not for whole scans.
 
     Parameters
     ----------
     crystal : py4DSTEM.process.diffraction.Crystal
         Crystal with structure factors at least out to the border of the detector.
     bragg : BraggVectors, (N, 1) or any other shape
-        Calibrated Bragg peaks, see `Clusters.calculate_strain`.
+        Calibrated Bragg peaks, see `Clusters.calculate_strain`. False disks, such as those on the
+        ring of a film, cost right orientations; `Clusters.propose_disk_options` leaves them out.
     orientation : OrientationMap of the same shape
-        All its matches are tried, and the twins of the first match.
+        All its matches are tried, and the twins of the first match. Give
+        ``num_matches_return=5`` to match_orientations for more. Positions without a match stay
+        without one.
     max_distance : float, optional
         Largest distance, 1/Angstrom, between a measured disk and the expected disk to which it
-        belongs. Default: ``corr_kernel_size`` of the orientation plan.
+        belongs, before the first climb; later ones are stricter. Default: ``corr_kernel_size`` of
+        the orientation plan.
     sigma_excitation_error : float, optional
         Excitation error at which a disk has lost 40 % of its intensity, 1/Angstrom: about the
-        inverse of the thickness. Default: that of the orientation plan.
-    power_intensity, power_intensity_experiment : float
-        Powers of expected and measured intensities, by default 0.25 and 0.5. Powers below 1 give
-        strong disks less weight, because dynamical scattering makes measured intensities more equal
-        and kinematical intensities are only rough. With 0, all disks have the same weight.
+        inverse of the thickness, and more where the crystal is bent. By default each pattern
+        chooses its own, from 0.002 to 0.03.
+    n_candidates : int
+        Number of orientations from the search over all orientations, by default 20. More find the
+        right lattice more surely where disks are few, and take longer. With 0 there is no search:
+        only lattices near to the matches are found. There is none for a plan of a fibre texture.
     n_twins : int
         Number of lattice planes whose twins are tried, by default 4. They are the planes of the
         shortest reciprocal vectors, {111} in fcc metals. With 0, no twins are tried.
+    power_intensity : float
+        Power of intensities in the score, by default 0.25. With 0, all disks have the same weight.
+        It changes the score only, not which orientation is found.
     progress_bar : bool
         Show progress.
 
@@ -79,11 +134,11 @@ def refine_orientations(
     -------
     OrientationMap of the same shape, two matches
         The best orientation, and the best of those that differ from it by more than 5 degrees. The
-        first correlation is that of the match from which the climb began. The second correlation
-        is the first times a ratio: the agreement of the second orientation with the pattern,
-        divided by that of the first. Above a ratio of about 0.995 the pattern does not show which
-        of the two is right, for example if both lattices have the same disks. The correlation is 0
-        where there is no orientation.
+        correlations are the scores: cosines between expected and measured disks, which can be
+        compared between crystals. The correlation is 0 where there is no orientation, or none that
+        explains the pattern (the verdict "not indexed"). The entries ``inds`` are -1 where an
+        orientation does not come from the match. Verdicts and more are arrays of the map, too: see
+        `orientation_scores`.
 
     Raises
     ------
@@ -93,10 +148,12 @@ def refine_orientations(
     """
     shape = tuple(map(int, getattr(bragg, "shape", ())))
     check_orientation(orientation, {"the Bragg vectors": shape})
-    reach, sigma = plan_options(crystal, max_distance, sigma_excitation_error)
-    power = check_number("power_intensity", power_intensity, 0)
-    measured_power = check_number("power_intensity_experiment", power_intensity_experiment, 0)
+    # The width of the plan is not used, but a plan that has none is not checked for it.
+    sigma = sigma_excitation_error
+    reach, given = plan_options(crystal, max_distance, 0.01 if sigma is None else sigma)
+    n_candidates = check_integer("n_candidates", n_candidates, 0)
     n_twins = check_integer("n_twins", n_twins, 0)
+    power = check_number("power_intensity", power_intensity, 0)
     progress_bar = check_flag("progress_bar", progress_bar)
     if getattr(crystal, "orientation_precession_angle_degrees", None) is not None:
         raise ValueError("orientations from precession cannot be refined; use them as they are")
@@ -104,88 +161,208 @@ def refine_orientations(
 
     lengths = [np.hypot(found["qx"], found["qy"]) for found in peaks]
     longest = max((length.max(initial=0) for length in lengths), default=0.0)
-    lattice = _lattice(crystal, longest + reach, sigma)
+    lattice = _lattice(crystal, longest + reach)
     symmetry = get_symmetry(crystal)
-    twins = twin_rotations(lattice, symmetry, n_twins)
-    climb = _Climb(lattice, _detector_window(bragg, peaks), twins, reach, power)
+    if getattr(crystal, "orientation_fiber", False):
+        n_candidates = 0
+    window = _detector_window(bragg, peaks)
+    refiner = _Refiner(
+        lattice,
+        symmetry,
+        window,
+        twin_rotations(lattice, symmetry, n_twins),
+        make_plan(lattice, symmetry, window, longest + reach) if n_candidates else None,
+        n_candidates,
+        reach,
+        WIDTHS if sigma is None else np.array([given / _SIGMA_OF_WIDTH]),
+        power,
+    )
     # A peak nearer to the centre than this is the direct beam, not a reflection.
-    beam = 0.5 * np.linalg.norm(lattice.vectors, axis=0).min(initial=np.inf)
+    beam = 0.5 * np.sqrt(lattice.squared.min(initial=np.inf))
     out = type(orientation)(*shape, 2)
     out.matrix[:] = out.family[:] = np.eye(3)
+    out.verdict = np.full(shape, NOT_INDEXED, dtype=np.uint8)
+    out.n_disks = np.zeros(shape, dtype=int)
+    out.sigma_excitation_error = np.full(shape, np.nan)
+    for name in ("score", "evidence", "explained", "runner_up", "runner_up_evidence"):
+        setattr(out, name, np.zeros(shape))
     positions = list(np.ndindex(*shape))
     with progress(len(positions), "Refining orientations", progress_bar, "pattern") as report:
         for position, found, length in zip(positions, peaks, lengths, strict=True):
-            found = found[length > beam]
-            weights = np.maximum(found["intensity"], 0) ** measured_power
-            norm = np.linalg.norm(weights)
-            corr = np.nan_to_num(orientation.corr[position])
-            valid = (corr > 0) & has_orientation(orientation.matrix[position])
             report(1)
-            if norm == 0 or not valid.any():
+            found = found[(length > beam) & (found["intensity"] > 0)]
+            valid = np.nan_to_num(orientation.corr[position]) > 0
+            valid &= has_orientation(orientation.matrix[position])
+            if not len(found) or not valid.any():
                 continue
-            measured = Peaks(np.stack([found["qx"], found["qy"]], axis=1), weights / norm)
-            climbed = climb.from_all(orientation.matrix[position], valid, measured)
-            best = climbed[0]
-            for k, one in enumerate(_best_two(climbed, symmetry)):
-                out.matrix[position][k] = one.matrix
-                out.inds[position][k] = orientation.inds[position][one.match]
-                out.corr[position][k] = corr[best.match] * (one.score / max(best.score, 1e-12))
+            places = np.stack([found["qx"], found["qy"]], axis=1)
+            refined = refiner.refine(
+                orientation.matrix[position],
+                np.flatnonzero(valid),
+                make_peaks(places, found["intensity"]),
+            )
+            _fill(out, position, refined, orientation.inds[position])
+            for k in range(min(2, len(refined))):
                 _fill_angles_and_family(crystal, out, position, k)
     return out
 
 
 class _Climbed(NamedTuple):
-    """Result of a climb."""
+    """An orientation at the end of a climb."""
 
-    score: float  # how well the orientation agrees with the pattern, 0 to 1
+    evidence: float
     matrix: NDArray[np.float64]
-    match: int  # from which match the climb began
+    model: Model
+    match: int
+    """From which match the climb began, -1 for none."""
+    agreement: Agreement = Agreement(0.0, 0, 0.0)
 
 
-class _Climb(NamedTuple):
-    """Values that the climbs of all patterns share."""
+class _Refiner(NamedTuple):
+    """Values that all patterns share."""
 
     lattice: Lattice
+    symmetry: NDArray[np.float64]
     window: Window
     twins: NDArray[np.float64]
     """The identity and the rotations of twins."""
+    plan: Plan | None
+    n_candidates: int
     reach: float
     """Largest distance, 1/Angstrom, between a measured disk and its expected disk."""
+    widths: NDArray[np.float64]
+    """Widths of relrods from which patterns choose."""
     power: float
-    """Power of expected intensities."""
+    """Power of intensities in the score."""
 
-    def from_all(
-        self, matrices: NDArray[Any], valid: NDArray[np.bool_], measured: Peaks
-    ) -> list[_Climbed]:
-        """Climb from the valid matches and the twins of the first one; the best result is first."""
-        climbed = []
+    def refine(self, matrices: NDArray[Any], valid: NDArray[Any], peaks: Peaks) -> list[_Climbed]:
+        """The best orientation, and the best other one if there is one."""
+        wide = [self._first_climb(*start, peaks) for start in self._starts(matrices, valid, peaks)]
+        polished = [self._polish(one, peaks) for one in self._distinct(wide)[:_N_POLISHED]]
+        polished.sort(key=lambda one: -one.evidence)
+        best = polished[0]
+        matched = [one for one in polished if one.match >= 0 and self._near_match(one, matrices)]
+        if matched and matched[0].evidence > best.evidence - _KEEP_MATCH:
+            best = matched[0]
+        others = [
+            one
+            for one in polished
+            if misorientation_angle(one.matrix, best.matrix, self.symmetry) > _SAME_ORIENTATION_RAD
+        ]
+        return [
+            self._with_agreement(self._finish(one, peaks), peaks) for one in [best, *others[:1]]
+        ]
+
+    @property
+    def area(self) -> float:
+        """Area of the window, 1/Angstrom^2."""
+        sides = self.window.high - self.window.low
+        area = float(np.prod(sides) / abs(np.linalg.det(self.window.to_pixels)))
+        return area if np.isfinite(area) else 4 * float(self.lattice.squared.max(initial=1.0))
+
+    def _starts(
+        self, matrices: NDArray[Any], valid: NDArray[Any], peaks: Peaks
+    ) -> list[tuple[NDArray[Any], int]]:
+        """Orientations from which to climb, and the match of each, -1 for none."""
+        starts = []
         twins = self.twins
-        for match in np.flatnonzero(valid).tolist():
+        for match in valid.tolist():
             for twin in twins:
                 for about_beam in (np.eye(3), np.diag([-1.0, -1.0, 1.0])):
-                    score, matrix = refine(
-                        self.lattice,
-                        self.window,
-                        twin @ matrices[match] @ about_beam,
-                        measured,
-                        self.reach,
-                        self.power,
-                        _FIRST_STEP_RAD,
-                        _LAST_STEP_RAD,
-                    )
-                    climbed.append(_Climbed(score, matrix, match))
+                    starts.append((twin @ matrices[match] @ about_beam, match))
             twins = self.twins[:1]
-        # The sort is stable, so the first climb comes first among equal scores.
-        return sorted(climbed, key=lambda one: -one.score)
+        if self.plan is not None:
+            weights = np.exp(POWER * peaks.intensity)
+            found = search(self.plan, self.symmetry, peaks.places, weights, self.n_candidates)
+            starts += [(matrix, -1) for matrix in found]
+        return starts
+
+    def _first_climb(self, matrix: NDArray[Any], match: int, peaks: Peaks) -> _Climbed:
+        """Climb with a wide tolerance of places, and few widths of relrods."""
+        place_error = _PLACE_ERRORS[0] * self.reach
+        widths = self.widths[1::3] if len(self.widths) > 1 else self.widths
+        shared = self.lattice, self.window, self.area
+        _, model = choose_model(*shared, matrix, peaks, widths, place_error)
+        value, matrix = climb(*shared, matrix, peaks, model, _FIRST_STEP_RAD, _MIDDLE_STEP_RAD)
+        return _Climbed(value, matrix, model, match)
+
+    def _polish(self, one: _Climbed, peaks: Peaks) -> _Climbed:
+        """Climb with strain taken out and narrower tolerances; the pattern chooses the width."""
+        value, matrix, model, match, _ = one
+        shared = self.lattice, self.window, self.area
+        for share in _PLACE_ERRORS[1:]:
+            free = unstrained(self.lattice, matrix, peaks, model)
+            _, model = choose_model(*shared, matrix, free, self.widths, share * self.reach)
+            value, matrix = climb(*shared, matrix, free, model, _MIDDLE_STEP_RAD, _LAST_STEP_RAD)
+        return _Climbed(value, matrix, model, match)
+
+    def _finish(self, one: _Climbed, peaks: Peaks) -> _Climbed:
+        """Turn the lattice a little to where intensities agree best, too.
+
+        Which lattice it is has been decided before, by places; near to the truth intensities say
+        more. The evidence stays as it was, so that it can be compared.
+        """
+        share = _PLACE_ERRORS[-1] * self.reach
+        free = unstrained(self.lattice, one.matrix, peaks, one.model)
+        found = []
+        for scatter, power in _TRUST:
+            lattice = self.lattice._replace(strength=power * self.lattice.strength)
+            shared = lattice, self.window, self.area, one.matrix, free
+            value, model = choose_model(*shared, self.widths, share, scatter)
+            found.append((value, lattice, model))
+        _, lattice, model = max(found, key=lambda each: each[0])
+        _, matrix = climb(
+            lattice, self.window, self.area, one.matrix, free, model, *_FINISHING_STEPS_RAD
+        )
+        return one._replace(matrix=matrix)
+
+    def _distinct(self, climbed: list[_Climbed]) -> list[_Climbed]:
+        """The best of those climbs that reached the same orientation, best first."""
+        # The sort is stable, so climbs from matches come first among equal ones.
+        kept: list[_Climbed] = []
+        for one in sorted(climbed, key=lambda one: -one.evidence):
+            known = np.array([other.matrix for other in kept])
+            if kept and misorientation_angle(known, one.matrix, self.symmetry).min() < (
+                _SAME_CLIMB_RAD
+            ):
+                continue
+            kept.append(one)
+        return kept
+
+    def _near_match(self, one: _Climbed, matrices: NDArray[Any]) -> bool:
+        """Whether an orientation is that of its match, not of a twin."""
+        angle = misorientation_angle(one.matrix, matrices[one.match], self.symmetry)
+        return bool(angle < _SAME_ORIENTATION_RAD)
+
+    def _with_agreement(self, one: _Climbed, peaks: Peaks) -> _Climbed:
+        free = unstrained(self.lattice, one.matrix, peaks, one.model)
+        found = agreement(self.lattice, self.window, one.matrix, free, one.model, self.power)
+        return one._replace(agreement=found)
 
 
-def _best_two(climbed: list[_Climbed], symmetry: NDArray[Any]) -> list[_Climbed]:
-    """The best result, and the best result with another orientation, if there is one."""
-    best = climbed[0]
-    for one in climbed[1:]:
-        if misorientation_angle(one.matrix, best.matrix, symmetry) > _SAME_ORIENTATION_RAD:
-            return [best, one]
-    return [best]
+def _fill(out: Any, position: tuple[int, ...], refined: list[_Climbed], inds: NDArray[Any]) -> None:
+    """Write the orientations of a pattern, and their scores, to the map."""
+    for k, one in enumerate(refined):
+        out.matrix[position][k] = one.matrix
+        out.corr[position][k] = one.agreement.cosine
+        out.inds[position][k] = inds[one.match] if one.match >= 0 else -1
+    best, *others = refined
+    out.score[position] = best.agreement.cosine
+    out.evidence[position] = best.evidence
+    out.n_disks[position] = best.agreement.n_disks
+    out.explained[position] = best.agreement.explained
+    out.sigma_excitation_error[position] = best.model.width * _SIGMA_OF_WIDTH
+    if others:
+        out.runner_up[position] = others[0].agreement.cosine
+        out.runner_up_evidence[position] = others[0].evidence
+    out.verdict[position] = verdict_of(
+        best.evidence,
+        out.runner_up_evidence[position],
+        best.agreement.n_disks,
+        best.agreement.explained,
+    )
+    if out.verdict[position] == NOT_INDEXED:
+        out.corr[position] = 0
 
 
 def twin_rotations(lattice: Lattice, symmetry: NDArray[Any], n_planes: int) -> NDArray[np.float64]:
@@ -195,7 +372,7 @@ def twin_rotations(lattice: Lattice, symmetry: NDArray[Any], n_planes: int) -> N
     half turns about the normals of the planes. Half turns that map the lattice onto itself make no
     twin, and are left out.
     """
-    length = np.linalg.norm(lattice.vectors, axis=0)
+    length = np.sqrt(lattice.squared)
     rotations = [np.eye(3)]
     # Lengths are rounded, so that equal lengths keep their order.
     for k in np.argsort(length.round(6), kind="stable"):
@@ -209,7 +386,7 @@ def twin_rotations(lattice: Lattice, symmetry: NDArray[Any], n_planes: int) -> N
     return np.array(rotations)
 
 
-def _lattice(crystal: Any, k_max: float, sigma: float) -> Lattice:
+def _lattice(crystal: Any, k_max: float) -> Lattice:
     """Reflections of the crystal up to the length `k_max`, 1/Angstrom, without the direct beam."""
     if not hasattr(crystal, "g_vec_all"):
         raise ValueError(
@@ -222,19 +399,14 @@ def _lattice(crystal: Any, k_max: float, sigma: float) -> Lattice:
     length = np.linalg.norm(crystal.g_vec_all, axis=0)
     keep = (length > 1e-6) & (length <= k_max)
     intensity = np.asarray(crystal.struct_factors_int)[keep]
-    return Lattice(
-        crystal.g_vec_all[:, keep],
-        intensity / max(intensity.max(initial=0), 1e-300),
-        float(crystal.wavelength),
-        sigma,
-    )
+    return make_lattice(crystal.g_vec_all[:, keep], intensity, float(crystal.wavelength))
 
 
 def _detector_window(bragg: Any, peaks: list[NDArray[Any]]) -> Window:
     """The part of the detector in which peaks were found.
 
     It is found by comparing calibrated and uncalibrated places of the same peaks, so it is correct
-    for every calibration. With fewer than 3 peaks it has no limits.
+    for every calibration. With fewer than 3 peaks, or all on a line, it has no limits.
     """
     uncalibrated = [
         bragg.get_vectors(x, y, center=True, ellipse=False, pixel=False, rotate=False).data
@@ -244,7 +416,7 @@ def _detector_window(bragg: Any, peaks: list[NDArray[Any]]) -> Window:
         np.concatenate([np.stack([found["qx"], found["qy"]], axis=1) for found in each])
         for each in (peaks, uncalibrated)
     )
-    if len(places) < 3:
+    if len(places) < 3 or np.linalg.matrix_rank(places, tol=1e-3) < 2:
         return Window(np.eye(2), np.full(2, -np.inf), np.full(2, np.inf))
     to_pixels = np.linalg.lstsq(places, pixels, rcond=None)[0]
     return Window(to_pixels, pixels.min(axis=0) - 0.5, pixels.max(axis=0) + 0.5)

@@ -11,30 +11,46 @@ Conventions for every strain of this package:
   positive from y to x, as in py4DSTEM.
 - Strains are finite, not of first order: the deformation is ``F = (I + e) R``, with the left
   stretch ``I + e`` and the rotation R.
+- Errors are standard errors, from how far the disks of a pattern lie from their fit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import emdfile
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from ..base.checks import check_flag, check_integer, check_number
+from ..base.progress import progress
 from ..emd.settings import add_settings
+from ..kernels.lattice_fit import fit_lattices
 from ..patterns.mixture import Mixture
+from .disk_places import ERROR
 from .orientation import calibrated_peaks, check_orientation, cluster_orientations, plan_options
+from .scores import AMBIGUOUS, NOT_INDEXED, SURE, has_scores
 
-REASONS = ("defined", "unclustered", "too few peaks", "mixed", "low correlation")
-"""Meaning of the numbers 0 to 4 in the slice ``reason`` of a strain map."""
+REASONS = (
+    "defined", "unclustered", "too few peaks", "mixed", "low correlation", "ambiguous",
+    "not indexed",
+)  # fmt: skip
+"""Meaning of the numbers 0 to 6 in the slice ``reason`` of a strain map.
 
-SLICES = ("e_xx", "e_yy", "e_xy", "theta", "mask", "reason", "n_peaks")
+Strain is defined for 0 and 5.
+"""
+
+SLICES = (
+    "e_xx", "e_yy", "e_xy", "theta", "mask", "reason", "n_peaks",
+    "error_xx", "error_yy", "error_xy", "error_theta",
+)  # fmt: skip
 """Slices of a strain map; the first five are those of py4DSTEM."""
 
-_DEFINED, _UNCLUSTERED, _TOO_FEW_PEAKS, _MIXED, _LOW_CORRELATION = range(len(REASONS))
+(
+    _DEFINED, _UNCLUSTERED, _TOO_FEW_PEAKS, _MIXED, _LOW_CORRELATION, _AMBIGUOUS, _NOT_INDEXED,
+) = range(len(REASONS))  # fmt: skip
 
 _MIN_SPREAD_RATIO = 0.1
 """Smallest spread of matched peaks across a line, relative to their spread along the line.
@@ -42,18 +58,6 @@ _MIN_SPREAD_RATIO = 0.1
 A larger ratio refuses more patterns whose peaks lie nearly on one line. A smaller ratio accepts
 strains that are uncertain across this line.
 """
-
-_N_REWEIGHTED_FITS = 5
-"""Number of robust fits; each takes its weights from the one before. More fits change little."""
-
-_OUTLIER_DISTANCE = 3
-"""Distance from the fit at which a peak has a weight of 61 %, in units of the median distance.
-
-A larger value gives outliers more weight.
-"""
-
-_MIN_WEIGHT = 1e-6
-"""Smallest weight of a peak in a robust fit: an outlier may be the only peak off a line."""
 
 
 def calculate_strain(
@@ -93,9 +97,10 @@ def calculate_strain(
         if mixture is not None:
             raise ValueError("mixture belongs to scan positions, not to averages; leave it out")
     peaks = calibrated_peaks(bragg, labels.shape)
-    matrices, corr = _orientations_at(labels, scan, orientation)
+    matrices, corr, verdict = _orientations_at(labels, scan, orientation)
 
     reason = np.full(labels.shape, _DEFINED)
+    reason[verdict == NOT_INDEXED] = _NOT_INDEXED
     reason[(corr <= 0) | (corr < min_correlation)] = _LOW_CORRELATION
     if mixture is not None:
         if mixture.labels.shape[:2] != labels.shape:
@@ -106,7 +111,10 @@ def calculate_strain(
         reason[mixture.shares_at(labels) < min_purity] = _MIXED
     reason[labels < 0] = _UNCLUSTERED
 
-    matched, n_peaks = _match_all(crystal, peaks, matrices, reason, max_distance, sigma)
+    with progress(len(labels), "Matching disks", progress_bar) as report:
+        matched, n_peaks = _match_all(
+            crystal, _known(peaks), matrices, reason, max_distance, sigma, report
+        )
     for position, (_, reference) in list(matched.items()):
         if len(reference) < min_num_peaks or _on_a_line(reference):
             reason[position] = _TOO_FEW_PEAKS
@@ -114,11 +122,12 @@ def calculate_strain(
     data = np.full((len(SLICES), *labels.shape), np.nan)
     if matched:
         x, y = np.transpose(list(matched))
-        data[:4, x, y] = _fit(
-            crystal, list(matched.values()), matrices[x, y], max_distance, sigma, robust,
-            progress_bar,
-        )  # fmt: skip
-    data[4], data[5], data[6] = reason == _DEFINED, reason, n_peaks
+        pixel = float(bragg.calibration.get_Q_pixel_size())
+        data[:4, x, y], data[7:, x, y] = _fit(list(matched.values()), pixel, robust)
+    data[4] = reason == _DEFINED
+    # An ambiguous lattice shares its disks with the other one, so strain is the same for both.
+    reason[(reason == _DEFINED) & (verdict == AMBIGUOUS)] = _AMBIGUOUS
+    data[5], data[6] = reason, n_peaks
     strain = RealSlice(data=data, slicelabels=list(SLICES), name="strain")
     settings = {
         "min_num_peaks": min_num_peaks,
@@ -135,24 +144,35 @@ def calculate_strain(
 
 def _orientations_at(
     labels: NDArray[Any], scan: NDArray[Any], orientation: Any
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Best matrix and correlation at each of `labels`, from a map of the clusters or of the scan.
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Best matrix, correlation and verdict at each of `labels`, from a map of clusters or scan.
 
     `scan` holds the labels of the scan; `labels` is the same, or holds the labels of the averages,
-    (N, 1). Values at label -1 have no meaning.
+    (N, 1). Values at label -1 have no meaning. Maps without verdicts count as sure.
     """
     n = int(scan.max()) + 1
     which = check_orientation(
         orientation, {"each cluster": (n, 1), "each scan position": scan.shape}
     )
     matrices, corr = orientation.matrix[:, :, 0], np.nan_to_num(orientation.corr[:, :, 0])
+    verdict = orientation.verdict if has_scores(orientation) else np.full(corr.shape, SURE)
     if which == "each cluster" and labels.shape != (n, 1):
-        return matrices[labels, 0], corr[labels, 0]
+        return matrices[labels, 0], corr[labels, 0], verdict[labels, 0]
     if which == "each scan position" and labels is not scan:
         matrices = cluster_orientations(scan, orientation)[:, None]
-        highest = ndimage.maximum(corr, scan, np.arange(n))[:, None]
-        return matrices, np.where(matrices.any(axis=(2, 3)), highest, 0)
-    return matrices, corr
+        highest, verdict = (
+            ndimage.maximum(values, scan, np.arange(n))[:, None] for values in (corr, verdict)
+        )
+        return matrices, np.where(matrices.any(axis=(2, 3)), highest, 0), verdict
+    return matrices, corr, verdict
+
+
+def _known(peaks: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """The peaks whose place is known: all, or those that `refine_disks` could fit."""
+    return [
+        found[np.isfinite(found[ERROR])] if ERROR in (found.dtype.names or ()) else found
+        for found in peaks
+    ]
 
 
 _Matched = tuple[NDArray[Any], NDArray[Any]]
@@ -166,12 +186,16 @@ def _match_all(
     reason: NDArray[np.int64],
     max_distance: float,
     sigma: float,
+    report: Callable[[int], Any],
 ) -> tuple[dict[tuple[int, ...], _Matched], NDArray[np.int64]]:
     """Matched peaks of each position without a reason against it, and their number ``(Rx, Ry)``."""
     matched = {}
     n_peaks = np.zeros(reason.shape, dtype=int)
     references: dict[bytes, NDArray[Any]] = {}  # positions of a cluster share a matrix
+    row = 0
     for position in map(tuple, np.argwhere(reason == _DEFINED)):
+        report(position[0] - row)
+        row = position[0]
         matrix = matrices[position]
         key = matrix.tobytes()
         if key not in references:
@@ -179,6 +203,7 @@ def _match_all(
         found = peaks[np.ravel_multi_index(position, reason.shape)]
         matched[position] = match_peaks(found, references[key], max_distance)
         n_peaks[position] = len(matched[position][0])
+    report(len(reason) - row)
     return matched, n_peaks
 
 
@@ -216,59 +241,33 @@ def match_peaks(
     return peaks[take], reference[nearest[take]]
 
 
-class _CalibratedPeaks:
-    """Calibrated peaks in the form that crystal.calculate_strain takes, (n, 1)."""
-
-    def __init__(self, peaks: list[NDArray[Any]]):
-        self.peaks = peaks
-        self.shape = (len(peaks), 1)
-        self.calstate = {"ellipse": True, "rotate": True}  # already applied; False would warn
-
-    def get_vectors(self, scan_x: int, scan_y: int, **_: bool) -> emdfile.PointList:
-        return emdfile.PointList(self.peaks[scan_x])
-
-
 def _fit(
-    crystal: Any,
-    matched: list[_Matched],
-    matrices: NDArray[Any],
-    max_distance: float,
-    sigma: float,
-    robust: bool,
-    progress_bar: bool,
-) -> NDArray[np.float64]:
-    """``e_xx, e_yy, e_xy, theta`` (4, n) by crystal.calculate_strain.
+    matched: list[_Matched], pixel: float, robust: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``e_xx, e_yy, e_xy, theta`` (4, n) and their standard errors (4, n).
 
-    This function works around faults of crystal.calculate_strain in py4DSTEM 0.14.18. The original
-    changes the correlation of its input map. It counts all peaks instead of matched peaks, and
-    returns 0 or 1 if there are too few. It adds Euler angles to theta. Its strain is of first
-    order, so it is 0.04 % too small at a strain of 2 %. Its robust weights come from the transposed
-    fit: they have no effect if the lattice is turned by a degree, and fail if a fit is exact.
+    `pixel` is the pixel size of the detector, 1/Angstrom. ``crystal.calculate_strain`` of py4DSTEM
+    0.14.18 is not used: its strain is of first order, its robust weights have no effect if the
+    lattice is turned by a degree, and it has no errors.
     """
-    from py4DSTEM.process.diffraction.utils import OrientationMap
-
-    own = OrientationMap(len(matched), 1, 1)
-    own.matrix[:, 0, 0] = matrices  # Euler angles stay 0, so nothing is added to theta
-    first_order = crystal.calculate_strain(
-        _CalibratedPeaks([found for found, _ in matched]),
-        own,
-        corr_kernel_size=max_distance,
-        sigma_excitation_error=sigma,
-        min_num_peaks=1,
-        robust=False,
-        mask_from_corr=False,
-        progress_bar=progress_bar,
-    ).data[:4, :, 0]
-    xx, yy, xy, theta = first_order
+    longest = max(len(reference) for _, reference in matched)
+    found, expected = np.zeros((2, len(matched), longest, 2))
+    error = np.zeros((len(matched), longest))
+    used = np.zeros((len(matched), longest), dtype=bool)
+    for k, (peaks, reference) in enumerate(matched):
+        part = (k, slice(len(reference)))
+        found[part] = np.stack([peaks["qx"], peaks["qy"]], axis=1)
+        expected[part] = reference
+        used[part] = True
+        if ERROR in (peaks.dtype.names or ()):
+            error[part] = pixel * peaks[ERROR]
+    m, errors = fit_lattices(found, expected, error, used, robust)
     # The fit was q = m q_ref in reciprocal space; the deformation of real space is F = m^-T.
-    m = np.moveaxis(np.array([[1 - xx, theta - xy], [-theta - xy, 1 - yy]]), 2, 0)
-    if robust:
-        m = np.array([_robust(*pair) for pair in zip(m, matched, strict=True)])
     deformation = np.linalg.inv(m).transpose(0, 2, 1)
     u, stretch, v = np.linalg.svd(deformation)
     left = (u * stretch[:, None]) @ u.transpose(0, 2, 1)
     turn = u @ v
-    return np.array(
+    strain = np.array(
         [
             left[:, 0, 0] - 1,
             left[:, 1, 1] - 1,
@@ -276,21 +275,4 @@ def _fit(
             np.arctan2(turn[:, 0, 1], turn[:, 0, 0]),
         ]
     )
-
-
-def _robust(m: NDArray[Any], matched: _Matched) -> NDArray[np.float64]:
-    """Fit ``q = m q_ref`` again with less weight for outliers; returns m, ``(2, 2)``.
-
-    The weights are those that py4DSTEM intends, see `_fit`.
-    """
-    found, reference = matched
-    found = np.stack([found["qx"], found["qy"]], axis=1)
-    for _ in range(_N_REWEIGHTED_FITS):
-        squared = ((found - reference @ m.T) ** 2).sum(axis=1)
-        median = np.median(squared)
-        if median == 0:  # the fit is exact
-            break
-        weight = np.exp(-squared / (2 * _OUTLIER_DISTANCE**2 * median))
-        weight = np.maximum(weight, _MIN_WEIGHT)[:, None]
-        m = np.linalg.lstsq(reference * weight, found * weight, rcond=None)[0].T
-    return m
+    return strain, errors.T

@@ -1,4 +1,4 @@
-"""Averages, outlines, colours and steps of sliders, for the window."""
+"""Outlines and colours of clusters, for the window."""
 
 from __future__ import annotations
 
@@ -7,22 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..grains.tree import ClusterTree
 from ..plotting.style import PALETTE, neighbour_pairs
-
-N_WHOLE_STEPS = 100
-"""Number of coarsest cuts that are all steps of the slider. A larger number gives more steps."""
-
-STEP_RATIO = 1.03
-"""Ratio of the indices of neighbouring steps after the coarsest cuts. A larger ratio gives fewer
-steps."""
 
 N_DISTINCT_COLORS = 2000
 """Number of the largest clusters whose colours differ whenever they touch. A larger number makes
 drawing slower."""
-
-
-# --- averages, outlines, colours -------------------------------------------------------------
 
 
 def outline(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -97,46 +86,3 @@ def lasting_colors(labels: NDArray[Any], n_clusters: int, before: NDArray[Any]) 
         color[k] = min(free, key=lambda c: (used[c], c))
         used[color[k]] += 1
     return np.array(color)
-
-
-# --- steps of the sliders --------------------------------------------------------------------
-
-
-def thinned(n: int, whole: int = N_WHOLE_STEPS) -> NDArray[Any]:
-    """Indices below `n`: all of the first `whole`, then in steps that grow by `STEP_RATIO`."""
-    if n <= whole:
-        return np.arange(n)
-    n_more = int(np.ceil(np.log(n / whole) / np.log(STEP_RATIO))) + 1
-    more = np.round(np.geomspace(whole, n - 1, n_more)).astype(int)
-    return np.unique(np.append(np.arange(whole), more))
-
-
-def level_steps(tree: ClusterTree) -> NDArray[Any]:
-    """Levels of a tree that are steps of a slider, rising; all levels if there are few.
-
-    Merging: all levels from the automatic cut on; below this cut, finer levels are left out more
-    often. Growth: the 50 coarsest levels, and levels at even distances in similarity and in rank.
-    """
-    levels = tree.levels
-    n = len(levels)
-    if n == 0:
-        return np.ones(1)
-    if tree.method == "merge":
-        coarse = int((levels >= 1).sum())
-        return np.sort(levels[::-1][thinned(n, max(N_WHOLE_STEPS, coarse))])
-    near = np.searchsorted(-levels, -np.linspace(levels[0], levels[-1], 200))
-    ranks = np.linspace(0, n - 1, 200).round()
-    which = np.concatenate([near, ranks, np.arange(max(0, n - 50), n)]).astype(int)
-    return np.sort(levels[np.unique(np.clip(which, 0, n - 1))])
-
-
-def size_steps(n_positions: int) -> NDArray[Any]:
-    """Values of `min_size` that are steps of a slider, rising."""
-    largest = max(2, n_positions // 4)
-    more = np.round(np.geomspace(1, largest, 60)).astype(int)
-    return np.unique(np.append(np.arange(1, min(10, largest) + 1), more))
-
-
-def nearest(steps: NDArray[Any], value: float) -> int:
-    """Index of the step that is nearest to a value."""
-    return int(np.abs(steps - value).argmin())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,34 +16,22 @@ from ..base.checks import (
     check_flag,
     check_memory,
     check_n_jobs,
-    check_name,
     check_number,
     check_same_scan,
     values_of,
 )
-from ..base.progress import progress
-from ..emd import nodes
-from ..emd.settings import Settings
-from ..grains.averages import keep_clusters
-from ..grains.clustering import measure_tree
-from ..grains.clusters import Clusters
-from ..grains.node import CLUSTERS_KIND
+from ..diffraction.orientation import check_orientation
 from ..grains.options import METHODS, ClusterOptions, Method, check_options
 from ..grains.tree import ClusterTree
 from ..kernels.features import features_need
 from ..kernels.noise import noise_need
 from ..kernels.similarity import similarity_need
-from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
+from ..kernels.virtual import virtual_image_need
 from ..patterns.similarity import Similarity
-from ..scan.calibration import (
-    check_calibration,
-    detector_step,
-    known_centre,
-    known_origins,
-    scan_step,
-    varies,
-)
+from ..scan.calibration import check_calibration
 from ..scan.datacubes import warn_of_other_data
+from .coloring import orientation_colors, phase_colors
+from .source import Source
 from .window import ClusterExplorer
 
 
@@ -62,18 +49,29 @@ def explore_clusters(
     sigma: float | None = None,
     subtract_mean: bool | None = None,
     similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
+    phase: Any = None,
+    orientation: Any = None,
+    crystal: Any = None,
     power: float = 0.25,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,
     progress_bar: bool = True,
 ) -> ClusterExplorer:
-    """Open a window in which sliders cut the cluster tree, and clicks show patterns.
+    """Open a window in which sliders cut the cluster tree, and clicks show patterns and edit.
 
     The window shows a virtual image, the label map, and, after a click on a scan position, its
-    pattern and the average of its cluster. The upper slider moves through the levels at which
-    clusters change, or through numbers of clusters; the keys left and right move it by one step,
-    the key "a" goes back to the automatic cut. In a notebook, run ``%matplotlib widget`` first
-    (package ipympl); in a script, call ``matplotlib.pyplot.show()`` afterwards.
+    pattern and the average of its cluster. The upper slider moves through levels at which the
+    picture changes, or through numbers of clusters. A click joins, splits, drops or names clusters,
+    a brush paints and erases, if the button of this tool is pressed; everything can be undone. In a
+    notebook, run ``%matplotlib widget`` first (package ipympl); in a script, call
+    ``matplotlib.pyplot.show()`` afterwards.
+
+    Keys: left and right move the level by one step, up and down `min_size`; 1 and 2 go to the
+    levels "pattern" and "crystal", a to the automatic cut; u undoes and y does again; c changes the
+    colours, k keeps the clusters, "[" and "]" change the brush; other keys stand on the buttons.
+
+    When growth is selected without a `q_mask` or a `similarity`, the window asks for the ring of
+    the detector that is compared: of whole patterns, the direct beam makes one cluster.
 
     Parameters
     ----------
@@ -91,6 +89,14 @@ def explore_clusters(
     rank, r_mask, q_mask, sigma, subtract_mean, similarity
         Options for measuring trees, see `cluster`; each is used for the method to which it belongs.
         With a `similarity`, `q_mask` is used for merging only.
+    phase : array-like (Rx, Ry), optional
+        Number of the phase at each scan position, from 0; NaN or negative where it is unknown. Made
+        of one number for each cluster by ``clusters.expand(numbers)``. The window can colour by it.
+    orientation : OrientationMap of the scan, optional
+        From ``clusters.expand_orientation_map(...)``; the window can colour by its zone axes, as
+        ``crystal.plot_orientation_maps`` does.
+    crystal : py4DSTEM Crystal, optional
+        The crystal whose ``match_orientations`` made `orientation`.
     power : float
         Exponent of the intensities that are drawn, see `plot_averages`.
     n_jobs : int, optional
@@ -103,10 +109,11 @@ def explore_clusters(
     Returns
     -------
     ClusterExplorer
-        ``.clusters`` are the clusters on the screen. ``.keep(name)`` puts them into the tree of
-        this datacube. ``.set(threshold=...)`` has the effect of a slider, ``.pick((rx, ry))`` of a
-        click. ``.figure`` is the matplotlib figure. ``.disconnect()`` ends all reactions to the
-        mouse and keys.
+        ``.clusters`` are the clusters on the screen, and ``.settings`` what repeats them without
+        the window; ``.edits`` are what was done by hand, for `edit_clusters`. ``.keep(name)`` puts
+        them into the tree of this datacube. ``.set(threshold=...)`` has the effect of a slider,
+        ``.edit(...)`` of a tool, ``.pick((rx, ry))`` of a click. ``.figure`` is the matplotlib
+        figure. ``.disconnect()`` ends all reactions to the mouse and keys.
 
     Raises
     ------
@@ -147,33 +154,26 @@ def explore_clusters(
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
     image = _check_image(image, self.Rshape)
+    colors = _check_colors(self.Rshape, phase, orientation, crystal)
     if tree is not None:
         warn_of_other_data("the tree was", tree.settings, self)
     n_rows = _check_memory(self.data, options["merge"].q_mask, max_memory, n_jobs)
 
-    def measure(which: str) -> ClusterTree:
-        return measure_tree(
-            self, options[which], n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
-        )
-
+    source = Source(
+        self,
+        options,
+        n_jobs=n_jobs,
+        max_memory=max_memory,
+        n_rows=n_rows,
+        progress_bar=progress_bar,
+        colors=colors,
+    )
     trees: dict[str, ClusterTree] = {} if tree is None else {tree.method: tree}
     if first not in trees:
-        trees[first] = measure(first)
+        trees[first] = source.measure(first)
     if image is None:
-        image = _virtual_image(self, n_jobs, n_rows, progress_bar)
-    return ClusterExplorer(
-        self,
-        trees,
-        method=first,
-        image=image,
-        measure=measure,
-        put=partial(_keep_as, self),
-        options=options,
-        power=power,
-        steps=(scan_step(self), detector_step(self)),
-        origin=_varying_origin(self),
-        progress_bar=progress_bar,
-    )
+        image = source.image()
+    return ClusterExplorer(source, trees, method=first, image=image, power=power)
 
 
 def _first_method(method: Method | None, tree: Any, scan: tuple[int, int]) -> Method:
@@ -202,17 +202,6 @@ def _check_memory(data: Any, q_mask: Any, max_memory: Any, n_jobs: int | None) -
     )
 
 
-def _virtual_image(
-    datacube: DataCube, n_jobs: int | None, n_rows: int | None, progress_bar: bool
-) -> NDArray[Any]:
-    """Sum of each pattern without the direct beam."""
-    weight = scattered(sample_mean(datacube.data), known_centre(datacube))
-    with progress(datacube.R_Nx, "Virtual image", progress_bar) as report:
-        return virtual_image_core(
-            datacube.data, weight, n_jobs=n_jobs, report=report, n_rows=n_rows
-        )
-
-
 def _check_image(image: Any, scan: tuple[int, int]) -> NDArray[np.float64] | None:
     """Check the picture of the scan, if one is given."""
     if image is None:
@@ -226,17 +215,25 @@ def _check_image(image: Any, scan: tuple[int, int]) -> NDArray[np.float64] | Non
     return image.astype(np.float64)
 
 
-def _varying_origin(datacube: DataCube) -> NDArray[Any] | None:
-    """Origin of each pattern; None if all have the same origin, or if it is unknown."""
-    origin = known_origins(datacube)
-    return origin if origin is not None and varies(origin) else None
-
-
-def _keep_as(datacube: DataCube, clusters: Clusters, name: str) -> Clusters:
-    """Put clusters into the tree of a datacube under another name."""
-    name = check_name(name)
-    nodes.check_free(datacube, name, CLUSTERS_KIND)
-    settings = {**Settings(clusters.settings).everything, "name": name}
-    clusters = replace(clusters, name=name, settings=settings)
-    keep_clusters(datacube, clusters)
-    return clusters
+def _check_colors(
+    scan: tuple[int, int], phase: Any, orientation: Any, crystal: Any
+) -> dict[str, NDArray[Any]]:
+    """Colours of each scan position for the phases and orientations that are given."""
+    colors = {}
+    if phase is not None:
+        phase = np.asarray(values_of(phase))
+        if phase.shape != scan or phase.dtype.kind not in "buif":
+            raise ValueError(
+                f"phase of type {phase.dtype} and shape {phase.shape} must hold the number of the "
+                f"phase at each scan position, {scan}; make it with clusters.expand(...)"
+            )
+        colors["phase"] = phase_colors(phase)
+    if orientation is not None:
+        check_orientation(orientation, {"the scan": scan})
+        if not hasattr(crystal, "orientation_zone_axis_range"):
+            raise TypeError(
+                "orientation needs the crystal with its orientation plan; give crystal=, the one "
+                "whose match_orientations() made it"
+            )
+        colors["orientation"] = orientation_colors(orientation, crystal)
+    return colors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -12,6 +12,8 @@ import numpy as np
 
 from ..base.checks import check_flag, check_path
 from ..diffraction.orientation import orientation_from_node
+from ..diffraction.phases import KIND as PHASES_KIND
+from ..diffraction.phases import PhaseMap
 from ..emd import nodes, untrusted
 from ..grains.clusters import Clusters
 from ..grains.node import CLUSTERS_KIND
@@ -20,6 +22,7 @@ from ..scan.hyperspy import describe_axes
 from ..scan.rosetta import has_rosettasciio
 from .ang import write_ang
 from .files import write_table, write_tiff
+from .indexed import index_map
 from .outlines import write_geojson, write_svg
 from .series import series_of, series_work
 
@@ -37,9 +40,9 @@ def export(
         or a series.
     folder : path
         Folder for the files; it is made if it does not exist.
-    crystal : py4DSTEM.process.diffraction.Crystal, optional
+    crystal : py4DSTEM.process.diffraction.Crystal, or a dictionary of names and Crystals, optional
         The crystal of the orientations, for symmetry and lattice constants in ``.ang``; without it
-        the symmetry there is none.
+        the symmetry there is none. For phases, a dictionary of all crystals.
     overwrite : bool
         Whether files of these names may be replaced.
 
@@ -54,7 +57,8 @@ def export(
         ``clusters.geojson`` and ``clusters.svg``, contours.
 
         ``averages.hspy``, the averages of the newest clusters, if they are in the file and
-        RosettaSciIO is installed. ``<name>.ang`` for each orientation map in the tree.
+        RosettaSciIO is installed. ``<name>.ang`` for each orientation map and each map of phases
+        in the tree; positions without cluster or lattice are not indexed there.
 
         Of a series: ``tracks.csv`` and ``events.csv``, the tables of `Tracks`, and ``tracks.tif``,
         track + 1 of each position in each frame.
@@ -95,19 +99,23 @@ def _work(source: Any, crystal: Any) -> dict[str, Callable[[Path], None]]:
     if averages is not None and has_rosettasciio():
         work["averages.hspy"] = partial(_write_hspy, averages=averages)
     newest = found[-1]
+    step = newest.pixel_size, newest.pixel_units
+    phased = [one for one in orientations.values() if isinstance(one, PhaseMap)]
     for name, orientation in orientations.items():
-        if orientation.matrix.shape[:2] == (newest.n_clusters, 1):
-            orientation = newest.expand_orientation_map(orientation)
-        if orientation.matrix.shape[:2] == newest.shape:
-            step = newest.pixel_size, newest.pixel_units
-            work[f"{name}.ang"] = partial(
-                write_ang, orientation=orientation, step=step, crystal=crystal
-            )
+        if not isinstance(orientation, PhaseMap):
+            if phased and isinstance(crystal, Mapping) and len(crystal) > 1:
+                continue  # which of the crystals it belongs to is not known
+            if orientation.matrix.shape[:2] == (newest.n_clusters, 1):
+                orientation = newest.expand_orientation_map(orientation)
+            if orientation.matrix.shape[:2] != newest.shape:
+                continue
+        indexed = index_map(orientation, crystal)
+        work[f"{name}.ang"] = partial(write_ang, indexed=indexed, step=step)
     return work
 
 
 def _results(source: Any) -> tuple[list[Clusters], Any, dict[str, Any]]:
-    """Clusters, the averages of the newest as a DataCube, and orientation maps by their names."""
+    """Clusters, averages of the newest as a DataCube, and maps of orientations and phases."""
     from py4DSTEM import DataCube
 
     if isinstance(source, Clusters):
@@ -132,7 +140,10 @@ def _results(source: Any) -> tuple[list[Clusters], Any, dict[str, Any]]:
             )
             averages.attach(found[-1].to_node())
     maps = nodes.children(cube, "orientation_map")
-    return found, averages, {name: orientation_from_node(node) for name, node in maps.items()}
+    orientations = {name: orientation_from_node(node) for name, node in maps.items()}
+    for name, node in nodes.children(cube, PHASES_KIND).items():
+        orientations[name] = PhaseMap.from_node(node)
+    return found, averages, orientations
 
 
 def _read(path: Path) -> Any:
@@ -157,10 +168,8 @@ def _write_npz(path: Path, clusters: Clusters) -> None:
 
 
 def _write_csv(path: Path, clusters: Clusters) -> None:
-    unit = clusters.pixel_units
-    lengths = ("equivalent_diameter", "major_axis", "minor_axis", "perimeter")
-    units = {"area": f"{unit}^2", "orientation": "rad"} | dict.fromkeys(lengths, unit)
-    write_table(path, clusters.properties(), units)
+    table = clusters.table()
+    write_table(path, table.rows, table.units)
 
 
 def _write_hspy(path: Path, averages: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -200,7 +201,8 @@ def get_clusters(self: DataCube, name: str | None = None) -> Clusters:
     Returns
     -------
     Clusters
-        Their pixel size is the present one of the datacube.
+        Their pixel size is the present one of the datacube. They hold their averages if these were
+        made.
 
     Raises
     ------
@@ -211,10 +213,19 @@ def get_clusters(self: DataCube, name: str | None = None) -> Clusters:
     if not kept:
         raise ValueError(_no_clusters(self))
     if name is None:
-        return Clusters.from_node(list(kept.values())[-1])
+        return _with_averages(Clusters.from_node(list(kept.values())[-1]), self)
     if name not in kept:
         raise ValueError(f"no clusters are called {name!r}; there are {', '.join(kept)}")
-    return Clusters.from_node(kept[name])
+    return _with_averages(Clusters.from_node(kept[name]), self)
+
+
+def _with_averages(clusters: Clusters, datacube: DataCube) -> Clusters:
+    """Clusters in the tree of their own averages hold them."""
+    data = datacube.data
+    are_averages = data.shape[:2] == (clusters.n_clusters, 1) != clusters.shape
+    if clusters.averages is not None or not are_averages or not isinstance(data, np.ndarray):
+        return clusters
+    return replace(clusters, averages=data[:, 0])
 
 
 def _no_clusters(datacube: DataCube) -> str:

@@ -23,10 +23,14 @@ from ..base.checks import (
 from ..base.progress import progress
 from ..emd import nodes
 from ..kernels.blas import single_threaded_blas
-from ..kernels.crystals import CRYSTAL_LEVEL, Crystals, find_crystals
+from ..kernels.blocks import Report
+from ..kernels.connected import connect
+from ..kernels.crystals import CRYSTAL_LEVEL, PATTERN_LEVEL, find_crystals
 from ..kernels.disks import get_disks
-from ..kernels.features import features_need
-from ..kernels.lag import find_lag, undo_lag
+from ..kernels.features import Features, features_need
+from ..kernels.finer import FINER_LEVELS, finer_regions
+from ..kernels.lag import MAX_PASSES, SAME_DECAY, Lag, find_lag, join_tails, measure_decay, undo_lag
+from ..kernels.lost import lost_in_similarity
 from ..kernels.merging import Merges, find_regions, joins_of, merge_positions
 from ..kernels.noise import noise_need
 from ..kernels.similarity import feature_similarity, similarity_mean
@@ -47,6 +51,7 @@ def get_cluster_tree(
     *,
     method: Method = "merge",
     rank: int | Literal["auto"] = "auto",
+    lag: float | Literal["auto"] | None = None,
     r_mask: NDArray[np.bool_] | float | str | None = None,
     q_mask: NDArray[np.bool_] | None = None,
     sigma: float | None = None,
@@ -69,7 +74,7 @@ def get_cluster_tree(
         "grow" joins similar neighbours, as in the paper. See `cluster`.
     rank : int or "auto"
         Merging: number of features, 1 to 60. "auto" takes all that stand out of the noise.
-    r_mask, q_mask, sigma, subtract_mean, similarity
+    lag, r_mask, q_mask, sigma, subtract_mean, similarity
         See `cluster`.
     name : str
         Name in the tree of this datacube.
@@ -108,6 +113,7 @@ def get_cluster_tree(
         self.Qshape,
         method=method,
         rank=rank,
+        lag=lag,
         r_mask=r_mask,
         q_mask=q_mask,
         sigma=sigma,
@@ -128,14 +134,19 @@ def measure_tree(
     n_jobs: Any,
     max_memory: Any,
     progress_bar: Any,
+    finer: bool = True,
 ) -> ClusterTree:
-    """Make the tree of a scan; `options` are from `check_options`."""
+    """Make the tree of a scan; `options` are from `check_options`.
+
+    Without `finer`, the tree of merging has no refined levels below that of regions of one pattern.
+    """
     start = perf_counter()
     check_calibration(datacube)
     n_jobs = check_n_jobs(n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
-    measure = _merge_tree if options.method == "merge" else _growth_tree
-    return measure(datacube, options, n_jobs, max_memory, progress_bar, start)
+    if options.method == "grow":
+        return _growth_tree(datacube, options, n_jobs, max_memory, progress_bar, start)
+    return _merge_tree(datacube, options, n_jobs, max_memory, progress_bar, start, finer)
 
 
 def _growth_tree(
@@ -162,7 +173,9 @@ def _growth_tree(
         check_memory(max_memory)
         similarity = options.similarity
         warn_of_other_data("the similarity was", similarity.settings, datacube)
-    forest = spanning_forest(similarity.data, resolve_r_mask(options.r_mask, similarity.mean))
+    lost = lost_in_similarity(similarity.data)
+    mask = resolve_r_mask(options.r_mask, similarity.mean) & ~lost
+    forest = spanning_forest(similarity.data, mask)
     provenance = get_provenance(datacube, start, known)
     # The options are noted only if `cluster` with them would measure this similarity again.
     own = similarity.settings.get("fingerprint") == provenance["fingerprint"]
@@ -172,6 +185,7 @@ def _growth_tree(
         "method": "grow",
         "r_mask": options.r_mask,
         **{key: similarity.settings.get(key) if own else None for key in measured},
+        "n_lost": int(lost.sum()),
         **provenance,
     }
     return ClusterTree(
@@ -198,24 +212,67 @@ class _Merged(NamedTuple):
     """Regions of one pattern, ``(Rx, Ry)``."""
 
 
-def _merge(values: NDArray[Any], r_mask: Any) -> _Merged:
-    """Merge positions with features ``(Rx, Ry, rank)``."""
+def _merge(features: Features, r_mask: Any) -> _Merged:
+    """Merge positions by their features."""
+    values = features.values
     similarity = feature_similarity(values)
     mask = resolve_r_mask(r_mask, similarity_mean(similarity))
+    mask = mask & ~(features.lost & ~features.bridged)
     merges = merge_positions(values, mask)
     return _Merged(similarity, mask, merges, find_regions(values, merges))
 
 
-def _all_joins(merges: Merges, crystals: Crystals) -> list[NDArray[Any]]:
+def _merge_without_lag(
+    features: Features, options: ClusterOptions, report: Report
+) -> tuple[Features, _Merged, Lag | None]:
+    """Features without the lag of the camera, what merging finds in them, and the lag.
+
+    A lag shows only at borders, and moves them, so positions merge again without it.
+    """
+    lag, passes = None, 0
+    if options.lag != "auto":
+        lag = Lag(1, 1, options.lag) if options.lag > 0 else None
+    else:
+        merged = _merge(features, options.r_mask)
+        lag, passes = find_lag(features.values, merged.regions), MAX_PASSES
+        if lag is None:
+            report(2)
+            return features, merged, None
+    report(1)
+    undone = features if lag is None else undo_lag(features, lag)
+    merged = _merge(undone, options.r_mask)
+    while lag is not None and passes > 0:
+        measured = measure_decay(features.values, merged.regions, lag)
+        if abs(measured.decay - lag.decay) < SAME_DECAY:
+            break
+        lag, passes = measured, passes - 1
+        undone = undo_lag(features, lag)
+        merged = _merge(undone, options.r_mask)
+    if lag is not None:
+        regions = join_tails(merged.regions, undone.values, lag)
+        merged = merged._replace(regions=regions)
+    report(1)
+    return undone, merged, lag
+
+
+def _all_joins(
+    merges: Merges,
+    finest: float,
+    labels: NDArray[Any],
+    pairs: NDArray[Any],
+    level: NDArray[Any],
+) -> list[NDArray[Any]]:
     """First position, second position and level of all joins: of positions, then of regions.
 
-    A join of two regions is stored as a join of one position in each region.
+    Positions join up to the level of the `finest` regions. A join of two regions is stored as a
+    join of one position in each region.
     """
-    fine = joins_of(merges)
-    inside = np.flatnonzero(crystals.labels >= 0)
-    member = np.zeros(int(crystals.labels.max(initial=-1)) + 1, dtype=np.int64)
-    member[crystals.labels.ravel()[inside]] = inside
-    coarse = member[crystals.pairs[:, 0]], member[crystals.pairs[:, 1]], crystals.level
+    joins = joins_of(merges)
+    fine = [part[joins[2] <= finest] for part in joins]
+    inside = np.flatnonzero(labels >= 0)
+    member = np.zeros(int(labels.max(initial=-1)) + 1, dtype=np.int64)
+    member[labels.ravel()[inside]] = inside
+    coarse = member[pairs[:, 0]], member[pairs[:, 1]], level
     return [np.concatenate(both) for both in zip(fine, coarse, strict=True)]
 
 
@@ -226,6 +283,7 @@ def _merge_tree(
     max_memory: int | str | None,
     progress_bar: bool,
     start: float,
+    finer: bool,
 ) -> ClusterTree:
     n_rows = check_memory(
         max_memory,
@@ -241,21 +299,22 @@ def _merge_tree(
         progress_bar=progress_bar,
     )
     noise = noise_if_any(datacube, n_jobs, progress_bar)
-    with progress(4, "Merging", progress_bar, "steps") as report:
-        merged = _merge(features.values, options.r_mask)
-        report(1)
-        # A lag of the camera shows only at borders, and moves them, so positions merge twice.
-        lag = find_lag(features.values, merged.regions)
-        report(1)
-        if lag is not None:
-            features = undo_lag(features, lag)
-            merged = _merge(features.values, options.r_mask)
-        report(1)
+    with progress(3, "Merging", progress_bar, "steps") as report:
+        features, merged, lag = _merge_without_lag(features, options, report)
         with single_threaded_blas:  # many small products
             crystals = find_crystals(
                 features.values, merged.merges, merged.regions, get_disks(features)
             )
-        first, second, level = _all_joins(merged.merges, crystals)
+            regions, pairs, heights = crystals.labels, crystals.pairs, crystals.level
+            if finer:
+                regions, whole, parts, below = finer_regions(
+                    features.values, merged.merges, regions, crystals.background, PATTERN_LEVEL
+                )
+                pairs = np.concatenate([parts, whole[pairs]])
+                heights = np.concatenate([below, heights])
+        regions, pairs, heights = connect(regions, pairs, heights, features.lost)
+        finest = min(FINER_LEVELS) if finer else PATTERN_LEVEL
+        first, second, level = _all_joins(merged.merges, finest, regions, pairs, heights)
         report(1)
     settings = {
         "method": "merge",
@@ -263,10 +322,13 @@ def _merge_tree(
         "q_mask": options.q_mask,
         "rank": features.values.shape[2],
         "automatic_level": CRYSTAL_LEVEL,
+        "finest_level": finest,
         "gain": noise.gain,
         "offset": noise.offset,
         "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
-        "lag": 0.0 if lag is None else lag.mean,
+        "n_lost": int(features.lost.sum()),
+        "lag": options.lag,
+        "lag_share": 0.0 if lag is None else lag.decay,
         "lag_axis": None if lag is None else lag.name,
         **get_provenance(datacube, start),
     }
@@ -275,12 +337,12 @@ def _merge_tree(
         first,
         second,
         level,
-        merged.mask,
+        merged.mask & ~features.lost,
         settings,
         merged.similarity,
-        crystals.labels,
+        regions,
         features.values,
-        crystals.background,
+        crystals.background & ~features.lost,
         *scan_step(datacube),
     )
 
@@ -294,6 +356,7 @@ def cluster(
     n_clusters: int | None = None,
     min_size: int = 1,
     rank: int | Literal["auto"] = "auto",
+    lag: float | Literal["auto"] | None = None,
     drop_background: bool | None = None,
     r_mask: NDArray[np.bool_] | float | str | None = None,
     q_mask: NDArray[np.bool_] | None = None,
@@ -333,6 +396,13 @@ def cluster(
     rank : int or "auto"
         Merging: number of features that are compared, 1 to 60. "auto" takes all that stand out of
         the noise. Give a smaller number if thickness or tilt vary inside grains.
+    lag : float or "auto", optional
+        Merging: share of each pattern that a slow camera leaves in the next one, 0 to below 1,
+        along the rows of the scan (rising Ry, the order of recording). It is undone before grains
+        are found. "auto", the default, finds share, axis and direction from tails behind the
+        borders of grains, and undoes the lag only if it is certain;
+        ``clusters.settings["lag_share"]`` tells it. Give a share where a lag is known and not found
+        (small scans, few electrons), or 0 if the camera has none.
     drop_background : bool, optional
         Merging: True, the default, gives label -1 to clusters without Bragg peaks (liquid, vacuum
         or amorphous film, with little power beyond the radial mean), so that only grains have
@@ -368,9 +438,9 @@ def cluster(
     -------
     Clusters
         Merging numbers them by size, the largest first. ``clusters.settings`` then holds estimates:
-        gain, offset, noise (standard deviation in a detector pixel), rank, level, and the lag of
-        the camera in scan positions (0 if none was found) with its axis, such as "+Ry". Growth
-        numbers them by the mean similarity of their seeds, the order in which they grew.
+        gain, offset, noise (standard deviation in a detector pixel), rank, level, and the lag that
+        was undone as ``"lag_share"`` (0 for none) and ``"lag_axis"``, such as "+Ry". Growth numbers
+        them by the mean similarity of their seeds, the order in which they grew.
 
     Raises
     ------
@@ -393,7 +463,12 @@ def cluster(
     label of the grain with the larger share. Grains of one orientation that touch are separated
     only where their patterns differ. A camera lag, in which part of each pattern is recorded at the
     next position along one axis, is found at the borders and corrected; then regions are merged
-    again.
+    again. Regions whose reflections are all a tail of the regions before them are none.
+
+    Lost frames, whose pixels are missing or all have one value, are in no cluster. Gaps of one or
+    two of them, such as a lost row of the scan, are bridged: a grain on both sides is one cluster,
+    whose positions touch only across the gap. All other clusters are connected, at every level.
+    Growth does not bridge gaps.
 
     Growth. A cluster starts at the free position with the highest mean similarity. It takes in free
     neighbours whose similarity with a member is at least `threshold`. If none is left, the next
@@ -428,14 +503,18 @@ def cluster(
         min_size=min_size,
         drop_background=drop_background,
         rank=rank,
+        lag=lag,
         r_mask=r_mask,
         q_mask=q_mask,
         sigma=sigma,
         subtract_mean=subtract_mean,
         similarity=similarity,
     )
+    finer = options.n_clusters is not None
+    if isinstance(options.threshold, float):
+        finer = options.threshold < PATTERN_LEVEL
     tree = measure_tree(
-        self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
+        self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar, finer=finer
     )
     result = tree._cut_with(options, name)
     keep_clusters(self, result)

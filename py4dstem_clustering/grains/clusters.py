@@ -18,24 +18,27 @@ from ..kernels.tree import growth_steps
 from ..patterns.similarity import Similarity
 from .describe import describe_clusters
 from .editing import join_pairs, renumber
+from .grain import Grain
 from .handover import HandOver
 from .measuring import find_outlines, measure_properties
 from .node import read_clusters, write_clusters
+from .viewing import Viewing
 
 NOTED = (
-    "gain", "offset", "noise", "level", "automatic_level", "lag", "lag_axis", "n_background",
-    "edits", *PROVENANCE,
+    "gain", "offset", "noise", "level", "automatic_level", "finest_level", "lag_share",
+    "lag_axis", "n_background", "n_lost", "edits", "names", *PROVENANCE,
 )  # fmt: skip
 """Settings of clusters that are not options of `cluster`: estimates, edits of the clusters, and the
 source of the data."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Clusters(HandOver, Frozen):
+class Clusters(HandOver, Viewing, Frozen):
     """A label map of the scan, with the properties of each cluster.
 
     ``datacube.cluster()`` makes it. Clusters never change: `relabel`, `remove` and `join` return
-    new ones.
+    new ones. ``len(clusters)`` is their number, ``clusters[3]`` is one of them, a `Grain`, and
+    ``for grain in clusters`` goes through all.
 
     Parameters
     ----------
@@ -59,6 +62,9 @@ class Clusters(HandOver, Frozen):
         Unit of `pixel_size`.
     background : sequence of int
         Labels of clusters without Bragg peaks: liquid, vacuum, amorphous film.
+    averages : ndarray, (N, Qx, Qy), optional
+        Average pattern of each cluster. ``datacube.clusters`` and ``averages.clusters`` have them
+        once `get_clustered_datacube` has made them.
 
     Raises
     ------
@@ -85,6 +91,7 @@ class Clusters(HandOver, Frozen):
     pixel_size: float = 1.0
     pixel_units: str = "pixels"
     background: tuple[int, ...] = ()
+    averages: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -116,6 +123,15 @@ class Clusters(HandOver, Frozen):
                 f"similarity of a scan of {self.similarity.shape[:2]} must have the shape of the "
                 f"labels, {labels.shape}"
             )
+        averages = self.averages
+        if averages is not None:
+            averages = np.asarray(averages).view()  # no copy: they may be large
+            if averages.ndim != 3 or len(averages) != len(seeds):
+                raise ValueError(
+                    f"averages of shape {averages.shape} must be {len(seeds)} patterns, one for "
+                    "each cluster: (N, Qx, Qy)"
+                )
+            self._set(averages=averages)
         settings = Settings(self.settings, NOTED)
         self._set(labels=labels, seeds=seeds, similarity_mean=mean, settings=settings)
         self._set(background=tuple(self._check_labels(self.background)))
@@ -150,7 +166,7 @@ class Clusters(HandOver, Frozen):
         return f"Clusters({self.name!r}, {what}, {inside}{sizes})"
 
     def _check_label(self, label: Any) -> int:
-        label = check_integer("label", label, 0)
+        label = check_integer("label", label.label if isinstance(label, Grain) else label, 0)
         if label >= self.n_clusters:
             known = f"0 to {self.n_clusters - 1}" if self.n_clusters else "none"
             raise ValueError(f"label {label} does not exist; the labels here are: {known}")
@@ -285,7 +301,14 @@ class Clusters(HandOver, Frozen):
         )
         settings = Settings(self.settings).everything
         settings["edits"] = (*settings.get("edits", ()), edit)
-        return replace(self, labels=labels, seeds=seeds, settings=settings, background=background)
+        return replace(
+            self,
+            labels=labels,
+            seeds=seeds,
+            settings=settings,
+            background=background,
+            averages=None,
+        )
 
     def join_by_misorientation(
         self, orientation: Any, crystal: Any, *, max_angle: float = 5.0
@@ -397,18 +420,10 @@ class Clusters(HandOver, Frozen):
 
         Examples
         --------
-        >>> print(datacube.cluster(progress_bar=False).describe()[:71])
-        Diffraction patterns of 8 x 10 scan positions (20 A apart) with 32 x 30
+        >>> print(datacube.cluster(progress_bar=False).describe()[:66])
+        The diffraction patterns of 8 x 10 scan positions (20 Å apart), re
         """
         return describe_clusters(self)
-
-    # --- pictures ----------------------------------------------------------------------------
-
-    def plot(self, ax: Any = None, **options: Any) -> Any:
-        """Draw the label map; see `py4dstem_clustering.plot_clusters`."""
-        from ..plotting.maps import plot_clusters
-
-        return plot_clusters(self, ax, **options)
 
     # --- EMD ---------------------------------------------------------------------------------
 

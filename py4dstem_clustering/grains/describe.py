@@ -49,25 +49,26 @@ def describe_clusters(clusters: Any) -> str:
     rx, ry = clusters.shape
     scan = f"{rx} x {ry} scan positions"
     if clusters.pixel_units != "pixels":
-        scan += f" ({clusters.pixel_size:.4g} {clusters.pixel_units} apart)"
+        units = {"A": "Å", "um": "µm"}.get(clusters.pixel_units, clusters.pixel_units)
+        scan += f" ({clusters.pixel_size:.4g} {units} apart)"
     shape = settings.get("shape")
     if shape is not None:
-        scan += f" with {int(shape[2])} x {int(shape[3])} detector pixels"
+        scan += f", recorded with {int(shape[2])} x {int(shape[3])} detector pixels,"
     version = settings.get("py4dstem_clustering_version", "of unknown version")
     n = clusters.n_clusters
     sizes = ""
     if n:
         low, middle, high = np.percentile(clusters.sizes, (0, 50, 100))
-        sizes = f" of {low:.0f} to {high:.0f} positions (median {middle:.0f})"
+        sizes = f" of {low:.0f} to {high:.0f} scan positions (median {middle:.0f})"
     method = settings.get("method")
     # Files of version 0.1.0 do not name the method, which was growth.
     grown = method == "grow" or (method is None and "threshold" in settings)
-    how = "by merging regions, with" if method == "merge" else "with"
+    how = "by merging regions, using" if method == "merge" else "using"
     if grown:
-        how = f"by growth over similar neighbours {text.cite('lee')}, with"
+        how = f"by growing regions of similar neighbours {text.cite('lee')}, using"
     text.add(
-        f"Diffraction patterns of {scan} were segmented into {n} cluster{'s' * (n != 1)}{sizes} "
-        f"{how} py4dstem_clustering {version} in py4DSTEM "
+        f"The diffraction patterns of {scan} were grouped into {n} cluster{'s' * (n != 1)}{sizes} "
+        f"{how} py4dstem_clustering {version} and py4DSTEM "
         f"{settings.get('py4DSTEM_version', 'of unknown version')} {text.cite('py4dstem')}."
     )
     if method == "merge":
@@ -77,25 +78,37 @@ def describe_clusters(clusters: Any) -> str:
     r_mask = settings.get("r_mask")
     if r_mask is not None:
         if isinstance(r_mask, str):
-            rule = f"positions with a mean similarity above the {r_mask} threshold"
+            rule = (
+                f"positions whose mean similarity to their neighbours exceeded the {r_mask} "
+                "threshold"
+            )
         elif np.ndim(r_mask):
-            rule = f"{int(r_mask.sum())} chosen positions"
+            rule = f"{int(r_mask.sum())} selected positions"
         else:
-            rule = f"positions with a mean similarity above {r_mask:g}"
+            rule = f"positions whose mean similarity to their neighbours exceeded {r_mask:g}"
         text.add(f"Only {rule} were considered.")
+    lost = settings.get("n_lost")
+    if lost:
+        frames = "1 frame was" if lost == 1 else f"{lost} frames were"
+        text.add(f"{frames} lost (one value in all pixels, or none) and in no cluster.")
     if (settings.get("min_size") or 1) > 1:
-        text.add(f"Clusters of fewer than {settings['min_size']} positions were dropped.")
+        text.add(f"Clusters of fewer than {settings['min_size']} positions were discarded.")
     edits = settings.get("edits", ())
     if edits:
-        text.add(f"The clusters were edited by hand: {', '.join(edits)}.")
+        short = (edit if len(edit) <= MAX_EDIT else f"{edit[: MAX_EDIT - 4]}...)" for edit in edits)
+        text.add(f"The clusters were then edited manually: {', '.join(short)}.")
     if "fingerprint" in settings:
         text.add(
-            f"(Data {settings['source']!r}, SHA-256 of a sample {settings['fingerprint']}; "
-            f"{settings['created']}, {settings['seconds']:.3g} s.)"
+            f"(Data set {settings['source']!r}, SHA-256 of a sample of it "
+            f"{settings['fingerprint']}; processed {settings['created']} in "
+            f"{settings['seconds']:.3g} s.)"
         )
     doubts = find_doubts(clusters)
     return str(text) + (f"\n\nTo check: {' '.join(doubts)}" if doubts else "")
 
+
+MAX_EDIT = 60
+"""Most letters of an edit in the text; strokes of a brush are longer."""
 
 WHOLE_SHARE = 0.9
 """Share of the scan from which on a cluster counts as the whole field of view. With a smaller one,
@@ -120,7 +133,7 @@ def find_doubts(clusters: Any) -> list[str]:
     if not len(sizes):
         remedy = "see drop_background=False" if dropped else "lower threshold or min_size"
         found.append(f"No cluster was found; {remedy}.")
-    elif dropped and (labels >= 0).all() and len(sizes) > 1:
+    elif dropped and (labels < 0).sum() <= clusters.settings.get("n_lost", 0) and len(sizes) > 1:
         found.append(
             "No background was found: every scan position is in a cluster. Where liquid, vacuum or "
             "film is in view, some of these clusters are that and no grains."
@@ -149,32 +162,41 @@ def find_doubts(clusters: Any) -> list[str]:
 def _describe_merging(settings: Mapping[str, Any], text: _Text) -> None:
     """Add sentences about merging."""
     mask = settings.get("q_mask")
-    where = "" if mask is None else f", from the {int(mask.sum())} detector pixels of a mask"
+    where = (
+        "" if mask is None else f" Only the {int(mask.sum())} detector pixels of a mask were used."
+    )
+    rank = int(settings["rank"])
     text.add(
-        f"Each pattern was reduced to {settings['rank']} features that stand out of the noise, "
-        f"found from the covariance of patterns with those of diagonal neighbours{where}."
+        f"Each pattern was reduced to {rank} feature{'s' * (rank != 1)} above the noise level, "
+        "obtained from the covariance between patterns at diagonally neighbouring "
+        f"positions.{where}"
     )
     cite = text.cite("mumford", "koepfler")
     level = settings.get("level", 1)
     text.add(
-        "Regions were merged, from single positions on, as long as the growth of the squared "
-        f"deviation, relative to noise and to the variation inside a grain, was small for the "
-        f"border that went {cite}" + _describe_level(level, settings.get("automatic_level", 1))
+        "Starting from single positions, neighbouring regions were merged as long as the increase "
+        "of the squared deviation per length of the border removed stayed below a limit set by the "
+        f"noise and by the variation expected within a grain {cite}"
+        + _describe_level(level, settings.get("automatic_level", 1))
     )
     if settings.get("drop_background") and settings.get("n_background"):
         n = settings["n_background"]
         are = "were" if n != 1 else "was"
-        text.add(f"{n} region{'s' * (n != 1)} without Bragg peaks {are} left out as background.")
+        number = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five"}.get(n, n)
+        text.add(
+            f"{number} region{'s' * (n != 1)} without Bragg peaks {are} treated as background."
+        )
     gain = settings.get("gain")
     if gain is not None and np.isfinite(gain):
         text.add(
-            f"The recorded value of one electron was estimated as {gain:.3g}, the offset as "
+            f"The noise corresponded to {gain:.3g} recorded counts per electron and an offset of "
             f"{settings['offset']:.3g}."
         )
-    if settings.get("lag"):
+    if settings.get("lag_share"):
+        known = "estimated" if settings.get("lag") == "auto" else "given"
         text.add(
-            f"A camera lag of {settings['lag']:.2g} positions along {settings['lag_axis']} was "
-            "estimated and undone."
+            f"A camera lag was undone, by which a share of {settings['lag_share']:.2g} of each "
+            f"pattern is left in the next one along {settings['lag_axis']} ({known})."
         )
 
 
@@ -182,14 +204,19 @@ def _describe_level(level: float, automatic: float) -> str:
     """End of the sentence about merging, and what joined to crystals."""
     if automatic == 1:  # files from before crystals had a level
         return (
-            "; the level was found automatically." if level == 1 else f", up to level {level:.4g}."
+            "; the level was determined automatically."
+            if level == 1
+            else f", up to level {level:.4g}."
         )
     if level < 1:
         return f", up to level {level:.4g}."
     if level == 1:
         return "."
-    joined = ". Neighbouring regions joined if their Bragg disks lie at the same places and their "
-    joined += "patterns change as gradually across the border as on both sides of it"
+    joined = (
+        ". Neighbouring regions were then joined into crystals if their Bragg disks lay at the "
+    )
+    joined += "same positions and their patterns changed as gradually across the border as on "
+    joined += "either side of it"
     return joined + ("." if level == automatic else f", up to level {level:.4g}.")
 
 
@@ -199,19 +226,19 @@ def _describe_growth(clusters: Any, text: _Text) -> None:
     made = {} if clusters.similarity is None else clusters.similarity.settings
     blurred = made.get("sigma")
     mask = made.get("q_mask")
-    parts = ["minus their mean"] if made.get("subtract_mean") else []
+    parts = ["after subtraction of their means"] if made.get("subtract_mean") else []
     if blurred:
-        parts.append(f"blurred by {blurred:g} pixels")
+        parts.append(f"after blurring by {blurred:g} pixel{'s' * (blurred != 1)}")
     if mask is not None:
-        parts.append(f"in {int(mask.sum())} detector pixels")
+        parts.append(f"within {int(mask.sum())} detector pixels")
     if made.get("noise_correct"):
         parts.append("corrected for counting noise")
     level = settings.get("level", settings.get("threshold"))
     if level is None or isinstance(level, str):
-        rule = "at the most stable levels of similarity"
+        rule = "at the levels of similarity at which the clusters were most stable"
     else:
         rule = f"where their similarity was at least {level:.4g}"
     text.add(
-        f"Neighbouring positions were joined {rule}, the cosine of their patterns"
-        + (f", {', '.join(parts)}." if parts else ".")
+        f"Neighbouring positions were joined {rule}. The similarity was the cosine of the angle "
+        "between their patterns" + (f", {', '.join(parts)}." if parts else ".")
     )

@@ -73,6 +73,8 @@ def read_clusters(node: emdfile.Node, step: tuple[float, str] | None) -> dict[st
     # Files of version 0.1.0 have no background. Clusters of merging have no similarity.
     if "background" in arrays:
         check("background", (len(seeds),), "b")
+    if "averages" in arrays:
+        check("averages", (len(seeds), None, None), nan=True)
     if "similarity" in arrays:
         check("similarity", (*labels.shape, 8), "f", -1.001, 1.001, nan=True)
     settings = read_settings(node)
@@ -96,6 +98,7 @@ def read_clusters(node: emdfile.Node, step: tuple[float, str] | None) -> dict[st
         "pixel_size": step[0],
         "pixel_units": step[1],
         "background": tuple(np.flatnonzero(arrays.get("background", ())).tolist()),
+        "averages": arrays.get("averages"),
     }
 
 

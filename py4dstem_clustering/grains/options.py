@@ -48,6 +48,7 @@ class ClusterOptions:
     min_size: int = 1
     drop_background: bool | None = None
     rank: int | Literal["auto"] = "auto"
+    lag: float | Literal["auto"] = "auto"
     r_mask: float | str | NDArray[np.bool_] | None = None
     q_mask: NDArray[np.bool_] | None = None
     sigma: float | None = None
@@ -66,6 +67,7 @@ def check_options(
     min_size: Any = 1,
     drop_background: Any = None,
     rank: Any = "auto",
+    lag: Any = None,
     r_mask: Any = None,
     q_mask: Any = None,
     sigma: Any = None,
@@ -90,6 +92,7 @@ def check_options(
         rank = check_integer("rank", rank, 1)
         if rank > MAX_RANK:
             raise ValueError(f"rank={rank} must be at most {MAX_RANK}, or 'auto'")
+    lag = check_lag(lag)
     r_mask = check_r_mask(r_mask, scan)
     if method == "merge":
         _refuse_growth(sigma=sigma, subtract_mean=subtract_mean, similarity=similarity)
@@ -98,6 +101,11 @@ def check_options(
         subtract_mean = check_flag("subtract_mean", subtract_mean)
     if method == "grow" and rank != "auto":
         raise ValueError("rank belongs to merging; leave it out, or use method='merge'")
+    if method == "grow" and lag != "auto":
+        raise ValueError(
+            f"lag={lag} belongs to merging, growth compares patterns as they are; leave it out, "
+            "or use method='merge'"
+        )
     if similarity is not None:
         _refuse_measuring(q_mask=q_mask, sigma=sigma, subtract_mean=subtract_mean)
         similarity = as_similarity(similarity, scan)
@@ -106,12 +114,28 @@ def check_options(
         method,
         **cut,
         rank=rank,
+        lag=lag,
         r_mask=r_mask,
         q_mask=q_mask,
         sigma=sigma,
         subtract_mean=subtract_mean,
         similarity=similarity,
     )
+
+
+def check_lag(lag: Any) -> float | Literal["auto"]:
+    """Check the option `lag` of `cluster`; None is "auto"."""
+    if lag is None or (isinstance(lag, str) and lag == "auto"):
+        return "auto"
+    if isinstance(lag, str):
+        raise ValueError(f"lag={lag!r} must be a share from 0 to below 1, or 'auto'")
+    share = check_number("lag", lag, 0)
+    if share >= 1:
+        raise ValueError(
+            f"lag={lag!r} must be below 1: it is the share of a pattern that is left in the next "
+            f"one; a mean delay of {share:g} positions is lag={share / (1 + share):.2g}"
+        )
+    return share
 
 
 def check_cut(

@@ -20,6 +20,7 @@ from ..kernels.regions import consecutive
 from ..kernels.similarity import similarity_mean
 from ..kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
 from ..patterns.similarity import Similarity
+from .branches import Branches, branches_of_growth, branches_of_regions
 from .clusters import NOTED, Clusters
 from .editing import join_pairs
 from .node import TREE_ARRAYS, read_tree, write_tree
@@ -54,8 +55,8 @@ class ClusterTree(Frozen):
     similarity : Similarity or ndarray (Rx, Ry, 8)
         Growth: similarity of neighbours. Merging: similarity of the features of neighbours.
     automatic : ndarray, (Rx, Ry), int, optional
-        Merging: labels of the regions of one pattern, cut at level 1, with refined borders. Joins
-        above level 1 join these regions.
+        Merging: labels of the finest regions with refined borders, at `finest_level`. Joins above
+        this level join these regions, joins below it positions.
     features : ndarray, (Rx, Ry, rank), optional
         Merging: the features that were compared, in units of the standard deviation of their noise.
     background : ndarray of bool, (Rx, Ry), optional
@@ -105,12 +106,28 @@ class ClusterTree(Frozen):
         """Levels at which clusters change, from the finest to the coarsest."""
         if self.method == "grow":
             return np.unique(self.level)[::-1]
-        return np.unique(np.append(self.level, [PATTERN_LEVEL, self.automatic_level]))
+        named = list(self.named_levels.values())
+        return np.unique(np.append(self.level, [self.finest_level, *named]))
 
     @property
     def automatic_level(self) -> float:
         """Merging: level of the automatic cut, 2; 1 in files from before crystals had a level."""
         return float(self.settings.get("automatic_level", PATTERN_LEVEL))
+
+    @property
+    def named_levels(self) -> dict[str, float]:
+        """Levels of merging by their names, the finest first: "pattern" and "crystal"."""
+        if self.method == "grow":
+            return {}
+        names = {"pattern": PATTERN_LEVEL, "crystal": self.automatic_level}
+        if self.automatic_level == PATTERN_LEVEL:
+            del names["crystal"]
+        return names
+
+    @property
+    def finest_level(self) -> float:
+        """Merging: lowest level with refined borders. Cuts below it are as positions join."""
+        return float(self.settings.get("finest_level", PATTERN_LEVEL))
 
     @cached_property
     def similarity_mean(self) -> NDArray[Any]:
@@ -121,21 +138,24 @@ class ClusterTree(Frozen):
 
     @property
     def _regions(self) -> NDArray[Any]:
-        """Merging: labels of the regions of one pattern."""
+        """Merging: labels of the finest regions with refined borders."""
         return cast(NDArray[Any], self.automatic)
 
     @cached_property
     def _fine(self) -> NDArray[Any]:
-        """True for joins of positions; the other joins are of regions of one pattern."""
+        """True for joins of positions; the other joins are of regions."""
         if self.method == "grow":
             return np.ones(len(self.level), dtype=bool)
-        return self.level <= PATTERN_LEVEL
+        return self.level <= self.finest_level
 
     @cached_property
     def _links(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Joins of positions as a binary tree: children of each node, and sizes of all nodes."""
         fine = self._fine
-        return link(self.first[fine], self.second[fine], self.mask.size)
+        children, sizes = link(self.first[fine], self.second[fine], self.mask.size)
+        if self.method == "merge":  # lost frames connect positions, but are in no cluster
+            sizes = sum_nodes(children, self.mask.reshape(-1, 1))[:, 0].astype(sizes.dtype)
+        return children, sizes
 
     def __repr__(self) -> str:
         rx, ry = self.shape
@@ -155,14 +175,14 @@ class ClusterTree(Frozen):
         if self.method == "grow":
             counts = _count(children, counted)[1:]
         else:
-            # From `PATTERN_LEVEL` on, regions of one pattern are counted.
-            joins, coarse, _ = self.branches()
+            # From `finest_level` on, regions are counted.
+            joins, coarse = self._joins_of_regions(self._regions, self.finest_level)
             background, region_background, region_sizes = self._node_background
             large = region_sizes >= min_size
             if drop:
                 counted &= ~background
                 large &= ~region_background
-            level = np.concatenate([level, [PATTERN_LEVEL], coarse])
+            level = np.concatenate([level, [self.finest_level], coarse])
             counts = np.concatenate([_count(children, counted)[1:], _count(joins, large)])
         # If several joins have one level, the count after the last of them is taken.
         order = level if self.method == "merge" else -level
@@ -179,7 +199,7 @@ class ClusterTree(Frozen):
         ----------
         min_size : int
             Growth: clusters of fewer positions are no branches. Merging: no effect, because the
-            leaves are the grains of the automatic cut.
+            leaves are the regions of one pattern.
 
         Returns
         -------
@@ -195,34 +215,31 @@ class ClusterTree(Frozen):
         ValueError, TypeError
             If `min_size` is not a whole number of at least 1.
         """
-        min_size = check_integer("min_size", min_size, 1)
+        found = self._branches(check_integer("min_size", min_size, 1))
+        return found.joins, found.level, len(found.places)
+
+    def leaf_places(self, *, min_size: int = 1) -> NDArray[Any]:
+        """Flat index of one scan position of each leaf of `branches`, (n_leaves,); -1 for none."""
+        return self._branches(check_integer("min_size", min_size, 1)).places
+
+    def _branches(self, min_size: int) -> Branches:
+        """Like `branches`, but without a check of the option."""
         if self.method == "merge":
-            coarse = ~self._fine
-            flat = self._regions.ravel()
-            n = int(flat.max(initial=-1)) + 1
-            joins, _ = link(flat[self.first[coarse]], flat[self.second[coarse]], n)
-            return joins, self.level[coarse], n
-        children, sizes = self._links
-        n = self.mask.size
-        large = sizes >= min_size
-        branch: dict[int, int] = {}  # large node: k for leaf k, -1 - k for join k
-        n_leaves = 0
-        pairs: list[tuple[int, int]] = []
-        levels: list[float] = []
-        for i, (a, b) in enumerate(children.tolist()):
-            parts = [k for k in (a, b) if large[k]]
-            for k in parts:
-                if k not in branch:
-                    branch[k] = n_leaves
-                    n_leaves += 1
-            if len(parts) == 2:
-                branch[n + i] = -1 - len(pairs)
-                pairs.append((branch[a], branch[b]))
-                levels.append(self.level[i])
-            elif parts:
-                branch[n + i] = branch[parts[0]]
-        joins = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        return np.where(joins < 0, n_leaves - 1 - joins, joins), np.array(levels), max(n_leaves, 1)
+            regions = self._coarse(PATTERN_LEVEL)
+            join = self.level > PATTERN_LEVEL
+            return branches_of_regions(
+                regions, self.first[join], self.second[join], self.level[join]
+            )
+        return branches_of_growth(*self._links, self.level, min_size)
+
+    def _joins_of_regions(
+        self, regions: NDArray[Any], above: float
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Joins of regions at levels above one, as a binary tree, and their levels."""
+        join = self.level > above
+        flat = regions.ravel()
+        n = int(flat.max(initial=-1)) + 1
+        return link(flat[self.first[join]], flat[self.second[join]], n)[0], self.level[join]
 
     # --- cuts --------------------------------------------------------------------------------
 
@@ -242,10 +259,12 @@ class ClusterTree(Frozen):
         ----------
         threshold : float or "auto", optional
             Growth: smallest similarity, -1 to 1, at which neighbours join. Merging: 1 makes regions
-            of one pattern, 2 crystals, both with refined borders; between them pieces of crystals
-            join, above 2 the crystals that differ least; below 1 regions come in pieces. With
-            "auto", the default, merging makes crystals, and each branch of growth is cut at its own
-            level, where clusters are most stable.
+            of one pattern, 2 crystals; between them pieces of crystals join, above 2 the crystals
+            that differ least. Below 1, parts of regions stay apart, in steps at 0.7, 0.5, 0.35 and
+            0.25, with mixtures dissolved and borders placed as at 1. Below 0.25 (`finest_level`)
+            clusters are as positions join, without either. With "auto", the default, merging makes
+            crystals, and each branch of growth is cut at its own level, where clusters are most
+            stable.
         level : "pattern" or "crystal", optional
             Merging: a level with a name, instead of a threshold.
         n_clusters : int, optional
@@ -327,7 +346,7 @@ class ClusterTree(Frozen):
         return numbered(labels, self.similarity_mean, by_size=False)
 
     def _coarse(self, level: float) -> NDArray[Any]:
-        """Labels of the regions of one pattern after the joins up to `level`."""
+        """Labels of the regions after the joins up to `level`."""
         flat = self._regions.ravel()
         join = ~self._fine & (self.level <= level)
         n = int(flat.max(initial=-1)) + 1
@@ -340,7 +359,7 @@ class ClusterTree(Frozen):
         """Labels and seeds at one level of merging, labels of background clusters that stay, and
         the number of background regions of at least `min_size` positions.
         """
-        if level >= PATTERN_LEVEL:
+        if level >= self.finest_level:
             labels = self._coarse(level)
         else:
             children, _ = self._links
@@ -368,22 +387,33 @@ class ClusterTree(Frozen):
 
     @cached_property
     def _node_background(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Which nodes below and above `PATTERN_LEVEL` are background; sizes of those above."""
+        """Which nodes below and above `finest_level` are background; sizes of those above."""
         flat, regions = self._empty.ravel(), self._regions.ravel()
         inside = regions >= 0
         n = int(regions.max(initial=-1)) + 1
         leaves = np.stack(
             [np.bincount(regions[inside], weight, n) for weight in (flat[inside], None)], axis=1
         )
-        below = sum_nodes(self._links[0], np.stack([flat, np.ones(flat.size)], axis=1))
-        above = sum_nodes(self.branches()[0], leaves)
+        below = sum_nodes(self._links[0], np.stack([flat, self.mask.ravel()], axis=1))
+        above = sum_nodes(self._joins_of_regions(self._regions, self.finest_level)[0], leaves)
         return 2 * below[:, 0] > below[:, 1], 2 * above[:, 0] > above[:, 1], above[:, 1]
+
+    def _repr_html_(self) -> str:
+        from ..plotting.html import card, label_png
+
+        clusters = self.cut()
+        facts: dict[str, Any] = {"method": self.method, "joins": len(self.level)}
+        if len(self.level):
+            facts["levels"] = f"{self.level.min():.3g} to {self.level.max():.3g}"
+        facts["automatic cut"] = f"{clusters.n_clusters} clusters (picture)"
+        picture = label_png(clusters.labels, clusters.n_clusters)
+        return card("ClusterTree", facts, picture, "tree.plot(), tree.cut()")
 
     # --- pictures ----------------------------------------------------------------------------
 
     def plot(self, axes: Any = None, **options: Any) -> Any:
         """Draw the number of clusters over the level, and a dendrogram; see `plot_tree`."""
-        from ..plotting.results import plot_tree
+        from ..plotting.trees import plot_tree
 
         return plot_tree(self, axes, **options)
 

@@ -10,6 +10,7 @@ from scipy.ndimage import maximum_filter
 
 from .blas import matmul, row_dots
 from .blocks import Run, is_small_integer, read_rows, tiles
+from .lost import may_be_lost
 
 MAX_BINS = 1300
 """Largest number of bins. The covariance is a matrix of this size: more bins show finer detail, and
@@ -38,6 +39,8 @@ class Binning:
     """What is subtracted from all values of the scan."""
     unit: float
     """What all values are divided by."""
+    finds_lost: bool
+    """Whether a frame of one value is lost; otherwise it may hold nothing by chance."""
     pixels: NDArray[np.float32]
     """Number of detector pixels in each bin that holds any."""
     grid: NDArray[np.int64]
@@ -46,7 +49,9 @@ class Binning:
     def __init__(self, data: Any, q_mask: NDArray[np.bool_] | None) -> None:
         qx, qy = self._detector = data.shape[2:]
         self.hot = find_hot_pixels(data)
-        self.zero, self.unit = zero_and_unit(data)
+        patterns = sample_patterns(data)
+        self.zero, self.unit = zero_and_unit(patterns)
+        self.finds_lost = may_be_lost(patterns)
         valid = ~self.hot
         if q_mask is not None:
             valid = valid & q_mask if (valid & q_mask).any() else q_mask
@@ -165,22 +170,28 @@ def find_hot_pixels(data: Any) -> NDArray[np.bool_]:
         present = np.isfinite(patterns)
         total = patterns.sum(axis=0, dtype=np.float64, where=present)
         means.append((total / np.maximum(present.sum(axis=0), 1)).reshape(qx, qy))
+    # Lost rows, which are even, would hide all hot pixels.
+    means = [mean for mean in means if np.ptp(mean) > 0] or means
     dark = np.quantile(means, 0.01)
     dimmest, mean = np.min(means, axis=0) - dark, np.mean(means, axis=0) - dark
     around = maximum_filter(mean, footprint=[[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="constant")
     return (dimmest > 3 * around) & (dimmest > 0.02 * dimmest.max())
 
 
-def zero_and_unit(data: Any) -> tuple[float, float]:
-    """What to subtract from all values of a scan, and what to divide them by; most often 0 and 1.
-
-    There is one pair for all patterns, because features compare their intensities. It comes from a
-    few patterns all over the scan.
-    """
+def sample_patterns(data: Any) -> NDArray[np.float64]:
+    """A few patterns ``(n, pixels)`` from all over the scan."""
     columns = np.unique(np.linspace(0, data.shape[1] - 1, 6).astype(int))
     rows = np.unique(np.linspace(0, data.shape[0] - 1, 3).astype(int))
     patterns = np.concatenate([read_rows(data, row, row + 1)[0, columns] for row in rows])
-    patterns = patterns.reshape(len(patterns), -1).astype(np.float64)
+    return patterns.reshape(len(patterns), -1).astype(np.float64)
+
+
+def zero_and_unit(patterns: NDArray[np.float64]) -> tuple[float, float]:
+    """What to subtract from all values of a scan, and what to divide them by; most often 0 and 1.
+
+    There is one pair for all patterns, because features compare their intensities. It comes from
+    `sample_patterns`.
+    """
     present = np.isfinite(patterns)
     low = np.min(patterns, axis=1, where=present, initial=np.inf)
     high = np.max(patterns, axis=1, where=present, initial=-np.inf)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter
 
-from .features import Features
+from .features import Features, find_centre
 
 DISK_ERRORS = 4.0
 """Standard errors by which a disk must exceed the limit to be certain. A larger value needs larger
@@ -87,8 +87,7 @@ def get_disks(features: Features) -> Disks:
     typical = float(mean[lit].mean()) if lit.any() else 1.0
     grid = features.bin_grid
     image = _on_grid(mean / np.maximum(features.pixels, 1), grid)
-    blurred = gaussian_filter(image, 1.0)
-    top = np.unravel_index(int(blurred.argmax()), image.shape)
+    top = find_centre(image)
     radius = np.sqrt((image > image.max() / 2).sum() / np.pi)
     counts = np.hypot(grid[:, 0] - top[0], grid[:, 1] - top[1]) > 2 * radius + 1
     n_positions = features.values.shape[0] * features.values.shape[1]
@@ -107,7 +106,7 @@ def get_disks(features: Features) -> Disks:
 
 
 def _in_shadow(
-    mean: NDArray[Any], error: NDArray[Any], grid: NDArray[Any], centre: tuple[Any, ...]
+    mean: NDArray[Any], error: NDArray[Any], grid: NDArray[Any], centre: tuple[float, float]
 ) -> NDArray[np.bool_]:
     """Bins far darker than others at their radius, as behind a beam stop, and those beside them."""
     ring = np.hypot(grid[:, 0] - centre[0], grid[:, 1] - centre[1]).round().astype(int)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.signal import fftconvolve
 
 from . import binning
 from .binning import Binning
@@ -28,6 +29,7 @@ from .blocks import (
     to_float32,
     workers,
 )
+from .lost import bridge, find_even
 
 MAX_RANK = 60
 """Largest number of features, more than the grains of a scan differ in. The memory and the time of
@@ -39,6 +41,10 @@ value averages more noise, and mixes in more of the next grain."""
 
 NEIGHBOUR_REACH = 2
 """Diagonal neighbours count up to this many positions along either axis; more take longer."""
+
+HIDDEN_BEAM = 0.7
+"""Unevenness on rings about the centre of inversion, relative to that about the brightest place,
+below which the direct beam counts as hidden. With a beam stop it is 0.5, without one 0.8 to 1.1."""
 
 _COVARIANCE_TILE = 256
 """Rows of the covariance that are one task."""
@@ -62,10 +68,26 @@ class Features(NamedTuple):
     standard deviation of its noise in one pattern."""
     bin_grid: NDArray[np.int64]
     """Row and column ``(bins, 2)`` of each bin on the detector."""
+    lost: NDArray[np.bool_]
+    """Positions ``(Rx, Ry)`` whose frames are lost, see `lost.py`."""
+    bridged: NDArray[np.bool_]
+    """Lost positions with features between those on both sides; those of others are 0."""
 
 
 def find_centre(mean: NDArray[Any]) -> tuple[float, float]:
-    """Centre of the direct beam of a mean pattern: centroid about its brightest place."""
+    """Centre of the direct beam of a mean pattern.
+
+    It is the centroid about the brightest place. A beam stop may hide the direct beam, and a
+    reflection may be the brightest place. The centre is then that of the inversion which maps the
+    pattern onto itself best, if the pattern is far more even on rings about it.
+    """
+    beam, inversion = _brightest_spot(mean), _inversion_centre(mean)
+    hidden = _unevenness(mean, inversion) < HIDDEN_BEAM * _unevenness(mean, beam)
+    return inversion if hidden else beam
+
+
+def _brightest_spot(mean: NDArray[Any]) -> tuple[float, float]:
+    """Centroid about the brightest place."""
     size = max(1.0, min(mean.shape) / 64)
     blurred = gaussian_filter(mean - np.median(mean), size)
     u, v = np.indices(mean.shape)
@@ -75,6 +97,31 @@ def find_centre(mean: NDArray[Any]) -> tuple[float, float]:
     if weight.sum() == 0:
         return (mean.shape[0] - 1) / 2, (mean.shape[1] - 1) / 2
     return float((weight * u).sum() / weight.sum()), float((weight * v).sum() / weight.sum())
+
+
+def _inversion_centre(mean: NDArray[Any]) -> tuple[float, float]:
+    """Centre, to half a pixel, about which a pattern and its inverse agree best.
+
+    At least half of the pattern must overlap with its inverse.
+    """
+    root = np.sqrt(np.maximum(gaussian_filter(mean, max(1.0, min(mean.shape) / 64)), 0))
+    one = np.ones_like(root)
+    product, power, overlap = (
+        fftconvolve(a, b) for a, b in ((root, root), (root**2, one), (one, one))
+    )
+    agreement = np.where(overlap >= root.size / 2, product / np.maximum(power, 1e-12), 0)
+    row, column = np.unravel_index(int(agreement.argmax()), agreement.shape)
+    return float(row) / 2, float(column) / 2
+
+
+def _unevenness(mean: NDArray[Any], centre: tuple[float, float]) -> float:
+    """Mean deviation of the roots of pixels from the median of their ring."""
+    root = np.sqrt(np.maximum(mean, 0)).ravel()
+    u, v = np.indices(mean.shape)
+    ring = np.hypot(u - centre[0], v - centre[1]).round().astype(int).ravel()
+    order = np.argsort(ring, kind="stable")
+    rings = np.split(root[order], np.flatnonzero(np.diff(ring[order])) + 1)
+    return float(sum(np.abs(values - np.median(values)).sum() for values in rings)) / root.size
 
 
 def nuisances(
@@ -120,13 +167,20 @@ def offsets(scan_shape: tuple[int, int]) -> list[tuple[int, int, float]]:
     return [(dx, dy, weight / total) for dx, dy, weight in found]
 
 
-def noise_of_neighbours(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Standard deviation of the noise of maps ``(Rx, Ry, n)``, from neighbours; robust."""
+def noise_of_neighbours(
+    values: NDArray[Any], lost: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """Standard deviation of the noise of maps ``(Rx, Ry, n)``, from neighbours; robust.
+
+    Positions that are `lost` ``(Rx, Ry)`` do not count.
+    """
     n = values.shape[2]
     noise = np.ones(n)
+    there = np.ones(values.shape[:2], dtype=bool) if lost is None else ~lost
+    pairs = there[1:] & there[:-1], there[:, 1:] & there[:, :-1]
     for k in range(n):
         field = values[..., k]
-        differences = np.concatenate([np.diff(field, axis=axis).ravel() for axis in (0, 1)])
+        differences = np.concatenate([np.diff(field, axis=axis)[pairs[axis]] for axis in (0, 1)])
         if differences.size:
             found = np.median(np.abs(differences)) / 0.6745 / np.sqrt(2)
             # The median is zero where most of the scan is empty.
@@ -167,12 +221,17 @@ def features_core(
     bins = Binning(data, q_mask)
     moments = _Moments((rx, ry), len(bins.pixels))
     total = np.zeros(qx * qy)
+    lost = np.zeros((rx, ry), dtype=bool)
 
     with workers(n_jobs) as run:
         for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
-            moves = None if shifts is None else shifts[start : start + len(rows)]
-            for row in bins.bin_rows(rows, moves, run, total if centre is None else None):
-                moments.add(row, run)
+            block = slice(start, start + len(rows))
+            moves = None if shifts is None else shifts[block]
+            if bins.finds_lost:
+                lost[block] = find_even(rows)
+            binned = bins.bin_rows(rows, moves, run, total if centre is None else None)
+            for row, gone in zip(binned, lost[block], strict=True):
+                moments.add(row, gone, run)
             report(len(rows))
 
         if centre is None:
@@ -186,7 +245,8 @@ def features_core(
                 values[start + i] = matmul(row, weights)
             report(len(rows))
 
-    noise = noise_of_neighbours(values[..., :-1])
+    values, bridged = bridge(values, lost)
+    noise = noise_of_neighbours(values[..., :-1], lost)
     scaled = np.empty((rx, ry, len(noise)), dtype=np.float32)
     for row, found in zip(scaled, values, strict=True):
         row[:] = found[:, :-1] / noise
@@ -198,6 +258,8 @@ def features_core(
         pixels=bins.pixels,
         directions=(basis * noise).astype(np.float32),
         bin_grid=bins.grid,
+        lost=lost,
+        bridged=bridged,
     )
 
 
@@ -205,22 +267,31 @@ class _Moments:
     """Sums over all binned patterns of a scan, which take one row after the other."""
 
     def __init__(self, scan_shape: tuple[int, int], n_bins: int) -> None:
-        rx, ry = scan_shape
-        self.n_positions = rx * ry
-        self._n_pairs = rx * (ry - 1) + (rx - 1) * ry
+        self._n_positions = self._n_pairs = 0
         self._pairs = offsets(scan_shape)
         self._total, self._squares = np.zeros(n_bins), np.zeros(n_bins)
         self.covariance = np.zeros((n_bins, n_bins))
         """Sum of the products of each pattern with the mean of its diagonal neighbours before
         it."""
         self._recent: list[NDArray[np.float32]] = []  # the rows before, the last one at the end
+        self._kept = np.zeros(scan_shape[1], dtype=bool)  # what is not lost in the last row
 
-    def add(self, row: NDArray[np.float32], run: Run) -> None:
-        """Add the binned patterns ``(Ry, bins)`` of the next row."""
+    @property
+    def n_positions(self) -> int:
+        """Positions that are not lost, 1 at least."""
+        return max(self._n_positions, 1)
+
+    def add(self, row: NDArray[np.float32], lost: NDArray[np.bool_], run: Run) -> None:
+        """Add the binned patterns ``(Ry, bins)`` of the next row, without those that are lost."""
+        kept = ~lost
+        if lost.any():
+            row = np.where(kept[:, None], row, np.float32(0))
+        self._n_positions += int(kept.sum())
         self._total += row.sum(axis=0, dtype=np.float64)
-        self._squares += (np.diff(row, axis=0).astype(np.float64) ** 2).sum(axis=0)
+        self._add_squares(np.diff(row, axis=0), kept[1:] & kept[:-1])
         if self._recent:
-            self._squares += ((row - self._recent[-1]).astype(np.float64) ** 2).sum(axis=0)
+            self._add_squares(row - self._recent[-1], kept & self._kept)
+        self._kept = kept
         near = np.zeros_like(row)
         for dx, dy, weight in self._pairs:
             if dx > len(self._recent):
@@ -235,6 +306,13 @@ class _Moments:
 
         run(multiply, tiles(row.shape[1], _COVARIANCE_TILE))
         self._recent = [*self._recent, row.copy()][-NEIGHBOUR_REACH:]
+
+    def _add_squares(self, differences: NDArray[np.float32], count: NDArray[np.bool_]) -> None:
+        """Add differences ``(n, bins)`` of neighbours of which both are there."""
+        if not count.all():
+            differences = differences[count]
+        self._squares += (differences.astype(np.float64) ** 2).sum(axis=0)
+        self._n_pairs += int(count.sum())
 
     def mean(self) -> NDArray[np.float64]:
         """Mean of each bin."""

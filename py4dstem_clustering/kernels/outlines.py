@@ -14,8 +14,8 @@ from scipy.ndimage import (
     gaussian_filter,
 )
 
-from .merging import dissolve
 from .disks import DISK_ERRORS
+from .merging import dissolve
 from .pieces import CORE_WIDTH, MIN_PART, empty_pattern, mixture_shares, with_empty
 from .regions import consecutive, find_borders, region_means
 
@@ -66,7 +66,8 @@ def move_borders(
     border is where half of this strength is left, since the probe blurs a sharp edge. Where the
     crystal grows thin towards its border, as a sphere does, half of the strength is not its border.
     There, it takes in the next position as long as this has half of the strength of those beside it
-    and half of its power lies in their pattern.
+    and half of its power lies in their pattern. A border that begins outside of a blurred edge
+    looks the same and stays; `refine_borders` places borders at half of the strength before.
 
     Parameters
     ----------

@@ -38,7 +38,8 @@ from .pieces import FLAT_DEPTH, empty_pattern
 from .regions import NOISE_FACTOR, consecutive, find_borders, region_means
 
 # The constants are the same for every scan. They were tuned on `simulate_sample` of the kinds
-# 'stacked' and 'core-shell', seeds 100 to 103, 48 x 42 positions, 1,000 electrons.
+# 'stacked' and 'core-shell' (seeds 100 to 102, 48 x 42 positions, 1,000 electrons), and 'bent-foil'
+# (100 and 101), and the limits of wide regions and of rims on the measured MgO scan.
 MAX_GRAINS = 3
 """Most grains at one position."""
 

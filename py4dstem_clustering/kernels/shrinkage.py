@@ -1,23 +1,19 @@
-"""How far noise reaches in a covariance, and how much of a noisy direction is kept."""
+"""How far noise reaches in a covariance, and what of a noisy map does not stand out of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-
-from .blocks import Run, tiles
 
 _FREQUENCIES = 64
 """Frequencies along either axis of the scan from which the largest eigenvalue of noise is found.
 With more of them it changes by less than one part in a thousand."""
 
-_ROWS_PER_TASK = 4
-"""Rows of the detector whose directions are shrunk in one task. With more of them, the moments of
-a task take more memory."""
+_RIDGE = 0.05
+"""Smallest noise of a direction, relative to the mean over directions. It keeps directions in which
+a few dark pixels have hardly any noise from being taken for certain."""
 
 
 def noise_edge(n_positions: int, n_bins: int) -> float:
@@ -48,39 +44,92 @@ def kept_share(level: NDArray[Any], ratio: float) -> NDArray[Any]:
     return np.where(level > (1 + np.sqrt(ratio)) ** 2, np.sqrt(inside) / np.maximum(level, 1), 0)
 
 
-def shrink_locally(
-    values: NDArray[np.float32],
-    sigma: float,
-    run: Run,
-    visit: Callable[[slice, NDArray[np.float32]], None],
-) -> NDArray[np.float32]:
-    """Remove from maps ``(n, m, k)`` with unit noise what does not stand out of it nearby.
+class Shrunk(NamedTuple):
+    """Windows without what does not stand out of noise, and the noise that is left in them.
 
-    At each place, the second moment of the `k` values is averaged over a Gaussian of standard
-    deviation `sigma`, and its eigenvectors are kept as `kept_share` says. `visit` is called in
-    threads with some rows and the matrices ``(rows, m, k, k)`` that keep these shares.
+    The error of sample `i` has the covariance
+    ``(own[i] + lost) noise + (1 - own[i]) space``, on average over windows.
     """
-    n, _, k = values.shape
-    first, second = np.triu_indices(k)
-    reach = int(np.ceil(4 * sigma))
-    ratio = k / (4 * np.pi * sigma**2)
-    out = np.empty_like(values)
 
-    def shrink(rows: slice) -> None:
-        start, stop = max(0, rows.start - reach), min(n, rows.stop + reach)
-        near = values[start:stop]
-        ones = np.ones(near.shape[:2], dtype=np.float32)
-        inside = slice(rows.start - start, rows.stop - start)
-        count = gaussian_filter(ones, sigma, mode="constant")[inside]
-        moment = np.empty((*count.shape, k, k), dtype=np.float32)
-        for a, b in zip(first, second, strict=True):
-            product = gaussian_filter(near[..., a] * near[..., b], sigma, mode="constant")
-            moment[..., a, b] = moment[..., b, a] = product[inside] / count
-        level, vectors = np.linalg.eigh(moment)
-        share = kept_share(level, ratio).astype(np.float32)
-        keep = (vectors * share[..., None, :]) @ vectors.swapaxes(-1, -2)
-        out[rows] = (keep @ values[rows][..., None])[..., 0]
-        visit(rows, keep)
+    values: NDArray[np.float32]
+    """``(windows, n, k)``"""
+    own: NDArray[np.float32]
+    """How much a sample follows its own noise, ``(windows, n)``."""
+    lost: NDArray[np.float32]
+    """Power of structure that was removed with the noise, in units of it, ``(windows,)``: by how
+    much the power exceeds that of noise. It is above or below 0 by chance."""
+    noise: NDArray[np.float32]
+    """Covariance of the noise before, ``(windows, k, k)``."""
+    space: NDArray[np.float32]
+    """Its part in the directions that were kept, ``(windows, k, k)``."""
 
-    run(shrink, tiles(n, _ROWS_PER_TASK))
-    return out
+
+def shrink_windows(values: NDArray[np.float32], noise: NDArray[np.float32]) -> Shrunk:
+    """Remove from windows ``(windows, n, k)`` what does not stand out of noise.
+
+    The `n` samples of a window are neighbours. Their noise has the covariance `noise`
+    ``(windows, k, k)``, and is independent from sample to sample. In units of it, the samples are
+    their mean and a few directions of change; each is kept as `kept_share` says. The mean goes
+    where it is no larger than that of noise can be.
+    """
+    n, k = values.shape[1:]
+    root, ridge = _roots(noise)
+    back = np.linalg.inv(root)
+    unit = k - ridge * (back.astype(np.float64) ** 2).sum(axis=(1, 2))  # power of noise in `x`
+    x = values @ back.swapaxes(1, 2)
+    mean = x.mean(axis=1, keepdims=True)
+    power = n * (mean.astype(np.float64) ** 2).sum(axis=2, keepdims=True)
+    share = np.where(power > k + 2 * np.sqrt(2 * k), 1 - k / np.maximum(power, 1e-30), 0)
+    share = share.astype(np.float32)
+    x -= mean
+    m = max(n - 1, 1)
+    wide = n <= k
+    gram = x @ x.swapaxes(1, 2) / np.float32(k) if wide else x.swapaxes(1, 2) @ x / np.float32(m)
+    level, vectors = np.linalg.eigh(gram)
+    ratio = m / k if wide else k / m
+    kept = kept_share(level, ratio).astype(np.float32)
+    keep = (vectors * kept[:, None]) @ vectors.swapaxes(1, 2)
+    out = (keep @ x if wide else x @ keep) + share * mean
+
+    counted = k if wide else m
+    b = level - 1 - ratio
+    true = (b + np.sqrt(np.maximum(b**2 - 4 * ratio, 0))) / 2
+    lost = counted * (level.sum(axis=1, dtype=np.float64) - np.where(kept > 0, true, 0).sum(axis=1))
+    lost -= m * unit
+    lost += np.where(share[:, 0, 0] > 0, 0, power[:, 0, 0] - unit)
+
+    inside = vectors * (kept > 0)[:, None]
+    size = 1 / np.sqrt(np.maximum(level, 1e-6) * counted)
+    other = (x.swapaxes(1, 2) if wide else x) @ (inside * size[:, None].astype(np.float32))
+    samples, directions = (inside, other) if wide else (other, inside)
+    own = (samples**2).sum(axis=2) + share[:, :, 0] ** 2 / np.float32(n)
+    own = np.minimum(own, 1).astype(np.float32)
+    turned = root @ directions
+    return Shrunk(
+        out @ root.swapaxes(1, 2),
+        own,
+        (lost / (n * k)).astype(np.float32),
+        root @ root.swapaxes(1, 2),
+        turned @ turned.swapaxes(1, 2),
+    )
+
+
+def _roots(noise: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Roots of covariances ``(n, k, k)``, and the floor they stand on ``(n,)``."""
+    k = noise.shape[1]
+    level = np.maximum(np.trace(noise, axis1=1, axis2=2) / k, 1e-6)
+    full = (noise + noise.swapaxes(1, 2)) / 2
+    full += _RIDGE * level[:, None, None] * np.eye(k, dtype=np.float32)
+    try:
+        root: NDArray[np.float32] = np.linalg.cholesky(full)
+    except np.linalg.LinAlgError:  # intensities below zero, where patterns hold nearly nothing
+        values, vectors = np.linalg.eigh(full)
+        values = np.maximum(values, _RIDGE * level[:, None])
+        root = vectors * np.sqrt(values)[:, None]
+    return root, _RIDGE * level.astype(np.float64)
+
+
+def window_starts(n: int, size: int, step: int) -> list[int]:
+    """First samples of windows of `size` that cover an axis, `step` apart; the last is flush."""
+    last = max(n - size, 0)
+    return [*range(0, last, step), last]

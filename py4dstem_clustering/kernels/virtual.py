@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, median
 
 from .blas import row_dots
 from .blocks import (
@@ -22,6 +23,10 @@ from .blocks import (
 
 _PATTERNS_PER_TASK = 8
 """Patterns that are summed together; more of them take more memory for each thread."""
+
+DISK_SHARE = 0.2
+"""Share of the largest excess from which on a pixel belongs to a disk. With a smaller one, noise
+does, too; with a larger one, weak disks are left out."""
 
 SAMPLED_ROWS = 8
 """Rows of the scan that `sample_mean` reads. The time grows with them."""
@@ -95,6 +100,24 @@ def scattered(mean: NDArray[Any], centre: tuple[float, float] | None) -> NDArray
     end = ends[0] if ends.size else profile.argmin()
     found = distance > 1.5 * max(1, end)
     return found if found.any() else np.ones(mean.shape, dtype=bool)
+
+
+def disks_of(mean: NDArray[Any], centre: tuple[float, float] | None) -> NDArray[np.bool_]:
+    """Detector pixels (Qx, Qy) of the Bragg disks of a mean pattern, True in a disk.
+
+    In a disk, the pattern blurred by a pixel exceeds the median at the same distance from `centre`,
+    or from the brightest place, by at least a fifth of its largest excess beyond the direct beam.
+    """
+    blurred = gaussian_filter(np.nan_to_num(mean, nan=0, posinf=0, neginf=0).astype(float), 1.0)
+    counts = scattered(mean, centre)
+    if centre is None:
+        top = np.unravel_index(int(blurred.argmax()), blurred.shape)
+        centre = float(top[0]), float(top[1])
+    u, v = np.ogrid[: mean.shape[0], : mean.shape[1]]
+    ring = np.hypot(u - centre[0], v - centre[1]).round().astype(int)
+    usual = median(blurred, ring, np.arange(ring.max() + 1))
+    excess = np.where(counts, blurred - np.nan_to_num(usual)[ring], 0)
+    return (excess >= DISK_SHARE * excess.max()) & (excess > 0)
 
 
 def sample_mean(data: Any) -> NDArray[np.float64]:

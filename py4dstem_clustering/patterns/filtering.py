@@ -21,7 +21,9 @@ from ..base.checks import (
 from ..base.progress import progress
 from ..kernels.corr_range import auto_range, auto_range_need
 from ..kernels.correlative import correlative_core, correlative_need
+from ..kernels.noise import noise_need
 from ..scan.calibration import check_calibration
+from .features import noise_if_any
 from .filtered import check_target, note_filter, write_filtered
 
 
@@ -46,7 +48,8 @@ def filter_correlative(
     their blurred patterns; detector pixels are weighted by the squared distance from the centre.
     The higher the correlation, the more a neighbour counts. This is the first step of the published
     workflow. Where grains bend or are wedges, patterns with many electrons become worse than raw
-    ones, since neighbours correlate that differ by more than noise; `filter_lowrank` does not.
+    ones with the published range, since neighbours correlate that differ by more than noise;
+    ``corr_range="auto"`` avoids that, and `filter_lowrank` removes more noise.
 
     Parameters
     ----------
@@ -61,9 +64,10 @@ def filter_correlative(
         A neighbour has the weight 0 if its correlation is at most `low`, and 1 if it is at least
         `high`; in between the weight is linear. Both are from -1 to 1. With fewer than about 1,000
         electrons in a pattern, noise keeps correlations below 0.85, and the default does nothing.
-        Then choose "auto": the range is found from the correlations of positions near to each other
-        and far apart. Or lower both until a picture of the result is smooth inside grains and sharp
-        between them. The metadata of the result hold the range that was used.
+        Then choose "auto": ranges are placed between the correlations of positions near to each
+        other and far apart, the error of each is estimated from the noise of the scan, and the best
+        is taken. Where none makes patterns better than raw ones, the range is (0.9999, 1): patterns
+        stay as they are. The metadata of the result hold the range that was used.
     edge : int
         Width of the border of the detector that is left out of the comparison, detector pixels.
     out : path, optional
@@ -137,11 +141,21 @@ def filter_correlative(
     path, packing = check_target(self.data, out, overwrite, compression)
     needs = [partial(correlative_need, self.data, sigma, radius, edge, n_jobs)]
     if limits == "auto":
-        needs.append(partial(auto_range_need, self.data, sigma, edge, n_jobs))
+        needs.append(partial(auto_range_need, self.data, sigma, radius, edge, n_jobs))
+        needs.append(partial(noise_need, self.data, n_jobs))
     n_rows = check_memory(max_memory, *needs)
     if limits == "auto":
+        noise = noise_if_any(self, n_jobs, progress_bar)
         with progress(self.R_Nx, "Choosing range", progress_bar) as report:
-            limits = auto_range(self.data, sigma=sigma, edge=edge, n_jobs=n_jobs, report=report)
+            limits = auto_range(
+                self.data,
+                sigma=sigma,
+                edge=edge,
+                n_jobs=n_jobs,
+                radius=radius,
+                noise=noise,
+                report=report,
+            )
 
     options: dict[str, Any] = {
         "sigma": sigma,

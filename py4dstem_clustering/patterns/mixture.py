@@ -66,6 +66,19 @@ class Mixture(Frozen):
         """Share, at each position, of the cluster that the map `labels` (Rx, Ry) names there."""
         return np.where(self.labels == labels[..., None], self.shares, 0).sum(axis=2)
 
+    def _repr_html_(self) -> str:
+        from ..plotting.html import card, map_png
+
+        rx, ry = self.purity.shape
+        facts = {
+            "scan": f"{rx} x {ry} positions",
+            "at least 90% pure": f"{(self.purity > 0.9).mean():.0%} of them",
+            "picture": "purity, the largest share",
+        }
+        return card(
+            "Mixture", facts, map_png(self.purity, (0, 1)), "mixture.purity, mixture.share_of(0)"
+        )
+
     def __repr__(self) -> str:
         rx, ry = self.purity.shape
         pure = (self.purity > 0.9).mean()
@@ -100,7 +113,8 @@ def measure_mixture(
         n_rows=n_rows,
     )
     if settings.get("lag_axis") is not None:
-        features = undo_lag(features, Lag.from_name(settings["lag_axis"], settings["lag"]))
+        lag = Lag.from_name(settings["lag_axis"], settings["lag_share"])
+        features = undo_lag(features, lag)
     with progress(len(labels), "Finding shares", progress_bar) as report:
         return Mixture(
             *mixture_core(features.values, labels, reach, MAX_CLUSTERS_PER_POSITION, report),

@@ -134,6 +134,17 @@ class Similarity(Frozen):
         level = f"mean {mean.mean():.2f}" if mean.size else "no neighbours"
         return f"Similarity({rx} x {ry} scan positions, {n} directions, {level})"
 
+    def _repr_html_(self) -> str:
+        from ..plotting.html import card, map_png
+
+        rx, ry, _ = self.shape
+        low, middle, high = np.nanpercentile(self.mean, (5, 50, 95))
+        facts = {
+            "scan": f"{rx} x {ry} positions, 8 directions",
+            "mean similarity": f"{middle:.3f} (from {low:.3f} to {high:.3f} for 90% of positions)",
+        }
+        return card("Similarity", facts, map_png(self.mean), "similarity.plot()")
+
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Draw the mean similarity; see `py4dstem_clustering.plot_similarity`."""
         from ..plotting.maps import plot_similarity

@@ -49,7 +49,9 @@ def plot_areas(
         Leave out tracks that were seen in fewer frames.
     rates : bool, optional
         With curves, draw and write the growth rates. The fit ends before the first frame in which
-        another track merges with the track or splits from it. By default with at most 8 tracks.
+        another track merges with the track or splits from it, or in which the area jumps, as when
+        the track takes in a particle that was never seen by itself. By default with at most 8
+        tracks.
 
     Returns
     -------
@@ -375,8 +377,8 @@ def _draw_curves(
     if len(chosen) and few:
         ax.legend(
             title=f"track: growth rate ({rate_units})" if rates and rate_units else "track",
-            fontsize=6,
-            title_fontsize=6,
+            fontsize=7,
+            title_fontsize=7,
             frameon=False,
             loc="lower left",
             bbox_to_anchor=(0, 1),
@@ -387,13 +389,34 @@ def _draw_curves(
         )
 
 
-def _first_disturbed_frame(track: Any) -> int:
-    """First frame in which another track merges with a track or splits from it.
+JUMP_ERRORS = 5.0
+"""Deviation of a step of the area from the usual step, in standard deviations, that is a jump. With
+a smaller one, fits end early by chance."""
 
-    Without such an event, the number after its last frame.
+JUMP_SHARE = 0.15
+"""Smallest share of the area that is a jump. With a smaller one, small steps of regular growth are
+called so."""
+
+
+def _first_disturbed_frame(track: Any) -> int:
+    """First frame in which another track merges with a track or splits from it, or the area jumps.
+
+    Without such a frame, the number after its last frame.
     """
     events = track.events[track.events["other"] == track.number]
-    return int(events["frame"].min(initial=track.frames[-1] + 1))
+    first = int(events["frame"].min(initial=track.frames[-1] + 1))
+    steps = np.diff(track.areas) / np.diff(track.frames)
+    if len(steps) < 4:
+        return first
+    usual = np.median(steps)
+    deviation = np.abs(steps - usual)
+    # The standard deviation that most steps have, whatever a few others do; and what a border that
+    # moves by a tenth of a position changes.
+    position = track.areas[0] / track.sizes[0]
+    border = 0.3 * position * np.sqrt(track.sizes[:-1])
+    scatter = np.maximum(1.4826 * np.median(deviation), border)
+    jumps = (deviation > JUMP_ERRORS * scatter) & (deviation > JUMP_SHARE * track.areas[:-1])
+    return int(track.frames[1:][jumps].min(initial=first))
 
 
 def with_error(value: float, error: float) -> str:

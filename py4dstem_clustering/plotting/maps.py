@@ -5,21 +5,23 @@ The first scan axis runs downwards, as in py4DSTEM's own pictures.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from ..base.checks import check_integer, check_number, values_of
+from ..base.checks import check_integer, check_number, check_same_scan, values_of
+from ..scan.virtual import scattered_image
 from .style import (
     OUTLINE,
-    add_scale_bar,
     axes_or_new,
     bare_frame,
     cluster_colors,
+    draw_scale_bar,
     free_corner,
     grey_limits,
     write_text,
@@ -27,7 +29,11 @@ from .style import (
 
 
 def plot_similarity(
-    similarity: Any, ax: Axes | None = None, *, direction: int | None = None
+    similarity: Any,
+    ax: Axes | None = None,
+    *,
+    direction: int | None = None,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Axes:
     """Draw a similarity as a map of the scan, with a colour bar.
 
@@ -38,6 +44,8 @@ def plot_similarity(
         Where to draw; by default in a new figure.
     direction : int, optional
         Direction of the neighbour, 0 to 7; by default the mean over all directions.
+    scale_bar : bool or dict
+        As in `plot_clusters`.
 
     Returns
     -------
@@ -59,7 +67,62 @@ def plot_similarity(
     picture = ax.imshow(image, cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(picture, ax=ax, label=what, fraction=0.046, pad=0.04)
     bare_frame(ax, None)
-    add_scale_bar(ax, similarity.pixel_size, similarity.pixel_units, similarity.shape[1])
+    step = similarity.pixel_size, similarity.pixel_units
+    draw_scale_bar(ax, scale_bar, step, similarity.shape[1])
+    return ax
+
+
+def plot_residual(
+    filtered: Any, ax: Axes | None = None, *, limit: float = 2, scale_bar: Any = True
+) -> Axes:
+    """Draw what the low-rank filter could not explain, and mark odd positions.
+
+    Parameters
+    ----------
+    filtered : DataCube
+        Result of `filter_lowrank`.
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    limit : float
+        Positions get a ring where the residual is above it, relative to noise. Noise alone leaves
+        about 1, and seldom more than 1.3 (detectors of 96 x 90 pixels and larger).
+    scale_bar : bool or dict
+        As in `plot_clusters`.
+
+    Returns
+    -------
+    matplotlib Axes
+        Rings also mark positions that kept values of their own in a part of the detector.
+
+    Raises
+    ------
+    ValueError
+        If the scan was not filtered by `filter_lowrank`.
+
+    Examples
+    --------
+    >>> ax = plot_residual(datacube.filter_lowrank(progress_bar=False))
+    """
+    limit = check_number("limit", limit, 0)
+    try:
+        residual, kept = (np.asarray(filtered.tree(name).data) for name in ("residual", "kept"))
+    except (AttributeError, AssertionError, KeyError):
+        raise ValueError(
+            "filtered has no residual map; give the result of filter_lowrank()"
+        ) from None
+    ax = axes_or_new(ax)
+    picture = ax.imshow(
+        residual, cmap="viridis", interpolation="nearest", vmin=min(0.5, residual.min()), vmax=limit
+    )
+    ax.figure.colorbar(
+        picture, ax=ax, label="residual / noise (power)", fraction=0.046, pad=0.04, extend="max"
+    )
+    x, y = np.nonzero((residual > limit) | (kept > 0))
+    ax.plot(y, x, "o", color="#D55E00", markerfacecolor="none", markersize=6)
+    bare_frame(ax, None)
+    calibration = filtered.calibration
+    step = calibration.get_R_pixel_size(), calibration.get_R_pixel_units()
+    draw_scale_bar(ax, scale_bar, step, residual.shape[1])
     return ax
 
 
@@ -67,12 +130,13 @@ def plot_clusters(
     clusters: Any,
     ax: Axes | None = None,
     *,
-    image: ArrayLike | None = None,
+    image: Any = None,
     alpha: float = 0.45,
     contours: bool = True,
     numbers: bool | None = None,
     seeds: bool = False,
     title: str | None = None,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Axes:
     """Draw the label map over an image, with contours and a scale bar.
 
@@ -81,8 +145,10 @@ def plot_clusters(
     clusters : Clusters
     ax : matplotlib Axes, optional
         Where to draw; by default in a new figure.
-    image : array-like (Rx, Ry), optional
-        Grey picture below the colours, such as a virtual image; by default the mean similarity.
+    image : array-like (Rx, Ry) or DataCube, optional
+        Grey picture below the colours, such as a virtual image; by default the mean similarity. Of
+        a DataCube, the scan that was clustered, it is the virtual image of all that is scattered
+        beyond the direct beam; for that the scan is read once.
     alpha : float
         Opacity of the colours, 0 to 1; 0 for contours only.
     contours : bool
@@ -93,6 +159,10 @@ def plot_clusters(
         Mark the seed of each cluster.
     title : str, optional
         Written above the picture; by default nothing.
+    scale_bar : bool or dict
+        False draws no scale bar. A dict chooses its place, colour or length, where the rest stays
+        automatic: ``{"loc": "upper left", "color": "black", "length": 50}``. "loc" is a corner,
+        such as "lower right"; "length" is in the unit of the scan step.
 
     Returns
     -------
@@ -103,15 +173,12 @@ def plot_clusters(
     --------
     >>> clusters = datacube.cluster(threshold=0.9, min_size=5, progress_bar=False)
     >>> ax = plot_clusters(clusters, seeds=True)
+    >>> ax = plot_clusters(clusters, image=datacube, scale_bar={"loc": "upper left"})
     """
     alpha = check_number("alpha", alpha, 0, 1)
     grey = clusters.similarity_mean
     if image is not None:
-        grey = np.asarray(values_of(image), dtype=np.float64)
-        if grey.shape != clusters.shape:
-            raise ValueError(
-                f"image of shape {grey.shape} must have the shape of the scan, {clusters.shape}"
-            )
+        grey = _grey_picture(image, clusters.shape)
     ax = axes_or_new(ax)
     colors = cluster_colors(clusters.labels, clusters.n_clusters)
     low, high = grey_limits(grey)
@@ -149,8 +216,21 @@ def plot_clusters(
     ax.set_ylim(clusters.shape[0] - 0.5, -0.5)
     bare_frame(ax, title)
     loc = free_corner(clusters.shape, written)
-    add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, clusters.shape[1], loc=loc)
+    step = clusters.pixel_size, clusters.pixel_units
+    draw_scale_bar(ax, scale_bar, step, clusters.shape[1], loc=loc)
     return ax
+
+
+def _grey_picture(image: Any, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """A map of the scan, or the virtual image of a scan, that is drawn below a label map."""
+    values = values_of(image)
+    if np.ndim(values) == 4:
+        check_same_scan("clusters", shape, values.shape[:2])
+        return scattered_image(image)
+    grey = np.asarray(values, dtype=np.float64)
+    if grey.shape != shape:
+        raise ValueError(f"image of shape {grey.shape} must have the shape of the scan, {shape}")
+    return grey
 
 
 def _deepest_place(inside: NDArray[np.bool_]) -> tuple[int, ...]:
@@ -159,7 +239,13 @@ def _deepest_place(inside: NDArray[np.bool_]) -> tuple[int, ...]:
     return np.unravel_index(depth.argmax(), depth.shape)
 
 
-def plot_growth(clusters: Any, ax: Axes | None = None, *, label: int | None = None) -> Axes:
+def plot_growth(
+    clusters: Any,
+    ax: Axes | None = None,
+    *,
+    label: int | None = None,
+    scale_bar: bool | Mapping[str, Any] = True,
+) -> Axes:
     """Draw the order in which positions joined a cluster, from the seed outwards.
 
     Parameters
@@ -170,6 +256,8 @@ def plot_growth(clusters: Any, ax: Axes | None = None, *, label: int | None = No
         Where to draw; by default in a new figure.
     label : int, optional
         One cluster; by default all.
+    scale_bar : bool or dict
+        As in `plot_clusters`.
 
     Returns
     -------
@@ -198,5 +286,6 @@ def plot_growth(clusters: Any, ax: Axes | None = None, *, label: int | None = No
         write_text(ax, place, str(k))
     bare_frame(ax, None)
     loc = free_corner(clusters.shape, written)
-    add_scale_bar(ax, clusters.pixel_size, clusters.pixel_units, clusters.shape[1], loc=loc)
+    step = clusters.pixel_size, clusters.pixel_units
+    draw_scale_bar(ax, scale_bar, step, clusters.shape[1], loc=loc)
     return ax

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..base.checks import check_integer, check_number, values_of
 from ..kernels.blocks import read_window
 from ..scan.calibration import detector_step
-from .style import OUTLINE, add_scale_bar, axes_or_new, bare_frame, cluster_colors
+from .style import OUTLINE, axes_or_new, bare_frame, cluster_colors, draw_scale_bar
 
 
 def plot_averages(
@@ -23,6 +23,8 @@ def plot_averages(
     labels: Sequence[int] | None = None,
     columns: int | None = None,
     power: float = 0.25,
+    bragg: Any = None,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Axes:
     """Draw cluster averages as a grid of diffraction patterns.
 
@@ -39,6 +41,11 @@ def plot_averages(
     power : float
         Exponent of the intensities that are drawn. A power below 1 makes weak disks visible beside
         the direct beam. Colours cover the 1st to the 99.9th percentile of each pattern.
+    bragg : BraggVectors, (N, 1), optional
+        Disks of the averages, drawn as rings; each name then has their number, the direct beam
+        counted.
+    scale_bar : bool or dict
+        As in `plot_clusters`; "length" is in the unit of the detector pixels.
 
     Returns
     -------
@@ -65,7 +72,19 @@ def plot_averages(
         colors = cluster_colors(clusters.labels, len(data))[chosen]
     positions = [(label, 0) for label in chosen]
     names = [str(label) for label in chosen]
-    return _draw_patterns(averages, data, positions, names, colors, ax, columns, power)
+    disks = None
+    if bragg is not None:
+        if tuple(getattr(bragg, "shape", ())) != data.shape[:2]:
+            raise ValueError(
+                f"bragg must hold the disks of the averages, of shape {data.shape[:2]}, not "
+                f"{getattr(bragg, 'shape', type(bragg).__name__)}"
+            )
+        found = [bragg.raw[label, 0].data for label in chosen]
+        disks = [np.stack([one["qx"], one["qy"]], axis=1) for one in found]
+        names = [f"{n}: {len(one)} disks" for n, one in zip(names, disks, strict=True)]
+    return _draw_patterns(
+        averages, data, positions, names, colors, ax, columns, power, scale_bar, disks
+    )
 
 
 def plot_patterns(
@@ -75,6 +94,7 @@ def plot_patterns(
     *,
     columns: int | None = None,
     power: float = 0.25,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Axes:
     """Draw the diffraction patterns of some scan positions as a grid.
 
@@ -84,7 +104,7 @@ def plot_patterns(
     positions : array-like of int, (n, 2)
         Scan positions (rx, ry), such as ``clusters.seeds`` for a comparison with the averages, or
         the first positions of ``clusters.growth_order(0)``.
-    ax, columns, power
+    ax, columns, power, scale_bar
         As in `plot_averages`.
 
     Returns
@@ -104,7 +124,7 @@ def plot_patterns(
         raise ValueError(f"positions must lie inside the scan of {tuple(data.shape[:2])}")
     chosen = [(rx, ry) for rx, ry in places.tolist()]
     names = [f"{rx}, {ry}" for rx, ry in chosen]
-    return _draw_patterns(datacube, data, chosen, names, None, ax, columns, power)
+    return _draw_patterns(datacube, data, chosen, names, None, ax, columns, power, scale_bar)
 
 
 def _check_patterns(name: str, item: Any) -> Any:
@@ -124,6 +144,8 @@ def _draw_patterns(
     ax: Axes | None,
     columns: int | None,
     power: float,
+    scale_bar: bool | Mapping[str, Any],
+    disks: list[NDArray[Any]] | None = None,
 ) -> Axes:
     """Draw patterns as tiles of one picture, each with a name and a frame."""
     power = check_number("power", power, 1e-3)
@@ -145,6 +167,12 @@ def _draw_patterns(
         extent = (left - 0.5, left + qy - 0.5, top + qx - 0.5, top - 0.5)
         ax.imshow(pattern, cmap="inferno", vmin=low, vmax=high, extent=extent)
         color = "0.5" if colors is None else colors[place]
+        if disks is not None:
+            rows_of, columns_of = disks[place].T
+            size = min((240 / columns / max(qx, qy)) ** 2 * 10, 60)
+            ax.scatter(
+                left + columns_of, top + rows_of, size, facecolors="none", edgecolors="cyan", lw=0.8
+            )
         corner = (left - 0.5, top - 0.5)
         ax.add_patch(Rectangle(corner, qy, qx, fill=False, edgecolor=color, linewidth=2))
         ax.text(
@@ -164,5 +192,5 @@ def _draw_patterns(
     ax.set_xlabel(f"intensity to the power {power:g}, each scaled by itself", fontsize=7)
     # The bar is black if the last row has an empty tile for it; otherwise it is white on a pattern.
     color = "black" if len(positions) < rows * columns else "white"
-    add_scale_bar(ax, *detector_step(item), qy, color=color)
+    draw_scale_bar(ax, scale_bar, detector_step(item), qy, color=color)
     return ax

@@ -1,100 +1,26 @@
-"""Figures of trees, cross-validation and gained disks."""
+"""Figures of cross-validation, gained disks and phases."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 
-from ..base.checks import check_integer, check_number
-from .style import PALETTE, add_scale_bar, axes_or_new, bare_frame
-
-
-def plot_tree(tree: Any, axes: Any = None, *, min_size: int = 10, n_leaves: int = 24) -> Any:
-    """Draw the number of clusters over the level at which a tree is cut, and a dendrogram.
-
-    Parameters
-    ----------
-    tree : ClusterTree
-        From ``datacube.get_cluster_tree()``.
-    axes : two matplotlib Axes, optional
-        Where to draw; by default in a new figure.
-    min_size : int
-        Clusters of fewer positions do not count.
-    n_leaves : int
-        The dendrogram shows the coarsest joins, with at most this many branches at its end.
-
-    Returns
-    -------
-    sequence of two matplotlib Axes
-        The number of clusters; the dendrogram, whose horizontal axis has no meaning.
-    """
-    min_size = check_integer("min_size", min_size, 1)
-    n_leaves = check_integer("n_leaves", n_leaves, 2)
-    if axes is None:
-        axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")[1]
-    left, right = axes
-    grows = tree.method == "grow"
-    what = "similarity" if grows else "level (1: regions of one pattern, 2: crystals)"
-    counts = tree.n_clusters(min_size=min_size)
-    left.step(tree.levels, counts, where="post", color=PALETTE[0], linewidth=1.2)
-    left.set_xlabel(what)
-    left.set_ylabel(f"clusters of {min_size} positions or more")
-    if counts.size and counts.max() > 50:
-        left.set_yscale("symlog", linthresh=10)
-    if not grows:
-        for level in (1, tree.automatic_level):
-            left.axvline(level, color="0.4", linewidth=0.8, linestyle="--")
-            right.axhline(level, color="0.4", linewidth=0.8, linestyle="--")
-    _draw_branches(tree, right, min_size, n_leaves)
-    right.set_ylabel(what)
-    right.set_xticks([])
-    for ax in (left, right):
-        ax.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
-def _draw_branches(tree: Any, ax: Axes, min_size: int, n_leaves: int) -> None:
-    """Draw the coarsest joins of large clusters as a dendrogram."""
-    joins, levels, n_regions = tree.branches(min_size=min_size)
-    first = max(0, len(joins) - n_leaves + 1)  # finer joins are drawn as one branch
-    floor = levels[first] if first else (1.0 if not len(levels) else min(1.0, levels[0]))
-    if tree.method == "grow" and len(levels):
-        floor = levels[first] + 0.05 * max(levels[first] - levels[-1], 1e-3)
-    drawn = {n_regions + i: joins[i] for i in range(first, len(joins))}
-    below = {int(k) for pair in drawn.values() for k in pair}
-    roots = sorted(set(drawn) - below, reverse=True) or list(range(min(n_regions, n_leaves)))
-    place: dict[int, float] = {}
-    order: list[int] = []
-    stack = list(roots)
-    while stack:  # leaves from left to right, so that no lines cross
-        node = int(stack.pop(0))
-        if node in drawn:
-            stack = [*drawn[node], *stack]
-        else:
-            place[node] = float(len(order))
-            order.append(node)
-    height = dict.fromkeys(order, float(floor))
-    for node in order:
-        ax.plot([place[node]] * 2, [floor, floor], color=PALETTE[0], linewidth=1)
-    for node in sorted(drawn):
-        a, b = (int(k) for k in drawn[node])
-        level = float(levels[node - n_regions])
-        ax.plot(
-            (place[a], place[a], place[b], place[b]),
-            (height[a], level, level, height[b]),
-            color=PALETTE[0],
-            linewidth=1,
-        )
-        place[node], height[node] = (place[a] + place[b]) / 2, level
-    if tree.method == "grow":
-        ax.invert_yaxis()
+from ..base.checks import check_number
+from .style import PALETTE, axes_or_new, bare_frame, draw_scale_bar
 
 
 def plot_cross_validation(
-    validation: Any, axes: Any = None, *, max_error: float | None = None
+    validation: Any,
+    axes: Any = None,
+    *,
+    max_error: float | None = None,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Any:
     """Draw the error map of each method side by side, with one colour bar.
 
@@ -107,12 +33,16 @@ def plot_cross_validation(
     max_error : float, optional
         Error at the upper end of the colour bar, degrees; by default the 95th percentile of all
         errors, but at least 5.
+    scale_bar : bool or dict
+        As in `plot_clusters`.
 
     Returns
     -------
     ndarray of matplotlib Axes
         Positions without an error are grey: the position or all four neighbours have no
-        orientation. Titles show the mean error of each method over all its positions with an error.
+        orientation. Titles compare the mean errors over the positions where all methods have one
+        ("in common"); below stands the mean over all positions of the method, with their share of
+        the scan.
     """
     errors = validation.errors
     if max_error is None:
@@ -122,7 +52,7 @@ def plot_cross_validation(
     if axes is None:
         rx, ry = validation.shape
         height = np.clip(2.6 * rx / ry, 1.5, 8) + 0.6
-        size = (2.6 * len(errors) + 0.8, height)
+        size = (2.6 * len(errors) + 0.8, height + 0.2)
         axes = plt.subplots(1, len(errors), figsize=size, layout="compressed", squeeze=False)[1]
     axes = np.ravel(axes)
     if len(axes) != len(errors):
@@ -130,14 +60,22 @@ def plot_cross_validation(
     colors = plt.get_cmap("viridis").with_extremes(bad="0.8")
     for ax, row, error in zip(axes, validation.table(), errors.values(), strict=True):
         picture = ax.imshow(error, cmap=colors, vmin=0, vmax=max_error, interpolation="nearest")
-        mean = f"mean {row['mean']:.2f}°" if row["n_positions"] else "no errors"
         bare_frame(ax, None)
-        ax.set_title(f"{row['method']}\n{mean}", fontsize=10)
-    add_scale_bar(axes[0], validation.pixel_size, validation.pixel_units, validation.shape[1])
+        ax.set_title(f"{row['method']}\n{_errors_text(row, error.size)}", fontsize=9)
+    step = validation.pixel_size, validation.pixel_units
+    draw_scale_bar(axes[0], scale_bar, step, validation.shape[1])
     ax.figure.colorbar(
         picture, ax=list(axes), label="misorientation (degrees)", extend="max", pad=0.02
     )
     return axes
+
+
+def _errors_text(row: Any, n_positions: int) -> str:
+    """Mean errors of one method, and the share of the scan over which each is a mean."""
+    if not row["n_positions"]:
+        return "no errors"
+    own = f"{row['mean']:.2f}° in {row['n_positions'] / n_positions:.0%} of the scan"
+    return f"{row['mean_common']:.2f}° in common\n{own}" if row["n_common"] else own
 
 
 def plot_disks(gained: Any, ax: Axes | None = None, *, step: float = 0.1) -> Axes:
@@ -182,4 +120,68 @@ def plot_disks(gained: Any, ax: Axes | None = None, *, step: float = 0.1) -> Axe
     ax.margins(y=0.25)  # room for the legend, which would cover the stairs
     ax.legend(frameon=False, loc="upper right")
     ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def plot_phases(
+    phases: Any, ax: Axes | None = None, *, scale_bar: bool | Mapping[str, Any] = True
+) -> Axes:
+    """Draw which crystal each scan position is.
+
+    Parameters
+    ----------
+    phases : PhaseMap
+        From ``clusters.map_phases()``.
+    ax : matplotlib Axes, optional
+        Where to draw; by default in a new figure.
+    scale_bar : bool or dict
+        As in `plot_clusters`.
+
+    Returns
+    -------
+    matplotlib Axes
+        One colour for each crystal. Undecided clusters have the colour of the better crystal, with
+        white hatching. Clusters that are none of the crystals are dark grey, positions in no
+        cluster light grey. The legend counts clusters.
+    """
+    ax = axes_or_new(ax)
+    names = phases.names
+    colors = [PALETTE[k % len(PALETTE)] for k in range(len(names))]
+    number = np.append(phases.phase, len(names) + 1)[phases.labels]
+    number[number < 0] = len(names)
+    ax.imshow(
+        number,
+        cmap=ListedColormap([*colors, "0.35", "0.88"]),
+        vmin=-0.5,
+        vmax=len(names) + 1.5,
+        interpolation="nearest",
+    )
+    unsure = np.append(phases.undecided, False)[phases.labels]
+    if unsure.any():
+        drawn = ax.contourf(
+            unsure.astype(float), levels=[0.5, 1.5], hatches=["////"], colors="none"
+        )
+        drawn.set_edgecolor("white")
+        drawn.set_linewidth(0)
+    borders = [(phases.labels == k) for k in range(len(phases.phase))]
+    for inside in borders:
+        ax.contour(inside, levels=[0.5], colors="black", linewidths=0.6)
+    decided = phases.decided
+    shown = [
+        Patch(color=color, label=f"{name}: {(decided == k).sum()}")
+        for k, (name, color) in enumerate(zip(names, colors, strict=True))
+    ]
+    others = {
+        "none of these": ("0.35", None, int((phases.phase < 0).sum())),
+        "undecided": ("0.6", "////", int(phases.undecided.sum())),
+    }
+    shown += [
+        Patch(facecolor=color, edgecolor="white", hatch=hatch, label=f"{name}: {count}")
+        for name, (color, hatch, count) in others.items()
+        if count
+    ]
+    ax.legend(handles=shown, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    bare_frame(ax, None)
+    step = (phases.pixel_size, phases.pixel_units)
+    draw_scale_bar(ax, scale_bar, step, phases.labels.shape[1], color="black")
     return ax

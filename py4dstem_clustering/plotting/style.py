@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -10,11 +10,13 @@ import matplotlib.patheffects
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_rgb
+from matplotlib.colors import hsv_to_rgb, is_color_like, rgb_to_hsv, to_rgb
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
+from ..base.checks import check_choice, check_flag, check_number
 from ..kernels.regions import find_borders
+from ..scan.axes import as_length
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 """Colours of Okabe and Ito without black, which colour-blind readers can distinguish too."""
@@ -42,6 +44,13 @@ def bare_frame(ax: Axes, title: str | None) -> None:
         ax.set_title(title)
 
 
+PLACES = ("lower right", "lower left", "upper right", "upper left")
+"""Corners for a scale bar."""
+
+_IN_NM = {"m": 1e9, "mm": 1e6, "um": 1e3, "nm": 1.0, "A": 0.1, "pm": 1e-3}
+"""Nanometres of each unit of length."""
+
+
 def add_scale_bar(
     ax: Axes,
     pixel_size: float,
@@ -50,25 +59,23 @@ def add_scale_bar(
     *,
     loc: str = "lower right",
     color: str = "white",
+    length: float | None = None,
 ) -> None:
     """A scale bar of 1, 2 or 5 times a power of ten, at most a quarter of the picture wide.
 
+    Lengths are written in µm from 1 µm on, in nm from 1 nm on, else in Å. `length` is in `units`.
     No bar is drawn if the pixel size is unknown (0 or NaN).
     """
     if not pixel_size > 0:
         return
-    target = 0.25 * n_pixels * pixel_size
-    power = 10.0 ** np.floor(np.log10(target))
-    length = max(m * power for m in (1, 2, 5) if m * power <= target * 1.0001)
-    label, shown = {"A^-1": "Å⁻¹", "A": "Å"}.get(units, units), length
-    if units == "A" and length >= 10:
-        label, shown = "nm", length / 10
-    if units == "pixels":
-        label = "px"
+    if length is None:
+        target = 0.25 * n_pixels * pixel_size
+        power = 10.0 ** np.floor(np.log10(target))
+        length = max(m * power for m in (1, 2, 5) if m * power <= target * 1.0001)
     bar = AnchoredSizeBar(
         ax.transData,
         length / pixel_size,
-        f"{shown:g} {label}",
+        _length_text(length, units),
         loc,
         color=color,
         pad=0.2,
@@ -84,6 +91,61 @@ def add_scale_bar(
         bar.txt_label._text.set_path_effects(OUTLINE)
         bar.size_bar.get_children()[0].set(facecolor="white", edgecolor="black", linewidth=0.75)
     ax.add_artist(bar)
+
+
+def _length_text(length: float, units: str) -> str:
+    """A length with the unit that suits its size; other units stay as they are."""
+    known = as_length(units)
+    if known not in _IN_NM:
+        label = {"A^-1": "Å⁻¹"}.get(units, "px" if known == "pixels" else units)
+        return f"{length:g} {label}"
+    in_nm = length * _IN_NM[known]
+    if in_nm >= 0.9999e3:
+        return f"{in_nm / 1e3:g} µm"
+    return f"{in_nm:g} nm" if in_nm >= 0.9999 else f"{10 * in_nm:g} Å"
+
+
+def draw_scale_bar(
+    ax: Axes,
+    options: Any,
+    step: tuple[float, str],
+    n_pixels: int,
+    *,
+    loc: str = "lower right",
+    color: str = "white",
+) -> None:
+    """Draw the scale bar as the option `scale_bar` of a figure says.
+
+    True draws it at `loc` in `color`; False draws none; a dict may have "loc", one of `PLACES`,
+    "color", and "length", in the unit of the step.
+    """
+    if isinstance(options, Mapping):
+        chosen = check_scale_bar(options)
+    elif not check_flag("scale_bar", options):
+        return
+    else:
+        chosen = {}
+    add_scale_bar(ax, *step, n_pixels, **{"loc": loc, "color": color, **chosen})
+
+
+def check_scale_bar(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a dict of options of a scale bar."""
+    rest = sorted(map(str, set(options) - {"loc", "color", "length"}))
+    if rest:
+        raise ValueError(
+            f"scale_bar has {', '.join(rest)}; it may have 'loc', 'color' and 'length', or be True "
+            "or False"
+        )
+    if "loc" in options:
+        check_choice("scale_bar['loc']", options["loc"], PLACES)
+    if "color" in options and not is_color_like(options["color"]):
+        raise ValueError(
+            f"scale_bar['color']={options['color']!r} must be a colour of matplotlib, such as "
+            "'white' or '#0072B2'"
+        )
+    if "length" in options:
+        check_number("scale_bar['length']", options["length"], 1e-12)
+    return dict(options)
 
 
 def free_corner(shape: tuple[int, int], places: Sequence[Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..base.checks import check_choice, check_flag, check_integer, values_of
 from .style import (
-    add_scale_bar,
     axes_or_new,
     bare_frame,
+    draw_scale_bar,
     free_corner,
     grey_limits,
     pair_colors,
@@ -167,6 +167,7 @@ def plot_tracks(
     color: Literal["time", "track"] = "time",
     numbers: bool | None = None,
     min_frames: int = 1,
+    scale_bar: bool | Mapping[str, Any] = True,
 ) -> Axes:
     """Draw the outlines of every track in all frames in one picture, drift subtracted.
 
@@ -189,6 +190,8 @@ def plot_tracks(
         Write the number of each track at its last place; by default when there are at most 60.
     min_frames : int
         Leave out tracks that were seen in fewer frames.
+    scale_bar : bool or dict
+        As in `plot_clusters`.
 
     Returns
     -------
@@ -249,7 +252,8 @@ def plot_tracks(
     bare_frame(ax, None)
     size = round(bottom - top), round(right - left)
     loc = free_corner(size, [place - (top, left) for place in written])
-    add_scale_bar(ax, last.pixel_size, last.pixel_units, last.shape[1], loc=loc)
+    step = last.pixel_size, last.pixel_units
+    draw_scale_bar(ax, scale_bar, step, last.shape[1], loc=loc)
     return ax
 
 

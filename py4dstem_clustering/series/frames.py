@@ -17,18 +17,18 @@ import numpy as np
 from h5py import is_hdf5
 from numpy.typing import NDArray
 
-from ..base.checks import check_data, check_mask, check_memory, check_number
+from ..base.checks import check_data, check_mask, check_number
 from ..emd import untrusted
 from ..emd.untrusted import linked_files
 from ..grains.averages import get_clustered_datacube
 from ..grains.clustering import cluster
 from ..kernels.blocks import check_whole
-from ..kernels.virtual import sample_mean, scattered, virtual_image_core, virtual_image_need
 from ..patterns.filtering import filter_correlative
 from ..patterns.lowrank import filter_lowrank
-from ..scan.calibration import copy_calibration, known_centre
+from ..scan.calibration import copy_calibration
 from ..scan.datacubes import copy_datacube, fingerprint
 from ..scan.opening import open_scan
+from ..scan.virtual import scattered_image
 from .files import FrameInfo, FrameResult, frame_name
 
 
@@ -375,15 +375,9 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
     weight = options.image_mask
     if weight is None:
         weight = options.cluster["q_mask"]
-    if weight is None:
-        weight = scattered(sample_mean(cube.data), known_centre(cube))
-    weight = check_mask("q_mask", weight, cube.Qshape, "detector pixels")
-    n_rows = check_memory(
-        options.max_memory, partial(virtual_image_need, cube.data, options.n_jobs)
-    )
-    image = virtual_image_core(
-        cube.data, weight, n_jobs=options.n_jobs, report=lambda rows: None, n_rows=n_rows
-    )
+    if weight is not None:
+        weight = check_mask("q_mask", weight, cube.Qshape, "detector pixels")
+    image = scattered_image(cube, weight, n_jobs=options.n_jobs, max_memory=options.max_memory)
     with _filtered(frame, cube, options, common) as source:
         clusters: Any = cluster(source, **options.cluster, name=frame_name(frame.number), **common)
     averages, calibration = None, cube.calibration

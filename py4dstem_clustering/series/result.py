@@ -76,6 +76,26 @@ class ClusterSeries:
             text += f", {min(counts)} to {max(counts)} clusters"
         return f"ClusterSeries({self.path.name!r}, {text})"
 
+    def _repr_html_(self) -> str:
+        from ..plotting.html import card, label_png
+
+        done = [place for place, info in enumerate(self.infos) if not info.error]
+        facts: dict[str, Any] = {"file": self.path.name, "frames": len(self)}
+        if self.errors:
+            facts["failed"] = len(self.errors)
+        picture = None
+        if done:
+            counts = [self.infos[place].n_clusters for place in done]
+            times = self.times[[0, -1]]
+            facts["clusters"] = f"{min(counts)} to {max(counts)} a frame"
+            facts["time"] = f"{times[0]:g} to {times[1]:g} {self.time_units}"
+            last = self[done[-1]]
+            facts["picture"] = f"frame {done[-1]}"
+            picture = label_png(last.labels, last.n_clusters)
+        return card(
+            "ClusterSeries", facts, picture, "series[0], series.tracks(), series.averages(0)"
+        )
+
     def __iter__(self) -> Iterator[Clusters | None]:
         """Clusters of each frame; None for a frame that failed."""
         for place, info in enumerate(self.infos):

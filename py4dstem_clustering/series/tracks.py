@@ -48,6 +48,10 @@ EVENTS_DTYPE = np.dtype(
 """Fields of `Tracks.events`."""
 
 
+_N_SHOWN = 30
+"""Tracks in the picture of a notebook. More make it higher."""
+
+
 class Rate(NamedTuple):
     """A rate and its standard error; NaN where the data does not determine them."""
 
@@ -102,15 +106,36 @@ class Tracks(Frozen):
         return self.table.copy() if copy else self.table
 
     def __repr__(self) -> str:
-        counts = dict(zip(*np.unique(self.events["event"], return_counts=True), strict=True))
         parts = [_plural(self.n_tracks, "track")]
         parts.append(f"{_plural(len(self), 'cluster')} in {_plural(self.n_frames, 'frame')}")
-        parts += [
-            _plural(counts[event], event)
-            for event in ("birth", "death", "split", "merge")
-            if event in counts
-        ]
+        parts += [_plural(n, event) for event, n in self._counts().items()]
         return f"Tracks({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        from ..plotting.areas import plot_areas
+        from ..plotting.html import card, figure_png
+
+        facts: dict[str, Any] = {
+            "tracks": self.n_tracks,
+            "clusters": f"{len(self)} in {_plural(self.n_frames, 'frame')}",
+        }
+        facts |= {f"{kind}s": n for kind, n in self._counts().items()}
+        picture = None
+        if self.n_tracks:
+            # The longest tracks, so that the picture stays small.
+            least = np.sort(np.bincount(self.table["track"][self.table["track"] >= 0]))[-_N_SHOWN:]
+            picture = figure_png(
+                lambda figure: plot_areas(self, figure.add_subplot(), min_frames=int(least[0])),
+                (4, 2.6),
+                dpi=80,
+            )
+        return card("Tracks", facts, picture, 'tracks["area"], tracks.track(0), plot_areas(tracks)')
+
+    def _counts(self) -> dict[str, int]:
+        """Number of events of each kind that occurs."""
+        counts = dict(zip(*np.unique(self.events["event"], return_counts=True), strict=True))
+        kinds = ("birth", "death", "split", "merge")
+        return {kind: int(counts[kind]) for kind in kinds if kind in counts}
 
     def track(self, k: int) -> Track:
         """One track."""

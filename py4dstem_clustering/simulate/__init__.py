@@ -1,8 +1,8 @@
 """Scans and series with known truth."""
 
+from .crystals import crystal_of_gold
 from .samples import SAMPLE_KINDS, SimulatedSample, simulate_sample
 from .scan import SimulatedScan, simulate_scan
-from .scattering import crystal_of_gold
 from .series import SimulatedSeries, simulate_series
 
 __all__ = [

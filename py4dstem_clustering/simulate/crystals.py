@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from ..base.checks import check_number
 
+ACCELERATING_VOLTAGE = 300e3
+"""Acceleration voltage of the electrons, volt, as in the paper."""
+
 _FCC = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 _HCP = np.array([[1 / 3, 2 / 3, 1 / 4], [2 / 3, 1 / 3, 3 / 4]])
 _DIAMOND = np.concatenate([_FCC, _FCC + 0.25])
@@ -32,6 +35,7 @@ class _Preset(NamedTuple):
 
 PRESETS = {
     "gold": _Preset(_FCC, [79] * 4, [4.0782], {79: 0.089}),
+    "aluminium": _Preset(_FCC, [13] * 4, [4.0496], {13: 0.104}),
     "silicon": _Preset(_DIAMOND, [14] * 8, [5.4310], {14: 0.076}),
     "NaCl": _Preset(_ROCK_SALT, [11] * 4 + [17] * 4, [5.6402], {11: 0.142, 17: 0.130}),
     "magnesium": _Preset(_HCP, [12] * 2, [3.2094, 3.2094, 5.2107, 90, 90, 120], {12: 0.149}),
@@ -55,7 +59,7 @@ class Material(NamedTuple):
         metric = vectors @ vectors.T
         return bool(np.allclose(metric, metric[0, 0] * np.eye(3), rtol=0, atol=1e-3 * metric[0, 0]))
 
-    def kinematical(self, k_max: float, accelerating_voltage: float) -> Any:
+    def kinematical(self, k_max: float, accelerating_voltage: float = ACCELERATING_VOLTAGE) -> Any:
         """A copy of the crystal with structure factors out to `k_max`, 1/Angstrom, and voltage."""
         crystal = deepcopy(self.crystal)
         crystal.calculate_structure_factors(k_max)
@@ -80,6 +84,21 @@ class Material(NamedTuple):
         return crystal
 
 
+def named_material(name: str) -> Material:
+    """One of `PRESETS`."""
+    from py4DSTEM.process.diffraction import Crystal
+
+    preset = PRESETS[name]
+    cell = preset.cell[0] if len(preset.cell) == 1 else np.array(preset.cell)
+    crystal = Crystal(preset.positions, np.array(preset.numbers), cell)
+    return Material(crystal, dict(preset.displacements))
+
+
+def crystal_of_gold(k_max: float) -> Any:
+    """py4DSTEM's Crystal of gold, with structure factors out to `k_max`, 1/Angstrom."""
+    return named_material("gold").kinematical(k_max)
+
+
 def check_materials(materials: Any, displacement: Any) -> tuple[Material, ...]:
     """Return the materials of a name, of a Crystal, or of a sequence of these.
 
@@ -99,10 +118,7 @@ def _material(item: Any, displacement: Any) -> Material:
     if isinstance(item, str):
         if item not in PRESETS:
             raise ValueError(f"materials={item!r} must be one of {names}, or a py4DSTEM Crystal")
-        preset = PRESETS[item]
-        cell = preset.cell[0] if len(preset.cell) == 1 else np.array(preset.cell)
-        crystal = Crystal(preset.positions, np.array(preset.numbers), cell)
-        return Material(crystal, dict(preset.displacements))
+        return named_material(item)
     if not isinstance(item, Crystal):
         raise TypeError(
             f"materials={item!r} must be one of {names}, or a py4DSTEM Crystal, "

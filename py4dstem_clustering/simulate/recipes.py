@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .crystals import PRESETS, named_material
 from .scattering import Scattering
 from .textures import as_regions
-from .two_beam import MATERIALS, Exposure, make_crystal
+from .two_beam import Exposure
 
 SPECKLE = 0.5
 """Relative strength of the speckle of a film."""
@@ -47,10 +48,10 @@ class Scene(NamedTuple):
     ) -> float:
         if material not in self.crystals:
             # Disks of which only the rim reaches the corner of the detector count.
-            self.crystals[material] = make_crystal(material, 1.5 * self.k_max)
-        vibration = MATERIALS[material].debye_waller
+            self.crystals[material] = named_material(material).kinematical(1.5 * self.k_max)
+        (displacement,) = PRESETS[material].displacements.values()
         return exposure.add_crystal(
-            self.crystals[material], vibration, orientation, thickness, **options
+            self.crystals[material], displacement, orientation, thickness, **options
         )
 
     def add_film(self, depth: NDArray[Any]) -> None:

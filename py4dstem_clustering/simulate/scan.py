@@ -205,9 +205,9 @@ def simulate_scan(
         'kinematical', or 'dynamical' for Bloch waves. The options below need 'dynamical'; None
         stands for their default.
     materials : str, Crystal, or a sequence of these
-        'gold' (default), 'silicon', 'NaCl', 'magnesium' or 'titanium', or any Crystal of py4DSTEM.
-        With more than one, each has the same number of grains, if possible. `twins` need a cubic
-        material; `twins` and `small_angles` need a single one.
+        'gold' (default), 'aluminium', 'silicon', 'NaCl', 'magnesium' or 'titanium', or any Crystal
+        of py4DSTEM. With more than one, each has the same number of grains, if possible. `twins`
+        need a cubic material; `twins` and `small_angles` need a single one.
     thickness : float or (low, high)
         Thickness of grains, 2 to 150 nm; by default (5, 40).
     thickness_profile : str

@@ -9,11 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-GOLD_CELL = 4.0782
-"""Lattice constant of gold, Angstrom."""
-
-ACCELERATING_VOLTAGE = 300e3
-"""Acceleration voltage of the electrons, volt, as in the paper."""
+from .crystals import crystal_of_gold
 
 LIQUID_SHARE = 0.6
 """Share of the electrons in the pattern of a grain that the liquid above and below it scatters.
@@ -105,17 +101,6 @@ def largest_count(electrons: float, brightest: float) -> float:
 def count_type(largest: float) -> type[np.uint16] | type[np.uint32]:
     """Smallest type for recorded values up to `largest`: 16 or 32 bits."""
     return np.uint16 if largest <= np.iinfo(np.uint16).max else np.uint32
-
-
-def crystal_of_gold(k_max: float) -> Any:
-    """py4DSTEM's Crystal of gold, with structure factors out to `k_max`, 1/Angstrom."""
-    from py4DSTEM.process.diffraction import Crystal
-
-    positions = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
-    crystal = Crystal(np.array(positions), 79, GOLD_CELL)
-    crystal.calculate_structure_factors(k_max)
-    crystal.setup_diffraction(ACCELERATING_VOLTAGE)
-    return crystal
 
 
 def _disk(shape: tuple[int, int], centre: NDArray[Any], radius: float) -> NDArray[Any]:

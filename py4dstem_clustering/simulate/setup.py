@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..base.checks import check_choice, check_flag, check_integer, check_number
-from .crystals import Material, check_materials
-from .scattering import ACCELERATING_VOLTAGE
+from .crystals import ACCELERATING_VOLTAGE, Material, check_materials
 
 THICKNESS_PROFILES = ("wedge", "flat", "sphere")
 SURROUNDINGS = ("liquid", "vacuum")

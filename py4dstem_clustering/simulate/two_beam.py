@@ -12,12 +12,12 @@ rocking curves inside disks.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .scattering import ACCELERATING_VOLTAGE, GOLD_CELL, Scattering
+from .scattering import Scattering
 
 MEAN_FREE_PATH = 1500.0
 """Thickness after which 1/e of the electrons have not been scattered diffusely, Angstrom.
@@ -34,46 +34,14 @@ WEAKEST = 2e-4
 _REST_ENERGY = 510998.95  # of an electron, volt
 
 
-class Material(NamedTuple):
-    """A crystal by its cell (Angstrom, degrees), atoms, and thermal vibration."""
+def extinction_distances(crystal: Any, displacement: float) -> NDArray[np.float64]:
+    """Extinction distance of each reflection of a crystal, Angstrom.
 
-    cell: tuple[float, ...]
-    positions: tuple[tuple[float, float, float], ...]
-    number: int
-    debye_waller: float
-    """B at room temperature, square Angstrom."""
-
-
-_FCC = ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))
-
-MATERIALS = {
-    "gold": Material((GOLD_CELL,), _FCC, 79, 0.62),
-    "aluminium": Material((4.0496,), _FCC, 13, 0.86),
-    "silicon": Material(
-        (5.4310,), _FCC + tuple((x + 0.25, y + 0.25, z + 0.25) for x, y, z in _FCC), 14, 0.46
-    ),
-    "magnesium": Material(
-        (3.2094, 3.2094, 5.2108, 90, 90, 120), ((1 / 3, 2 / 3, 0.25), (2 / 3, 1 / 3, 0.75)), 12, 1.8
-    ),
-}
-
-
-def make_crystal(material: str, k_max: float) -> Any:
-    """py4DSTEM's Crystal of a material, with structure factors out to `k_max`, 1/Angstrom."""
-    from py4DSTEM.process.diffraction import Crystal
-
-    found = MATERIALS[material]
-    cell = found.cell[0] if len(found.cell) == 1 else np.array(found.cell)
-    crystal = Crystal(np.array(found.positions), found.number, cell)
-    crystal.calculate_structure_factors(k_max)
-    crystal.setup_diffraction(ACCELERATING_VOLTAGE)
-    return crystal
-
-
-def extinction_distances(crystal: Any, debye_waller: float) -> NDArray[np.float64]:
-    """Extinction distance of each reflection of a crystal, Angstrom."""
+    `displacement` is the root mean square displacement of its atoms along one axis, Angstrom.
+    """
     relativistic = 1 + crystal.accel_voltage / _REST_ENERGY
-    factors = np.abs(crystal.struct_factors) * np.exp(-debye_waller * crystal.g_vec_leng**2 / 4)
+    vibration = np.exp(-2 * (np.pi * displacement * crystal.g_vec_leng) ** 2)
+    factors = np.abs(crystal.struct_factors) * vibration
     return np.asarray(np.pi / (relativistic * crystal.wavelength * factors), dtype=np.float64)
 
 
@@ -123,7 +91,7 @@ class Exposure:
     def add_crystal(
         self,
         crystal: Any,
-        debye_waller: float,
+        displacement: float,
         orientation: NDArray[Any],
         thickness: NDArray[Any],
         *,
@@ -152,7 +120,7 @@ class Exposure:
             np.float32
         )
         for g, error, extinction in self._strong(
-            crystal, debye_waller, orientation, turns, t.max()
+            crystal, displacement, orientation, turns, t.max()
         ):
             s = error + (turns[:, 0] * g[1] - turns[:, 1] * g[0])[:, None]
             shift = to_place @ g[:2]
@@ -169,7 +137,7 @@ class Exposure:
     def _strong(
         self,
         crystal: Any,
-        debye_waller: float,
+        displacement: float,
         orientation: NDArray[Any],
         turns: NDArray[Any],
         thickest: float,
@@ -177,7 +145,7 @@ class Exposure:
         """Reflections that are not weak everywhere: vector, excitation error, extinction."""
         vectors = orientation.T @ crystal.g_vec_all
         errors = crystal.excitation_errors(vectors)
-        extinction = extinction_distances(crystal, debye_waller)
+        extinction = extinction_distances(crystal, displacement)
         length = np.hypot(vectors[0], vectors[1])
         # How far the lattice turns, and the cone of the probe, bring a reflection nearer.
         reach = np.abs(turns).max(initial=0) * np.sqrt(2) + crystal.wavelength * np.hypot(

@@ -16,6 +16,7 @@ def test_it_runs(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| particles in liquid | 1,000 |" in printed
     assert (tmp_path / "out" / "filters.md").read_text() in printed
+    assert (tmp_path / "out" / "filters.png").stat().st_size > 10000
 
 
 def test_tuning_seeds_are_refused(tmp_path, capsys):
@@ -59,8 +60,17 @@ def test_svd_of_low_rank_data_is_exact():
     np.testing.assert_allclose(found, counts.reshape(5, 4, 6, 5), atol=1e-9)
 
 
+def test_deepest_position():
+    labels = np.full((7, 9), -1)
+    labels[1:6, 2:7], labels[0, 0] = 1, 0
+    assert benchmark.deepest(labels) == (3, 4)
+
+
 def test_table():
-    row = benchmark.FilterRow("film", 1000.0, 0, "low rank", 0.2, 1.1, 7, 0.95)
+    row = benchmark.FilterRow("film", 1000.0, 0, "low rank", 0.2, 1.1, 1.2, 7, 0.95)
     rows = [row, row._replace(seed=1, error=0.3), row._replace(method="correlative", error=0.9)]
     table = benchmark.filter_table(rows)
-    assert "| film | 1,000 | 0.25 (0.30) | 0.90 (0.90) | 1.10 (1.10) | 0.95 (0.95) |" in table
+    assert (
+        "| film | 1,000 | 0.25 (0.30) | 0.90 (0.90) | 1.10 (1.10) | 1.20 (1.20) | 0.95 (0.95) |"
+        in table
+    )

@@ -9,6 +9,7 @@ import pytest
 
 from py4dstem_clustering import simulate_scan
 from py4dstem_clustering.benchmarks import orientation as benchmark
+from py4dstem_clustering.benchmarks import orientation_dynamical as dynamical
 from py4dstem_clustering.cli.main import main
 
 
@@ -70,3 +71,41 @@ def test_tables():
     strain = benchmark.strain_table(rows).splitlines()
     assert "| 100 | averages | +0.100 ± 0.000 | +0.000 ± 0.000 |" in strain[2]
     assert strain[-1].startswith("| 1,000 | single patterns | - |")
+
+
+def average(verdict, matched, refined):
+    return dynamical.Row(
+        "gold", 1000.0, "own", 0, 1, 40, matched, refined, 60.0, verdict, 0.9, 50.0, 8, 0.95
+    )
+
+
+def test_table_of_verdicts():
+    rows = [
+        average("sure", 1.0, 0.2),
+        average("sure", 6.0, 7.0),
+        average("ambiguous", 2.0, 60.0),
+        average("not indexed", float("nan"), float("nan")),
+    ]
+    lines = dynamical.verdict_table(rows).splitlines()
+    assert len(lines) == 3
+    cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    assert cells[:4] == ["gold", "1,000", "own", "4"]
+    assert cells[4] == "4.00 / 50 %"
+    assert cells[5] == "33.50 / 162.0 / 75 %"
+    assert cells[6:] == ["50 %", "1 of 2"]
+
+
+@pytest.mark.slow
+def test_dynamical_patterns():
+    rows = dynamical.run_benchmark(
+        [10000.0], range(1), materials=["silicon"], small=True, progress_bar=False
+    )
+    assert {row.labels for row in rows} == {"true", "own"}
+    assert all(np.isfinite(row.refined) for row in rows)
+    assert not any(row.verdict == "sure" and row.refined > 5 for row in rows)
+
+
+def test_tuning_seeds_of_dynamical_patterns_are_refused(tmp_path, capsys):
+    arguments = ["--out", str(tmp_path / "x"), "--dynamical", "--first-seed", "101"]
+    assert main(["benchmark", "orientation", *arguments]) == 2
+    assert "seeds 101 to 110 include some of 100 to 105" in capsys.readouterr().err

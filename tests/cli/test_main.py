@@ -53,6 +53,24 @@ def test_cluster_of_an_npy_file(npy, tmp_path, scan, capsys):
     assert repr(expected) in capsys.readouterr().out
 
 
+def test_levels_of_merging(npy, tmp_path, scan, capsys):
+    options = "--method", "merge", "--threshold", 1, 3, "--lag", 0, "--keep-background"
+    assert cluster(npy, tmp_path, *options)[0] == 0
+    averages = py4DSTEM.read(tmp_path / "out.h5")
+    for level in (1.0, 3.0):
+        found = averages.get_clusters(f"clusters_{level}")
+        assert found.settings["level"] == level
+        assert found.settings["lag"] == 0
+        expected = py4DSTEM.DataCube(scan).cluster(
+            method="merge", threshold=level, lag=0, drop_background=False, progress_bar=False
+        )
+        np.testing.assert_array_equal(found.labels, expected.labels)
+    assert "level 3: Clusters('clusters_3.0'" in capsys.readouterr().out
+    # Growth without a threshold.
+    assert cluster(npy, tmp_path, "--method", "grow", "--overwrite")[0] == 0
+    assert py4DSTEM.read(tmp_path / "out.h5").clusters.settings["threshold"] == 0.9
+
+
 def test_low_rank_filter(npy, tmp_path, scan, capsys):
     options = ("--threshold", 0.5, "--min-size", 2, "--filter-lowrank")
     code, out = cluster(npy, tmp_path, *options)
@@ -170,7 +188,16 @@ def test_an_arina_master_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--threshold", 2], "threshold=2.0"),
+        (
+            ["--threshold", 3],
+            "clusters grow; for a level of merging add --method merge",
+        ),
+        (["--threshold", -1, "--method", "merge"], "--threshold=-1.0 must be"),
+        (["--threshold", 1, "--level", "pattern", "--method", "merge"], "exclude each other"),
+        (["--method", "merge", "--filter"], "go with growth; leave them out, or give --method"),
+        (["--method", "grow", "--lag", 0.5], "--lag goes with merging"),
+        (["--threshold", 0.9, "--level", "pattern"], "--level goes with merging"),
+        (["--lag", 2], "a mean delay of 2 positions is lag=0.67"),
         (["--threshold", "nan"], "threshold=nan"),
         (["--min-size", 0], "min_size=0"),
         (["--r-mask", "triangel"], "must be a number from -1 to 1 or one of"),

@@ -14,7 +14,7 @@ import pytest
 
 import py4dstem_clustering as clustering
 from py4dstem_clustering.benchmarks.orientation import DISKS, PLAN, disk_template
-from py4dstem_clustering.simulate.scattering import crystal_of_gold
+from py4dstem_clustering.simulate.crystals import crystal_of_gold
 
 OURS = str(Path(clustering.__file__).parent)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from functools import lru_cache
 
 import dask.array as da
 import h5py
@@ -12,41 +11,36 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import first_quick
-from matplotlib.backend_bases import CloseEvent, KeyEvent, MouseEvent
+from driving import (
+    QUIET,
+    SHAPE,
+    click,
+    make_cube,
+    mouse,
+    pictures,
+    press,
+    push,
+    same_clusters,
+    size_slider,
+    slider,
+    title,
+    tree_of,
+)
+from matplotlib.backend_bases import CloseEvent
 from py4DSTEM import DataCube
 
-from py4dstem_clustering import ClusterExplorer, simulate_scan
+from py4dstem_clustering import ClusterExplorer
 from py4dstem_clustering.explore.pictures import Pictures
-from py4dstem_clustering.explore.shown import (
-    lasting_colors,
-    level_steps,
-    outline,
-    size_steps,
-)
+from py4dstem_clustering.explore.shown import lasting_colors, outline
+from py4dstem_clustering.explore.slider import level_steps, size_steps
 from py4dstem_clustering.kernels import virtual
 from py4dstem_clustering.kernels.averaging import member_mean
 from py4dstem_clustering.plotting.style import neighbour_pairs
 
-QUIET = {"progress_bar": False}
-SHAPE = (24, 20)
-
-
-@lru_cache
-def simulation():
-    return simulate_scan(SHAPE, (48, 44), n_grains=3, seed=1)
-
 
 @pytest.fixture
 def cube():
-    datacube = DataCube(simulation().datacube.data, name="cube")
-    datacube.calibration.set_R_pixel_size(2.5)
-    datacube.calibration.set_R_pixel_units("nm")
-    return datacube
-
-
-@lru_cache
-def tree_of(method):
-    return DataCube(simulation().datacube.data).get_cluster_tree(method=method, **QUIET)
+    return make_cube()
 
 
 @pytest.fixture(params=["merge", "grow"])
@@ -59,35 +53,9 @@ def merging(cube):
     return cube.explore_clusters(tree=tree_of("merge"), **QUIET)
 
 
-def mouse(explorer, ax, x, y, name="button_press_event", button=1):
-    place = ax.transData.transform((x, y))
-    MouseEvent(name, explorer.figure.canvas, *place, button)._process()
-
-
-def click(explorer, rx, ry, ax=0, **options):
-    mouse(explorer, explorer.figure.axes[ax], ry, rx, **options)
-
-
-def press(explorer, key):
-    KeyEvent("key_press_event", explorer.figure.canvas, key)._process()
-
-
-def push(explorer, button):
-    for name in ("button_press_event", "button_release_event"):
-        mouse(explorer, button.ax, 0.5, 0.5, name)
-
-
-def same_clusters(a, b):
-    np.testing.assert_array_equal(a.labels, b.labels)
-    np.testing.assert_array_equal(a.seeds, b.seeds)
-    assert a.settings.keys() == b.settings.keys()
-    for key in ("threshold", "n_clusters", "min_size", "method", "level"):
-        assert a.settings.get(key) == b.settings.get(key), key
-
-
 def on_screen(explorer):
     """The line of borders that is drawn on the label map."""
-    x, y = explorer.figure.axes[1].lines[0].get_data()
+    x, y = pictures(explorer).label_ax.lines[0].get_data()
     return np.nan_to_num(x), np.nan_to_num(y)
 
 
@@ -100,19 +68,19 @@ def test_it_opens_with_the_automatic_cut(explorer):
     same_clusters(explorer.clusters, explorer.tree.cut(name="explored"))
     assert explorer.clusters.name == "explored"
     assert explorer.clusters.n_clusters > 1
-    assert f"{explorer.clusters.n_clusters} clusters" in explorer.figure.axes[1].get_title()
+    assert f"{explorer.clusters.n_clusters} clusters" in title(explorer)
 
 
 def test_the_slider_moves_through_the_levels_of_the_tree(explorer):
     steps = level_steps(explorer.tree)
     assert np.isin(steps, explorer.tree.levels).all()
     assert (np.diff(steps) > 0).all()
-    assert explorer.slider.valmax == len(steps) - 1
+    assert slider(explorer).valmax == len(steps) - 1
     for k in (0, len(steps) // 2, len(steps) - 1):
-        explorer.slider.set_val(k)
+        slider(explorer).set_val(k)
         same_clusters(explorer.clusters, explorer.tree.cut(float(steps[k]), name="explored"))
-        assert explorer.slider.val == k
-        assert explorer.slider.valtext.get_text() == f"{steps[k]:.4g}"
+        assert slider(explorer).val == k
+        assert slider(explorer).valtext.get_text().startswith(f"{steps[k]:.4g}")
         for drawn, wanted in zip(
             on_screen(explorer), outline(explorer.clusters.labels), strict=True
         ):
@@ -124,46 +92,47 @@ def test_outlines_are_thin_where_there_are_many():
     steps = (1.0, "pixels"), (1.0, "pixels")
     pictures = Pictures(plt.figure(), np.ones(shape), (8, 8), steps, 0.25)
     width = pictures.label_ax.lines[0].get_linewidth
-    pictures.draw_labels(np.zeros(shape, int), 1, "one")
+    pictures.draw_labels(np.zeros(shape, int), np.ones((*shape, 3)), "one")
     assert width() == 0.8
-    pictures.draw_labels((np.random.default_rng(0).random(shape) > 0.5).astype(int), 2, "many")
+    two = (np.random.default_rng(0).random(shape) > 0.5).astype(int)
+    pictures.draw_labels(two, np.ones((*shape, 3)), "many")
     assert width() < 0.2
 
 
 def test_the_mouse_drags_the_slider(merging):
     steps = level_steps(merging.tree)
-    mouse(merging, merging.slider.ax, len(steps) - 3, 0.5)
+    mouse(merging, slider(merging).ax, len(steps) - 3, 0.5)
     same_clusters(merging.clusters, merging.tree.cut(float(steps[-3]), name="explored"))
-    mouse(merging, merging.slider.ax, len(steps) - 2, 0.5, "motion_notify_event")
+    mouse(merging, slider(merging).ax, len(steps) - 2, 0.5, "motion_notify_event")
     same_clusters(merging.clusters, merging.tree.cut(float(steps[-2]), name="explored"))
-    mouse(merging, merging.slider.ax, 0, 0.5, "button_release_event")
-    merging.scale_radio.set_active(1)  # with fewer steps over the same width
-    ax = merging.slider.ax
+    mouse(merging, slider(merging).ax, 0, 0.5, "button_release_event")
+    push(merging, "number")  # with fewer steps over the same width
+    ax = slider(merging).ax
     place = ax.transAxes.transform((1, 0.5)) - (1, 0)
-    MouseEvent("button_press_event", merging.figure.canvas, *place, 1)._process()
+    mouse(merging, ax, *ax.transData.inverted().transform(place))
     assert merging.clusters.n_clusters == merging.tree.n_clusters().max()
-    assert ax.get_xlim() == (0, merging.slider.valmax)
+    assert ax.get_xlim() == (0, slider(merging).valmax)
 
 
 @pytest.mark.parametrize("min_size", first_quick([5, 1]))
 def test_the_slider_moves_through_numbers_of_clusters(explorer, min_size):
     explorer.set(min_size=min_size)
     before = explorer.clusters
-    explorer.scale_radio.set_active(1)
+    push(explorer, "number")
     assert explorer.clusters is before  # until the slider moves
     counts = np.unique(explorer.tree.n_clusters(min_size=min_size))
     cuts = [explorer.tree.cut(n_clusters=int(n), min_size=min_size) for n in counts[counts > 0]]
     found = {cut.n_clusters for cut in cuts}
-    assert explorer.slider.valtext.get_text() == str(before.n_clusters)
+    assert slider(explorer).valtext.get_text() == str(before.n_clusters)
     for k, n in enumerate(sorted(found)[:8]):
-        explorer.slider.set_val(k)
+        slider(explorer).set_val(k)
         wanted = explorer.tree.cut(n_clusters=int(n), min_size=min_size, name="explored")
         same_clusters(explorer.clusters, wanted)
         assert explorer.clusters.n_clusters == n
-        assert explorer.slider.valtext.get_text() == str(n)
-    explorer.scale_radio.set_active(0)
+        assert slider(explorer).valtext.get_text() == str(n)
+    push(explorer, "level")
     level = explorer.clusters.settings["level"]
-    assert explorer.slider.valtext.get_text() == f"{level:.4g}"
+    assert slider(explorer).valtext.get_text().startswith(f"{level:.4g}")
 
 
 def test_min_size_keeps_the_level(explorer):
@@ -171,43 +140,43 @@ def test_min_size_keeps_the_level(explorer):
     level = explorer.clusters.settings["level"]
     sizes = size_steps(np.prod(SHAPE))
     k = int(np.flatnonzero(sizes == 8)[0])
-    explorer.size_slider.set_val(k)
+    size_slider(explorer).set_val(k)
     same_clusters(explorer.clusters, explorer.tree.cut(level, min_size=8, name="explored"))
-    assert explorer.size_slider.valtext.get_text() == "8"
+    assert size_slider(explorer).valtext.get_text() == "8"
     explorer.set(threshold="auto", min_size=1)
-    explorer.size_slider.set_val(k)
+    size_slider(explorer).set_val(k)
     same_clusters(explorer.clusters, explorer.tree.cut(min_size=8, name="explored"))
 
 
 def test_clusters_may_all_be_too_small(explorer):
-    explorer.size_slider.set_val(explorer.size_slider.valmax)
-    explorer.slider.set_val(0 if explorer.method == "merge" else explorer.slider.valmax)
+    size_slider(explorer).set_val(size_slider(explorer).valmax)
+    explorer.set(threshold=0.0 if explorer.method == "merge" else 1.0)
     assert explorer.clusters.n_clusters == 0
-    explorer.scale_radio.set_active(1)
+    push(explorer, "number")
     click(explorer, 3, 4)
     assert explorer.average is None
     explorer.figure.canvas.draw()
 
 
 def test_keys(explorer):
-    explorer.slider.set_val(2)
+    slider(explorer).set_val(2)
     press(explorer, "right")
-    assert explorer.slider.val == 3
+    assert slider(explorer).val == 3
     wanted = explorer.tree.cut(float(level_steps(explorer.tree)[3]), name="explored")
     same_clusters(explorer.clusters, wanted)
     for _ in range(5):
         press(explorer, "left")
-    assert explorer.slider.val == 0
+    assert slider(explorer).val == 0
     press(explorer, "a")
     same_clusters(explorer.clusters, explorer.tree.cut(name="explored"))
     press(explorer, "g")  # of matplotlib: a grid, where there is an axis below the mouse
 
 
 def test_buttons(explorer, cube):
-    explorer.slider.set_val(0)
-    push(explorer, explorer.auto_button)
+    slider(explorer).set_val(0)
+    push(explorer, "auto")
     same_clusters(explorer.clusters, explorer.tree.cut(name="explored"))
-    push(explorer, explorer.keep_button)
+    push(explorer, "keep")
     same_clusters(cube.clusters, explorer.tree.cut(name="clusters"))
     assert cube.clusters.name == "clusters"
 
@@ -244,15 +213,15 @@ def test_the_other_tree_is_measured_when_it_is_asked_for(cube):
     explorer = cube.explore_clusters(method="merge", sigma=1, rank=3, min_size=4, **QUIET)
     assert list(explorer.trees) == ["merge"]
     assert explorer.tree.settings["rank"] == 3
-    explorer.method_radio.set_active(1)
+    explorer.set(method="grow")
     assert explorer.method == "grow"
     wanted = cube.get_cluster_tree(method="grow", sigma=1, **QUIET)
     same_clusters(explorer.clusters, wanted.cut(min_size=4, name="explored"))
-    assert explorer.slider.label.get_text() == "similarity"
-    assert explorer.slider.valmax == len(level_steps(wanted)) - 1
+    assert slider(explorer).label.get_text() == "similarity"
+    assert slider(explorer).valmax == len(level_steps(wanted)) - 1
     grown = explorer.tree
-    explorer.method_radio.set_active(0)
-    explorer.method_radio.set_active(1)
+    push(explorer, "merge")
+    push(explorer, "grow")
     assert explorer.tree is grown
 
 
@@ -270,13 +239,13 @@ def test_a_tree_that_cannot_be_measured_leaves_the_window(merging, monkeypatch):
     def fail(*args, **options):
         raise OSError("disk gone")
 
-    monkeypatch.setattr("py4dstem_clustering.explore.start.measure_tree", fail)
+    monkeypatch.setattr("py4dstem_clustering.explore.source.measure_tree", fail)
     before = merging.clusters
     with pytest.raises(OSError, match="disk gone"):
-        merging.method_radio.set_active(1)
+        merging.set(method="grow")
     assert merging.clusters is before
-    assert merging.method_radio.value_selected == merging.method == "merge"
-    merging.slider.set_val(1)
+    assert merging._screen.method.value == merging.method == "merge"
+    slider(merging).set_val(1)
 
 
 def test_background_stays_when_asked_for(cube):
@@ -288,7 +257,7 @@ def test_background_stays_when_asked_for(cube):
 # --- patterns --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ax", [0, 1])
+@pytest.mark.parametrize("ax", ["image_ax", "label_ax"])
 def test_a_click_shows_the_pattern_and_the_average(explorer, cube, ax):
     explorer.set(n_clusters=4, min_size=4)
     rx, ry = explorer.clusters.members(1)[2]
@@ -298,7 +267,7 @@ def test_a_click_shows_the_pattern_and_the_average(explorer, cube, ax):
     member = explorer.clusters.labels == 1
     mean = cube.data[member].mean(axis=0, dtype=np.float64)
     np.testing.assert_allclose(explorer.average, mean, rtol=1e-6)
-    _, _, pattern_ax, average_ax = explorer.figure.axes[:4]
+    pattern_ax, average_ax = pictures(explorer).pattern_ax, pictures(explorer).average_ax
     shown = pattern_ax.images[0].get_array()
     np.testing.assert_allclose(shown, cube.data[rx, ry] ** 0.25, rtol=1e-6)
     np.testing.assert_allclose(average_ax.images[0].get_array(), mean**0.25, rtol=1e-6)
@@ -312,7 +281,7 @@ def test_averages_are_read_on_demand(merging, monkeypatch):
     rx, ry = merging.clusters.members(0)[0]
     reads = []
     monkeypatch.setattr(
-        "py4dstem_clustering.explore.window.member_mean",
+        "py4dstem_clustering.explore.source.member_mean",
         lambda data, members, *rest: reads.append(len(members)) or np.ones(data.shape[2:]),
     )
     click(merging, rx, ry)
@@ -320,7 +289,7 @@ def test_averages_are_read_on_demand(merging, monkeypatch):
     assert reads == [merging.clusters.sizes[0]]
     merging.set(threshold=0.01)  # averages of other members are not read while the slider moves
     assert merging.average is None
-    assert "click" in merging.figure.axes[3].texts[0].get_text()
+    assert "click" in pictures(merging).average_ax.texts[0].get_text()
     assert len(reads) == 1
     merging.set(n_clusters=4)  # this average is known
     assert merging.average is not None
@@ -328,8 +297,8 @@ def test_averages_are_read_on_demand(merging, monkeypatch):
 
 
 def test_clicks_elsewhere_do_nothing(merging):
-    click(merging, 3, 4, ax=2)
-    click(merging, 3, 4, button=3)
+    click(merging, 3, 4, "pattern_ax")
+    mouse(merging, pictures(merging).label_ax, 4, 3, button=3)
     merging.figure.canvas.widgetlock(merging)  # as zoom and pan of the toolbar do
     click(merging, 3, 4)
     assert merging.position is None
@@ -346,7 +315,7 @@ def test_outside_clusters_there_is_no_average(merging):
     rx, ry = np.argwhere(merging.clusters.labels < 0)[0]
     click(merging, rx, ry)
     assert merging.average is None
-    assert merging.figure.axes[3].texts[0].get_text() == "in no cluster"
+    assert pictures(merging).average_ax.texts[0].get_text() == "in no cluster"
 
 
 @pytest.mark.parametrize("kind", ["numpy", "memmap", "h5py", "dask"])
@@ -412,14 +381,15 @@ def test_the_image(cube):
     weight = virtual.scattered(virtual.sample_mean(cube.data), None)
     image = (cube.data * weight).sum(axis=(2, 3))
     low, high = np.percentile(image, (0.5, 99.5))
-    shown = explorer.figure.axes[0].images[0].get_array()
+    shown = pictures(explorer).image_ax.images[0].get_array()
     wanted = np.clip((image - low) / (high - low), 0, 1)
-    np.testing.assert_allclose(shown, wanted, atol=1e-5)
+    np.testing.assert_allclose(shown[..., 1] / 255, wanted, atol=0.51 / 255)
     given = np.full(SHAPE, np.nan)
     given[3:] = 1
     explorer = cube.explore_clusters(tree=tree_of("merge"), image=given > 0, **QUIET)
     cube.explore_clusters(tree=tree_of("merge"), image=given, **QUIET).figure.canvas.draw()
-    np.testing.assert_array_equal(explorer.figure.axes[0].images[0].get_array(), given > 0)
+    shown = pictures(explorer).image_ax.images[0].get_array()
+    np.testing.assert_array_equal(shown[..., 2] / 255, given > 0)
 
 
 # --- the window ------------------------------------------------------------------------------
@@ -431,15 +401,15 @@ def test_pyplot_stays_as_it_was(cube):
     explorer = cube.explore_clusters(tree=tree_of("merge"), **QUIET)
     assert plt.gca() is ax
     assert explorer.figure.number in plt.get_fignums()
-    explorer.slider.set_val(0)
+    slider(explorer).set_val(0)
     assert plt.gca() is ax
     assert dict(plt.rcParams) == options
 
 
 def registered(explorer):
     """Callbacks of the figure that belong to the window or its widgets."""
-    names = ("method_radio", "scale_radio", "slider", "size_slider", "auto_button", "keep_button")
-    ours = {id(explorer), *(id(getattr(explorer, name)) for name in names)}
+    widgets = explorer, explorer._screen, slider(explorer), size_slider(explorer)
+    ours = {id(widget) for widget in widgets}
     found = []
     for functions in explorer.figure.canvas.callbacks.callbacks.values():
         for reference in functions.values():
@@ -471,7 +441,7 @@ def test_nothing_listens_after_the_end(merging, how):
     press(merging, "left")
     press(merging, "a")
     click(merging, 3, 4)
-    mouse(merging, merging.slider.ax, 0, 0.5)
+    mouse(merging, slider(merging).ax, 0, 0.5)
     assert merging.clusters is before
     assert merging.position is None
     assert merging.keep("later").n_clusters == before.n_clusters
@@ -484,7 +454,7 @@ def test_the_figure_keeps_the_window_and_goes_with_it(cube):
     del explorer
     gc.collect()
     assert seen() is not None
-    seen().slider.set_val(0)
+    slider(seen()).set_val(0)
     plt.close(number)
     gc.collect()
     assert seen() is None
@@ -529,8 +499,8 @@ def test_errors_come_before_any_work(cube, monkeypatch, options, error, message)
     def work(*args, **options):
         raise AssertionError("work was done")
 
-    monkeypatch.setattr("py4dstem_clustering.explore.start.measure_tree", work)
-    monkeypatch.setattr("py4dstem_clustering.explore.start.sample_mean", work)
+    monkeypatch.setattr("py4dstem_clustering.explore.source.measure_tree", work)
+    monkeypatch.setattr("py4dstem_clustering.explore.source.sample_mean", work)
     with pytest.raises(error, match=message):
         cube.explore_clusters(**{**QUIET, **options})
     assert plt.get_fignums() == []
@@ -593,20 +563,3 @@ def test_colors_last_and_neighbours_differ():
 def test_clusters_that_do_not_touch_differ_in_colour_as_well():
     labels = np.array([[0, -1, 1, -1, 2]])
     assert lasting_colors(labels, 3, np.full(labels.shape, -1)).tolist() == [0, 1, 2]
-
-
-def test_steps_of_large_trees_are_few(monkeypatch):
-    tree = tree_of("merge")
-    monkeypatch.setattr("py4dstem_clustering.explore.shown.N_WHOLE_STEPS", 1)
-    steps = level_steps(tree)
-    assert 1.0 in steps
-    assert np.isin(tree.levels[tree.levels > 1], steps).all()
-    assert len(steps) < len(tree.levels)
-    assert steps[-1] == tree.levels[-1]
-    assert steps[0] == tree.levels[0]
-    grown = level_steps(tree_of("grow"))
-    assert {grown[0], grown[-1]} == {tree_of("grow").levels[-1], tree_of("grow").levels[0]}
-    sizes = size_steps(65536)
-    assert set(range(1, 11)) <= set(sizes)
-    assert (np.diff(sizes) > 0).all()
-    assert list(size_steps(2)) == [1, 2]

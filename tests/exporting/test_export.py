@@ -20,6 +20,7 @@ from py4DSTEM.process.diffraction.utils import OrientationMap
 from py4dstem_clustering import Clusters, cluster_series, export, orientation_to_node, simulate_scan
 from py4dstem_clustering.cli.main import main
 from py4dstem_clustering.exporting.ang import euler_angles, write_ang
+from py4dstem_clustering.exporting.indexed import index_map
 
 HAS_EXTRA = find_spec("rsciio") is not None
 OF_CLUSTERS = ["clusters.csv", "clusters.geojson", "clusters.npz", "clusters.svg", "clusters.tif"]
@@ -253,7 +254,7 @@ def test_an_orientation_map_as_ang(tmp_path, unit, factor):
     orientation.matrix[:, :, 0] = turns
     orientation.matrix[1, 2] = 0
     orientation.corr[..., 0] = 0.25
-    write_ang(tmp_path / "map.ang", orientation, (3.0, unit), None)
+    write_ang(tmp_path / "map.ang", index_map(orientation, None), (3.0, unit))
     lines = (tmp_path / "map.ang").read_text(encoding="utf-8").splitlines()
     head = [line for line in lines if line.startswith("#")]
     assert "# NCOLS_ODD: 4" in head
@@ -276,10 +277,11 @@ def test_an_orientation_map_as_ang(tmp_path, unit, factor):
 def test_symmetry_and_lattice_of_a_crystal(tmp_path):
     orientation = OrientationMap(1, 1, 1)
     orientation.matrix[...] = np.eye(3)
+    orientation.corr[...] = 1
     cells = {43: 4.08, 62: [3.2, 3.2, 5.2, 90, 90, 120], 42: [3, 3, 5, 90, 90, 90]}
     for code, cell in cells.items():
         crystal = py4DSTEM.process.diffraction.Crystal([[0, 0, 0]], 79, cell)
-        write_ang(tmp_path / "map.ang", orientation, (1.0, "nm"), crystal)
+        write_ang(tmp_path / "map.ang", index_map(orientation, crystal), (1.0, "nm"))
         text = (tmp_path / "map.ang").read_text(encoding="utf-8")
         assert f"# Symmetry              {code}\n" in text
         assert f"# LatticeConstants      {np.ravel(cell)[0]:.4f}" in text

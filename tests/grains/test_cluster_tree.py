@@ -22,6 +22,7 @@ from py4dstem_clustering.grains.tree import ClusterTree, level_for
 from py4dstem_clustering.kernels import blocks
 from py4dstem_clustering.kernels.tree import label_nodes, link, most_stable
 from py4dstem_clustering.metrics import adjusted_rand_index
+from py4dstem_clustering.plotting.style import cluster_colors
 
 QUIET = {"progress_bar": False}
 SHAPE = (24, 20)
@@ -213,7 +214,8 @@ def test_the_curve_with_background_counts_it(merged, min_size):
 def test_levels_run_from_fine_to_coarse(tree):
     step = np.diff(tree.levels)
     assert (step < 0).all() if tree.method == "grow" else (step > 0).all()
-    assert tree.method == "grow" or 1.0 in tree.levels
+    assert tree.method == "grow" or {0.25, 1.0, 2.0} <= set(tree.levels)
+    assert tree.named_levels == ({} if tree.method == "grow" else {"pattern": 1.0, "crystal": 2.0})
 
 
 @both
@@ -884,20 +886,62 @@ def test_plot(tree):
     curve = left.lines[0]
     np.testing.assert_array_equal(curve.get_xdata(), tree.levels)
     np.testing.assert_array_equal(curve.get_ydata(), tree.n_clusters(min_size=3))
-    brackets = [line for line in right.lines if len(line.get_xdata()) == 4]
     joins, level, _ = tree.branches(min_size=3)
     drawn = min(len(joins), 3)
-    assert len(brackets) == drawn
-    np.testing.assert_allclose(
-        [line.get_ydata()[1] for line in brackets], level[len(level) - drawn :]
-    )
-    ends = sorted(place for line in brackets for place in line.get_xdata()[::3])
-    assert len(set(ends)) == len(ends)  # no two branches at one place
+    bars = [
+        line for line in right.lines
+        if line.get_transform() == right.transData and len(set(line.get_ydata())) == 1
+    ]  # fmt: skip
+    assert len(bars) == drawn
+    np.testing.assert_allclose([line.get_ydata()[0] for line in bars], level[len(level) - drawn :])
+    stems = [line for line in right.lines if len(set(line.get_xdata())) == 1]
+    places = [line.get_xdata()[0] for line in stems]
+    assert len(set(places)) == len(places) == 2 * drawn  # no two branches at one place
+    for ax in (left, right):
+        ax.figure.canvas.draw()
+        assert ax.get_title()
+        assert "0" not in [
+            text.get_text() for text in ax.get_yticklabels() if ax.get_yscale() == "log"
+        ]
     axes = plt.subplots(1, 2)[1]
     assert tree.plot(axes) is axes
     plt.close("all")
     with pytest.raises(ValueError, match="n_leaves=1 must be"):
         tree.plot(n_leaves=1)
+
+
+@both
+@pytest.mark.parametrize("min_size", [1, 8])
+def test_leaves_have_a_place(tree, min_size):
+    """Each leaf has a position of its own, in the mask, and the last joins part these positions."""
+    joins, level, n_leaves = tree.branches(min_size=min_size)
+    places = tree.leaf_places(min_size=min_size)
+    assert len(places) == n_leaves == len(set(places.tolist()))
+    assert tree.mask.flat[places].all()
+    # Cut just below the last join, its two branches hold different clusters.
+    below = {n_leaves + i: set() for i in range(len(joins))} | {k: {k} for k in range(n_leaves)}
+    for i, (a, b) in enumerate(joins.tolist()):
+        below[n_leaves + i] = below[a] | below[b]
+    if not len(joins) or (tree.method == "merge" and level[-1] <= 1):
+        return
+    step = 1e-9 if tree.method == "grow" else -1e-9
+    options = {} if tree.method == "grow" else {"drop_background": False}
+    labels = tree.cut(float(level[-1] + step * abs(level[-1])), **options).labels.ravel()
+    sides = [{int(labels[places[k]]) for k in below[side]} for side in joins[-1].tolist()]
+    assert not sides[0] & sides[1]
+
+
+def test_the_ends_of_a_dendrogram_have_the_numbers_and_colours_of_the_clusters():
+    tree = cube_of(simulation().datacube.data).get_cluster_tree(**QUIET)
+    clusters = tree.cut(min_size=3)
+    right = tree.plot(min_size=3)[1]
+    names = [text.get_text() for text in right.get_xticklabels()]
+    assert {name for name in names if name.isdigit()} == {str(k) for k in range(len(clusters))}
+    colors = cluster_colors(clusters.labels, clusters.n_clusters)
+    drawn = [line.get_color() for line in right.lines]
+    for color in colors:
+        assert any(not isinstance(one, str) and np.allclose(one, color) for one in drawn)
+    plt.close("all")
 
 
 def test_plot_of_a_tree_without_joins():

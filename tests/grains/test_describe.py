@@ -25,14 +25,14 @@ def test_merging(cube, tmp_path):
     text = clusters.describe()
     sizes = clusters.sizes
     for part in (
-        "24 x 20 scan positions (20 A apart) with 48 x 44 detector pixels",
-        f"{clusters.n_clusters} clusters of {sizes.min()} to {sizes.max()} positions",
+        "24 x 20 scan positions (20 Å apart), recorded with 48 x 44 detector pixels,",
+        f"{clusters.n_clusters} clusters of {sizes.min()} to {sizes.max()} scan positions",
         f"(median {np.median(sizes):.0f}) by merging regions",
-        f"py4dstem_clustering {py4dstem_clustering.__version__} in py4DSTEM",
+        f"py4dstem_clustering {py4dstem_clustering.__version__} and py4DSTEM",
         f"reduced to {clusters.settings['rank']} features",
-        "joined if their Bragg disks lie at the same places",
-        "1 region without Bragg peaks was left out as background.",
-        f"estimated as {clusters.settings['gain']:.3g}",
+        "joined into crystals if their Bragg disks lay at the same positions",
+        "One region without Bragg peaks was treated as background.",
+        f"corresponded to {clusters.settings['gain']:.3g} recorded counts per electron",
         "fewer than 7 positions",
         clusters.settings["fingerprint"],
         "[1] B. H. Savitzky",
@@ -45,9 +45,9 @@ def test_merging(cube, tmp_path):
     assert py4DSTEM.read(str(tmp_path / "scan.h5")).clusters.describe() == text
     q_mask = np.indices((48, 44))[0] > 9
     text = cube.cluster(threshold=2, method="merge", q_mask=q_mask, r_mask=0.1, **QUIET).describe()
-    assert f"from the {q_mask.sum()} detector pixels of a mask" in text
-    assert "joined if their Bragg disks lie at the same places" in text
-    assert "mean similarity above 0.1 were considered" in text
+    assert f"Only the {q_mask.sum()} detector pixels of a mask were used." in text
+    assert "joined into crystals if their Bragg disks lay at the same positions" in text
+    assert "similarity to their neighbours exceeded 0.1 were considered" in text
 
 
 def test_growth_and_edits(cube):
@@ -58,19 +58,19 @@ def test_growth_and_edits(cube):
     )
     text = clusters.join([0, 1]).describe()
     for part in (
-        "growth over similar neighbours [1]",
-        "in py4DSTEM 0.14",
+        "growing regions of similar neighbours [1]",
+        "and py4DSTEM 0.14",
         "[1] S. Lee",
         "similarity was at least 0.75",
-        "minus their mean, blurred by 1.5 pixels",
-        f"in {q_mask.sum()} detector pixels, corrected for counting noise",
-        "mean similarity above the otsu threshold",
-        "edited by hand: join([0, 1])",
+        "after subtraction of their means, after blurring by 1.5 pixels",
+        f"within {q_mask.sum()} detector pixels, corrected for counting noise",
+        "exceeded the otsu threshold",
+        "edited manually: join([0, 1])",
     ):
         assert part in text
-    assert "most stable levels" in cube.cluster(threshold="auto", **QUIET).describe()
+    assert "clusters were most stable" in cube.cluster(threshold="auto", **QUIET).describe()
     assert (
-        f"Only {480 - 20} chosen"
+        f"Only {480 - 20} selected"
         in cube.cluster(r_mask=np.indices((24, 20))[0] > 0, **QUIET).describe()
     )
 
@@ -79,7 +79,7 @@ def test_what_is_not_known_is_left_out(cube):
     clusters = cube.cluster(threshold=0.9, **QUIET)
     bare = dataclasses.replace(clusters, settings={}, similarity=None)
     assert "of unknown version" in bare.describe()
-    for what in ("growth", "merging", "joined", "cosine"):
+    for what in ("growing", "merging", "joined", "cosine"):
         assert what not in bare.describe()
     old = dataclasses.replace(clusters, settings={"method": "grow", "threshold": 0.9})
     assert "at least 0.9" in old.describe()
@@ -87,9 +87,9 @@ def test_what_is_not_known_is_left_out(cube):
 
 def test_lag(cube):
     clusters = cube.cluster(**QUIET)
-    settings = {**clusters.settings.everything, "lag": 1.5, "lag_axis": "+Ry"}
+    settings = {**clusters.settings.everything, "lag_share": 0.6, "lag_axis": "+Ry"}
     text = dataclasses.replace(clusters, settings=settings).describe()
-    assert "camera lag of 1.5 positions along +Ry" in text
+    assert "a share of 0.6 of each pattern is left in the next one along +Ry (estimated)" in text
 
 
 # --- results that cannot be right --------------------------------------------------------------
@@ -135,6 +135,13 @@ def test_doubts():
     assert text.startswith("No background was found")
     assert "borders" not in text
     assert doubts_in(clusters_of(halves, drop_background=None).describe()) == ""
+    halves[2] = -1
+    assert doubts_in(clusters_of(halves).describe()) == ""
+    # A lost row is no background.
+    text = clusters_of(halves, n_lost=6).describe()
+    assert doubts_in(text).startswith("No background was found")
+    assert "6 frames were lost (one value in all pixels, or none) and in no cluster." in text
+    assert "1 frame was lost" in clusters_of(halves, n_lost=1).describe()
 
 
 def test_background_that_is_kept_is_no_doubt():

@@ -59,6 +59,7 @@ def test_values_are_plain_and_do_not_change():
         {"n_clusters": 0},
         {"threshold": -2, "method": "grow"},
         {"rank": 99},
+        {"lag": -0.1},
         {"r_mask": "none"},
         {"sigma": -1},
         {"q_mask": np.ones((2, 2), bool)},
@@ -69,3 +70,17 @@ def test_mistakes_are_found_in_one_order(wrong):
     later = {"q_mask": np.ones((9, 9), bool)}
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}"):
         check_options(*SHAPES, **{**later, **wrong})
+
+
+def test_lag_is_a_share():
+    assert check_options(*SHAPES).lag == check_options(*SHAPES, lag=None).lag == "auto"
+    assert check_options(*SHAPES, lag=np.float32(0.5)).lag == 0.5
+    assert check_options(*SHAPES, lag=0).lag == 0.0
+    with pytest.raises(ValueError, match=r"lag=2.1 must be below 1: .* 2.1 positions is lag=0.68"):
+        check_options(*SHAPES, lag=2.1)
+    with pytest.raises(ValueError, match="lag='yes' must be a share from 0 to below 1, or 'auto'"):
+        check_options(*SHAPES, lag="yes")
+    with pytest.raises(TypeError, match="lag"):
+        check_options(*SHAPES, lag=[0.5])
+    with pytest.raises(ValueError, match=r"lag=0.5 belongs to merging"):
+        check_options(*SHAPES, lag=0.5, threshold=0.9)

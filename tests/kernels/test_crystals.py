@@ -317,11 +317,11 @@ def profile(strength):
     return values + np.random.default_rng(8).normal(size=values.shape)
 
 
-@pytest.mark.parametrize("start", [8, 9, 10])
+@pytest.mark.parametrize("start", [9, 10, 11])
 def test_a_blurred_border_moves_to_one_half(start):
-    strength = 1 / (1 + np.exp(-(np.arange(24) - 8.5) / 0.5))
+    strength = 1 / (1 + np.exp(-(np.arange(24) - 8.5) / 0.35))  # a probe of sigma 0.6
     labels = np.where(np.arange(24) >= start, 0, -1) * np.ones((20, 1), dtype=np.int64)
-    found = outlines.trim(labels, profile(strength), np.ones(labels.shape, dtype=bool))
+    found = outlines.move_borders(labels, profile(strength), np.ones(labels.shape, dtype=bool))
     expected = np.broadcast_to(np.arange(24) >= 9, (12, 24))
     np.testing.assert_array_equal(found[4:-4] >= 0, expected)
 
@@ -329,8 +329,26 @@ def test_a_blurred_border_moves_to_one_half(start):
 def test_a_crystal_that_grows_thin_keeps_its_border():
     strength = np.sqrt(np.clip(1 - ((np.arange(24) - 23) / 18) ** 2, 0, 1)) ** 3
     labels = np.where(strength > 0.02, 0, -1) * np.ones((20, 1), dtype=np.int64)
-    found = outlines.trim(labels, profile(strength), np.ones(labels.shape, dtype=bool))
+    found = outlines.move_borders(labels, profile(strength), np.ones(labels.shape, dtype=bool))
     np.testing.assert_array_equal(found, labels)
+
+
+@pytest.mark.parametrize("has_background", [True, False])
+def test_a_crystal_that_grows_thin_takes_in_its_rim(has_background):
+    # Half of the strength of the whole crystal is left at column 12, its rim is at column 6.
+    strength = np.sqrt(np.clip(1 - ((np.arange(24) - 23) / 18) ** 2, 0, 1)) ** 3
+    values = profile(strength)
+    if not has_background:  # what lies beside it is another crystal
+        values[:, :8, 1] += 30
+    labels = np.where(np.arange(24) >= 12, 0, -1) * np.ones((20, 1), dtype=np.int64)
+    if not has_background:
+        labels[:, :8] = 1
+    found = outlines.move_borders(labels, values, np.ones(labels.shape, dtype=bool))
+    columns = (found == found[10, 20])[4:-4].sum(axis=1)
+    if has_background:
+        assert set(columns) <= {16, 17, 18}
+    else:  # a hole in a film, such as a grain that was not found, is no rim
+        assert set(columns) == {12}
 
 
 @settings(max_examples=30, deadline=None)

@@ -368,7 +368,9 @@ def test_missing_pixels():
     # The missing pattern changes the noise, and so the scale; the grains stay where they are.
     for k in range(3):
         assert np.abs(np.corrcoef(result.values[whole][:, k], expected[:, k])[0, 1]) > 0.95
-    np.testing.assert_array_equal(result.values[9, 1], 0)
+    # It is bridged by those on both sides.
+    np.testing.assert_allclose(result.values[9, 1], result.values[[8, 10], 1].mean(axis=0), 1e-5)
+    assert np.argwhere(result.lost).tolist() == np.argwhere(result.bridged).tolist() == [[9, 1]]
 
 
 @pytest.mark.parametrize("value", [0, 3])
@@ -461,6 +463,17 @@ def test_the_centre_is_that_of_the_direct_beam():
     # A pattern without structure: the middle.
     assert find_centre(np.zeros((5, 8))) == (2, 3.5)
     assert find_centre(np.ones((1, 1))) == (0, 0)
+
+
+def test_a_direct_beam_behind_a_stop_is_found_by_the_symmetry_of_the_pattern():
+    u, v = np.indices((64, 60))
+    distance = np.hypot(u - 29, v - 32.5)
+    mean = 20 * np.exp(-distance / 12) + 30 * np.exp(-((distance - 11) ** 2) / 4)
+    stopped = mean * (np.hypot(u - 29, v - 32.5) > 6) * ~((abs(u - 29) < 3) & (v > 30))
+    stopped += 200.0 * (np.hypot(u - 46, v - 24) < 2)  # the brightest place is a reflection
+    np.testing.assert_allclose(find_centre(stopped), (29, 32.5), atol=0.51)
+    beam = mean + 4000.0 * (distance < 2.5) + 200.0 * (np.hypot(u - 46, v - 24) < 2)
+    np.testing.assert_allclose(find_centre(beam), (29, 32.5), atol=0.3)
 
 
 @pytest.mark.parametrize("width", [1.0, 2.5])

@@ -55,7 +55,7 @@ def test_it_is_in_a_file_with_all_that_belongs_to_it(cube, tmp_path):
     ("options", "kind", "match"),
     [
         ({"rank": 0}, ValueError, "rank=0 must be at least 1"),
-        ({"rank": 61}, ValueError, "rank=61 must be 'auto' or a whole number from 1 to 60"),
+        ({"rank": 101}, ValueError, "rank=101 must be 'auto' or a whole number from 1 to 100"),
         ({"rank": "all"}, ValueError, "rank='all' must be 'auto'"),
         ({"rank": 2.5}, TypeError, "rank=2.5 must be a whole number"),
         ({"q_mask": np.ones((3, 3), bool)}, ValueError, "q_mask"),

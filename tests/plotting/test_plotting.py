@@ -22,8 +22,10 @@ from py4dstem_clustering import (
     plot_disks,
     plot_growth,
     plot_patterns,
+    plot_residual,
     plot_similarity,
 )
+from py4dstem_clustering.kernels.virtual import sample_mean, scattered
 from py4dstem_clustering.plotting.style import (
     PALETTE,
     add_scale_bar,
@@ -31,6 +33,7 @@ from py4dstem_clustering.plotting.style import (
     free_corner,
     neighbour_pairs,
 )
+from py4dstem_clustering.scan.calibration import detector_step, known_centre
 
 QUIET = {"progress_bar": False}
 
@@ -60,6 +63,23 @@ def test_plot_similarity(cube):
     )
     with pytest.raises(ValueError, match="direction=8"):
         plot_similarity(similarity, direction=8)
+
+
+def test_plot_residual(cube):
+    filtered = cube.filter_lowrank(**QUIET)
+    residual = filtered.tree("residual").data
+    residual[2, 1] = 7
+    filtered.tree("kept").data[0, 3] = 0.1
+    _, ax = plt.subplots()
+    assert plot_residual(filtered, ax, limit=6) is ax
+    drawn(ax)
+    np.testing.assert_array_equal(ax.images[0].get_array(), residual)
+    assert ax.images[0].get_clim()[1] == 6
+    marked = ax.lines[0].get_xydata().tolist()
+    assert [1.0, 2.0] in marked
+    assert [3.0, 0.0] in marked
+    with pytest.raises(ValueError, match="has no residual map"):
+        plot_residual(cube)
 
 
 def test_plot_clusters_draws_into_ax(clusters):
@@ -188,11 +208,20 @@ def test_plot_cross_validation():
     validation = CrossValidation(errors, {}, costs, 2.5, "nm")
     axes = validation.plot()
     drawn(axes[0])
-    assert [ax.get_title() for ax in axes] == ["raw\nmean 5.50°", "merged\nno errors"]
+    assert [ax.get_title() for ax in axes] == [
+        "raw\n5.50° in 100% of the scan",
+        "merged\nno errors",
+    ]
     assert len(axes[0].figure.axes) == 3  # one colour bar
     for ax, error in zip(axes, errors.values(), strict=True):
         np.testing.assert_array_equal(np.ma.filled(ax.images[0].get_array(), np.nan), error)
         assert ax.images[0].get_clim() == (0, np.percentile(errors["raw"], 95))
+    part = np.where(np.arange(12).reshape(3, 4) < 3, 1.0, np.nan)
+    both = CrossValidation({"raw": errors["raw"], "merged": part}, {}, costs).plot()
+    assert [ax.get_title() for ax in both] == [
+        "raw\n1.00° in common\n5.50° in 100% of the scan",  # (0 + 1 + 2) / 3
+        "merged\n1.00° in common\n1.00° in 25% of the scan",
+    ]
     mine = plt.subplots(1, 2)[1]
     assert plot_cross_validation(validation, mine, max_error=3)[1] is mine[1]
     assert mine[0].images[0].get_clim() == (0, 3)
@@ -270,6 +299,12 @@ def test_colours_are_spread():
         (20, "A", "50 nm"),
         (0.01, "A", "0.2 Å"),
         (0.03, "A^-1", "0.5 Å⁻¹"),
+        (80, "nm", "2 µm"),
+        (40, "nm", "1 µm"),
+        (39, "nm", "500 nm"),
+        (0.02, "um", "500 nm"),
+        (3, "µm", "50 µm"),
+        (2, "mrad", "50 mrad"),
     ],
 )
 def test_scale_bar(pixel_size, units, label):
@@ -278,3 +313,59 @@ def test_scale_bar(pixel_size, units, label):
     add_scale_bar(ax, pixel_size, units, 100)
     drawn(ax)
     assert ax.artists[0].txt_label.get_text() == label
+
+
+def bar_of(ax):
+    (bar,) = [artist for artist in ax.artists if hasattr(artist, "size_bar")]
+    return bar
+
+
+def test_place_colour_and_length_of_the_scale_bar(clusters, cube):
+    ax = plot_clusters(clusters)
+    assert bar_of(ax).loc == 4  # lower right
+    chosen = {"loc": "upper left", "color": "black"}
+    step, scan_step = detector_step(cube)[0], clusters.pixel_size
+    similarity = cube.get_similarity(**QUIET)
+    for draw, length in (
+        (lambda **options: plot_clusters(clusters, **options), 3 * scan_step),
+        (
+            lambda **options: plot_similarity(similarity, **options),
+            3 * clusters.pixel_size,
+        ),
+        (lambda **options: plot_growth(clusters, **options), 3 * scan_step),
+        (lambda **options: plot_patterns(cube, [(0, 1)], **options), 3 * step),
+    ):
+        ax = drawn(draw(scale_bar={**chosen, "length": length}))
+        bar = bar_of(ax)
+        assert bar.loc == 2
+        assert bar.size_bar.get_children()[0].get_width() == pytest.approx(3, rel=0.1)
+        assert bar.txt_label._text.get_color() == "black"
+        assert not draw(scale_bar=False).artists
+        plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"place": "left"}, "scale_bar has place; it may have 'loc', 'color' and 'length'"),
+        ({"loc": "middle"}, r"scale_bar\['loc'\]='middle' must be one of 'lower right'"),
+        ({"color": "whit"}, r"scale_bar\['color'\]='whit' must be a colour"),
+        ({"length": 0}, r"scale_bar\['length'\]=0"),
+    ],
+)
+def test_a_wrong_scale_bar(clusters, wrong, text):
+    with pytest.raises(ValueError, match=text):
+        plot_clusters(clusters, scale_bar=wrong)
+    with pytest.raises(TypeError, match="scale_bar='yes' must be True or False"):
+        plot_clusters(clusters, scale_bar="yes")
+
+
+def test_the_virtual_image_of_the_scan_below_the_clusters(clusters, cube):
+    ax = plot_clusters(clusters, image=cube)
+    grey = np.asarray(ax.images[0].get_array())
+    wanted = scattered(sample_mean(cube.data), known_centre(cube))
+    expected = (cube.data * wanted).sum(axis=(2, 3))
+    assert 0 < wanted.sum() < wanted.size
+    np.testing.assert_allclose(grey, expected)
+    with pytest.raises(ValueError, match="clusters"):
+        plot_clusters(clusters, image=cube.data[:-1])

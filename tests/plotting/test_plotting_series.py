@@ -368,6 +368,29 @@ def test_curves(tracks):
     assert ax.get_ylabel() == "area"  # of a unit that was not told
 
 
+def blocks_of_rows(numbers):
+    """Frames in each of which one cluster fills this number of rows, 6 positions a row."""
+    frames = np.full((len(numbers), 30, 8), -1)
+    for frame, number in zip(frames, numbers, strict=True):
+        frame[:number, 1:7] = 0
+    return link_frames([(frame, None, None) for frame in frames])
+
+
+def fitted_until(tracks):
+    ax = plot_areas(tracks, kind="curves")
+    (fit,) = [line for line in ax.lines if line.get_linestyle() == "--"]
+    return fit.get_xdata()[-1]
+
+
+def test_no_growth_line_through_a_particle_that_was_taken_in():
+    """The other particle was never a cluster, so that the tracks know no merge."""
+    assert fitted_until(blocks_of_rows([5, 6, 7, 8, 15, 16, 17])) == 3
+    assert fitted_until(blocks_of_rows([17, 16, 15, 8, 7, 6])) == 2  # a part is lost
+    # Growth that is uneven by a row, and fast growth of a small particle, are no jumps.
+    assert fitted_until(blocks_of_rows([5, 6, 8, 9, 10, 12, 13])) == 6
+    assert fitted_until(blocks_of_rows([1, 3, 5, 7, 9, 11])) == 5
+
+
 def test_units_in_words():
     labels = np.zeros((4, 3, 4), dtype=int)
     tracks = link_frames([(frame, None, None) for frame in labels], times=np.arange(4) * 2.0)

@@ -1098,3 +1098,12 @@ def test_frames_by_number(whole):
 def test_progress_is_shown(frames, tmp_path, capsys):
     cluster_series(frames[:2], out=tmp_path / "s.h5", min_size=2)
     assert "Clustering: 100%" in capsys.readouterr().err
+
+
+def test_a_lag_is_an_option_of_each_frame(tmp_path):
+    frames = [DataCube(make_scan(seed=seed)) for seed in (0, 1)]
+    with pytest.raises(ValueError, match=r"lag=2 must be below 1: .* is lag=0.67"):
+        cluster_series(frames, out=tmp_path / "a.h5", lag=2, **QUIET)
+    series = cluster_series(frames, out=tmp_path / "a.h5", lag=0.5, **QUIET)
+    assert series.settings["cluster"]["lag"] == 0.5
+    assert [clusters.settings["lag_share"] for clusters in series] == [0.5, 0.5]

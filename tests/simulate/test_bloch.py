@@ -204,7 +204,10 @@ def test_more_nodes_and_more_beams_change_little(monkeypatch):
 
 
 def test_presets():
-    edges = {"gold": 2.355, "silicon": 3.136, "NaCl": 3.256, "magnesium": 2.452, "titanium": 2.244}
+    edges = {
+        "gold": 2.355, "aluminium": 2.338, "silicon": 3.136, "NaCl": 3.256, "magnesium": 2.452,
+        "titanium": 2.244,
+    }  # fmt: skip
     planes = {"magnesium": [1, 0, 1], "titanium": [1, 0, 1]}
     assert set(edges) == set(PRESETS)
     for name, spacing in edges.items():  # strongest or best-known lattice plane, Angstrom

@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from py4dstem_clustering.simulate.crystals import named_material
 from py4dstem_clustering.simulate.scattering import Scattering, random_orientations
 from py4dstem_clustering.simulate.two_beam import (
-    MATERIALS,
     MEAN_FREE_PATH,
     Exposure,
     extinction_distances,
-    make_crystal,
     two_beam,
 )
+
+
+def make_crystal(name, k_max):
+    """A named crystal, and the displacement of its atoms."""
+    material = named_material(name)
+    (displacement,) = material.displacements.values()
+    return material.kinematical(k_max), displacement
 
 
 def test_two_beam_in_known_cases():
@@ -32,8 +38,8 @@ def test_two_beam_in_known_cases():
 )
 def test_extinction_distances_are_those_of_tables(material, hkl, known):
     # Tables are for 100 kV; the distance grows as the velocity: by 0.776 / 0.548 at 300 kV.
-    crystal = make_crystal(material, 1.0)
-    found = extinction_distances(crystal, MATERIALS[material].debye_waller)
+    crystal, displacement = make_crystal(material, 1.0)
+    found = extinction_distances(crystal, displacement)
     k = np.flatnonzero((np.array(hkl) == crystal.hkl.T).all(axis=1))[0]
     assert found[k] == pytest.approx(known * 0.776 / 0.548, rel=0.1)
 
@@ -42,7 +48,7 @@ def test_an_exposure_agrees_with_a_slow_one(monkeypatch):
     monkeypatch.setattr("py4dstem_clustering.simulate.two_beam.WEAKEST", 0)
     rng = np.random.default_rng(3)
     scattering = Scattering((32, 30), 0.6, 2.5)
-    crystal, vibration = make_crystal("silicon", 0.75), MATERIALS["silicon"].debye_waller
+    crystal, displacement = make_crystal("silicon", 0.75)
     orientation = random_orientations(1, rng)[0]
     thickness = rng.uniform(100, 900, (1, 3))
     thickness[0, 1] = 0
@@ -52,12 +58,14 @@ def test_an_exposure_agrees_with_a_slow_one(monkeypatch):
 
     exposure = Exposure(scattering, (1, 3))
     options = {"tilts": tilts, "stretch": stretch, "weight": 0.8}
-    held = exposure.add_crystal(crystal, vibration, orientation, thickness, **options)
+    held = exposure.add_crystal(crystal, displacement, orientation, thickness, **options)
     exposure.add_diffuse(scattering.film_ring, ring)
     got = exposure.expected()
 
     slow = [
-        slow_pattern(scattering, crystal, vibration, orientation, thickness[p], tilts[p], stretch)
+        slow_pattern(
+            scattering, crystal, displacement, orientation, thickness[p], tilts[p], stretch
+        )
         for p in np.ndindex(1, 3)
     ]
     np.testing.assert_allclose(got[0], [s[0] for s in slow], atol=1e-6, rtol=0.01)
@@ -65,7 +73,7 @@ def test_an_exposure_agrees_with_a_slow_one(monkeypatch):
     np.testing.assert_allclose(got.sum(axis=(2, 3)), 1, rtol=1e-5)
 
 
-def slow_pattern(scattering, crystal, vibration, orientation, thickness, tilt, stretch):
+def slow_pattern(scattering, crystal, displacement, orientation, thickness, tilt, stretch):
     """Pattern of one position, one pixel after the other; the lattice is turned exactly."""
     size, centre, radius = scattering.pixel_size, scattering.centre, scattering.disk_radius
     turned = orientation @ Rotation.from_rotvec([*tilt, 0]).as_matrix().T
@@ -75,7 +83,7 @@ def slow_pattern(scattering, crystal, vibration, orientation, thickness, tilt, s
     pattern, held = np.zeros(scattering.shape), 0.0
     beam = {p: scattering.beam[p] for p in zip(*np.nonzero(scattering.beam), strict=True)}
     depth = dict.fromkeys(beam, 0.2 + 0.8 * thickness / MEAN_FREE_PATH)
-    for k, extinction in enumerate(extinction_distances(crystal, vibration)):
+    for k, extinction in enumerate(extinction_distances(crystal, displacement)):
         if np.hypot(*flat[:2, k]) < 1e-3:
             continue
 
