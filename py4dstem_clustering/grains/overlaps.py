@@ -107,7 +107,8 @@ class OverlappingGrains(Frozen):
     def contours(self, label: int) -> list[NDArray[np.float64]]:
         """Closed contours of the support of one grain, as `Clusters.contours`."""
         self.clusters.members(label)  # checks the label
-        return find_outlines(self.supports[..., label])
+        own = self.supports[..., label]
+        return find_outlines(own) if own.any() else []
 
     def get_pure_patterns(
         self,

@@ -464,13 +464,17 @@ def overlaps_core(
     # Far from any disks that are certain, what looks like a grain is lag, film or noise.
     close = maximum_filter(regions >= 0, 2 * MAX_RIM + 1) & mask
     supports = find_supports(amounts, errors, cores, close)
+    held = supports.any(axis=(0, 1))  # others keep all of a thin grain
+    amounts, supports = amounts[..., held], supports[..., held]
+    patterns, hidden = patterns[held], hidden[held]
+    cores = np.append(np.where(held, np.cumsum(held) - 1, -1), -1)[cores]
     power = (values.astype(np.float64) ** 2).sum(axis=2) - rank
     residual = np.where(
         supports.any(axis=2), np.clip((rest - rank) / np.maximum(power, rank), 0, 1), 0
     )
     total = np.maximum(amounts.sum(axis=2), 1e-9)
     alone = supports.sum(axis=2) == 1
-    alone &= np.where(supports, amounts, 0).max(axis=2) > ALONE_SHARE * total
+    alone &= np.where(supports, amounts, 0).max(axis=2, initial=0) > ALONE_SHARE * total
     return OverlapMaps(
         amounts, supports, cores, alone, hidden, patterns, residual.astype(np.float32)
     )

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import py4DSTEM
 import pytest
+from conftest import first_quick
 from scipy.optimize import linear_sum_assignment
 
 from py4dstem_clustering import Clusters, OverlappingGrains, plot_overlaps, simulate_sample
@@ -73,7 +74,9 @@ def test_quality_of_supports(kind):
     assert np.mean(found) > 0.75
 
 
-@pytest.mark.parametrize("kind", ["random-film", "strain-gradient"])
+@pytest.mark.parametrize(
+    "kind", first_quick(["random-film", "strain-gradient", "bent-foil", "particles"])
+)
 def test_without_overlaps_labels_are_those_of_cluster(kind):
     sample = simulate_sample(kind, *SMALL, seed=100)
     grains = sample.datacube.find_overlaps(**QUIET)

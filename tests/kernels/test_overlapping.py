@@ -241,3 +241,19 @@ def test_a_support_holds_its_core_and_stands_out_of_noise():
     assert found[3:9, 3:9].all()
     assert not found[12:].any()
     assert not find_supports(amounts, np.full(amounts.shape, 0.4), cores, mask).any()
+
+
+def test_a_grain_without_a_support_is_left_out(monkeypatch):
+    """As where a thin grain lies under a narrow overlap."""
+    _, _, regions, values = two_films()
+    whole = overlaps.find_supports
+
+    def without_first(*args):
+        supports = whole(*args)
+        supports[..., 0] = False
+        return supports
+
+    monkeypatch.setattr(overlaps, "find_supports", without_first)
+    found = overlaps_core(values, regions, regions, np.ones(SHAPE, dtype=bool), disks_of())
+    assert found.supports.shape[2] == found.amounts.shape[2] == len(found.patterns) == 1
+    assert set(np.unique(found.cores)) == {-1, 0}
