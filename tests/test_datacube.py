@@ -392,6 +392,7 @@ def test_settings_hold_every_argument_and_both_versions(cube):
     assert datetime.fromisoformat(noted.pop("created")).tzinfo is not None
     assert noted == {
         "level": 0.9,
+        "n_lost": 0,
         "source": cube.name,
         "fingerprint": fingerprint(cube.data),
         "shape": cube.data.shape,

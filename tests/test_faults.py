@@ -55,7 +55,7 @@ class Endless:
         rows = range(*key.indices(4000))
         if rows.start == 0:
             self.begin = time.monotonic()
-        time.sleep(max(0, self.begin + rows.stop * 0.0005 - time.monotonic()))
+        time.sleep(max(0, self.begin + rows.stop * 0.002 - time.monotonic()))
         return np.resize(self.rows, (len(rows), *self.shape[1:]))
 
 class Bar:
