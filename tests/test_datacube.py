@@ -124,7 +124,7 @@ def test_everything_can_be_had_where_all_names_are_taken(tmp_path):
 
 def test_functions_are_the_methods():
     names = [name for name in vars(DataCube) if name in py4dstem_clustering.__all__]
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         assert getattr(py4dstem_clustering, name) is getattr(DataCube, name)
 

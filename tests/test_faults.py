@@ -38,9 +38,11 @@ def start(code, *arguments):
     )
 
 
-# A scan that takes at least two seconds to read, however quick the machine: time to interrupt.
+# A scan that takes at least eight seconds to read, however quick the machine: time to interrupt.
+# A process in the background of a shell inherits that Ctrl-C is ignored.
 ENDLESS = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np, py4DSTEM, py4dstem_clustering as pc
 import emdfile
 from py4dstem_clustering.kernels.averaging import averaging_core
