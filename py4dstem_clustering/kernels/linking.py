@@ -278,8 +278,13 @@ class Linker:
         if self.active and n:
             shared = _overlaps([a.places for a in self.active], labels, drift, n)
             score = self._score(frame, shared, sizes, parts[:n], rows)
-            old, new = linear_sum_assignment(-score)
-            for i, k in zip(old, new, strict=True):
+            # In the order of their places, so that numbers do not decide between equal scores.
+            rank = [
+                np.lexsort(np.array([place[0] for place in places]).T)
+                for places in ([a.places for a in self.active], parts[:n])
+            ]
+            for i, k in zip(*linear_sum_assignment(-score[np.ix_(*rank)]), strict=True):
+                i, k = rank[0][i], rank[1][k]
                 if score[i, k] > 0:
                     tracks[k] = self.active[i].number
         linked = tracks >= 0
