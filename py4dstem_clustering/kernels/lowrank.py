@@ -4,8 +4,9 @@ Patterns are divided by the root of their noise. What differs between positions 
 directions, and noise lies evenly in all. They are found in bins of detector pixels
 (`lowrank_basis`). Then, twice:
 
-1. Each pattern is measured along the directions. In windows of the scan, these scores change in
-   fewer directions still; what does not stand out of noise there is removed (`shrinkage`).
+1. Each pattern is measured along the directions (`lowrank_fit`). In windows of the scan, these
+   scores change in fewer directions still; what does not stand out of noise there is removed
+   (`lowrank_windows`, with `shrinkage`).
 2. Each detector pixel is fitted by the scores of all positions, which gives directions at the full
    resolution. In windows of the detector, what does not stand out of noise is removed.
 
@@ -16,7 +17,6 @@ window from the model itself, and taken into account.
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,20 +24,11 @@ from numpy.typing import NDArray
 
 from .binning import MAX_BINS, Binning
 from .blas import matmul
-from .blocks import MemoryNeed, Report, Run, iterate_blocks, row_need, scratch_need, tiles, workers
-from .lowrank_basis import MAX_DIRECTIONS, Camera, Sums, binned_basis, find_camera
+from .blocks import MemoryNeed, Report, iterate_blocks, row_need, scratch_need, tiles, workers
+from .lowrank_basis import MAX_DIRECTIONS, Sums, binned_basis, find_camera
+from .lowrank_fit import Reader, View
+from .lowrank_windows import N_REGIONS, SCAN_STEP, SCAN_WINDOW, Regions, shrink_directions
 from .noise import Noise
-from .shrinkage import shrink_windows, window_starts
-
-N_REGIONS = 8
-"""Regions of the detector along either axis, for each of which noise is estimated."""
-
-SCAN_WINDOW, SCAN_STEP = 7, 4
-"""Positions along the side of a window of the scan, and between windows. Larger windows mix more
-grains, in smaller ones less stands out of noise."""
-
-_DETECTOR_WINDOW, _DETECTOR_STEP = 3.0, 1.5
-"""The same of the detector, in bins."""
 
 _CERTAIN = 0.5
 """Power of a direction of the full resolution, in units of the root of positions times bins, from
@@ -46,15 +37,6 @@ which it stays. Noise alone hides what is below 1 in bins; pixels near each othe
 _NOISE_FACTOR = 1.05
 """Error of results over what is counted of it: structure outside the directions is not. It was 0.96
 to 1.19 in simulated scans of six kinds (seed 100)."""
-
-_WINDOWS_PER_TASK = 16
-
-_PIXELS_PER_TASK = 2048
-"""Detector pixels that are fitted in one task; fewer of them make calls too short."""
-
-_FILLS = 8
-"""Times that missing pixels are filled from the model and the model is fitted anew. After a few
-times nothing changes, where not most of the pattern is missing."""
 
 
 class Model(NamedTuple):
@@ -127,14 +109,14 @@ def model_core(
         )
         found = binned_basis(sums.covariance, bins, camera, n_positions, rank)
         del sums
-        reader = _Reader(data, bins, shifts, local, run, report, n_rows)
+        reader = Reader(data, bins, shifts, local, run, report, n_rows)
 
         scale = np.sqrt(camera.bin_gain * camera.bin)
-        view = _View(found / scale[:, None], (found * scale[:, None]).T, True)
+        view = View(found / scale[:, None], (found * scale[:, None]).T, True)
         fit = reader.fit(view, camera.bin_gain, camera.offset * bins.pixels)
         weight = 1 / np.sqrt(camera.gain * camera.pixel)
         weight[bins.hot.ravel()] = 0
-        kept, _ = _shrink_directions(fit, camera, weight, bins, run, None)
+        kept, _ = shrink_directions(fit, camera, weight, bins, run, None)
         level, vectors = np.linalg.eigh(kept @ kept.T)
         least = 1e-10 * level[-1]
         if rank is None:
@@ -145,10 +127,10 @@ def model_core(
         regions = Regions(bins)
         with np.errstate(divide="ignore"):
             patterns = np.where(weight > 0, axes / weight, 0)
-        view = _View((axes * weight).T, patterns, False)
+        view = View((axes * weight).T, patterns, False)
         forms = regions.forms(patterns)
         fit = reader.fit(view, camera.gain, np.full(len(weight), camera.offset), forms)
-        kept, of_directions = _shrink_directions(fit, camera, weight, bins, run, regions)
+        kept, of_directions = shrink_directions(fit, camera, weight, bins, run, regions)
 
     with np.errstate(divide="ignore", invalid="ignore"):
         directions = np.where(weight > 0, kept / weight, fit.patterns).astype(np.float32)
@@ -172,372 +154,6 @@ def model_core(
         bin_gain=camera.bin_gain,
         mean=camera.bin,
     )
-
-
-class Regions:
-    """Regions of the detector in which noise is estimated."""
-
-    def __init__(self, bins: Binning) -> None:
-        detector = bins.hot.shape
-        self.shape = (min(N_REGIONS, detector[0]), min(N_REGIONS, detector[1]))
-        u, v = (np.arange(n) * k // n for n, k in zip(detector, self.shape, strict=True))
-        self.of_pixels = u[:, None] * self.shape[1] + v
-        """Region of each detector pixel ``(Qx, Qy)``."""
-        valid = self.of_pixels[~bins.hot]
-        self.n_pixels = np.maximum(np.bincount(valid, minlength=self.number), 1)
-        """Number of pixels of each region that are not hot."""
-
-    @property
-    def number(self) -> int:
-        """Number of regions."""
-        return self.shape[0] * self.shape[1]
-
-    def forms(self, patterns: NDArray[Any]) -> NDArray[np.float32]:
-        """From a covariance of scores to the power of a pixel in each region.
-
-        ``(k * k, regions)``, for directions `patterns` ``(k, Qx Qy)``.
-        """
-        k = len(patterns)
-        out = np.empty((k * k, self.number), dtype=np.float32)
-        for region, n in enumerate(self.n_pixels):
-            some = patterns[:, self.of_pixels.ravel() == region]
-            out[:, region] = (some @ some.T / n).ravel()
-        return out
-
-
-class _View(NamedTuple):
-    """Directions to measure patterns along."""
-
-    to_scores: NDArray[Any]
-    """``(bins or pixels, k)``"""
-    patterns: NDArray[Any]
-    """Pattern of each score ``(k, bins or pixels)``."""
-    binned: bool
-
-
-class _Fit(NamedTuple):
-    """Scores of a scan, with unit power altogether, and the fit of each pixel by them."""
-
-    scores: NDArray[np.float32]
-    """``(Rx, Ry, k)``"""
-    patterns: NDArray[np.float64]
-    """``(k, Qx Qy)``"""
-    moments: NDArray[np.float64]
-    """Sums over positions of score x score x (scores, 1), ``(k + 1, k * k)``."""
-    power: NDArray[np.float32]
-    """Power of the noise that scores bring to a pixel of each region ``(Rx, Ry, regions)``; empty
-    where it was not asked for."""
-
-
-class _Reader:
-    """What it takes to read a scan."""
-
-    def __init__(
-        self,
-        data: Any,
-        bins: Binning,
-        shifts: NDArray[np.int64] | None,
-        local: bool,
-        run: Run,
-        report: Report,
-        n_rows: int | None,
-    ) -> None:
-        self.data, self.bins, self.shifts, self.local = data, bins, shifts, local
-        self.run, self.report, self.n_rows = run, report, n_rows
-        self.pieces = tiles(data.shape[1])
-
-    def fit(
-        self,
-        view: _View,
-        gain: float,
-        dark: NDArray[np.float64],
-        forms: NDArray[np.float32] | None = None,
-    ) -> _Fit:
-        """Scores along a view, without noise that can be told from neighbours; fit of all pixels.
-
-        `dark` is the offset of the bins or pixels of the view. With `forms` (see `Regions`), the
-        power of noise is found.
-        """
-        (rx, ry), n_pixels = self.data.shape[:2], self.bins.hot.size
-        k = view.to_scores.shape[1]
-        noise_form = _noise_form(view, gain, dark, self.run)
-        to_scores = view.to_scores.astype(np.float32)
-        patterns = view.patterns.astype(np.float32)
-        scores = np.empty((rx, ry, k), dtype=np.float32)
-        power = np.zeros((rx, ry, 0 if forms is None else forms.shape[1]), dtype=np.float32)
-        smooth = _Smoother(scores, noise_form, forms, power, self.local)
-        products, second = np.zeros((k, n_pixels)), np.zeros((k, k))
-        third = np.zeros((k + 1, k * k))
-        waiting: dict[int, NDArray[Any]] = {}
-        done = 0
-        for start, rows in iterate_blocks(self.data, copies=2, n_rows=self.n_rows):
-
-            def score(task: tuple[int, slice], start: int = start) -> None:
-                i, piece = task
-                x = self.read(waiting, i, piece)
-                if view.binned:
-                    binned = np.empty((len(x), len(self.bins.pixels)), dtype=np.float32)
-                    self.bins.bin(x, binned)
-                    scores[i, piece] = matmul(binned, to_scores)
-                    return
-                found = matmul(x, to_scores)
-                for n, missing in missing_pixels(waiting[i][piece], self.shifts is not None):
-                    # The model says what is missing, and the more is known, the better.
-                    for _ in range(_FILLS):
-                        x[n, missing] = found[n] @ patterns[:, missing]
-                        found[n] = x[n] @ to_scores
-                scores[i, piece] = found
-
-            waiting.update(zip(range(start, start + len(rows)), rows, strict=True))
-            self.run(score, product(range(start, start + len(rows)), self.pieces))
-            last = smooth.advance(start + len(rows), self.run)
-            for i in range(done, last):
-                x = np.empty((ry, n_pixels), dtype=np.float32)
-
-                def read(piece: slice, i: int = i, x: NDArray[np.float32] = x) -> None:
-                    x[piece] = self.read(waiting, i, piece)
-                    if view.binned:
-                        return
-                    for n, missing in missing_pixels(waiting[i][piece], self.shifts is not None):
-                        near = scores[i, piece][n] @ patterns[:, missing]
-                        x[piece][n, missing] = near
-
-                self.run(read, self.pieces)
-                row = smooth.finished(i)
-
-                def add(part: slice, row: Any = row, x: NDArray[np.float32] = x) -> None:
-                    products[:, part] += matmul(row.T, x[:, part])
-
-                self.run(add, tiles(n_pixels, _PIXELS_PER_TASK))
-                second += matmul(row.T, row)
-                third += _third_moments(row)
-                del waiting[i]
-            done = last
-            self.report(len(rows))
-        return _unit_power(smooth.total, products, second, third, power)
-
-    def read(self, waiting: dict[int, NDArray[Any]], i: int, piece: slice) -> NDArray[np.float32]:
-        """Some patterns of row `i` ``(n, Qx Qy)``, in the unit of bins and moved."""
-        moves = None if self.shifts is None else self.shifts[i, piece]
-        return self.bins.patterns(waiting[i][piece], moves)
-
-
-def missing_pixels(patterns: NDArray[Any], moved: bool) -> list[tuple[int, NDArray[np.bool_]]]:
-    """Patterns of a piece that have missing pixels, and these; none where patterns are moved."""
-    if patterns.dtype.kind != "f" or moved:
-        return []
-    raw = patterns.reshape(len(patterns), -1)
-    some = np.flatnonzero(~np.isfinite(raw).all(axis=1))
-    return [(int(n), ~np.isfinite(raw[n])) for n in some]
-
-
-class _Smoother:
-    """Scores without noise that can be told from neighbours, window by window."""
-
-    def __init__(
-        self,
-        scores: NDArray[np.float32],
-        noise_form: NDArray[np.float32],
-        forms: NDArray[np.float32] | None,
-        power: NDArray[np.float32],
-        local: bool,
-    ) -> None:
-        rx, ry, _ = scores.shape
-        self._scores, self._noise_form, self._forms = scores, noise_form, forms
-        self._power = power
-        self._local = local
-        self.total = np.zeros_like(scores) if local else scores
-        self._size = min(SCAN_WINDOW, rx), min(SCAN_WINDOW, ry)
-        self._tops = window_starts(rx, self._size[0], SCAN_STEP)
-        self._lefts = np.array(window_starts(ry, self._size[1], SCAN_STEP))
-        self._next = 0
-        counts = (
-            _covering(n, starts, size)
-            for n, starts, size in zip((rx, ry), (self._tops, self._lefts), self._size, strict=True)
-        )
-        self._count = np.outer(*counts).astype(np.float32)
-
-    def advance(self, known: int, run: Run) -> int:
-        """Work with the scores of all rows before `known`; returns how many rows are finished."""
-        if not self._local:
-            return known
-        first = self._next
-        while self._next < len(self._tops) and self._tops[self._next] + self._size[0] <= known:
-            self._next += 1
-        some = self._tops[first : self._next]
-        groups = tiles(len(self._lefts), _WINDOWS_PER_TASK)
-        found: dict[tuple[int, int], Any] = {}
-
-        def shrink(task: tuple[int, slice]) -> None:
-            found[task[0], task[1].start] = self._shrink(task[0], self._lefts[task[1]])
-
-        run(shrink, product(some, groups))
-        height, width = self._size
-        for top, group in product(some, groups):
-            values, power = found.pop((top, group.start))
-            for n, left in enumerate(self._lefts[group]):
-                where = np.s_[top : top + height, left : left + width]
-                self.total[where] += values[n]
-                if power is not None:
-                    self._power[where] += power[n]
-        return self._tops[self._next] if self._next < len(self._tops) else len(self._scores)
-
-    def _shrink(self, top: int, lefts: NDArray[Any]) -> tuple[NDArray[np.float32], Any]:
-        height, width = self._size
-        k = self._scores.shape[2]
-        rows = self._scores[top : top + height]
-        windows = np.stack([rows[:, left : left + width] for left in lefts])
-        flat = windows.reshape(len(lefts), -1, k)
-        noise = matmul(flat.mean(axis=1), self._noise_form[:-1]) + self._noise_form[-1]
-        found = shrink_windows(flat, noise.reshape(-1, k, k))
-        values = found.values.reshape(windows.shape)
-        if self._forms is None:
-            return values, None
-        before, kept = (
-            matmul(form.reshape(len(lefts), k * k), self._forms)[:, None]
-            for form in (found.noise, found.space)
-        )
-        own = found.own[..., None]
-        # What is lost may be below zero by chance.
-        own_and_lost = np.maximum(own + found.lost[:, None, None], 0.5 * own)
-        return values, (own_and_lost * before + (1 - own) * kept).reshape(*windows.shape[:3], -1)
-
-    def finished(self, i: int) -> NDArray[np.float32]:
-        """Scores ``(Ry, k)`` of a row that is finished; call it once for each row."""
-        count = self._count[i, :, None]
-        row = self.total[i]
-        if self._local:
-            row /= count
-            self._power[i] /= count
-        elif self._forms is not None:
-            form = matmul(self._noise_form.reshape(-1, len(self._forms)), self._forms)
-            self._power[i] = np.maximum(matmul(row, form[:-1]) + form[-1], 0)
-        return row
-
-
-def _covering(n: int, starts: Any, size: int) -> NDArray[np.float64]:
-    """How many windows cover each sample of an axis."""
-    out = np.zeros(n)
-    for start in starts:
-        out[start : start + size] += 1
-    return out
-
-
-def _third_moments(row: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Sum over positions of score x score x (scores, 1), ``(k + 1, k * k)``."""
-    n, k = row.shape
-    squares = (row[:, :, None] * row[:, None]).reshape(n, k * k)
-    with_one = np.concatenate([row, np.ones((n, 1), dtype=np.float32)], axis=1)
-    found: NDArray[Any] = matmul(with_one.T, squares)
-    return found.astype(np.float64)
-
-
-def _noise_form(
-    view: _View, gain: float, dark: NDArray[np.float64], run: Run
-) -> NDArray[np.float32]:
-    """From scores, and 1, to the covariance of their counting noise, ``(k + 1, k * k)``."""
-    k = view.to_scores.shape[1]
-    expected = np.concatenate([view.patterns, -dark[None]]).astype(np.float32)
-    expected *= np.float32(gain)
-    to_scores = view.to_scores.astype(np.float32)
-    out = np.empty((k + 1, k, k), dtype=np.float32)
-
-    def form(a: int) -> None:
-        out[:, a] = matmul(expected * to_scores[:, a], to_scores)
-
-    run(form, range(k))
-    return out.reshape(k + 1, k * k)
-
-
-def _unit_power(
-    scores: NDArray[np.float32],
-    products: NDArray[np.float64],
-    second: NDArray[np.float64],
-    third: NDArray[np.float64],
-    power: NDArray[np.float32],
-) -> _Fit:
-    """Turn and scale scores so that they are orthonormal; directions that are empty go."""
-    level, vectors = np.linalg.eigh(second)
-    enough = level > 1e-9 * max(level[-1], 1e-30)
-    enough[-1] = True
-    turn = vectors[:, enough] / np.sqrt(np.maximum(level[enough], 1e-30))
-    k, found = turn.shape
-    with_one = np.zeros((k + 1, found + 1))
-    with_one[:k, :found], with_one[k, found] = turn, 1
-    moments = np.einsum("ca,cij->aij", with_one, third.reshape(k + 1, k, k))
-    moments = turn.T @ moments @ turn
-    for row in scores:  # in place: two maps of scores may not fit in memory
-        row[:, :found] = matmul(row, turn.astype(np.float32))
-    return _Fit(scores[..., :found], turn.T @ products, moments.reshape(found + 1, -1), power)
-
-
-def _shrink_directions(
-    fit: _Fit,
-    camera: Camera,
-    weight: NDArray[np.float64],
-    bins: Binning,
-    run: Run,
-    regions: Regions | None,
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Directions ``(k, Qx Qy)`` in units of noise, without what does not stand out of it nearby.
-
-    With `regions`, also the covariance of the noise of their pixels ``(regions, k, k)``.
-    """
-    qx, qy = bins.hot.shape
-    k = len(fit.patterns)
-    values = (fit.patterns * weight).T.reshape(qx, qy, k).astype(np.float32)
-    # Counting noise of a direction at a pixel: `moments` times the patterns there.
-    expected = np.concatenate([fit.patterns, np.full((1, qx * qy), -camera.offset)])
-    expected *= camera.gain * weight**2
-    near = expected.T.reshape(qx, qy, k + 1).astype(np.float32)
-    form = fit.moments.astype(np.float32)
-    size = [min(n, max(round(_DETECTOR_WINDOW * bins.factor), 3)) for n in (qx, qy)]
-    step = max(round(_DETECTOR_STEP * bins.factor), 1)
-    tops, lefts = (window_starts(n, side, step) for n, side in zip((qx, qy), size, strict=True))
-    count = np.outer(_covering(qx, tops, size[0]), _covering(qy, lefts, size[1]))
-    total = np.zeros((qx, qy, k))
-    with np.errstate(divide="ignore"):
-        inverse = np.where(weight > 0, 1 / weight**2, 0).reshape(qx, qy) / count
-    n_regions = 0 if regions is None else regions.number
-    noise = np.zeros((n_regions, k * k))
-    found: dict[int, Any] = {}
-
-    def shrink(top: int) -> None:
-        part = []
-        for some in tiles(len(lefts), _WINDOWS_PER_TASK):
-            spots = [np.s_[top : top + size[0], left : left + size[1]] for left in lefts[some]]
-            flat = np.stack([values[spot].reshape(-1, k) for spot in spots])
-            mean = np.stack([near[spot].mean(axis=(0, 1)) for spot in spots])
-            shrunk = shrink_windows(flat, matmul(mean, form).reshape(-1, k, k))
-            power = None
-            if regions is not None:
-                shares = np.zeros((2, len(spots), n_regions), dtype=np.float32)
-                for n, spot in enumerate(spots):
-                    where, factor = regions.of_pixels[spot].ravel(), inverse[spot].ravel()
-                    own = shrunk.own[n]
-                    for m, share in enumerate((own + shrunk.lost[n], 1 - own)):
-                        shares[m, n] = np.bincount(where, share * factor, minlength=n_regions)
-                power = matmul(shares[0].T, shrunk.noise.reshape(len(spots), -1))
-                power += matmul(shares[1].T, shrunk.space.reshape(len(spots), -1))
-            part.append((spots, shrunk.values, power))
-        found[top] = part
-
-    for some in tiles(len(tops), 8):
-        run(shrink, tops[some])
-        for top in tops[some]:
-            for spots, kept, power in found.pop(top):
-                for spot, one in zip(spots, kept, strict=True):
-                    total[spot] += one.reshape(*total[spot].shape)
-                if power is not None:
-                    noise += power
-    total /= count[..., None]
-    # The mean pattern stays: what is weak, but everywhere, must not vanish.
-    mean = fit.scores.mean(axis=(0, 1), dtype=np.float64)
-    mean /= max(float(np.linalg.norm(mean)), 1e-30)
-    total += ((values - total) @ mean)[..., None] * mean
-    if regions is not None:
-        noise /= regions.n_pixels[:, None]
-    return total.reshape(qx * qy, k).T, noise.reshape(-1, k, k).astype(np.float32)
 
 
 def _part(shifts: NDArray[np.int64] | None, start: int, n: int) -> NDArray[np.int64] | None:

@@ -17,8 +17,10 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 from .binning import move_patterns
 from .blas import matmul
 from .blocks import MemoryNeed, Report, iterate_blocks, row_need, scratch_need, tiles, workers
-from .lowrank import Model, Regions, missing_pixels
+from .lowrank import Model
 from .lowrank_basis import MAX_DIRECTIONS
+from .lowrank_fit import missing_pixels
+from .lowrank_windows import Regions
 
 SIGNIFICANT = 5.0
 """Standard deviations of noise from which a bin of a pattern keeps its own values. With a smaller

@@ -20,9 +20,10 @@ from ..base.checks import (
     check_q_mask,
 )
 from ..base.progress import progress
-from ..kernels.lowrank import N_REGIONS, model_core, model_need
+from ..kernels.lowrank import model_core, model_need
 from ..kernels.lowrank_basis import MAX_DIRECTIONS
 from ..kernels.lowrank_filter import lowrank_core, lowrank_need, whole_noise
+from ..kernels.lowrank_windows import N_REGIONS
 from ..kernels.noise import noise_need
 from ..scan.calibration import check_calibration, whole_shifts
 from .features import noise_if_any
