@@ -16,11 +16,11 @@ from ..base.progress import progress
 from ..emd import nodes
 from ..emd.settings import Settings
 from ..grains.averages import keep_clusters
-from ..grains.clustering import measure_tree
 from ..grains.clusters import Clusters
 from ..grains.node import CLUSTERS_KIND
 from ..grains.options import ClusterOptions
 from ..grains.tree import ClusterTree
+from ..grains.tree_of_scan import measure_tree
 from ..kernels.averaging import member_mean
 from ..kernels.blocks import read_window
 from ..kernels.virtual import sample_mean, scattered, virtual_image_core

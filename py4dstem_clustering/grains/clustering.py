@@ -1,49 +1,24 @@
-"""Make a cluster tree from a scan, and clusters from the tree."""
+"""Public methods: make a cluster tree from a scan, and clusters from the tree."""
 
 from __future__ import annotations
 
-from functools import partial
-from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import emdfile
 import numpy as np
 from numpy.typing import NDArray
 from py4DSTEM import DataCube
 
-from ..base.checks import (
-    check_choice,
-    check_data,
-    check_flag,
-    check_memory,
-    check_n_jobs,
-    check_name,
-    resolve_r_mask,
-)
-from ..base.progress import progress
+from ..base.checks import check_choice, check_data, check_flag, check_name
 from ..emd import nodes
-from ..kernels.blas import single_threaded_blas
-from ..kernels.blocks import Report
-from ..kernels.connected import connect
-from ..kernels.crystals import CRYSTAL_LEVEL, PATTERN_LEVEL, find_crystals
-from ..kernels.disks import get_disks
-from ..kernels.features import Features, features_need
-from ..kernels.finer import FINER_LEVELS, finer_regions
-from ..kernels.lag import MAX_PASSES, SAME_DECAY, Lag, find_lag, join_tails, measure_decay, undo_lag
-from ..kernels.lost import lost_in_similarity
-from ..kernels.merging import Merges, find_regions, joins_of, merge_positions
-from ..kernels.noise import noise_need
-from ..kernels.similarity import feature_similarity, similarity_mean
-from ..kernels.tree import spanning_forest
-from ..patterns.features import measure_features, noise_if_any
-from ..patterns.similarity import Similarity, measure_similarity
-from ..scan.calibration import check_calibration, scan_step
-from ..scan.datacubes import get_provenance, warn_of_other_data
+from ..kernels.crystals import PATTERN_LEVEL
+from ..patterns.similarity import Similarity
 from .averages import keep_clusters
 from .clusters import Clusters
 from .node import CLUSTERS_KIND, TREE_KIND
-from .options import METHODS, ClusterOptions, Level, Method, check_options
+from .options import METHODS, Level, Method, check_options
 from .tree import ClusterTree
+from .tree_of_scan import measure_tree
 
 
 def get_cluster_tree(
@@ -125,226 +100,6 @@ def get_cluster_tree(
     )
     nodes.put(self, tree.to_node(name))
     return tree if returncalc else None
-
-
-def measure_tree(
-    datacube: DataCube,
-    options: ClusterOptions,
-    *,
-    n_jobs: Any,
-    max_memory: Any,
-    progress_bar: Any,
-    finer: bool = True,
-) -> ClusterTree:
-    """Make the tree of a scan; `options` are from `check_options`.
-
-    Without `finer`, the tree of merging has no refined levels below that of regions of one pattern.
-    """
-    start = perf_counter()
-    check_calibration(datacube)
-    n_jobs = check_n_jobs(n_jobs)
-    progress_bar = check_flag("progress_bar", progress_bar)
-    if options.method == "grow":
-        return _growth_tree(datacube, options, n_jobs, max_memory, progress_bar, start)
-    return _merge_tree(datacube, options, n_jobs, max_memory, progress_bar, start, finer)
-
-
-def _growth_tree(
-    datacube: DataCube,
-    options: ClusterOptions,
-    n_jobs: int | None,
-    max_memory: int | str | None,
-    progress_bar: bool,
-    start: float,
-) -> ClusterTree:
-    known = None
-    if options.similarity is None:
-        similarity = measure_similarity(
-            datacube,
-            q_mask=options.q_mask,
-            sigma=0 if options.sigma is None else options.sigma,
-            subtract_mean=options.subtract_mean is not False,
-            n_jobs=n_jobs,
-            max_memory=max_memory,
-            progress_bar=progress_bar,
-        )
-        known = similarity.settings["fingerprint"]
-    else:
-        check_memory(max_memory)
-        similarity = options.similarity
-        warn_of_other_data("the similarity was", similarity.settings, datacube)
-    lost = lost_in_similarity(similarity.data)
-    mask = resolve_r_mask(options.r_mask, similarity.mean) & ~lost
-    forest = spanning_forest(similarity.data, mask)
-    provenance = get_provenance(datacube, start, known)
-    # The options are noted only if `cluster` with them would measure this similarity again.
-    own = similarity.settings.get("fingerprint") == provenance["fingerprint"]
-    own &= not similarity.settings.get("noise_correct")
-    measured = ("q_mask", "sigma", "subtract_mean")
-    settings = {
-        "method": "grow",
-        "r_mask": options.r_mask,
-        **{key: similarity.settings.get(key) if own else None for key in measured},
-        "n_lost": int(lost.sum()),
-        **provenance,
-    }
-    return ClusterTree(
-        "grow",
-        forest.first,
-        forest.second,
-        forest.level,
-        forest.mask,
-        settings,
-        similarity,
-        pixel_size=similarity.pixel_size,
-        pixel_units=similarity.pixel_units,
-    )
-
-
-class _Merged(NamedTuple):
-    """Result of merging the features of a scan."""
-
-    similarity: NDArray[Any]
-    """Similarity of the features of neighbours, ``(Rx, Ry, 8)``."""
-    mask: NDArray[np.bool_]
-    merges: Merges
-    regions: NDArray[Any]
-    """Regions of one pattern, ``(Rx, Ry)``."""
-
-
-def _merge(features: Features, r_mask: Any) -> _Merged:
-    """Merge positions by their features."""
-    values = features.values
-    similarity = feature_similarity(values)
-    mask = resolve_r_mask(r_mask, similarity_mean(similarity))
-    mask = mask & ~(features.lost & ~features.bridged)
-    merges = merge_positions(values, mask)
-    return _Merged(similarity, mask, merges, find_regions(values, merges))
-
-
-def _merge_without_lag(
-    features: Features, options: ClusterOptions, report: Report
-) -> tuple[Features, _Merged, Lag | None]:
-    """Features without the lag of the camera, what merging finds in them, and the lag.
-
-    A lag shows only at borders, and moves them, so positions merge again without it.
-    """
-    lag, passes = None, 0
-    if options.lag != "auto":
-        lag = Lag(1, 1, options.lag) if options.lag > 0 else None
-    else:
-        merged = _merge(features, options.r_mask)
-        lag, passes = find_lag(features.values, merged.regions), MAX_PASSES
-        if lag is None:
-            report(2)
-            return features, merged, None
-    report(1)
-    undone = features if lag is None else undo_lag(features, lag)
-    merged = _merge(undone, options.r_mask)
-    while lag is not None and passes > 0:
-        measured = measure_decay(features.values, merged.regions, lag)
-        if abs(measured.decay - lag.decay) < SAME_DECAY:
-            break
-        lag, passes = measured, passes - 1
-        undone = undo_lag(features, lag)
-        merged = _merge(undone, options.r_mask)
-    if lag is not None:
-        regions = join_tails(merged.regions, undone.values, lag)
-        merged = merged._replace(regions=regions)
-    report(1)
-    return undone, merged, lag
-
-
-def _all_joins(
-    merges: Merges,
-    finest: float,
-    labels: NDArray[Any],
-    pairs: NDArray[Any],
-    level: NDArray[Any],
-) -> list[NDArray[Any]]:
-    """First position, second position and level of all joins: of positions, then of regions.
-
-    Positions join up to the level of the `finest` regions. A join of two regions is stored as a
-    join of one position in each region.
-    """
-    joins = joins_of(merges)
-    fine = [part[joins[2] <= finest] for part in joins]
-    inside = np.flatnonzero(labels >= 0)
-    member = np.zeros(int(labels.max(initial=-1)) + 1, dtype=np.int64)
-    member[labels.ravel()[inside]] = inside
-    coarse = member[pairs[:, 0]], member[pairs[:, 1]], level
-    return [np.concatenate(both) for both in zip(fine, coarse, strict=True)]
-
-
-def _merge_tree(
-    datacube: DataCube,
-    options: ClusterOptions,
-    n_jobs: int | None,
-    max_memory: int | str | None,
-    progress_bar: bool,
-    start: float,
-    finer: bool,
-) -> ClusterTree:
-    n_rows = check_memory(
-        max_memory,
-        partial(features_need, datacube.data, n_jobs),
-        partial(noise_need, datacube.data, n_jobs),
-    )
-    features = measure_features(
-        datacube,
-        options.q_mask,
-        options.rank if isinstance(options.rank, int) else None,
-        n_jobs=n_jobs,
-        n_rows=n_rows,
-        progress_bar=progress_bar,
-    )
-    noise = noise_if_any(datacube, n_jobs, progress_bar)
-    with progress(3, "Merging", progress_bar, "steps") as report:
-        features, merged, lag = _merge_without_lag(features, options, report)
-        with single_threaded_blas:  # many small products
-            crystals = find_crystals(
-                features.values, merged.merges, merged.regions, get_disks(features)
-            )
-            regions, pairs, heights = crystals.labels, crystals.pairs, crystals.level
-            if finer:
-                regions, whole, parts, below = finer_regions(
-                    features.values, merged.merges, regions, crystals.background, PATTERN_LEVEL
-                )
-                pairs = np.concatenate([parts, whole[pairs]])
-                heights = np.concatenate([below, heights])
-        regions, pairs, heights = connect(regions, pairs, heights, features.lost)
-        finest = min(FINER_LEVELS) if finer else PATTERN_LEVEL
-        first, second, level = _all_joins(merged.merges, finest, regions, pairs, heights)
-        report(1)
-    settings = {
-        "method": "merge",
-        "r_mask": options.r_mask,
-        "q_mask": options.q_mask,
-        "rank": features.values.shape[2],
-        "automatic_level": CRYSTAL_LEVEL,
-        "finest_level": finest,
-        "gain": noise.gain,
-        "offset": noise.offset,
-        "noise": float(np.sqrt(np.median(features.variance / features.pixels))),
-        "n_lost": int(features.lost.sum()),
-        "lag": options.lag,
-        "lag_share": 0.0 if lag is None else lag.decay,
-        "lag_axis": None if lag is None else lag.name,
-        **get_provenance(datacube, start),
-    }
-    return ClusterTree(
-        "merge",
-        first,
-        second,
-        level,
-        merged.mask & ~features.lost,
-        settings,
-        merged.similarity,
-        regions,
-        features.values,
-        crystals.background & ~features.lost,
-        *scan_step(datacube),
-    )
 
 
 def cluster(

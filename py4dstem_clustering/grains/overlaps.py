@@ -24,17 +24,14 @@ from ..base.progress import progress
 from ..emd import nodes
 from ..kernels.averaging import averaging_core, averaging_need
 from ..kernels.blas import single_threaded_blas
-from ..kernels.disks import get_disks
-from ..kernels.features import features_need
 from ..kernels.overlaps import OverlapMaps, overlaps_core
-from ..patterns.features import measure_features
 from ..scan.calibration import carry_calibration
 from ..scan.datacubes import new_datacube, warn_of_other_data
-from .clustering import measure_tree
 from .clusters import Clusters
 from .measuring import find_outlines
 from .node import CLUSTERS_KIND
 from .options import check_options
+from .tree_of_scan import measure_merging
 
 _ARRAYS = "overlaps"
 
@@ -320,16 +317,8 @@ def find_overlaps(
     nodes.check_free(self, name, CLUSTERS_KIND)
     check_data(self.data)
     options = check_options(self.Rshape, self.Qshape, method="merge", q_mask=q_mask, r_mask=r_mask)
-    tree = measure_tree(
+    tree, disks = measure_merging(
         self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
-    )
-    features = measure_features(
-        self,
-        options.q_mask,
-        None,
-        n_jobs=check_n_jobs(n_jobs),
-        n_rows=check_memory(max_memory, partial(features_need, self.data, n_jobs)),
-        progress_bar=progress_bar,
     )
     crystals = tree.cut(name=name)
     with single_threaded_blas, progress(self.R_Nx, "Finding overlaps", progress_bar) as report:
@@ -338,7 +327,7 @@ def find_overlaps(
             tree.cut(level="pattern").labels,
             crystals.labels,
             tree.mask,
-            get_disks(features),
+            disks,
             report,
         )
     result = _result(maps, crystals)

@@ -408,7 +408,7 @@ def test_a_lagging_scan_is_clustered_as_one_that_does_not():
 
 @pytest.mark.parametrize("lag", [0, 0.6])
 def test_a_lag_may_be_given_or_forbidden(monkeypatch, lag):
-    monkeypatch.setattr("py4dstem_clustering.grains.clustering.find_lag", None)  # not asked
+    monkeypatch.setattr("py4dstem_clustering.grains.tree_of_scan.find_lag", None)  # not asked
     scan = simulated(2)
     clusters = scan.datacube.cluster(lag=lag, **QUIET)
     assert clusters.settings["lag"] == clusters.settings["lag_share"] == lag
