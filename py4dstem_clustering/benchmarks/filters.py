@@ -8,6 +8,7 @@ patterns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +25,7 @@ ELECTRONS = (30.0, 100.0, 1000.0, 10000.0, 100000.0)
 """Electrons a pattern."""
 
 TUNING_SEEDS = range(100, 116)
-"""Seeds on which the filter was tuned; the benchmark refuses them. (No number in the filter was
-fitted to any scan, but these seeds stay closed in all benchmarks.)"""
+"""Seeds on which the filter was tuned; the benchmark refuses them."""
 
 SHAPES = {False: ((40, 36), (96, 90)), True: ((20, 18), (48, 44))}
 """Shapes of scan and detector. True: small ones, for tests of the benchmark itself."""
@@ -178,27 +178,11 @@ def compare(
     auto = cube.filter_correlative(**CORRELATIVE, corr_range="auto")
     yield row("correlative, auto", auto.data)
     found = nlpar(counts, NLPAR_STRENGTHS)
-    yield min((row("NLPAR, best", one) for one in found), key=_error)
+    yield min((row("NLPAR, best", one) for one in found), key=attrgetter("error"))
     yield row("SVD, same rank", poisson_svd(counts, rank), rank)
     if (labels >= 0).any():
         means = np.stack([counts[labels == name].mean(axis=0) for name in names])
         yield row("true grain averages", means[place])
-
-
-def _error(row: FilterRow) -> float:
-    return row.error
-
-
-def _border(row: FilterRow) -> float:
-    return row.border
-
-
-def _small(row: FilterRow) -> float:
-    return row.small
-
-
-def _noise(row: FilterRow) -> float:
-    return row.noise
 
 
 def outside_beam(mean: NDArray[Any]) -> NDArray[np.bool_]:
@@ -267,14 +251,15 @@ def filter_table(rows: Sequence[FilterRow]) -> str:
         return f"{np.mean(found):.2f} ({np.max(found):.2f})" if found else ""
 
     lines = []
+    error = attrgetter("error")
     for kind in dict.fromkeys(row.kind for row in rows):
         for dose in doses_of(rows):
             of = [row for row in rows if (row.kind, row.electrons) == (kind, dose)]
             first = [row for row in of if row.method == methods[0]]
             lines.append([
                 kind, f"{dose:,.0f}",
-                *(cell([row for row in of if row.method == method], _error) for method in methods),
-                *(cell(first, value) for value in (_border, _small, _noise)),
+                *(cell([row for row in of if row.method == method], error) for method in methods),
+                *(cell(first, value) for value in map(attrgetter, ("border", "small", "noise"))),
             ])  # fmt: skip
     heads = [
         "scan",

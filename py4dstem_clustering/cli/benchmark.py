@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ def _seeds_and_doses(options: argparse.Namespace, benchmark: Any) -> tuple[range
 
 def _print_seeds(what: str, seeds: range) -> None:
     print(f"{len(seeds)} {what} at each dose, seeds {seeds[0]} to {seeds[-1]}")
+
+
+def _write_table(folder: Path, name: str, rows: Sequence[Any], text: str, start: float) -> None:
+    """Print a table, and write it and its rows."""
+    from ..benchmarks.common import write_csv
+
+    print(text)
+    write_csv(folder / f"{name}.csv", rows)
+    _write_text(folder / f"{name}.md", text)
+    print(f"wrote {name}.csv and .md to {folder} in {time_since(start)}")
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -58,7 +69,6 @@ def run_samples(options: argparse.Namespace) -> None:
     """Compare methods on many kinds of sample: samples.csv and .md."""
     from ..benchmarks import methods
     from ..benchmarks import samples as benchmark
-    from ..benchmarks.common import write_csv
 
     names = methods.check_methods(options.methods or benchmark.COMPARED)
     kinds = benchmark.check_kinds(options.kinds or benchmark.SAMPLE_KINDS)
@@ -70,10 +80,7 @@ def run_samples(options: argparse.Namespace) -> None:
         kinds, doses, seeds, names, small=options.small, progress_bar=not options.quiet
     )
     text = "Panoptic quality: mean (worst)\n\n" + benchmark.markdown_table(rows, names)
-    print(text)
-    write_csv(folder / "samples.csv", rows)
-    _write_text(folder / "samples.md", text)
-    print(f"wrote samples.csv and .md to {folder} in {time_since(start)}")
+    _write_table(folder, "samples", rows, text, start)
 
 
 def run_orientation(options: argparse.Namespace) -> None:
@@ -82,7 +89,6 @@ def run_orientation(options: argparse.Namespace) -> None:
         _run_dynamical(options)
         return
     from ..benchmarks import orientation as benchmark
-    from ..benchmarks.common import write_csv
 
     seeds, doses = _seeds_and_doses(options, benchmark)
     folder = make_folder(options.out)
@@ -100,16 +106,12 @@ def run_orientation(options: argparse.Namespace) -> None:
         + benchmark.strain_table(rows)
         + f"\n{benchmark.cost_line(rows)}\n"
     )
-    print(text)
-    write_csv(folder / "orientation.csv", rows)
-    _write_text(folder / "orientation.md", text)
-    print(f"wrote orientation.csv and .md to {folder} in {time_since(start)}")
+    _write_table(folder, "orientation", rows, text, start)
 
 
 def _run_dynamical(options: argparse.Namespace) -> None:
     """Measure orientations and verdicts on Bloch-wave patterns: orientation_dynamical.csv, .md."""
     from ..benchmarks import orientation_dynamical as benchmark
-    from ..benchmarks.common import write_csv
 
     seeds, doses = _seeds_and_doses(options, benchmark)
     folder = make_folder(options.out)
@@ -119,10 +121,7 @@ def _run_dynamical(options: argparse.Namespace) -> None:
         doses, seeds, small=options.small, progress_bar=not options.quiet
     )
     text = "Misorientation from the truth, degrees\n\n" + benchmark.verdict_table(rows)
-    print(text)
-    write_csv(folder / "orientation_dynamical.csv", rows)
-    _write_text(folder / "orientation_dynamical.md", text)
-    print(f"wrote orientation_dynamical.csv and .md to {folder} in {time_since(start)}")
+    _write_table(folder, "orientation_dynamical", rows, text, start)
 
 
 def run_series_benchmark(options: argparse.Namespace) -> None:

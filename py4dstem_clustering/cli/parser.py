@@ -351,7 +351,7 @@ def _add_filters(commands: Any) -> None:
         "filters",
         help="errors of filtered patterns",
         description="Filter simulated scans of several kinds and doses by both filters, NLPAR and "
-        "a truncated SVD, compare with the truth, and write filters.csv and .md.",
+        "a truncated SVD, compare with the truth, and write filters.csv, .md and .png.",
         examples="""
             py4dstem-clustering benchmark filters --out results --electrons 1000 --seeds 1
         """,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import emdfile
@@ -233,6 +234,19 @@ def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
         out._v_uncal[x, y].add(per_cluster._v_uncal[labels[x, y], 0].data)
     out.setcal(**{key: bool(value) for key, value in per_cluster.calstate.items()})
     return out
+
+
+@contextmanager
+def kept_orientation_map(crystal: Any) -> Iterator[None]:
+    """Restore the crystal's orientation_map at the end; match_orientations overwrites it."""
+    kept = vars(crystal).get("orientation_map")
+    try:
+        yield
+    finally:
+        if kept is None:
+            vars(crystal).pop("orientation_map", None)
+        else:
+            crystal.orientation_map = kept
 
 
 def cluster_orientations(labels: NDArray[Any], orientation: Any) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ from .orientation import (
     calibrated_peaks,
     check_orientation,
     find_boundaries,
+    kept_orientation_map,
     orientation_from_node,
     orientation_to_node,
     plan_options,
@@ -362,18 +363,10 @@ def _match(crystal: Any, bragg: Any, num_matches: int) -> Any:
         ready.setcal(**{key: bool(value) for key, value in bragg.calstate.items()})
     else:
         ready.setcal()
-    before = crystal.__dict__.get("orientation_map")
-    with warnings.catch_warnings():
+    with kept_orientation_map(crystal), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(Warning: )?bragg peaks not", UserWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        matched = crystal.match_orientations(
-            ready, num_matches_return=num_matches, progress_bar=False
-        )
-    if before is None:
-        crystal.__dict__.pop("orientation_map", None)
-    else:
-        crystal.orientation_map = before
-    return matched
+        return crystal.match_orientations(ready, num_matches_return=num_matches, progress_bar=False)
 
 
 def _shortest(crystal: Any) -> float:

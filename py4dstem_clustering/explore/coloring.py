@@ -26,9 +26,7 @@ UNKNOWN = 0.45
 def size_colors(sizes: NDArray[Any]) -> NDArray[np.float64]:
     """RGB of each cluster by the logarithm of its size, (N, 3); the largest is the brightest."""
     logs = np.log(np.maximum(sizes, 1))
-    low, high = logs.min(initial=0), logs.max(initial=0)
-    if len(logs):
-        low = logs.min()
+    low, high = logs.min(initial=np.inf), logs.max(initial=0)
     share = (logs - low) / (high - low) if high > low else np.ones(len(logs))
     return plt.get_cmap("viridis")(share)[:, :3]
 

@@ -17,7 +17,7 @@ from .controls import KEYS, Choice, Controls, moving, set_slider
 from .drawing import Painter, Pause, alone
 from .layout import FIGURE_SIZE
 from .pictures import Pictures
-from .slider import count_steps, level_names, level_steps, nearest, size_steps
+from .slider import count_steps, level_steps, nearest, size_steps
 from .source import Source
 from .tools import TEXTS, Tools
 
@@ -260,18 +260,16 @@ class Screen:
         steps = self._steps()
         level = explorer.clusters.settings["level"]
         names: dict[int, str] = {}
-        if self._scale != "level":
-            value, text = explorer.clusters.n_clusters, f"{explorer.clusters.n_clusters}"
-        elif level is None:  # each branch is cut at its own level
-            value, text = None, "auto"
-        else:
-            value, text = level, f"{level:.4g}"
+        value: Any = explorer.clusters.n_clusters
+        text, label = f"{value}", "clusters"
         if self._scale == "level":
-            for known, name in level_names(explorer.tree).items():
+            # Without a level, each branch is cut at its own one.
+            value, text = level, "auto" if level is None else f"{level:.4g}"
+            label = LEVEL_NAMES[explorer.method]
+            for name, known in explorer.tree.named_levels.items():
                 names[nearest(steps, known)] = name
                 if known == level:
                     text = f"{text}, {name}"
-        label = LEVEL_NAMES[explorer.method] if self._scale == "level" else "clusters"
         at = int(controls.slider.val) if value is None else nearest(steps, value)
         set_slider(controls.slider, len(steps), min(at, len(steps) - 1), text)
         changed = controls.name_steps(names, label)
@@ -388,7 +386,7 @@ class Screen:
             at = known.index(self.coloring) if self.coloring in known else -1
             self._on_color(known[(at + 1) % len(known)])
         elif key in ("1", "2"):
-            levels = list(level_names(self._explorer.tree))
+            levels = list(self._explorer.tree.named_levels.values())
             if len(levels) >= int(key):
                 self._explorer.set(threshold=levels[int(key) - 1])
         else:

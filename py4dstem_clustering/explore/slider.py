@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from ..grains.options import Method
 from ..grains.tree import ClusterTree
-from ..kernels.crystals import PATTERN_LEVEL
 
 N_STEPS = 80
 """Number of steps of the slider of growth. With more, each step changes less."""
@@ -76,7 +75,7 @@ def level_steps(tree: ClusterTree, min_size: int = 1, drop: bool = True) -> NDAr
         return np.ones(1)
     visible = max(min_size, int(tree.mask.size * VISIBLE_SHARE) + 1)
     changed = changes(tree, visible, drop)
-    names = list(level_names(tree))
+    names = list(tree.named_levels.values())
     ends = np.searchsorted(levels, names, side="right").tolist() if names else []
     numbers = N_MERGE_STEPS if names else (N_STEPS,)
     start, chosen = 0, [int(min(np.flatnonzero(changed), default=0))]
@@ -87,16 +86,6 @@ def level_steps(tree: ClusterTree, min_size: int = 1, drop: bool = True) -> NDAr
             chosen += (start + np.searchsorted(total, wanted)).tolist()
         start = end
     return np.unique(np.append(levels[np.clip(chosen, 0, len(levels) - 1)], names))
-
-
-def level_names(tree: ClusterTree) -> dict[float, str]:
-    """Names of the levels that have one."""
-    if tree.method == "grow":
-        return {}
-    names = {PATTERN_LEVEL: "pattern"}
-    if tree.automatic_level > PATTERN_LEVEL:
-        names[tree.automatic_level] = "crystal"
-    return names
 
 
 def count_steps(counts: NDArray[Any], method: Method) -> NDArray[Any]:

@@ -23,8 +23,9 @@ from ..grains.tree import ClusterTree
 from ..grains.tree_of_scan import measure_tree
 from ..kernels.averaging import member_mean
 from ..kernels.blocks import read_window
-from ..kernels.virtual import sample_mean, scattered, virtual_image_core
+from ..kernels.virtual import sample_mean, scattered
 from ..scan.calibration import detector_step, known_centre, known_origins, scan_step, varies
+from ..scan.virtual import scattered_image
 
 MAX_AVERAGES = 64
 """Number of averages that are kept in memory. With a larger number, fewer averages are read again
@@ -42,8 +43,8 @@ class Source:
     datacube : DataCube
     options : mapping
         Checked options of `cluster` for both methods.
-    n_jobs, max_memory, n_rows, progress_bar
-        How the scan is read, see `explore_clusters`; `n_rows` is the number of rows in a block.
+    n_jobs, max_memory, progress_bar
+        How the scan is read, see `explore_clusters`.
     colors : mapping
         Colours of each scan position, (Rx, Ry, 3), for "phase" and "orientation" if known.
     """
@@ -55,12 +56,11 @@ class Source:
         *,
         n_jobs: int | None,
         max_memory: int | str | None,
-        n_rows: int | None,
         progress_bar: bool,
         colors: Mapping[str, NDArray[Any]],
     ) -> None:
         self._cube, self.options = datacube, options
-        self._n_jobs, self._max_memory, self._n_rows = n_jobs, max_memory, n_rows
+        self._n_jobs, self._max_memory = n_jobs, max_memory
         self._progress_bar = progress_bar
         self.colors = colors
         self._averages: dict[bytes, NDArray[Any]] = {}
@@ -150,11 +150,13 @@ class Source:
         return self._virtual_image(np.asarray(mask, dtype=bool))
 
     def _virtual_image(self, weight: NDArray[Any]) -> NDArray[Any]:
-        rows = self.shape[0]
-        with progress(rows, "Virtual image", self._progress_bar) as report:
-            return virtual_image_core(
-                self._cube.data, weight, n_jobs=self._n_jobs, report=report, n_rows=self._n_rows
-            )
+        return scattered_image(
+            self._cube,
+            weight,
+            n_jobs=self._n_jobs,
+            max_memory=self._max_memory,
+            progress_bar=self._progress_bar,
+        )
 
     def purity(self, clusters: Clusters) -> NDArray[Any]:
         """Largest share of a cluster at each scan position."""

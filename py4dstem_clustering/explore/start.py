@@ -157,14 +157,13 @@ def explore_clusters(
     colors = _check_colors(self.Rshape, phase, orientation, crystal)
     if tree is not None:
         warn_of_other_data("the tree was", tree.settings, self)
-    n_rows = _check_memory(self.data, options["merge"].q_mask, max_memory, n_jobs)
+    _check_memory(self.data, options["merge"].q_mask, max_memory, n_jobs)
 
     source = Source(
         self,
         options,
         n_jobs=n_jobs,
         max_memory=max_memory,
-        n_rows=n_rows,
         progress_bar=progress_bar,
         colors=colors,
     )
@@ -191,9 +190,9 @@ def _first_method(method: Method | None, tree: Any, scan: tuple[int, int]) -> Me
     return method
 
 
-def _check_memory(data: Any, q_mask: Any, max_memory: Any, n_jobs: int | None) -> int | None:
-    """Number of rows in a block that suits the image and the trees of both methods."""
-    return check_memory(
+def _check_memory(data: Any, q_mask: Any, max_memory: Any, n_jobs: int | None) -> None:
+    """Check that the image and the trees of both methods fit."""
+    check_memory(
         max_memory,
         partial(virtual_image_need, data, n_jobs),
         partial(features_need, data, n_jobs),

@@ -238,9 +238,9 @@ def _maps(clusters: Clusters, image: NDArray[Any] | None) -> str:
 
 def write_series_report(path: Path, series: Any, tracks: Any, *, command: str = "") -> None:
     """Write a page about a series of scans; see `write_report`."""
-    last = next(one for one in reversed(list(series)) if one is not None)
-    unit = {"A": "Å", "um": "µm"}.get(last.pixel_units, last.pixel_units)
     done = [k for k, info in enumerate(series.infos) if not info.error]
+    last = series[done[-1]]
+    unit = {"A": "Å", "um": "µm"}.get(last.pixel_units, last.pixel_units)
     facts = {
         "file": series.path.name,
         "frames": f"{len(series)}, {len(series.errors)} of them failed",

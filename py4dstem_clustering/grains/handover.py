@@ -389,11 +389,9 @@ class HandOver:
         """
         known = Settings(self.settings).everything
         if gain is None:
-            gain = known.get("gain")
-            gain = 1.0 if gain is None or not np.isfinite(gain) else float(gain)
+            gain = _measured(known.get("gain"), 1.0)
         if offset is None:
-            offset = known.get("offset")
-            offset = 0.0 if offset is None or not np.isfinite(offset) else float(offset)
+            offset = _measured(known.get("offset"), 0.0)
         sizes = np.bincount(self.labels[self.labels >= 0])
         return propose_disk_options(
             sizes, averages, template, gain=gain, offset=offset, significance=significance
@@ -447,3 +445,8 @@ class HandOver:
             orientation=orientation,
             max_distance=max_distance,
         )
+
+
+def _measured(value: Any, default: float) -> float:
+    """An estimate among the settings, or the default where none was possible."""
+    return default if value is None or not np.isfinite(value) else float(value)

@@ -6,7 +6,7 @@ import inspect
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -26,7 +26,7 @@ from ..base.checks import (
 from ..diffraction.cross_validation import CrossValidation
 from ..diffraction.halves import checkerboard, neighbour_errors, take_half, take_positions
 from ..diffraction.misorientation import get_symmetry
-from ..diffraction.orientation import check_calibrated
+from ..diffraction.orientation import check_calibrated, kept_orientation_map
 from ..diffraction.refining import refine_orientations
 from ..patterns.filtering import filter_correlative
 from ..patterns.lowrank import filter_lowrank
@@ -163,7 +163,7 @@ def cross_validate_orientation(
 
     matrices = {method: np.full((*self.Rshape, 3, 3), np.nan) for method in methods}
     costs = {method: np.zeros(3) for method in methods}
-    with _kept_orientation_map(crystal):
+    with kept_orientation_map(crystal):
         matching.try_one(self, r_mask)
         for half in (0, 1):
             positions = checkerboard(self.Rshape, half)
@@ -361,19 +361,6 @@ def _check_matching(
 
 
 # --- orientations ----------------------------------------------------------------------------
-
-
-@contextmanager
-def _kept_orientation_map(crystal: Any) -> Iterator[None]:
-    """Restore the crystal's orientation_map at the end; match_orientations overwrites it."""
-    kept = vars(crystal).get("orientation_map")
-    try:
-        yield
-    finally:
-        if kept is None:
-            vars(crystal).pop("orientation_map", None)
-        else:
-            crystal.orientation_map = kept
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,20 +70,10 @@ def fit_lattices(
     robust : bool
         Give outliers less weight, and measure both scatters. Without, all disks have the same.
     """
-    parts = []
-    for start in range(0, len(found), _AT_A_TIME):
-        piece = slice(start, start + _AT_A_TIME)
-        parts.append(_fit(found[piece], reference[piece], error[piece], used[piece], robust))
-    return Deformations(*(np.concatenate(each) for each in zip(*parts, strict=True)))
-
-
-def _fit(
-    found: NDArray[Any],
-    reference: NDArray[Any],
-    error: NDArray[Any],
-    used: NDArray[Any],
-    robust: bool,
-) -> Deformations:
+    if len(found) > _AT_A_TIME:
+        pieces = [slice(k, k + _AT_A_TIME) for k in range(0, len(found), _AT_A_TIME)]
+        parts = [fit_lattices(found[k], reference[k], error[k], used[k], robust) for k in pieces]
+        return Deformations(*(np.concatenate(each) for each in zip(*parts, strict=True)))
     length = np.maximum(np.linalg.norm(reference, axis=2), 1e-12)
     along = reference / length[..., None]
     across = np.stack([-along[..., 1], along[..., 0]], axis=2)
@@ -95,17 +85,14 @@ def _fit(
     target = np.stack([(found * axis).sum(axis=2) for axis in (along, across)], axis=2)
     own = error**2 if robust else np.zeros_like(error)
     weight = used.astype(float)
-    radial, turn = np.ones(len(found)), np.zeros(len(found))
-    variance = np.ones_like(target)
-    freedom = np.ones(len(found))
-    m = inverse = np.empty(0)
+    variance, square = np.ones_like(target), np.zeros_like(target)
     for step in range(N_FITS if robust else 1):
         if step > 0:
-            distance = ((target - _apply(slopes, m)) ** 2 / variance).sum(axis=2)
-            weight = used * _outlier_weights(distance, used)
+            weight = used * _outlier_weights((square / variance).sum(axis=2), used)
         m, inverse = _solve(slopes, target, weight[..., None] / variance)
+        square = (target - _apply(slopes, m)) ** 2
         radial, turn, freedom = _scatters(
-            (target - _apply(slopes, m)) ** 2, slopes, inverse, weight, variance, own, length, used
+            square, slopes, inverse, weight, variance, own, length, used
         )
         if robust:
             both = own + radial[:, None]
@@ -117,11 +104,11 @@ def _fit(
         inverse = inverse * radial[:, None, None]
     # e_xx, e_yy, e_xy and theta to first order of m_xx, m_xy, m_yx, m_yy.
     to_strain = np.array([[-1, 0, 0, 0], [0, 0, 0, -1], [0, -0.5, -0.5, 0], [0, 0.5, -0.5, 0]])
-    square = np.einsum("ij,pjk,ik->pi", to_strain, inverse, to_strain)
+    spread = np.einsum("ij,pjk,ik->pi", to_strain, inverse, to_strain)
     # With few degrees of freedom 68 % lie within a little more than one standard deviation.
     enough = freedom > 0.5
     wider = np.where(enough, stdtrit(np.where(enough, freedom, 1), 0.8413447), np.nan)
-    errors = np.sqrt(np.maximum(square, 0)) * wider[:, None]
+    errors = np.sqrt(np.maximum(spread, 0)) * wider[:, None]
     return Deformations(m.reshape(-1, 2, 2), errors)
 
 

@@ -53,7 +53,6 @@ class Plan(NamedTuple):
     """For each: ring, turn and weight of the disks."""
     norms: NDArray[Any]
     """``(z, N_TURNS)``, root of the sum of squared weights of the disks in the window."""
-    window: Window
     grid: NDArray[Any]
     """Places ``(rings, N_TURNS, 2)`` of the polar image, 1/Angstrom."""
 
@@ -97,7 +96,7 @@ def make_plan(lattice: Lattice, symmetry: NDArray[Any], window: Window, longest:
         rings = np.rint(radius[keep] / RING).astype(int)
         disks.append((rings, turn, weight[keep].astype(np.float32)))
     norms = np.sqrt([_turned_sums(seen, *one[:2], one[2] ** 2) for one in disks])
-    return Plan(matrices, disks, np.maximum(norms, _MIN_NORM), window, grid)
+    return Plan(matrices, disks, np.maximum(norms, _MIN_NORM), grid)
 
 
 def _turned_views(image: NDArray[Any]) -> NDArray[np.float32]:

@@ -71,8 +71,8 @@ def plot_orientation(
     ax = axes_or_new(ax)
     ax.imshow(image, interpolation="nearest")
     patches = []
-    if verdict is not None and ((verdict == AMBIGUOUS) & ~unknown).any():
-        ambiguous = (verdict == AMBIGUOUS) & ~unknown
+    ambiguous = np.zeros_like(unknown) if verdict is None else (verdict == AMBIGUOUS) & ~unknown
+    if ambiguous.any():
         # A pixel has four corners, so that the hatching ends where the colour does.
         fine = np.kron(ambiguous, np.ones((4, 4)))
         rows, columns = (np.arange(4 * n) / 4 - 0.375 for n in ambiguous.shape)

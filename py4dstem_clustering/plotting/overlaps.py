@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from .maps import plot_clusters
-from .style import cluster_colors
+from .style import cluster_colors, hatch
 
 
 def plot_overlaps(grains: Any, ax: Axes | None = None, **options: Any) -> Axes:
@@ -36,13 +35,7 @@ def plot_overlaps(grains: Any, ax: Axes | None = None, **options: Any) -> Axes:
     clusters = grains.clusters
     ax = plot_clusters(clusters, ax, **{"contours": False, **options})
     colors = cluster_colors(clusters.labels, clusters.n_clusters)
-    both = grains.n_above > 1
-    if both.any():
-        drawn = ax.contourf(
-            both.astype(np.float64), levels=[0.5, 1.5], colors="none", hatches=["////"]
-        )
-        drawn.set_edgecolor("white")
-        drawn.set_linewidth(0)
+    hatch(ax, grains.n_above > 1)
     for k in range(grains.n_grains):
         style = "--" if grains.never_alone[k] else "-"
         for points in grains.contours(k):

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 from ..base.checks import check_number
-from .style import PALETTE, axes_or_new, bare_frame, draw_scale_bar
+from .style import PALETTE, axes_or_new, bare_frame, draw_scale_bar, hatch
 
 
 def plot_cross_validation(
@@ -156,16 +156,9 @@ def plot_phases(
         vmax=len(names) + 1.5,
         interpolation="nearest",
     )
-    unsure = np.append(phases.undecided, False)[phases.labels]
-    if unsure.any():
-        drawn = ax.contourf(
-            unsure.astype(float), levels=[0.5, 1.5], hatches=["////"], colors="none"
-        )
-        drawn.set_edgecolor("white")
-        drawn.set_linewidth(0)
-    borders = [(phases.labels == k) for k in range(len(phases.phase))]
-    for inside in borders:
-        ax.contour(inside, levels=[0.5], colors="black", linewidths=0.6)
+    hatch(ax, np.append(phases.undecided, False)[phases.labels])
+    for k in range(len(phases.phase)):
+        ax.contour(phases.labels == k, levels=[0.5], colors="black", linewidths=0.6)
     decided = phases.decided
     shown = [
         Patch(color=color, label=f"{name}: {(decided == k).sum()}")

@@ -105,6 +105,16 @@ def _length_text(length: float, units: str) -> str:
     return f"{in_nm:g} nm" if in_nm >= 0.9999 else f"{10 * in_nm:g} Å"
 
 
+def hatch(ax: Axes, inside: NDArray[np.bool_]) -> None:
+    """Hatch positions ``(Rx, Ry)`` in white."""
+    if inside.any():
+        drawn = ax.contourf(
+            inside.astype(np.float64), levels=[0.5, 1.5], colors="none", hatches=["////"]
+        )
+        drawn.set_edgecolor("white")
+        drawn.set_linewidth(0)
+
+
 def draw_scale_bar(
     ax: Axes,
     options: Any,
