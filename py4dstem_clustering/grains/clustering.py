@@ -213,8 +213,8 @@ def cluster(
     to these neighbours. Regions without contrast at their common border join, even if the lattice
     bends. These are the regions of one pattern. They join to crystals if their disks lie at the
     same places and the patterns on both sides of their border differ by no more than they vary on
-    each side, as a bend does; a step stays. Regions that have one pattern over more than nine
-    positions are not bent and stay apart. A position in stacked grains gets the
+    each side, as a bend does; a step stays. Two regions that each have one pattern over more
+    than nine positions are not bent, and never join. A position in stacked grains gets the
     label of the grain with the larger share. Grains of one orientation that touch are separated
     only where their patterns differ. A camera lag, in which part of each pattern is recorded at the
     next position along one axis, is found at the borders and corrected; then regions are merged

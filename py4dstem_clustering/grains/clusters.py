@@ -14,10 +14,11 @@ from ..base.checks import check_integer, check_name, check_number
 from ..base.frozen import Frozen
 from ..emd import nodes
 from ..emd.settings import PROVENANCE, Settings
+from ..kernels.regions import join_pairs
 from ..kernels.tree import growth_steps
 from ..patterns.similarity import Similarity
 from .describe import describe_clusters
-from .editing import join_pairs, renumber
+from .editing import renumber
 from .grain import Grain
 from .handover import HandOver
 from .measuring import find_outlines, measure_properties

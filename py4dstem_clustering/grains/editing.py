@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-
-
-def join_pairs(first: NDArray[Any], second: NDArray[Any], n: int) -> NDArray[np.int32]:
-    """Group number of each of `n` items after the pairs ``(first, second)`` of items are joined.
-
-    Groups are numbered in the order of their first members.
-    """
-    graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(n, n))
-    return connected_components(graph, directed=False)[1]
 
 
 def renumber(

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ..emd import nodes
 from ..emd.settings import add_settings, read_settings
+from ..kernels.regions import join_pairs
 from ..patterns.similarity import Similarity
 from ..scan.calibration import scan_step
 from .background import find_background
-from .editing import join_pairs
 from .options import METHODS
 
 CLUSTERS_KIND = "clusters"

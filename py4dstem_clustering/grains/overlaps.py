@@ -178,10 +178,7 @@ class OverlappingGrains(Frozen):
         for k in hidden:
             own = self.shares[..., k]
             labels[(own > 0.5 * own.max(initial=0)) & self.supports[..., k]] = k
-        for k in np.setdiff1d(np.arange(self.n_grains), labels).tolist():
-            count = np.bincount(labels[labels >= 0], minlength=self.n_grains)
-            free = (labels < 0) | (np.append(count, 2)[labels] > 1)
-            labels.flat[np.where(free, self.shares[..., k], -1).argmax()] = k
+        _place_all(labels, self.shares)
         return labels
 
     def describe(self) -> str:
@@ -321,7 +318,7 @@ def find_overlaps(
         self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
     )
     crystals = tree.cut(name=name)
-    with single_threaded_blas, progress(self.R_Nx, "Finding overlaps", progress_bar) as report:
+    with single_threaded_blas, progress(2 * self.R_Nx, "Finding overlaps", progress_bar) as report:
         maps = overlaps_core(
             np.asarray(tree.features),  # without the lag of the camera
             tree.cut(level="pattern").labels,
@@ -383,8 +380,17 @@ def strongest_labels(
         own = np.flatnonzero(home == crystal)
         if len(own) == 1:
             labels[(crystals == crystal) & clear] = own[0]
+    _place_all(labels, maps.amounts)
+    return labels, home
+
+
+def _place_all(labels: NDArray[np.int64], strength: NDArray[Any]) -> None:
+    """Give each grain without a position the one where it is strongest, in place.
+
+    No grain loses its only position.
+    """
+    n = strength.shape[2]
     for k in np.setdiff1d(np.arange(n), labels).tolist():
         count = np.bincount(labels[labels >= 0], minlength=n)
         free = (labels < 0) | (np.append(count, 2)[labels] > 1)
-        labels.flat[np.where(free, maps.amounts[..., k], -1).argmax()] = k
-    return labels, home
+        labels.flat[np.where(free, strength[..., k], -1).argmax()] = k

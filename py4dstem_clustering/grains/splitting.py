@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
-from ..kernels.regions import consecutive
-from .tree import ClusterTree
+from ..kernels.regions import consecutive, nearest_label
+from ..kernels.tree import link
+from .tree import ClusterTree, sum_nodes
 
 
 def split_pieces(
@@ -30,8 +30,7 @@ def split_pieces(
     piece = consecutive(np.where(large, piece, -1))
     if not large.any():
         return piece
-    near = distance_transform_edt(~large, return_distances=False, return_indices=True)
-    piece = np.where(member, piece[tuple(near)], -1)
+    piece = np.where(member, nearest_label(piece, piece < 0), -1)
     order = np.argsort(-np.bincount(piece[member]), kind="stable")
     return np.append(np.argsort(order), -1)[piece]
 
@@ -71,27 +70,10 @@ def _last_large_join(
     first: NDArray[Any], second: NDArray[Any], size: NDArray[Any], min_size: int
 ) -> int | None:
     """Number of the last join of two parts that both have at least `min_size` positions."""
-    parent = np.arange(len(size)).tolist()
-    weight = size.tolist()
-
-    def root(k: int) -> int:
-        while parent[k] != k:
-            parent[k] = parent[parent[k]]
-            k = parent[k]
-        return k
-
-    last = None
-    for i, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
-        a, b = root(a), root(b)
-        if a == b:
-            continue
-        if min(weight[a], weight[b]) >= min_size:
-            last = i
-        if weight[a] < weight[b]:
-            a, b = b, a
-        parent[b] = a
-        weight[a] += weight[b]
-    return last
+    children, _ = link(first, second, len(size))
+    weight = sum_nodes(children, size[:, None])[:, 0]
+    large = np.flatnonzero((weight[children] >= min_size).all(axis=1))
+    return int(large[-1]) if len(large) else None
 
 
 def _between(tree: ClusterTree, level: float) -> float:

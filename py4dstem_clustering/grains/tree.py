@@ -16,13 +16,12 @@ from ..base.frozen import Frozen
 from ..emd.settings import Settings
 from ..kernels.crystals import PATTERN_LEVEL
 from ..kernels.merging import Merges, cut_merges
-from ..kernels.regions import consecutive
+from ..kernels.regions import consecutive, join_pairs
 from ..kernels.similarity import similarity_mean
 from ..kernels.tree import Forest, cut_at, label_nodes, link, most_stable, numbered
 from ..patterns.similarity import Similarity
 from .branches import Branches, branches_of_growth, branches_of_regions
 from .clusters import NOTED, Clusters
-from .editing import join_pairs
 from .node import TREE_ARRAYS, read_tree, write_tree
 from .options import METHODS, ClusterOptions, Level, Method, check_cut
 

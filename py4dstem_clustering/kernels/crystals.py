@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import DisjointSet
-from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.ndimage import find_objects
 
 from .borders import MAX_CONTRAST, border_values, contrasts
 from .disks import Disks
@@ -34,7 +34,7 @@ from .pieces import (
     find_pieces,
     split_unconnected,
 )
-from .regions import consecutive
+from .regions import consecutive, nearest_label
 
 PATTERN_LEVEL = 1.0
 """Level of a cluster tree at which regions of one pattern are cut."""
@@ -140,15 +140,6 @@ def _coarse_joins(
     return member[ends[order]].reshape(-1, 2), level[order]
 
 
-def _nearest_label(labels: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Labels, and in the positions `where` that of the nearest position elsewhere with a label."""
-    known = (labels >= 0) & ~where
-    if not known.any():
-        return np.where(where, 0, labels)
-    nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
-    return np.where(where, labels[tuple(nearest)], labels)
-
-
 def _with_background(
     regions: NDArray[Any],
     pieces: NDArray[Any],
@@ -166,7 +157,7 @@ def _with_background(
         own = crystals[box] == label
         inside = np.where(own, pieces[box], -1)
         missing = own & (inside < 0)
-        parts[box] = np.where(own, _nearest_label(inside, missing), parts[box])
+        parts[box] = np.where(own, nearest_label(inside, missing), parts[box])
     parts = np.where(crystals >= 0, parts, -1)
     grains = cross_labels(crystals, parts)
     found, at = np.unique(grains[grains >= 0], return_index=True)
@@ -202,7 +193,7 @@ def _with_background(
     # Regions with disks have none left here but their rims, which go to the region beside them.
     rims = background & (pieces >= 0)
     whole = np.where(rims, -1, empty)
-    empty = np.where(rims & (whole >= 0).any(), _nearest_label(whole, rims), empty)
+    empty = np.where(rims & (whole >= 0).any(), nearest_label(whole, rims), empty)
     empty = consecutive(np.where(background, empty, -1))
     labels = np.where(background, empty + len(found), grains)
     order = np.argsort(-np.array(score), kind="stable")

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from .disks import Disks, shared_disks
 from .pieces import find_uniform, mixture_shares
-from .regions import find_borders, region_means
+from .regions import find_borders, join_pairs, region_means
 from .strips import border_strips, find_facing, noise_power
 
 # For the scans on which the constants were tuned, see `pieces.py`.
@@ -50,9 +48,8 @@ BRIDGE_SHARE = 0.1
 
 def join_numbers(pairs: NDArray[Any], n: int) -> NDArray[np.int64]:
     """Number of the group of each of `n` items after joining pairs of them."""
-    pairs = np.reshape(pairs, (-1, 2))
-    graph = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    first, second = np.reshape(pairs, (-1, 2)).T
+    return join_pairs(first, second, n).astype(np.int64)
 
 
 class Joining:

@@ -21,7 +21,7 @@ from scipy.optimize import least_squares, nnls
 from scipy.special import ndtr
 
 from .features import Features, noise_of_neighbours
-from .regions import NOISE_FACTOR, consecutive, find_borders, region_means
+from .regions import consecutive, find_borders, noise_of_sum, region_means
 
 # The values are tuned on simulated scans (seeds 100 to 115 of the benchmark) and the measured MgO
 # scan.
@@ -335,7 +335,7 @@ def join_tails(labels: NDArray[Any], values: NDArray[Any], lag: Lag) -> NDArray[
             continue
         share, rest = nnls(mean[sources + below].T, mean[k])
         without = nnls(mean[below].T, mean[k])[1]
-        noise = NOISE_FACTOR * rank * (1 / size[k] + (share**2 / size[sources + below]).sum())
+        noise = noise_of_sum(rank, size[k], share, size[sources + below])
         left = max(rest**2 - noise, 0.0)
         part = share[: len(sources)].sum()
         explained = left <= MAX_TAIL_REST * power[k] and without**2 - noise > 2 * left

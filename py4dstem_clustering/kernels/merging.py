@@ -32,10 +32,10 @@ from .borders import (
 )
 from .regions import (
     GRAIN_VARIATION,
-    NOISE_FACTOR,
     consecutive,
     find_borders,
     grid_pairs,
+    noise_of_sum,
     region_means,
 )
 
@@ -240,7 +240,7 @@ def _largest_part(
     # A far weaker neighbour, such as noise, would explain any region with a large enough share.
     others = np.where(strength[:, None] < 0.01 * power, 0, others)
     share, rest = nnls(others.T, mean)
-    noise = NOISE_FACTOR * rank * (1 / count + (share**2 / counts).sum())
+    noise = noise_of_sum(rank, count, share, counts)
     if rest**2 - noise >= MAX_UNEXPLAINED_SHARE * power:
         return None
     strong = strength > 0.1 * strength.max()

@@ -17,7 +17,7 @@ from scipy.ndimage import (
 from .disks import DISK_ERRORS
 from .merging import dissolve
 from .pieces import CORE_WIDTH, MIN_PART, empty_pattern, mixture_shares, with_empty
-from .regions import consecutive, find_borders, region_means
+from .regions import consecutive, find_borders, grown_box, region_means
 
 MIN_EVEN = 0.9
 """Strength one to three positions behind a border, relative to that deeper inside, below which a
@@ -86,10 +86,7 @@ def move_borders(
         beside = binary_dilation(empty, around)
         new, best = labels.copy(), np.full(labels.shape, -np.inf)
         for label, box in enumerate(find_objects(labels + 1)):
-            area = tuple(
-                slice(max(0, s.start - 6), min(n, s.stop + 6))
-                for s, n in zip(box, labels.shape, strict=True)
-            )
+            area = grown_box(box, labels.shape, 6)
             own, field = labels[area] == label, values[area]
             depth = distance_transform_edt(np.pad(own, 1, mode="edge"))[1:-1, 1:-1]
             inner = own & (depth > 2.1)

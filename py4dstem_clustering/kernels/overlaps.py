@@ -26,6 +26,7 @@ from scipy.ndimage import (
     label,
     maximum_filter,
     median_filter,
+    minimum_filter,
 )
 from scipy.optimize import nnls
 
@@ -35,7 +36,15 @@ from .disks import Disks, shared_disks
 from .joining import join_numbers
 from .merging import MAX_UNEXPLAINED_SHARE
 from .pieces import FLAT_DEPTH, empty_pattern
-from .regions import NOISE_FACTOR, consecutive, find_borders, region_means
+from .regions import (
+    consecutive,
+    depths,
+    find_borders,
+    grown_box,
+    nearest_label,
+    noise_of_sum,
+    region_means,
+)
 
 # The constants are the same for every scan. They were tuned on `simulate_sample` of the kinds
 # 'stacked' and 'core-shell' (seeds 100 to 104, 48 x 42 positions, 1,000 electrons), and 'bent-foil'
@@ -101,6 +110,9 @@ MIN_WIDTH = 3
 is needed for a broader probe."""
 
 
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
+
+
 class OverlapMaps(NamedTuple):
     """Grains that may overlap, N in all."""
 
@@ -146,16 +158,6 @@ def find_ends(
     return np.append(renewed, -1)[number], mean[there], size[there]
 
 
-def depths(number: NDArray[Any]) -> NDArray[np.float64]:
-    """Largest distance of a position in each region from its border, scan positions."""
-    found = []
-    for k, box in enumerate(find_objects(number + 1)):
-        # The border of the scan is no border of a region.
-        own = np.pad(number[_box(box, number.shape, 1)] == k, 1, mode="edge")
-        found.append(np.inf if own.all() else distance_transform_edt(own).max())
-    return np.array(found)
-
-
 def _unexplained(mean: NDArray[Any], size: NDArray[Any], others: list[int], k: int) -> float:
     """Share of the power of the mean of region `k` that the `others` do not explain."""
     amount, rest = _few(mean[others].T, mean[k])
@@ -165,7 +167,7 @@ def _unexplained(mean: NDArray[Any], size: NDArray[Any], others: list[int], k: i
         return 0.0
     if amount.max() > MAX_AMOUNT:
         return 1.0  # a weak rim does not explain its grain
-    noise = NOISE_FACTOR * rank * (1 / size[k] + (amount**2 / size[others]).sum())
+    noise = noise_of_sum(rank, size[k], amount, size[others])
     return float(rest**2 - noise) / power
 
 
@@ -188,14 +190,7 @@ def core_means(
     """Means of regions, and numbers of positions in them; those at the border of a region, which
     the probe mixes, count only where it has few others.
     """
-    edge = np.zeros(number.shape, dtype=bool)
-    for axis in (0, 1):
-        change = np.diff(number, axis=axis) != 0
-        pad = [(0, 0), (0, 0)]
-        pad[axis] = (0, 1)
-        edge |= np.pad(change, pad)
-        pad[axis] = (1, 0)
-        edge |= np.pad(change, pad)
+    edge = minimum_filter(number, footprint=_CROSS) != maximum_filter(number, footprint=_CROSS)
     count = np.bincount(number[~edge & (number >= 0)], minlength=int(number.max(initial=-1)) + 1)
     small = np.append(count < MIN_CORE_SIZE, True)
     return region_means(np.where(edge & ~small[number], -1, number), values)
@@ -206,19 +201,13 @@ def reach(count: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(2 + 1.2 * np.sqrt(count / np.pi))
 
 
-def _box(box: tuple[slice, ...], shape: tuple[int, ...], by: int) -> tuple[slice, ...]:
-    return tuple(
-        slice(max(0, s.start - by), min(n, s.stop + by)) for s, n in zip(box, shape, strict=True)
-    )
-
-
 def near_maps(number: NDArray[Any]) -> list[tuple[tuple[slice, ...], NDArray[np.bool_]]]:
     """For each region, a box and where in it the grain of this core may lie."""
     count = np.bincount(number[number >= 0], minlength=int(number.max(initial=-1)) + 1)
     far = reach(count)
     found = []
     for k, box in enumerate(find_objects(number + 1)):
-        around = _box(box, number.shape, int(far[k]) + 1)
+        around = grown_box(box, number.shape, int(far[k]) + 1)
         found.append((around, distance_transform_edt(number[around] != k) <= far[k]))
     return found
 
@@ -227,7 +216,7 @@ def _beside(number: NDArray[Any]) -> list[set[int]]:
     """Regions that lie at most `BESIDE` positions from each region."""
     beside: list[set[int]] = [set() for _ in range(int(number.max(initial=-1)) + 1)]
     for k, box in enumerate(find_objects(number + 1)):
-        around = _box(box, number.shape, BESIDE)
+        around = grown_box(box, number.shape, BESIDE)
         inside = maximum_filter(number[around] == k, 2 * BESIDE + 1)
         for j in np.unique(number[around][inside]).tolist():
             if j not in (-1, k):
@@ -318,6 +307,7 @@ def find_amounts(
     amounts = np.zeros((rx, ry, n), dtype=np.float32)
     errors = np.full((rx, ry, n), np.inf, dtype=np.float32)
     rest = (values.astype(np.float64) ** 2).sum(axis=2)
+    known: dict[tuple[int, ...], NDArray[Any]] = {}
     for x in range(rx):
         for y in range(ry):
             near = np.flatnonzero(allowed[x, y])
@@ -328,8 +318,11 @@ def find_amounts(
             rest[x, y] = norm**2
             used = near[amount > 0]
             if len(used):
-                gram = patterns[used] @ patterns[used].T
-                errors[x, y, used] = np.sqrt(np.abs(np.diag(np.linalg.pinv(gram))))
+                key = tuple(used.tolist())
+                if key not in known:
+                    gram = patterns[used] @ patterns[used].T
+                    known[key] = np.sqrt(np.abs(np.diag(np.linalg.pinv(gram))))
+                errors[x, y, used] = known[key]
         report(1)
     return amounts, errors, rest.astype(np.float32)
 
@@ -442,14 +435,13 @@ def overlaps_core(
             mean, np.zeros(regions.shape, dtype=np.float32),
         )  # fmt: skip
     # What was dropped between a core and its shell is no gap between them.
-    nearest = distance_transform_edt(cores < 0, return_distances=False, return_indices=True)
-    whole = np.where(regions >= 0, cores[tuple(nearest)], -1)
+    whole = np.where(regions >= 0, nearest_label(cores, cores < 0), -1)
     patterns, hidden = peel(whole, mean, size, disks)
     amounts = find_amounts(values, cores, patterns, report)[0]
     # Once more, with patterns from where each grain is alone.
     mean, size = alone_means(values, cores, amounts, mean, size)
     patterns, hidden = peel(whole, mean, size, disks)
-    amounts, errors, rest = find_amounts(values, cores, patterns)
+    amounts, errors, rest = find_amounts(values, cores, patterns, report)
     lead = np.where(amounts.any(axis=2) & (regions >= 0), amounts.argmax(axis=2), -1)
     single = amounts.max(axis=2) > ALONE_SHARE * amounts.sum(axis=2)
     group = join_ends(lead, cores, crystals, single, hidden, mean, size, disks)

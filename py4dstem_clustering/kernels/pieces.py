@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import (
     binary_dilation,
-    distance_transform_edt,
     find_objects,
     maximum_filter,
     minimum_filter,
@@ -20,7 +19,14 @@ from scipy.sparse.csgraph import connected_components
 from .borders import MIN_CORE_SIZE, refine_borders
 from .disks import DISK_ERRORS, Disks, contrast_limit, disk_contrast
 from .merging import MAX_UNEXPLAINED_SHARE, Merges, cut_merges
-from .regions import NOISE_FACTOR, consecutive, find_borders, grid_pairs, region_means
+from .regions import (
+    consecutive,
+    depths,
+    find_borders,
+    grid_pairs,
+    noise_of_sum,
+    region_means,
+)
 from .strips import STRIP_DEPTH, noise_power
 
 # The constants are the same for every scan. They were tuned on Bloch-wave scans (gold, silicon,
@@ -74,7 +80,9 @@ def find_pieces(
         return regions, contrast_limit(np.empty(0))
     certain = _contrast(regions, values, disks, DISK_ERRORS)
     errors = DISK_ERRORS if certain.max() >= CLEAR_CONTRAST else 2 * DISK_ERRORS
-    limit = contrast_limit(_contrast(regions, values, disks, errors))
+    if errors != DISK_ERRORS:
+        certain = _contrast(regions, values, disks, errors)
+    limit = contrast_limit(certain)
     empty = _is_empty(regions, values, disks, limit, errors)
     fine = cut_merges(merges, FINE_LEVEL)
     # Parts of regions with disks that have none.
@@ -189,14 +197,8 @@ def find_uniform(
     n = int(labels.max(initial=-1)) + 1
     wide, flat = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     noise = noise_power(labels, values)
-    for label, box in enumerate(find_objects(labels + 1)):
-        around = tuple(
-            slice(max(0, s.start - 1), min(n, s.stop + 1))
-            for s, n in zip(box, labels.shape, strict=True)
-        )
-        # The border of the scan is no border of a region.
-        own = np.pad(labels[around] == label, 1, mode="edge")
-        depth = np.inf if own.all() else distance_transform_edt(own).max()
+    boxes = find_objects(labels + 1)
+    for label, (box, depth) in enumerate(zip(boxes, depths(labels), strict=True)):
         if depth >= FLAT_DEPTH:
             inside = values[box][labels[box] == label].astype(np.float64)
             mean = inside.mean(axis=0)
@@ -252,7 +254,7 @@ def mixture_shares(
     rank = mean.shape[1]
     share, rest = nnls(mean[of].T, pattern)
     power = max(float((pattern**2).sum() - rank / count), 1e-9)
-    noise = NOISE_FACTOR * rank * (1 / count + (share**2 / size[of]).sum())
+    noise = noise_of_sum(rank, count, share, size[of])
     return share, bool(rest**2 - noise < MAX_UNEXPLAINED_SHARE * power)
 
 

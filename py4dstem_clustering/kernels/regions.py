@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 # The constants of this file, of `borders.py` and of `merging.py` are the same for every scan and
 # dose. They were tuned on simulated scans (seeds 100 to 163 of the benchmark) and on the measured
@@ -99,3 +102,45 @@ def find_borders(
     pair, which = np.unique(flat[a] * n + flat[b], return_inverse=True)
     total = np.bincount(which, length, len(pair)).astype(np.float64, copy=False)
     return Borders(*np.divmod(pair, max(n, 1)), total), which, a, b
+
+
+def noise_of_sum(rank: int, count: float, share: NDArray[Any], counts: NDArray[Any]) -> float:
+    """Power of the noise in the difference of a mean of `count` positions and a sum of the means of
+    `counts` positions with these shares; a little more, so that a larger difference is certain.
+    """
+    return float(NOISE_FACTOR * rank * (1 / count + (share**2 / counts).sum()))
+
+
+def grown_box(box: tuple[slice, ...], shape: tuple[int, ...], by: int) -> tuple[slice, ...]:
+    """The box of a region, larger by so many positions on all sides, inside the scan."""
+    return tuple(
+        slice(max(0, s.start - by), min(n, s.stop + by)) for s, n in zip(box, shape, strict=True)
+    )
+
+
+def depths(number: NDArray[Any]) -> NDArray[np.float64]:
+    """Largest distance of a position in each region from its border, scan positions."""
+    found = []
+    for k, box in enumerate(find_objects(number + 1)):
+        # The border of the scan is no border of a region.
+        own = np.pad(number[grown_box(box, number.shape, 1)] == k, 1, mode="edge")
+        found.append(np.inf if own.all() else distance_transform_edt(own).max())
+    return np.array(found)
+
+
+def nearest_label(labels: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Labels, and in the positions `where` that of the nearest position elsewhere with a label."""
+    known = (labels >= 0) & ~where
+    if not known.any():
+        return np.where(where, 0, labels)
+    nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
+    return np.where(where, labels[tuple(nearest)], labels)
+
+
+def join_pairs(first: NDArray[Any], second: NDArray[Any], n: int) -> NDArray[np.int32]:
+    """Group number of each of `n` items after the pairs ``(first, second)`` of items are joined.
+
+    Groups are numbered in the order of their first members.
+    """
+    graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(n, n))
+    return connected_components(graph, directed=False)[1]
