@@ -143,8 +143,8 @@ def _add_cluster(commands: Any) -> None:
     add("--threshold", type=float, nargs="+", help="grow clusters over neighbours of at least this "
         "similarity, as in the paper; default 0.9 for growth. Several values make several "
         "clusterings; the averages are those of the last one that finds clusters. With --method "
-        "merge: the level of merging, from 0 on; 1 are regions of one pattern, 2 crystals, above 2 "
-        "crystals join")  # fmt: skip
+        "merge it is the level of merging, 0 or more: 1 gives regions of one pattern, 2 crystals; "
+        "above 2, similar crystals join")  # fmt: skip
     _add_scan_options(cluster)
     cluster.set_defaults(run=run_cluster)
 
@@ -204,8 +204,8 @@ def _add_scan_options(command: argparse.ArgumentParser) -> None:
     add("--level", choices=("pattern", "crystal"), help="merging: crystals, the default, or "
         "regions of one pattern, in which a bent crystal comes in pieces")  # fmt: skip
     add("--lag", type=float, metavar="SHARE", help="merging: share of each pattern that a slow "
-        "camera leaves in the next one of its row, 0 to below 1; by default it is found, 0 forbids "
-        "that")  # fmt: skip
+        "camera leaves in the next one of its row, 0 to below 1; by default it is measured; 0: "
+        "the camera leaves nothing")  # fmt: skip
     add("--keep-background", action="store_true", help="when merging: keep liquid, vacuum and "
         "film as clusters")  # fmt: skip
     add("--min-size", type=int, default=1, help="drop clusters of fewer positions; default 1")

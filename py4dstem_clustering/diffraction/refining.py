@@ -87,9 +87,9 @@ def refine_orientations(
     """Refine orientations that ``crystal.match_orientations`` found, and say which to believe.
 
     Matching compares patterns with a library in steps of degrees and with kinematical intensities.
-    In thick or bent crystals, intensities are others, and matching finds a wrong lattice in up to
-    half of the cases. This function weighs places much and intensities little: what counts is where
-    disks are, and which of those that a lattice should have are missing.
+    In thick or bent crystals, intensities differ from kinematical ones, and matching finds a wrong
+    lattice in up to half of the cases. This function relies on places more than on intensities:
+    what counts is where disks are, and which expected disks are missing.
 
     It starts from the matches, from their twins, from both turned by 180 degrees about the beam,
     and from the best orientations of a search of its own over all orientations. From each start it
@@ -104,7 +104,7 @@ def refine_orientations(
         Crystal with structure factors at least out to the border of the detector.
     bragg : BraggVectors, (N, 1) or any other shape
         Calibrated Bragg peaks, see `Clusters.calculate_strain`. False disks, such as those on the
-        ring of a film, cost right orientations; `Clusters.propose_disk_options` leaves them out.
+        ring of a film, lead to wrong orientations; `Clusters.propose_disk_options` leaves them out.
     orientation : OrientationMap of the same shape
         All its matches are tried, and the twins of the first match. Give
         ``num_matches_return=5`` to match_orientations for more. Positions without a match stay

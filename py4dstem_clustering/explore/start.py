@@ -61,8 +61,8 @@ def explore_clusters(
 
     The window shows a virtual image, the label map, and, after a click on a scan position, its
     pattern and the average of its cluster. The upper slider moves through levels at which the
-    picture changes, or through numbers of clusters. A click joins, splits, drops or names clusters,
-    a brush paints and erases, if the button of this tool is pressed; everything can be undone. In a
+    picture changes, or through numbers of clusters. Buttons choose a tool: a click then joins,
+    splits, drops or names clusters, and a brush paints or erases. Everything can be undone. In a
     notebook, run ``%matplotlib widget`` first (package ipympl); in a script, call
     ``matplotlib.pyplot.show()`` afterwards.
 

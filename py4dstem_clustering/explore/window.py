@@ -221,7 +221,7 @@ class ClusterExplorer:
         self._go(State(self.trees[chosen], asked["min_size"], cut))
         if now.edits:
             self._screen.say(
-                "Another cut: the edits went with the last one; undo brings them back."
+                "Another cut: the edits of the last one are gone; undo brings both back."
             )
         return self._clusters
 

@@ -53,8 +53,8 @@ def plot_sizes(
         Number of bins; by default about the root of the number of grains, from 5 to 30.
     border : bool
         Also count clusters that touch the border of the scan. They may go on outside, so that their
-        diameters come out too small. Leaving them out in turn leaves out large grains more often
-        than small ones; take a field of view many grains wide.
+        diameters come out too small. Leaving them out removes large grains more often than small
+        ones, so the field of view should be many grains wide.
     fit : bool
         Draw the log-normal distribution of the greatest likelihood, from 3 grains on.
 
