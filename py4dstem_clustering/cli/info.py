@@ -15,6 +15,7 @@ from ..base.checks import check_n_jobs
 from ..emd import nodes
 from ..kernels.blocks import BLOCK_BYTES, read_window
 from ..kernels.virtual import sample_mean
+from ..scan.axes import unit_sign
 from ..scan.calibration import detector_step, known_centre, known_origins, scan_step, varies
 from ..scan.opening import notes_of
 from .options import load_datacube, opening_options, parse_step, program_name
@@ -36,11 +37,9 @@ _MERGING_BYTES = 2300
 
 _KINDS = {
     "clusters": "clusters", "cluster_tree": "cluster trees", "similarity": "similarities",
-    "orientation_map": "orientation maps",
+    "orientation_map": "orientation maps", "phase_map": "phase maps",
 }  # fmt: skip
 """Results that an EMD file may hold."""
-
-_UNITS = {"A": "Å", "um": "µm", "A^-1": "Å⁻¹"}
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -145,13 +144,13 @@ def _calibration(scan: Any) -> dict[str, str]:
         rx, ry = scan.clusters.shape
     facts = {"scan step": "not known; state it with --step 2 nm"}
     if unit != "pixels":
-        shown = _UNITS.get(unit, unit)
+        shown = unit_sign(unit)
         field = f"field of view {size * rx:.4g} x {size * ry:.4g} {shown}"
         facts["scan step"] = f"{size:.4g} {shown} ({field})"
     size, unit = detector_step(scan)
     facts["detector pixel"] = "not known; orientation and strain need it, clustering does not"
     if unit != "pixels":
-        shown = _UNITS.get(unit, unit)
+        shown = unit_sign(unit)
         reach = size * min(qx, qy) / 2
         facts["detector pixel"] = f"{size:.4g} {shown} (reaches {reach:.3g} {shown})"
     centre = known_centre(scan)

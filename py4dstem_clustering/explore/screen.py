@@ -24,7 +24,7 @@ from .tools import TEXTS, Tools
 LEVEL_NAMES = {"merge": "level", "grow": "similarity"}
 """What the slider of levels is called."""
 
-AGAIN = "Growth compared whole patterns. Press grow to choose a ring of them instead."
+AGAIN = "Growth of the whole pattern. Press grow to choose the ring to compare."
 """What the window says when it opens with growth without a choice of detector pixels."""
 
 NOTEBOOK = {"toolbar_position": "bottom", "toolbar_visible": True, "header_visible": False}

@@ -25,6 +25,7 @@ from ..plotting.maps import plot_clusters, plot_growth, plot_similarity
 from ..plotting.patterns import plot_averages
 from ..plotting.sizes import plot_sizes
 from ..plotting.tracks import plot_tracks
+from ..scan.axes import unit_sign
 
 _DPI = 130
 
@@ -240,7 +241,7 @@ def write_series_report(path: Path, series: Any, tracks: Any, *, command: str = 
     """Write a page about a series of scans; see `write_report`."""
     done = [k for k, info in enumerate(series.infos) if not info.error]
     last = series[done[-1]]
-    unit = {"A": "Å", "um": "µm"}.get(last.pixel_units, last.pixel_units)
+    unit = unit_sign(last.pixel_units)
     facts = {
         "file": series.path.name,
         "frames": f"{len(series)}, {len(series.errors)} of them failed",

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..scan.axes import unit_sign
+
 REFERENCES = {
     "lee": "S. Lee et al., Unsupervised segmentation and clustering workflow for efficient "
     "processing of 4D-STEM and 5D-STEM data (2026), arXiv:2601.17262",
@@ -49,8 +51,7 @@ def describe_clusters(clusters: Any) -> str:
     rx, ry = clusters.shape
     scan = f"{rx} x {ry} scan positions"
     if clusters.pixel_units != "pixels":
-        units = {"A": "Å", "um": "µm"}.get(clusters.pixel_units, clusters.pixel_units)
-        scan += f" ({clusters.pixel_size:.4g} {units} apart)"
+        scan += f" ({clusters.pixel_size:.4g} {unit_sign(clusters.pixel_units)} apart)"
     shape = settings.get("shape")
     if shape is not None:
         scan += f", recorded with {int(shape[2])} x {int(shape[3])} detector pixels,"

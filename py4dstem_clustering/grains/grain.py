@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plotting.html import card, figure_png
+from ..scan.axes import unit_sign
 from .measuring import find_outlines, measure_properties
 
 
@@ -112,7 +113,7 @@ class Grain:
         facts = {"size": f"{self.size} position{'s' * (self.size != 1)}"}
         units = self.clusters.pixel_units
         if units != "pixels":
-            scale, unit = (0.1, "nm") if units == "A" else (1.0, units)
+            scale, unit = (0.1, "nm") if units == "A" else (1.0, unit_sign(units))
             diameter = self.properties["equivalent_diameter"] * scale
             facts["area"] = f"{self.area * scale**2:.3g} {unit}²"
             facts["equivalent diameter"] = f"{diameter:.3g} {unit}"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.frozen import Frozen
+from ..scan.axes import unit_sign
 
 _SHOWN = ("label", "size", "area", "equivalent_diameter", "centroid_rx", "centroid_ry",
           "major_axis", "minor_axis", "similarity", "touches_border")  # fmt: skip
@@ -65,11 +66,10 @@ class ClusterTable(Frozen):
         return self.rows.dtype.names or ()
 
     def _heads(self, names: tuple[str, ...]) -> list[str]:
-        units = {"A": "Å", "A^2": "Å²", "um": "µm"}
         heads = []
         for name in names:
             unit = self.units.get(name, "")
-            unit = units.get(unit, unit.replace("^2", "²"))
+            unit = unit_sign(unit.removesuffix("^2")) + "²" * unit.endswith("^2")
             heads.append(f"{name.replace('_', ' ')} ({unit})" if unit else name.replace("_", " "))
         return heads
 

@@ -12,6 +12,7 @@ from ..base.checks import check_data, check_flag, check_mask, check_n_jobs, chec
 from ..kernels.averaging import member_mean
 from ..kernels.virtual import disks_of
 from ..plotting.html import card, label_png
+from ..scan.axes import unit_sign
 from ..scan.calibration import check_calibration, known_centre
 from ..scan.virtual import scattered_image
 from .grain import Grain
@@ -170,8 +171,7 @@ class Viewing:
             facts["sizes"] = f"{low:.0f} to {high:.0f} positions, median {middle:.0f}"
         facts["in clusters"] = f"{(self.labels >= 0).mean():.0%} of {rx} x {ry} positions"
         if self.pixel_units != "pixels":
-            units = {"A": "Å", "um": "µm"}.get(self.pixel_units, self.pixel_units)
-            facts["scan step"] = f"{self.pixel_size:.4g} {units}"
+            facts["scan step"] = f"{self.pixel_size:.4g} {unit_sign(self.pixel_units)}"
         if self.background:
             facts["background"] = ", ".join(map(str, self.background))
         hint = "clusters.plot(), clusters.table(), clusters[0], clusters.describe()"

@@ -58,6 +58,11 @@ class Axes(NamedTuple):
     qy: Axis | None = None
 
 
+def unit_sign(unit: str) -> str:
+    """A unit of py4DSTEM as it is printed."""
+    return {"A": "Å", "um": "µm", "A^-1": "Å⁻¹"}.get(unit, unit)
+
+
 def as_length(unit: str) -> str | None:
     """A unit of length as py4DSTEM writes it; None if it is not known."""
     name = unit.strip().lower()

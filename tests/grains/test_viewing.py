@@ -7,6 +7,7 @@ import dataclasses
 import io
 import pickle
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
@@ -188,6 +189,15 @@ def test_table(clusters):
     assert "eccentricity" in text
     with pytest.raises(TypeError, match="no array of float64"):
         np.asarray(table, dtype=float)
+
+
+@pytest.mark.parametrize(("units", "shown"), [("um", "µm"), ("nm", "nm"), ("A", "Å")])
+def test_units_are_printed_with_their_signs(clusters, units, shown):
+    found = replace(clusters, pixel_units=units)
+    head = str(found.table()).splitlines()[0]
+    assert f"area ({shown}²)" in head
+    assert f"equivalent diameter ({shown})" in head
+    assert f" {'nm' if units == 'A' else shown}²" in repr(found[0])
 
 
 def test_a_long_table_is_cut():
