@@ -3,13 +3,14 @@
 `merging.py` finds regions of one pattern. A crystal that bends or is wedge-shaped comes in many of
 them. Here, the scan is cut in pieces and pieces join to crystals:
 
-1. `pieces.py`: regions without Bragg disks are background. Parts of them that show disks for sure
+1. `steps.py`: regions that hold several crystals, such as twin lamellae, come apart.
+2. `pieces.py`: regions without Bragg disks are background. Parts of them that show disks for sure
    become pieces, and parts of other regions that show none become background.
-2. `joining.py`: two neighbouring pieces join if they share disks, and if the patterns on both sides
+3. `joining.py`: two neighbouring pieces join if they share disks, and if the patterns on both sides
    of their border differ by no more than they vary on each side. A uniform bend passes, a step does
    not. A piece that has one pattern over a long way is not bent: two such pieces are never in one
    crystal.
-3. `outlines.py`: borders to the background are placed where a crystal has half of its strength.
+4. `outlines.py`: borders to the background are placed where a crystal has half of its strength.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from .pieces import (
     split_unconnected,
 )
 from .regions import consecutive, nearest_label
+from .steps import split_at_steps
 
 PATTERN_LEVEL = 1.0
 """Level of a cluster tree at which regions of one pattern are cut."""
@@ -75,6 +77,7 @@ def find_crystals(
         From `find_regions`.
     disks : Disks
     """
+    regions = split_at_steps(values, merges, regions, disks)
     pieces, limit = find_pieces(values, merges, regions, disks)
     joins, scores = join_pieces(pieces, values - empty_pattern(pieces, values, merges.mask), disks)
     n = int(pieces.max(initial=-1)) + 1

@@ -56,7 +56,7 @@ def finer_regions(
     """
     maps = [labels]
     for level in FINER_LEVELS:
-        maps.append(_refined_parts(maps[-1], cut_merges(merges, level), values, background))
+        maps.append(refined_parts(maps[-1], cut_merges(merges, level), values, background))
     parts = maps[-1]
     inside = parts >= 0
     pairs, heights = [], []
@@ -70,7 +70,7 @@ def finer_regions(
     return parts, found[first, 1], np.concatenate(pairs), np.concatenate(heights)
 
 
-def _refined_parts(
+def refined_parts(
     whole: NDArray[Any], fine: NDArray[Any], values: NDArray[Any], background: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """Parts of regions `whole` that the labels `fine` make, refined."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .disks import Disks, shared_disks
 from .pieces import find_uniform, mixture_shares
 from .regions import find_borders, join_pairs, region_means
-from .strips import border_strips, find_facing, noise_power
+from .strips import Strips, border_strips, find_facing, noise_power
 
 # For the scans on which the constants were tuned, see `pieces.py`.
 MIN_SHARED = 0.15
@@ -50,6 +50,24 @@ def join_numbers(pairs: NDArray[Any], n: int) -> NDArray[np.int64]:
     """Number of the group of each of `n` items after joining pairs of them."""
     first, second = np.reshape(pairs, (-1, 2)).T
     return join_pairs(first, second, n).astype(np.int64)
+
+
+def difference_across(strips: Strips) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Squared difference ``(n,)`` of the means of both strips, and the power of the stronger mean,
+    both without the part of the noise.
+
+    A thinner part of one crystal differs by a factor only, up to `MAX_GAIN`, and by nothing else.
+    """
+    power = (strips.mean**2).sum(axis=2)
+    product = (strips.mean[:, 0] * strips.mean[:, 1]).sum(axis=1)
+    weaker = power.argmin(axis=1)
+    rows = np.arange(len(power))
+    weak, strong = power[rows, weaker], power[rows, 1 - weaker]
+    gain = np.clip(product / np.maximum(weak, 1e-9), 1, MAX_GAIN)
+    difference = strong - 2 * gain * product + gain**2 * weak
+    noise = strips.mean.shape[2] / strips.size
+    of_strong, of_weak = noise[rows, 1 - weaker], noise[rows, weaker]
+    return difference - of_strong - gain**2 * of_weak, strong - of_strong
 
 
 class Joining:
@@ -106,25 +124,17 @@ class Joining:
         long = np.minimum(1, (length + 2) / FULL_BORDER) * (1 - flat / np.maximum(length, 1e-9))
         return shared * long * self._gradual(strips) * self._step(region, pairs, strips)
 
-    def _gradual(self, strips: Any) -> NDArray[np.float64]:
+    def _gradual(self, strips: Strips) -> NDArray[np.float64]:
         """1 where strips scatter as much as a gradient would make them, 0 where they do not."""
         power = (strips.mean**2).sum(axis=2)
-        product = (strips.mean[:, 0] * strips.mean[:, 1]).sum(axis=1)
-        weaker = power.argmin(axis=1)
-        rows = np.arange(len(power))
-        weak, strong = power[rows, weaker], power[rows, 1 - weaker]
-        # A thinner part of one crystal differs by a factor only.
-        gain = np.clip(product / np.maximum(weak, 1e-9), 1, MAX_GAIN)
-        difference = strong - 2 * gain * product + gain**2 * weak
-        rank = strips.mean.shape[2]
-        difference -= rank * (
-            1 / strips.size[rows, 1 - weaker] + gain**2 / strips.size[rows, weaker]
-        )
+        difference, _ = difference_across(strips)
         scatter = np.maximum(strips.scatter, 0).sum(axis=1)
         gradual = np.minimum(1, scatter / np.maximum(difference, 1e-3) / GRADIENT_RATIO)
         return gradual * np.minimum(1, scatter / np.maximum(power.sum(axis=1), 1e-9) / BENT_SCATTER)
 
-    def _step(self, region: NDArray[Any], pairs: NDArray[Any], strips: Any) -> NDArray[np.float64]:
+    def _step(
+        self, region: NDArray[Any], pairs: NDArray[Any], strips: Strips
+    ) -> NDArray[np.float64]:
         """Below 1 where patterns change right at the border and not from strip to strip."""
         across = strips.mean[:, 1] - strips.mean[:, 0]
         distance = np.linalg.norm(across, axis=1)

@@ -78,10 +78,10 @@ def find_pieces(
     """Pieces with disks, -1 elsewhere, and the contrast of disks above which they are pieces."""
     if regions.max(initial=-1) < 0:
         return regions, contrast_limit(np.empty(0))
-    certain = _contrast(regions, values, disks, DISK_ERRORS)
+    certain = region_contrast(regions, values, disks, DISK_ERRORS)
     errors = DISK_ERRORS if certain.max() >= CLEAR_CONTRAST else 2 * DISK_ERRORS
     if errors != DISK_ERRORS:
-        certain = _contrast(regions, values, disks, errors)
+        certain = region_contrast(regions, values, disks, errors)
     limit = contrast_limit(certain)
     empty = _is_empty(regions, values, disks, limit, errors)
     fine = cut_merges(merges, FINE_LEVEL)
@@ -90,15 +90,15 @@ def find_pieces(
     parts = split_unconnected(cross_labels(full, fine))
     if parts.max(initial=-1) >= 0:
         size = np.bincount(parts[parts >= 0])
-        without = _contrast(parts, values, disks, -EMPTY_ERRORS) < limit
-        without |= (_contrast(parts, values, disks, 0) < limit) & (size >= MIN_EMPTY)
+        without = region_contrast(parts, values, disks, -EMPTY_ERRORS) < limit
+        without |= (region_contrast(parts, values, disks, 0) < limit) & (size >= MIN_EMPTY)
         full = np.where(np.append(without, True)[parts], -1, full)
     pieces = consecutive(full)
     # Parts without a piece that have disks.
     parts = split_unconnected(cross_labels(np.where((pieces < 0) & merges.mask, 0, -1), fine))
     if parts.max(initial=-1) >= 0:
         keep = np.bincount(parts[parts >= 0]) >= MIN_PART
-        keep &= _contrast(parts, values, disks, errors) >= limit
+        keep &= region_contrast(parts, values, disks, errors) >= limit
         keep &= ~_rims(parts, pieces, values - empty_pattern(pieces, values, merges.mask))
         parts = consecutive(np.where(np.append(keep, False)[parts], parts, -1))
         found = int(parts.max(initial=-1)) + 1
@@ -112,7 +112,7 @@ def find_pieces(
     return consecutive(pieces), limit
 
 
-def _contrast(
+def region_contrast(
     labels: NDArray[Any],
     values: NDArray[Any],
     disks: Disks,
@@ -147,8 +147,8 @@ def _is_empty(
     A small grain scatters because the probe blurs its borders. Its disks are certain, too, if they
     are far above the limit and above the noise.
     """
-    empty = _contrast(labels, values, disks, errors) < limit
-    empty &= _contrast(labels, values, disks, errors, False) < FAR_ABOVE * limit
+    empty = region_contrast(labels, values, disks, errors) < limit
+    empty &= region_contrast(labels, values, disks, errors, False) < FAR_ABOVE * limit
     if not empty.all():  # where a disk is no larger than a bin, grains show by their power
         power = (region_means(labels, values)[0] ** 2).sum(axis=1)
         empty &= power < STRONG_SHARE * power[~empty].max()

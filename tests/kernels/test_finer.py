@@ -11,8 +11,8 @@ from scipy.ndimage import gaussian_filter
 from py4dstem_clustering.kernels.finer import (
     FINER_LEVELS,
     _fill_inside,
-    _refined_parts,
     finer_regions,
+    refined_parts,
 )
 from py4dstem_clustering.kernels.joining import join_numbers
 from py4dstem_clustering.kernels.merging import cut_merges, merge_positions
@@ -39,7 +39,7 @@ def test_parts_are_those_of_the_truth_without_mixtures_at_borders():
     whole = np.where(truth == 3, 2, truth // 2)  # both grains that differ little are one region
     raw = cut_merges(merges, 0.1)
     assert len(np.unique(raw[:22])) > 5  # with pieces of noise and of borders
-    parts = _refined_parts(whole, raw, values, truth == 3)
+    parts = refined_parts(whole, raw, values, truth == 3)
     assert sorted(np.unique(parts)) == [0, 1, 2, 3]
     assert (parts != truth).mean() < 0.01
 
