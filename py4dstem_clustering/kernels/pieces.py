@@ -35,6 +35,11 @@ from .strips import STRIP_DEPTH, noise_power
 FINE_LEVEL = 0.5
 """Level of the merges of positions at which parts of regions are looked at for disks."""
 
+VARYING_LEVEL = 0.7
+"""Level of the merges of positions at which regions of more than one pattern are cut, since they may
+hold parts of two crystals. Levels from 0.5 to 0.7 find bent crystals alike; below 0.7, grains at 100
+electrons fall to pieces."""
+
 MAX_UNIFORM_SCATTER = 0.18
 """Scatter of the patterns of a region beyond noise, relative to the power of their mean, up to
 which a wide region is one pattern. Cubes of MgO have less, most pieces of a bent foil more."""
@@ -84,6 +89,10 @@ def find_pieces(
         certain = region_contrast(regions, values, disks, errors)
     limit = contrast_limit(certain)
     empty = _is_empty(regions, values, disks, limit, errors)
+    varies = ~empty & ~find_uniform(regions, values)[1]
+    if varies.any():
+        regions = _cut_varying(regions, varies, merges)
+        empty = _is_empty(regions, values, disks, limit, errors)
     fine = cut_merges(merges, FINE_LEVEL)
     # Parts of regions with disks that have none.
     full = np.where(np.append(empty, True)[regions], -1, regions)
@@ -110,6 +119,20 @@ def find_pieces(
             lost = np.bincount(number, (pieces < 0)[refined >= 0]) / np.bincount(number)
             pieces = np.where(np.append(lost > 0.5, True)[refined], -1, refined)
     return consecutive(pieces), limit
+
+
+def _cut_varying(
+    regions: NDArray[Any], varies: NDArray[np.bool_], merges: Merges
+) -> NDArray[np.int64]:
+    """Regions, those that vary in their parts at `VARYING_LEVEL`.
+
+    The parts are not refined: dissolving mixtures would take narrow stripes of a bent crystal for
+    mixtures of the stripes beside them.
+    """
+    parts = cut_merges(merges, VARYING_LEVEL) + 1
+    return split_unconnected(
+        cross_labels(regions, np.where(np.append(varies, False)[regions], parts, 0))
+    )
 
 
 def region_contrast(
