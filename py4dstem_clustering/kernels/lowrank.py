@@ -118,7 +118,7 @@ def model_core(
         scale = np.sqrt(camera.bin_gain * camera.bin)
         view = View(found / scale[:, None], (found * scale[:, None]).T, True)
         fit = reader.fit(view, camera.bin_gain, camera.offset * bins.pixels, keep=seek_lag)
-        lag = search_lag(fit.measured) if seek_lag else None
+        lag = None if fit.measured is None else search_lag(fit.measured)
         if lag is not None:
             return lag
         fit = fit._replace(measured=None)

@@ -123,37 +123,47 @@ def whole_noise(model: Model, left: Left) -> NDArray[np.float32]:
     detector, and for single regions where they differ by more than chance.
     """
     regions = Regions(model.bins)
-    scan = model.scores.shape[:2]
-    known = model.noise.reshape(*scan, -1).astype(np.float64) ** 2 / model.bins.unit**2
-    level = model.scores @ regions.means(model.directions) - np.float32(model.offset)
-    floor = max(DARK_SHARE * float(level.mean()), 1e-12)
-    counting = model.gain * np.maximum(level, floor).astype(np.float64)
+    means = regions.means(model.directions)
     weight = regions.n_pixels / regions.n_pixels.sum()
+    known = model.noise.reshape(*model.scores.shape[:2], -1)
+    unit = model.bins.unit
+    floor = model.scores.mean(axis=(0, 1)) @ means @ weight - model.offset
+    floor = max(DARK_SHARE * float(floor), 1e-12)
 
-    def around(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(gaussian_filter(x, (_AROUND, _AROUND, 0)))
+    # Region by region: maps of all regions in float64 may not fit in memory.
+    def powers(region: int) -> tuple[NDArray[np.float64], ...]:
+        """Power beyond counting noise, power of counting noise, and of what the model says."""
+        level = model.scores @ means[:, region] - np.float32(model.offset)
+        counting = model.gain * np.maximum(level, floor).astype(np.float64)
+        own = (known[..., region].astype(np.float64) / unit) ** 2
+        return left.squares[..., region] - counting, counting, own
 
-    def certain(x: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What is left of `x`, which chance changes with that variance before it is averaged."""
-        chance = variance / (4 * np.pi * _AROUND**2)
-        return x * np.maximum(1 - _CERTAIN**2 * chance / np.maximum(x**2, 1e-30), 0)
-
+    total = sum(share * np.stack(powers(r)) for r, share in enumerate(weight))
+    beyond, counting, own = np.asarray(total)
     # The gain is not known better than that.
-    whole = (left.squares - counting) @ weight[:, None] / (counting @ weight[:, None])
-    offset = np.clip(np.quantile(around(whole), 0.1), -_GAIN_ERROR, _GAIN_ERROR)
+    offset = np.clip(np.quantile(_around(beyond / counting), 0.1), -_GAIN_ERROR, _GAIN_ERROR)
     # What the model says of itself is no part of what it lacks.
-    lacks = left.squares - counting - known
-    whole = lacks @ weight[:, None] / (counting @ weight[:, None])
-    everywhere = around(whole)
-    everywhere = np.maximum(
-        certain(everywhere - offset, around((whole - everywhere) ** 2)), 0
-    )
-    near, noise = around(lacks), around(counting)
-    here = near / noise - offset - everywhere
-    here = certain(here, around((lacks - near) ** 2) / noise**2)
-    more = np.maximum(everywhere + here, 0) * noise
-    found = np.sqrt(known + more) * model.bins.unit
-    return found.reshape(model.noise.shape).astype(np.float32)
+    whole = (beyond - own) / counting
+    near = _around(whole)
+    everywhere = np.maximum(_certain(near - offset, _around((whole - near) ** 2)), 0)
+    out = np.empty(known.shape, dtype=np.float32)
+    for region in range(regions.number):
+        beyond, counting, own = powers(region)
+        near, noise = _around(beyond - own), _around(counting)
+        here = near / noise - offset - everywhere
+        here = _certain(here, _around((beyond - own - near) ** 2) / noise**2)
+        out[..., region] = unit * np.sqrt(own + np.maximum(everywhere + here, 0) * noise)
+    return out.reshape(model.noise.shape)
+
+
+def _around(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(gaussian_filter(x, _AROUND))
+
+
+def _certain(x: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is left of a mean over positions around, if chance changes one position so much."""
+    chance = variance / (4 * np.pi * _AROUND**2)
+    return np.asarray(x * np.maximum(1 - _CERTAIN**2 * chance / np.maximum(x**2, 1e-30), 0))
 
 
 class _Bins:

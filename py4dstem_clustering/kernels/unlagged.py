@@ -12,6 +12,12 @@ from .features import noise_of_neighbours
 from .lag import MAX_PASSES, SAME_DECAY, Lag, find_lag, measure_decay, without_lag
 from .merging import find_regions, merge_positions
 
+MAX_SCORES = 30
+"""Scores in which a lag is looked for, the largest ones; more take longer."""
+
+MAX_POSITIONS = 192
+"""Positions along either axis, in the middle of the scan, in which a lag is looked for."""
+
 
 class WithoutLag:
     """A scan that is read like an array, in whole rows: ``scan[start:stop]``.
@@ -28,11 +34,12 @@ class WithoutLag:
         self.dtype = np.dtype(np.float32 if narrow else np.float64)
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
-        start, stop, _ = rows.indices(self.shape[0])
+        n = self.shape[0]
+        start, stop, _ = rows.indices(n)
         axis, direction, decay = self._lag
         first, last = start, stop
         if axis == 0:
-            first, last = max(start - (direction > 0), 0), min(stop + (direction < 0), self.shape[0])
+            first, last = max(start - int(direction > 0), 0), min(stop + int(direction < 0), n)
         raw = read_rows(self._data, first, last)
         line = np.moveaxis(raw, axis, 0)[::direction]
         lost = line.min(axis=(-2, -1)) == line.max(axis=(-2, -1))
@@ -40,11 +47,10 @@ class WithoutLag:
         found = np.moveaxis(out, axis, 0)[::direction]
         found[...] = line
         clear = ~(lost[1:] | lost[:-1])
-        share = self.dtype.type(decay)
         for i, j in zip(*np.nonzero(clear), strict=True):
             pattern = found[i + 1, j]
-            pattern -= share * line[i, j]
-            pattern /= 1 - share
+            pattern -= decay * line[i, j]
+            pattern /= 1 - decay
         return out[start - first : stop - first]
 
 
@@ -53,8 +59,13 @@ def search_lag(scores: NDArray[np.float32]) -> Lag | None:
 
     As merging does, regions are found anew without the lag, and its size is measured between them.
     """
-    values = scores - np.median(scores, axis=(0, 1))
-    values = (values / noise_of_neighbours(values)).astype(np.float32)
+    rows, columns = (
+        slice(max(n - MAX_POSITIONS, 0) // 2, max(n - MAX_POSITIONS, 0) // 2 + MAX_POSITIONS)
+        for n in scores.shape[:2]
+    )
+    values = scores[rows, columns, :MAX_SCORES]
+    values = values - np.median(values, axis=(0, 1))
+    values /= noise_of_neighbours(values).astype(np.float32)
     mask = np.ones(values.shape[:2], dtype=bool)
     lag = find_lag(values, find_regions(values, merge_positions(values, mask)))
     for _ in range(MAX_PASSES):

@@ -21,7 +21,7 @@ def measure_noise(
     offset: float | None = None,
     data: Any = None,
 ) -> Noise:
-    """Gain and offset of the camera, measured from the noise of a scan, or of its `data` changed."""
+    """Gain and offset of the camera, from the noise of a scan; `data` may stand for its data."""
     data = datacube.data if data is None else data
     total = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
     with progress(total, "Measuring noise", progress_bar) as report:
