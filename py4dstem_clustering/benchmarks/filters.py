@@ -67,6 +67,9 @@ _DYNAMICAL: dict[str, dict[str, Any]] = {
     )
 }
 
+AVERAGES = "true grain averages"
+"""The mean pattern of each true grain: in a small grain it is no better than its few patterns."""
+
 NLPAR_STRENGTHS = (0.5, 0.7, 1.0, 1.5, 2.0)
 """Strengths of NLPAR; the truth decides which of them is best."""
 
@@ -186,7 +189,7 @@ def compare(
     yield row("SVD, same rank", poisson_svd(counts, rank), rank)
     if (labels >= 0).any():
         means = np.stack([counts[labels == name].mean(axis=0) for name in names])
-        yield row("true grain averages", means[place])
+        yield row(AVERAGES, means[place])
 
 
 def outside_beam(mean: NDArray[Any]) -> NDArray[np.bool_]:
@@ -274,10 +277,12 @@ def filter_table(rows: Sequence[FilterRow]) -> str:
         for dose in doses_of(rows):
             of = [row for row in rows if (row.kind, row.electrons) == (kind, dose)]
             first = [row for row in of if row.method == methods[0]]
+            averages = [row for row in of if row.method == AVERAGES]
             lines.append([
                 kind, f"{dose:,.0f}",
                 *(cell([row for row in of if row.method == method], error) for method in methods),
                 *(cell(first, value) for value in map(attrgetter, ("border", "small", "noise"))),
+                cell(averages, attrgetter("small")),
             ])  # fmt: skip
     heads = [
         "scan",
@@ -286,5 +291,6 @@ def filter_table(rows: Sequence[FilterRow]) -> str:
         "low rank: at borders",
         "in small grains",
         "noise found",
+        "averages: in small grains",
     ]
     return markdown_table(heads, lines, texts={0})

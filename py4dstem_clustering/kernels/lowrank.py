@@ -131,6 +131,7 @@ def model_core(
             least = max(least, _CERTAIN * np.sqrt(n_positions * len(bins.pixels)))
         enough = level >= min(least, level[-1])
         axes = (vectors[:, enough] / np.sqrt(np.maximum(level[enough], 1e-30))).T @ kept
+        del fit  # its maps and the next ones may not fit in memory together
 
         regions = Regions(bins)
         with np.errstate(divide="ignore"):

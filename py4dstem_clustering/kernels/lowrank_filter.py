@@ -20,7 +20,7 @@ from .blocks import MemoryNeed, Report, iterate_blocks, row_need, scratch_need, 
 from .lowrank import Model
 from .lowrank_basis import DARK_SHARE, MAX_DIRECTIONS
 from .lowrank_fit import missing_pixels
-from .lowrank_windows import Regions
+from .lowrank_windows import N_REGIONS, Regions
 
 SIGNIFICANT = 5.0
 """Standard deviations of noise from which a bin of a pattern keeps its own values. With a smaller
@@ -37,7 +37,8 @@ are nearly empty."""
 _GAIN_ERROR = 0.02
 """Error of the measured gain that is allowed for, when the model is judged by what it lacks."""
 
-_PATTERNS_PER_TASK = 32
+_PATTERNS_PER_TASK = 16
+"""Patterns that are rebuilt in one task; more of them do not stay in the cache of a core."""
 
 
 class Left(NamedTuple):
@@ -56,7 +57,9 @@ class Left(NamedTuple):
 def lowrank_need(data: Any, n_jobs: int | None) -> MemoryNeed:
     """Memory that `lowrank_core` takes beside the model."""
     ry, qx, qy = data.shape[1:]
-    model = 4 * MAX_DIRECTIONS * (qx * qy + data.shape[0] * ry) + 4 * data.shape[0] * ry * 64
+    # Noise of the model, squares that are left, and the noise of the result; float64 maps of one.
+    maps = data.shape[0] * ry * (4 * 3 * N_REGIONS**2 + 8 * 12)
+    model = 4 * MAX_DIRECTIONS * (qx * qy + data.shape[0] * ry) + maps
     return MemoryNeed(
         model + scratch_need(data, n_jobs, _PATTERNS_PER_TASK, 5),
         3 * row_need(data) + 4 * ry * qx * qy,
@@ -123,7 +126,7 @@ def whole_noise(model: Model, left: Left) -> NDArray[np.float32]:
     detector, and for single regions where they differ by more than chance.
     """
     regions = Regions(model.bins)
-    means = regions.means(model.directions)
+    means = regions.means(model.directions.copy())
     weight = regions.n_pixels / regions.n_pixels.sum()
     known = model.noise.reshape(*model.scores.shape[:2], -1)
     unit = model.bins.unit
@@ -191,16 +194,16 @@ def keep_residual(
     for n, missing in absent:
         x[n, missing] = result[n, missing]
     pixels = model.bins.pixels
-    counts = np.empty((len(x), len(pixels)), dtype=np.float32)
-    model.bins.bin(x, counts)
+    x -= result
+    difference = np.empty((len(x), len(pixels)), dtype=np.float32)
+    model.bins.bin(x, difference)
     mean = np.maximum(expected - bins.dark, bins.floor)
-    difference = counts - expected
     power = (difference**2 * bins.weight).sum(axis=1)
     power /= model.bin_gain * (mean * bins.weight).sum(axis=1)
-    apart = x - result
-    squares = np.square(apart, out=apart)
-    odd = np.abs(_deviation(counts - bins.dark, mean, model.bin_gain)) > SIGNIFICANT
+    counts = difference + (expected - bins.dark)
+    odd = np.abs(_deviation(counts, mean, model.bin_gain)) > SIGNIFICANT
     kept = np.zeros(len(counts), dtype=np.float32)
+    own = []
     present = dict(absent)
     for n in np.flatnonzero(odd.any(axis=1)):
         inside = (odd[n][bins.of_pixels] & (bins.of_pixels >= 0)).astype(bool)
@@ -209,17 +212,20 @@ def keep_residual(
         inside &= ~model.bins.hot.ravel()
         if int(n) in present:
             inside &= ~present[int(n)]
-        lacks = x[n, inside] - result[n, inside]
+        lacks = x[n, inside]
         level = np.maximum(mean[n] / pixels, 0)[np.maximum(bins.of_pixels, 0)].ravel()[inside]
         noise = model.gain * level.sum()
         share = max(0.0, 1 - float(noise / max(float((lacks**2).sum()), 1e-30)))
         result[n, inside] += np.float32(share) * lacks
-        squares[n, inside] = np.float32(model.gain * (1 + share)) * level
+        own.append((n, inside, np.float32(model.gain * (1 + share)) * level))
         kept[n] = inside.mean()
     if moves is not None:
         for n in np.flatnonzero(moves.any(axis=1)):
             unmoved = model.bins.patterns(raw[n : n + 1], None)
             _move_back(result[n], unmoved, moves[n : n + 1], model)
+    squares = np.square(x, out=x)
+    for n, inside, values in own:
+        squares[n, inside] = values
     return Left(power.astype(np.float32), kept, bins.regions.means(squares))
 
 

@@ -38,7 +38,7 @@ class Regions:
             np.eye(k, dtype=np.float32)[:, which]
             for which, k in zip((u, v), self.shape, strict=True)
         ]
-        self._valid = (~bins.hot).astype(np.float32)
+        self._hot = np.flatnonzero(bins.hot)
         self.of_pixels = u[:, None] * self.shape[1] + v
         """Region of each detector pixel ``(Qx, Qy)``."""
         valid = self.of_pixels[~bins.hot]
@@ -51,9 +51,11 @@ class Regions:
         return self.shape[0] * self.shape[1]
 
     def means(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Mean over each region of maps of the detector ``(n, Qx Qy)``, ``(n, regions)``."""
-        maps = x.reshape(-1, *self.of_pixels.shape) * self._valid
-        sums = matmul(self._along[0], matmul(maps, self._along[1].T)).reshape(len(maps), -1)
+        """Mean of each region ``(n, regions)`` of maps ``(n, Qx Qy)``; sets their hot pixels to 0."""
+        if len(self._hot):
+            x[:, self._hot] = 0
+        maps = x.reshape(-1, *self.of_pixels.shape)
+        sums = matmul(matmul(self._along[0], maps), self._along[1].T).reshape(len(maps), -1)
         return np.asarray(sums / self.n_pixels.astype(np.float32))
 
     def forms(self, patterns: NDArray[Any]) -> NDArray[np.float32]:

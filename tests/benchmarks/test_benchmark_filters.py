@@ -69,8 +69,9 @@ def test_deepest_position():
 def test_table():
     row = benchmark.FilterRow("film", 1000.0, 0, "low rank", 0.2, 1.1, 1.2, 7, 0.95)
     rows = [row, row._replace(seed=1, error=0.3), row._replace(method="correlative", error=0.9)]
+    rows.append(row._replace(method="true grain averages", small=2.0))
     table = benchmark.filter_table(rows)
     assert (
-        "| film | 1,000 | 0.25 (0.30) | 0.90 (0.90) | 1.10 (1.10) | 1.20 (1.20) | 0.95 (0.95) |"
-        in table
+        "| film | 1,000 | 0.25 (0.30) | 0.90 (0.90) | 0.20 (0.20) | 1.10 (1.10) | 1.20 (1.20) "
+        "| 0.95 (0.95) | 2.00 (2.00) |" in table
     )

@@ -100,8 +100,8 @@ def test_lag_is_found_and_undone(lagging):
     assert none.metadata["filter_lowrank"]["lag_axis"] is None
     stays = with_lag.filter_lowrank(lag=0, **QUIET)
 
-    def error(result):
-        return float(np.sqrt(((result.data - none.data) ** 2).mean()))
+    def error(result):  # the camera is dark before the first pattern of a row, which stays
+        return float(np.sqrt(((result.data - none.data)[:, 1:] ** 2).mean()))
 
     assert error(found) < 0.6 * error(stays)
 
