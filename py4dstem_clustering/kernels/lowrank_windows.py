@@ -51,7 +51,7 @@ class Regions:
         return self.shape[0] * self.shape[1]
 
     def means(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Mean of each region ``(n, regions)`` of maps ``(n, Qx Qy)``; sets their hot pixels to 0."""
+        """Mean of each region ``(n, regions)`` of maps ``(n, Qx Qy)``; hot pixels become 0."""
         if len(self._hot):
             x[:, self._hot] = 0
         maps = x.reshape(-1, *self.of_pixels.shape)
