@@ -84,7 +84,7 @@ def filter_lowrank(
 
         ``noise`` (Rx, Ry, 8, 8): estimated standard deviation of the error of a pixel, in the unit
         of the data, root mean square over each of 8 x 8 equal regions of the detector. It was 0.77
-        to 1.30 of the true one in simulated crystals and films, 0.6 to 1.1 in liquid with speckle.
+        to 1.40 of the true one in simulated crystals and films, 0.6 to 1.1 in liquid with speckle.
         ``residual`` (Rx, Ry): squared difference of pattern and result, relative to noise. It is
         about 1; a position with a larger one holds what the rest of the scan does not.
         ``kept`` (Rx, Ry): share of the detector in which the pattern kept values of its own,
