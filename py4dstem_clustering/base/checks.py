@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import emdfile
 import numpy as np
@@ -272,6 +272,21 @@ def resolve_r_mask(r_mask: float | str | NDArray[Any] | None, mean: NDArray[Any]
                 "try 'triangle' or 'otsu', or give a number"
             ) from error
     return mean > r_mask
+
+
+def check_lag(lag: Any) -> float | Literal["auto"]:
+    """Check the option `lag`; None is "auto"."""
+    if lag is None or (isinstance(lag, str) and lag == "auto"):
+        return "auto"
+    if isinstance(lag, str):
+        raise ValueError(f"lag={lag!r} must be a share from 0 to below 1, or 'auto'")
+    share = check_number("lag", lag, 0)
+    if share >= 1:
+        raise ValueError(
+            f"lag={lag!r} must be below 1: it is the share of a pattern that is left in the next "
+            f"one; a mean delay of {share:g} positions is lag={share / (1 + share):.2g}"
+        )
+    return share
 
 
 def check_same_scan(what: str, shape: Sequence[int], scan: Sequence[int]) -> None:

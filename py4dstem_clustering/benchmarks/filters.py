@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from py4DSTEM import DataCube
+from scipy.linalg import eigh
 from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
 
 from ..base.progress import progress
@@ -65,6 +66,9 @@ _DYNAMICAL: dict[str, dict[str, Any]] = {
         ("magnesium", "bent", _FOILS["bent"]),
     )
 }
+
+AVERAGES = "true grain averages"
+"""The mean pattern of each true grain: in a small grain it is no better than its few patterns."""
 
 NLPAR_STRENGTHS = (0.5, 0.7, 1.0, 1.5, 2.0)
 """Strengths of NLPAR; the truth decides which of them is best."""
@@ -148,8 +152,13 @@ def compare(
     outside = outside_beam(share.mean(axis=(0, 1)))
     border = maximum_filter(labels, 5) != minimum_filter(labels, 5)
 
+    weight = (outside / outside.sum()).astype(np.float32).ravel()
+    expected = truth.astype(np.float32)
+
     def squares(result: NDArray[Any]) -> NDArray[np.float64]:
-        return ((result[..., outside] - truth[..., outside]) ** 2).mean(axis=-1)
+        apart = result.astype(np.float32) - expected
+        found = np.square(apart, out=apart).reshape(*labels.shape, -1) @ weight
+        return np.asarray(found.astype(np.float64))
 
     of_raw = squares(counts)
     raw = float(np.sqrt(of_raw.mean()))
@@ -172,8 +181,6 @@ def compare(
     filtered = cube.filter_lowrank(progress_bar=False)
     rank = int(filtered.metadata["filter_lowrank"]["rank"])
     yield row("low rank", filtered.data, rank, filtered.tree("noise").data)
-    alone = cube.filter_lowrank(local=False, progress_bar=False)
-    yield row("low rank, not local", alone.data, rank, alone.tree("noise").data)
     yield row("correlative", cube.filter_correlative(**CORRELATIVE).data)
     auto = cube.filter_correlative(**CORRELATIVE, corr_range="auto")
     yield row("correlative, auto", auto.data)
@@ -182,7 +189,7 @@ def compare(
     yield row("SVD, same rank", poisson_svd(counts, rank), rank)
     if (labels >= 0).any():
         means = np.stack([counts[labels == name].mean(axis=0) for name in names])
-        yield row("true grain averages", means[place])
+        yield row(AVERAGES, means[place])
 
 
 def outside_beam(mean: NDArray[Any]) -> NDArray[np.bool_]:
@@ -215,31 +222,45 @@ def nlpar(
     ``exp(-max((d - n s) / (s sqrt(2 n)), 0) / strength^2)``, where ``s`` is the sum of the noise
     variances of both patterns, each half the smallest mean squared difference from a neighbour.
     """
-    x = counts.reshape(-1, counts.shape[2] * counts.shape[3]).astype(np.float32)
-    n = x.shape[1]
-    places = np.indices(counts.shape[:2]).reshape(2, -1)
-    near = np.abs(places[:, :, None] - places[:, None]).max(axis=0) <= reach
-    power = np.einsum("ij,ij->i", x, x, dtype=np.float64)
-    distance = np.maximum(power[:, None] + power - 2 * (x @ x.T).astype(np.float64), 0)
-    others = near & ~np.eye(len(x), dtype=bool)
-    noise = np.where(others, distance, np.inf).min(axis=1) / (2 * n)
-    both = np.maximum(noise[:, None] + noise, 1e-12)
-    excess = np.maximum((distance - n * both) / (both * np.sqrt(2 * n)), 0)
-    np.fill_diagonal(excess, 0)
+    rx, ry = counts.shape[:2]
+    x = counts.reshape(rx, ry, -1).astype(np.float32)
+    n = x.shape[2]
+    power = np.einsum("ijk,ijk->ij", x, x, dtype=np.float64)
+    around = [slice(max(i - reach, 0), i + reach + 1) for i in range(rx)]
+    columns = np.arange(ry)
+    near = np.abs(columns[:, None, None] - columns) <= reach
+    distance = []
+    noise = np.empty((rx, ry))
+    for i, rows in enumerate(around):
+        both = np.tensordot(x[i], x[rows], axes=(1, 2)).astype(np.float64)
+        found = np.maximum(power[i][:, None, None] + power[rows] - 2 * both, 0)
+        found[columns, i - rows.start, columns] = 0
+        distance.append(found)
+        others = np.broadcast_to(near, found.shape).copy()
+        others[columns, i - rows.start, columns] = False
+        noise[i] = np.where(others, found, np.inf).min(axis=(1, 2)) / (2 * n)
     for strength in strengths:
-        weight = np.where(near, np.exp(-excess / strength**2), 0)
-        weight /= weight.sum(axis=1, keepdims=True)
-        yield (weight.astype(np.float32) @ x).reshape(counts.shape)
+        out = np.empty_like(x)
+        for i, rows in enumerate(around):
+            both = np.maximum(noise[i][:, None, None] + noise[rows], 1e-12)
+            excess = np.maximum((distance[i] - n * both) / (both * np.sqrt(2 * n)), 0)
+            excess[columns, i - rows.start, columns] = 0
+            weight = np.where(near, np.exp(-excess / strength**2), 0)
+            weight /= weight.sum(axis=(1, 2), keepdims=True)
+            out[i] = weight.reshape(ry, -1).astype(np.float32) @ x[rows].reshape(-1, n)
+        yield out.reshape(counts.shape)
 
 
-def poisson_svd(counts: NDArray[Any], rank: int) -> NDArray[np.float64]:
+def poisson_svd(counts: NDArray[Any], rank: int) -> NDArray[np.float32]:
     """Truncated SVD of patterns that are scaled as HyperSpy scales Poisson noise."""
-    x = counts.reshape(counts.shape[0] * counts.shape[1], -1).astype(np.float64)
-    scale = np.sqrt(np.outer(x.sum(axis=1), x.sum(axis=0)) / max(x.sum(), 1))
+    x = counts.reshape(counts.shape[0] * counts.shape[1], -1).astype(np.float32)
+    rows, columns = (x.sum(axis=axis, dtype=np.float64) for axis in (1, 0))
+    scale = np.sqrt(np.outer(rows, columns) / max(rows.sum(), 1)).astype(np.float32)
     scaled = np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)
-    vectors = np.linalg.eigh(scaled @ scaled.T)[1][:, ::-1][:, :rank]
-    found: NDArray[np.float64] = (vectors @ (vectors.T @ scaled) * scale).reshape(counts.shape)
-    return found
+    top = [max(len(x) - rank, 0), len(x) - 1]
+    vectors = eigh((scaled @ scaled.T).astype(np.float64), subset_by_index=top)[1]
+    found = (vectors.astype(np.float32) @ (vectors.T.astype(np.float32) @ scaled)) * scale
+    return np.asarray(found.reshape(counts.shape))
 
 
 def filter_table(rows: Sequence[FilterRow]) -> str:
@@ -256,10 +277,12 @@ def filter_table(rows: Sequence[FilterRow]) -> str:
         for dose in doses_of(rows):
             of = [row for row in rows if (row.kind, row.electrons) == (kind, dose)]
             first = [row for row in of if row.method == methods[0]]
+            averages = [row for row in of if row.method == AVERAGES]
             lines.append([
                 kind, f"{dose:,.0f}",
                 *(cell([row for row in of if row.method == method], error) for method in methods),
                 *(cell(first, value) for value in map(attrgetter, ("border", "small", "noise"))),
+                cell(averages, attrgetter("small")),
             ])  # fmt: skip
     heads = [
         "scan",
@@ -268,5 +291,6 @@ def filter_table(rows: Sequence[FilterRow]) -> str:
         "low rank: at borders",
         "in small grains",
         "noise found",
+        "averages: in small grains",
     ]
     return markdown_table(heads, lines, texts={0})

@@ -22,8 +22,8 @@ import numpy as np
 from ..base.checks import check_integer, check_memory
 from ..simulate.scan import simulate_scan
 
-STEPS = ("filter", "merge", "averages")
-"""The steps: filter to HDF5, merging of the unfiltered scan, averages of the clusters."""
+STEPS = ("filter", "lowrank", "merge", "averages")
+"""The steps: both filters to HDF5, merging of the unfiltered scan, averages of the clusters."""
 
 _SIMULATED_SIDE = 32
 """Largest number of positions along an axis of the small scan."""
@@ -145,6 +145,8 @@ def _run(step: str, path: Path, max_memory: str | None) -> dict[str, Any]:
         imports, start = _memory(), perf_counter()
         if step == "filter":
             cube.filter_correlative(out=path.with_name("filtered.h5"), corr_range="auto", **options)
+        elif step == "lowrank":
+            cube.filter_lowrank(out=path.with_name("filtered.h5"), **options)
         elif step == "merge":
             clusters = cube.cluster(drop_background=False, **options)
         else:

@@ -18,13 +18,13 @@ from ..base.checks import (
     THRESHOLD_NAMES,
     check_corr_range,
     check_integer,
+    check_lag,
     check_memory,
     check_n_jobs,
     check_number,
     check_out,
     check_writable,
 )
-from ..grains.options import check_lag
 from ..kernels.virtual import sample_mean
 from ..scan.axes import LENGTHS, as_length
 from ..scan.calibration import known_centre

@@ -356,7 +356,7 @@ def _add_filters(commands: Any) -> None:
             py4dstem-clustering benchmark filters --out results --electrons 1000 --seeds 1
         """,
     )
-    _add_simulated_scans(filters, "30 100 1000 10000 100000", 3, "100 to 115")
+    _add_simulated_scans(filters, "30 100 1000 10000 100000", 1, "100 to 115")
     filters.set_defaults(run=run_filters)
 
 

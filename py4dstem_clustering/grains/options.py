@@ -12,6 +12,7 @@ from ..base.checks import (
     check_choice,
     check_flag,
     check_integer,
+    check_lag,
     check_number,
     check_q_mask,
     check_r_mask,
@@ -121,21 +122,6 @@ def check_options(
         subtract_mean=subtract_mean,
         similarity=similarity,
     )
-
-
-def check_lag(lag: Any) -> float | Literal["auto"]:
-    """Check the option `lag` of `cluster`; None is "auto"."""
-    if lag is None or (isinstance(lag, str) and lag == "auto"):
-        return "auto"
-    if isinstance(lag, str):
-        raise ValueError(f"lag={lag!r} must be a share from 0 to below 1, or 'auto'")
-    share = check_number("lag", lag, 0)
-    if share >= 1:
-        raise ValueError(
-            f"lag={lag!r} must be below 1: it is the share of a pattern that is left in the next "
-            f"one; a mean delay of {share:g} positions is lag={share / (1 + share):.2g}"
-        )
-    return share
 
 
 def check_cut(

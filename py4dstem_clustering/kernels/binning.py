@@ -103,6 +103,10 @@ class Binning:
                 total += part
         return out
 
+    def keeps(self, dtype: np.dtype[Any]) -> bool:
+        """Whether `patterns` changes no value of such data."""
+        return (self.zero, self.unit) == (0, 1) and is_small_integer(dtype)
+
     def patterns(
         self, patterns: NDArray[Any], shifts: NDArray[np.int64] | None
     ) -> NDArray[np.float32]:

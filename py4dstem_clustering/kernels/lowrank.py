@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 from .binning import MAX_BINS, Binning
 from .blas import matmul
 from .blocks import MemoryNeed, Report, iterate_blocks, row_need, scratch_need, tiles, workers
+from .lag import Lag
 from .lowrank_basis import MAX_DIRECTIONS, Sums, binned_basis, find_camera
 from .lowrank_fit import Reader, View
 from .lowrank_windows import N_REGIONS, SCAN_STEP, SCAN_WINDOW, Regions, shrink_directions
 from .noise import Noise
+from .unlagged import search_lag
 
 _CERTAIN = 0.5
 """Power of a direction of the full resolution, in units of the root of positions times bins, from
@@ -89,11 +91,13 @@ def model_core(
     n_jobs: int | None,
     report: Report,
     n_rows: int | None = None,
-) -> Model:
+    seek_lag: bool = False,
+) -> Model | Lag:
     """Find the model of a scan; with `rank` None, of as many directions as stand out of noise.
 
     `noise` is that of the camera; None finds it from neighbours, roughly. With `local` false,
-    scores are not compared with those of neighbours. Reads the data three times.
+    scores are not compared with those of neighbours. Reads the data three times. With `seek_lag`,
+    a lag of the camera that is certain is returned instead; undo it and call again.
     """
     scan, n_positions = data.shape[:2], data.shape[0] * data.shape[1]
     bins = Binning(data, q_mask)
@@ -113,7 +117,11 @@ def model_core(
 
         scale = np.sqrt(camera.bin_gain * camera.bin)
         view = View(found / scale[:, None], (found * scale[:, None]).T, True)
-        fit = reader.fit(view, camera.bin_gain, camera.offset * bins.pixels)
+        fit = reader.fit(view, camera.bin_gain, camera.offset * bins.pixels, keep=seek_lag)
+        lag = None if fit.measured is None else search_lag(fit.measured)
+        if lag is not None:
+            return lag
+        fit = fit._replace(measured=None)
         weight = 1 / np.sqrt(camera.gain * camera.pixel)
         weight[bins.hot.ravel()] = 0
         kept, _ = shrink_directions(fit, camera, weight, bins, run, None)
@@ -123,6 +131,7 @@ def model_core(
             least = max(least, _CERTAIN * np.sqrt(n_positions * len(bins.pixels)))
         enough = level >= min(least, level[-1])
         axes = (vectors[:, enough] / np.sqrt(np.maximum(level[enough], 1e-30))).T @ kept
+        del fit  # its maps and the next ones may not fit in memory together
 
         regions = Regions(bins)
         with np.errstate(divide="ignore"):

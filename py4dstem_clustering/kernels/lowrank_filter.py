@@ -18,9 +18,9 @@ from .binning import move_patterns
 from .blas import matmul
 from .blocks import MemoryNeed, Report, iterate_blocks, row_need, scratch_need, tiles, workers
 from .lowrank import Model
-from .lowrank_basis import MAX_DIRECTIONS
+from .lowrank_basis import DARK_SHARE, MAX_DIRECTIONS
 from .lowrank_fit import missing_pixels
-from .lowrank_windows import Regions
+from .lowrank_windows import N_REGIONS, Regions
 
 SIGNIFICANT = 5.0
 """Standard deviations of noise from which a bin of a pattern keeps its own values. With a smaller
@@ -30,7 +30,15 @@ _AROUND = 2.0
 """Standard deviation of the weights of the positions around, over which residuals are averaged to
 see what the model lacks. With less, chance counts as structure."""
 
-_PATTERNS_PER_TASK = 32
+_CERTAIN = 3.0
+"""Standard errors from which a lack counts. With less, noise is estimated too large where patterns
+are nearly empty."""
+
+_GAIN_ERROR = 0.02
+"""Error of the measured gain that is allowed for, when the model is judged by what it lacks."""
+
+_PATTERNS_PER_TASK = 16
+"""Patterns that are rebuilt in one task; more of them do not stay in the cache of a core."""
 
 
 class Left(NamedTuple):
@@ -40,12 +48,18 @@ class Left(NamedTuple):
     """Power of what the model lacks, relative to noise: 1 where it lacks nothing."""
     kept: NDArray[np.float32]
     """Share of the detector in which the pattern kept values of its own."""
+    squares: NDArray[np.float32]
+    """Mean squared difference of pattern and model in each region of the detector
+    ``(Rx, Ry, regions)``. Where the pattern kept values of its own, it is what makes their noise
+    count as lacking."""
 
 
 def lowrank_need(data: Any, n_jobs: int | None) -> MemoryNeed:
     """Memory that `lowrank_core` takes beside the model."""
     ry, qx, qy = data.shape[1:]
-    model = 4 * MAX_DIRECTIONS * (qx * qy + data.shape[0] * ry) + 4 * data.shape[0] * ry * 64
+    # Noise of the model, squares that are left, and the noise of the result; float64 maps of one.
+    maps = data.shape[0] * ry * (4 * 3 * N_REGIONS**2 + 8 * 12)
+    model = 4 * MAX_DIRECTIONS * (qx * qy + data.shape[0] * ry) + maps
     return MemoryNeed(
         model + scratch_need(data, n_jobs, _PATTERNS_PER_TASK, 5),
         3 * row_need(data) + 4 * ry * qx * qy,
@@ -65,11 +79,16 @@ def lowrank_core(
     """Write the filtered scan to `out`, anything that takes ``out[start:stop] = rows``."""
     rx, ry, qx, qy = data.shape
     bins = _Bins(model)
-    left = Left(np.empty((rx, ry), dtype=np.float32), np.empty((rx, ry), dtype=np.float32))
+    shapes = (rx, ry), (rx, ry), (rx, ry, bins.regions.number)
+    left = Left(*(np.empty(shape, dtype=np.float32) for shape in shapes))
     unit, zero = np.float32(model.bins.unit), np.float32(model.bins.zero)
+    direct = isinstance(out, np.ndarray) and out.flags.c_contiguous
     with workers(n_jobs) as run:
         for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
-            result = np.empty((len(rows), ry, qx * qy), dtype=np.float32)
+            if direct:
+                result = out[start : start + len(rows)].reshape(len(rows), ry, qx * qy)
+            else:
+                result = np.empty((len(rows), ry, qx * qy), dtype=np.float32)
 
             def rebuild(
                 task: tuple[int, slice],
@@ -81,16 +100,19 @@ def lowrank_core(
                 here, scores = result[i, piece], model.scores[start + i, piece]
                 matmul(scores, model.directions, out=here)
                 moves = None if shifts is None else shifts[start + i, piece]
-                left.residual[start + i, piece], left.kept[start + i, piece] = keep_residual(
+                found = keep_residual(
                     rows[i, piece], moves, matmul(scores, model.in_bins), here, model, bins
                 )
+                for target, values in zip(left, found, strict=True):
+                    target[start + i, piece] = values
                 if unit != 1:
                     here *= unit
                 if zero:
                     here += zero
 
             run(rebuild, product(range(len(rows)), tiles(ry, _PATTERNS_PER_TASK)))
-            out[start : start + len(rows)] = result.reshape(-1, ry, qx, qy)
+            if not direct:
+                out[start : start + len(rows)] = result.reshape(-1, ry, qx, qy)
             report(len(rows))
             del rows, result
     return left
@@ -99,19 +121,52 @@ def lowrank_core(
 def whole_noise(model: Model, left: Left) -> NDArray[np.float32]:
     """Noise of the result ``(Rx, Ry, n, m)``: that of the model, and what the model lacks.
 
-    What it lacks is taken to be even inside a bin, so that a pixel has less of it, relative to
-    noise, than the bin.
+    What it lacks shows in the difference of pattern and model, whose power then exceeds that of
+    counting noise. One pattern tells little, so it is averaged over positions around: for the whole
+    detector, and for single regions where they differ by more than chance.
     """
-    lacks = np.maximum(gaussian_filter(left.residual.astype(np.float64) - 1, _AROUND), 0)
     regions = Regions(model.bins)
-    place = model.bins.bin_of_pixels()
-    per_pixel = model.gain * (model.mean / model.bins.pixels) / model.bins.pixels
-    inside = (place >= 0) & ~model.bins.hot
-    of_region = regions.of_pixels[inside]
-    power = np.bincount(of_region, per_pixel[place[inside]], minlength=regions.number)
-    power = power * (model.bins.unit**2 / regions.n_pixels)
-    more = lacks[..., None, None] * power.reshape(regions.shape)
-    return np.sqrt(model.noise.astype(np.float64) ** 2 + more).astype(np.float32)
+    means = regions.means(model.directions.copy())
+    weight = regions.n_pixels / regions.n_pixels.sum()
+    known = model.noise.reshape(*model.scores.shape[:2], -1)
+    unit = model.bins.unit
+    floor = model.scores.mean(axis=(0, 1)) @ means @ weight - model.offset
+    floor = max(DARK_SHARE * float(floor), 1e-12)
+
+    # Region by region: maps of all regions in float64 may not fit in memory.
+    def powers(region: int) -> tuple[NDArray[np.float64], ...]:
+        """Power beyond counting noise, power of counting noise, and of what the model says."""
+        level = model.scores @ means[:, region] - np.float32(model.offset)
+        counting = model.gain * np.maximum(level, floor).astype(np.float64)
+        own = (known[..., region].astype(np.float64) / unit) ** 2
+        return left.squares[..., region] - counting, counting, own
+
+    total = sum(share * np.stack(powers(r)) for r, share in enumerate(weight))
+    beyond, counting, own = np.asarray(total)
+    # The gain is not known better than that.
+    offset = np.clip(np.quantile(_around(beyond / counting), 0.1), -_GAIN_ERROR, _GAIN_ERROR)
+    # What the model says of itself is no part of what it lacks.
+    whole = (beyond - own) / counting
+    near = _around(whole)
+    everywhere = np.maximum(_certain(near - offset, _around((whole - near) ** 2)), 0)
+    out = np.empty(known.shape, dtype=np.float32)
+    for region in range(regions.number):
+        beyond, counting, own = powers(region)
+        near, noise = _around(beyond - own), _around(counting)
+        here = near / noise - offset - everywhere
+        here = _certain(here, _around((beyond - own - near) ** 2) / noise**2)
+        out[..., region] = unit * np.sqrt(own + np.maximum(everywhere + here, 0) * noise)
+    return out.reshape(model.noise.shape)
+
+
+def _around(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(gaussian_filter(x, _AROUND))
+
+
+def _certain(x: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is left of a mean over positions around, if chance changes one position so much."""
+    chance = variance / (4 * np.pi * _AROUND**2)
+    return np.asarray(x * np.maximum(1 - _CERTAIN**2 * chance / np.maximum(x**2, 1e-30), 0))
 
 
 class _Bins:
@@ -119,6 +174,7 @@ class _Bins:
 
     def __init__(self, model: Model) -> None:
         self.of_pixels = model.bins.bin_of_pixels()
+        self.regions = Regions(model.bins)
         self.weight = (1 / (model.bin_gain * model.mean)).astype(np.float32)
         self.floor = (0.1 * model.mean).astype(np.float32)
         self.dark = (model.offset * model.bins.pixels).astype(np.float32)
@@ -131,24 +187,23 @@ def keep_residual(
     result: NDArray[np.float32],
     model: Model,
     bins: _Bins,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Add to `result` what the model lacks beyond noise; `expected` is the model in bins.
-
-    Returns the power of what it lacks, relative to noise, and the share of bins that were changed.
-    """
+) -> Left:
+    """Add to `result` what the model lacks beyond noise; `expected` is the model in bins."""
     x = model.bins.patterns(raw, moves)
     absent = missing_pixels(raw, moves is not None)
     for n, missing in absent:
         x[n, missing] = result[n, missing]
     pixels = model.bins.pixels
-    counts = np.empty((len(x), len(pixels)), dtype=np.float32)
-    model.bins.bin(x, counts)
+    x -= result
+    difference = np.empty((len(x), len(pixels)), dtype=np.float32)
+    model.bins.bin(x, difference)
     mean = np.maximum(expected - bins.dark, bins.floor)
-    difference = counts - expected
     power = (difference**2 * bins.weight).sum(axis=1)
     power /= model.bin_gain * (mean * bins.weight).sum(axis=1)
-    odd = np.abs(_deviation(counts - bins.dark, mean, model.bin_gain)) > SIGNIFICANT
+    counts = difference + (expected - bins.dark)
+    odd = np.abs(_deviation(counts, mean, model.bin_gain)) > SIGNIFICANT
     kept = np.zeros(len(counts), dtype=np.float32)
+    own = []
     present = dict(absent)
     for n in np.flatnonzero(odd.any(axis=1)):
         inside = (odd[n][bins.of_pixels] & (bins.of_pixels >= 0)).astype(bool)
@@ -157,17 +212,21 @@ def keep_residual(
         inside &= ~model.bins.hot.ravel()
         if int(n) in present:
             inside &= ~present[int(n)]
-        lacks = x[n, inside] - result[n, inside]
+        lacks = x[n, inside]
         level = np.maximum(mean[n] / pixels, 0)[np.maximum(bins.of_pixels, 0)].ravel()[inside]
         noise = model.gain * level.sum()
         share = max(0.0, 1 - float(noise / max(float((lacks**2).sum()), 1e-30)))
         result[n, inside] += np.float32(share) * lacks
+        own.append((n, inside, np.float32(model.gain * (1 + share)) * level))
         kept[n] = inside.mean()
     if moves is not None:
         for n in np.flatnonzero(moves.any(axis=1)):
             unmoved = model.bins.patterns(raw[n : n + 1], None)
             _move_back(result[n], unmoved, moves[n : n + 1], model)
-    return power.astype(np.float32), kept
+    squares = np.square(x, out=x)
+    for n, inside, values in own:
+        squares[n, inside] = values
+    return Left(power.astype(np.float32), kept, bins.regions.means(squares))
 
 
 def _deviation(

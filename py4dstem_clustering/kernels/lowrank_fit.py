@@ -13,8 +13,9 @@ from .blas import matmul
 from .blocks import Report, Run, iterate_blocks, tiles
 from .lowrank_windows import Fit, Smoother
 
-_PIXELS_PER_TASK = 2048
-"""Detector pixels that are fitted in one task; fewer of them make calls too short."""
+_PIXELS_PER_TASK = 1024
+"""Detector pixels that are fitted in one task; fewer of them make calls too short, more of them do
+not stay in the cache of a processor core."""
 
 _FILLS = 8
 """Times that missing pixels are filled from the model and the model is fitted anew. After a few
@@ -47,6 +48,8 @@ class Reader:
         self.data, self.bins, self.shifts, self.local = data, bins, shifts, local
         self.run, self.report, self.n_rows = run, report, n_rows
         self.pieces = tiles(data.shape[1])
+        self.plain = shifts is None and bins.keeps(np.dtype(data.dtype))
+        """Whether patterns need nothing but the type float32; then no copy of a row is made."""
 
     def fit(
         self,
@@ -54,11 +57,12 @@ class Reader:
         gain: float,
         dark: NDArray[np.float64],
         forms: NDArray[np.float32] | None = None,
+        keep: bool = False,
     ) -> Fit:
         """Scores along a view, without noise that can be told from neighbours; fit of all pixels.
 
         `dark` is the offset of the bins or pixels of the view. With `forms` (see `Regions`), the
-        power of noise is found.
+        power of noise is found. With `keep`, scores as they were measured are returned, too.
         """
         (rx, ry), n_pixels = self.data.shape[:2], self.bins.hot.size
         k = view.to_scores.shape[1]
@@ -94,9 +98,13 @@ class Reader:
             self.run(score, product(range(start, start + len(rows)), self.pieces))
             last = smooth.advance(start + len(rows), self.run)
             for i in range(done, last):
-                x = np.empty((ry, n_pixels), dtype=np.float32)
+                row = smooth.finished(i)
+                if self.plain:
+                    x = waiting[i].reshape(ry, n_pixels)
+                else:
+                    x = np.empty((ry, n_pixels), dtype=np.float32)
 
-                def read(piece: slice, i: int = i, x: NDArray[np.float32] = x) -> None:
+                def read(piece: slice, i: int = i, x: NDArray[Any] = x) -> None:
                     x[piece] = self.read(waiting, i, piece)
                     if view.binned:
                         return
@@ -104,11 +112,11 @@ class Reader:
                         near = scores[i, piece][n] @ patterns[:, missing]
                         x[piece][n, missing] = near
 
-                self.run(read, self.pieces)
-                row = smooth.finished(i)
+                if not self.plain:
+                    self.run(read, self.pieces)
 
-                def add(part: slice, row: Any = row, x: NDArray[np.float32] = x) -> None:
-                    products[:, part] += matmul(row.T, x[:, part])
+                def add(part: slice, row: Any = row, x: NDArray[Any] = x) -> None:
+                    products[:, part] += matmul(row.T, x[:, part].astype(np.float32, copy=False))
 
                 self.run(add, tiles(n_pixels, _PIXELS_PER_TASK))
                 second += matmul(row.T, row)
@@ -116,7 +124,10 @@ class Reader:
                 del waiting[i]
             done = last
             self.report(len(rows))
-        return _unit_power(smooth.total, products, second, third, power)
+        measured = None
+        if keep:
+            measured = scores if self.local else scores.copy()
+        return _unit_power(smooth.total, products, second, third, power)._replace(measured=measured)
 
     def read(self, waiting: dict[int, NDArray[Any]], i: int, piece: slice) -> NDArray[np.float32]:
         """Some patterns of row `i` ``(n, Qx Qy)``, in the unit of bins and moved."""

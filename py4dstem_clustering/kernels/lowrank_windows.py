@@ -34,6 +34,11 @@ class Regions:
         detector = bins.hot.shape
         self.shape = (min(N_REGIONS, detector[0]), min(N_REGIONS, detector[1]))
         u, v = (np.arange(n) * k // n for n, k in zip(detector, self.shape, strict=True))
+        self._along = [
+            np.eye(k, dtype=np.float32)[:, which]
+            for which, k in zip((u, v), self.shape, strict=True)
+        ]
+        self._hot = np.flatnonzero(bins.hot)
         self.of_pixels = u[:, None] * self.shape[1] + v
         """Region of each detector pixel ``(Qx, Qy)``."""
         valid = self.of_pixels[~bins.hot]
@@ -44,6 +49,14 @@ class Regions:
     def number(self) -> int:
         """Number of regions."""
         return self.shape[0] * self.shape[1]
+
+    def means(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mean of each region ``(n, regions)`` of maps ``(n, Qx Qy)``; hot pixels become 0."""
+        if len(self._hot):
+            x[:, self._hot] = 0
+        maps = x.reshape(-1, *self.of_pixels.shape)
+        sums = matmul(matmul(self._along[0], maps), self._along[1].T).reshape(len(maps), -1)
+        return np.asarray(sums / self.n_pixels.astype(np.float32))
 
     def forms(self, patterns: NDArray[Any]) -> NDArray[np.float32]:
         """From a covariance of scores to the power of a pixel in each region.
@@ -70,6 +83,8 @@ class Fit(NamedTuple):
     power: NDArray[np.float32]
     """Power of the noise that scores bring to a pixel of each region ``(Rx, Ry, regions)``; empty
     where it was not asked for."""
+    measured: NDArray[np.float32] | None = None
+    """Scores ``(Rx, Ry, k)`` as they were measured, where they were asked for."""
 
 
 class Smoother:

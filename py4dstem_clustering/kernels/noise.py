@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import MemoryNeed, Report, Run, read_rows, row_need, scratch_need, tiles, workers
+from .blocks import (
+    MemoryNeed,
+    Report,
+    Run,
+    is_small_integer,
+    read_rows,
+    row_need,
+    scratch_need,
+    tiles,
+    workers,
+)
 
 _MIN_TRIPLES = 8192
 """Smallest number of triples of positions, if the scan has so many. With these the gain is within
@@ -142,11 +152,16 @@ def _noise_ratios(
 ) -> NDArray[np.float64]:
     """Second differences relative to the signal, of each triple and half of the detector."""
     ratios = np.full((len(triples), 2), np.inf)
+    weights = weights.astype(_float_type(patterns))
 
     def compare(part: slice) -> None:
-        mean, square, present = _second_differences(patterns, triples[part])
-        signal = np.maximum(np.where(present, mean - dark, 0), 0) @ weights
-        np.divide(square @ weights, signal, out=ratios[part], where=signal > 0)
+        signal, square, present = _second_differences(patterns, triples[part])
+        signal -= signal.dtype.type(dark)
+        np.maximum(signal, 0, out=signal)
+        if present is not None:
+            signal[~present] = 0
+        power = signal @ weights
+        np.divide(square @ weights, power, out=ratios[part], where=power > 0)
 
     run(compare, tiles(len(triples), _TRIPLES_PER_TASK))
     return ratios
@@ -170,8 +185,11 @@ def _add_quiet(
         pixels = part.start + np.flatnonzero(half[part] == odd)
         chosen = triples[quiet[:, 0 if odd else 1]]
         for some in tiles(len(chosen), _TRIPLES_PER_TASK):
-            values = _second_differences(patterns, chosen[some], pixels)
-            total[:, pixels] += [value.sum(axis=0) for value in values]
+            mean, square, present = _second_differences(patterns, chosen[some], pixels)
+            count = len(mean) if present is None else present.sum(axis=0)
+            total[0, pixels] += mean.sum(axis=0)
+            total[1, pixels] += square.sum(axis=0)
+            total[2, pixels] += count
 
     run(add, product((False, True), tiles(patterns.shape[1], _PIXELS_PER_TASK)))
 
@@ -200,23 +218,37 @@ def _triples(n_rows: int, n_columns: int) -> NDArray[Any]:
     return np.concatenate(threes)
 
 
+def _float_type(patterns: NDArray[Any]) -> type[np.float32] | type[np.float64]:
+    """Type to compare in: float32 holds sums and squares of whole numbers of 8 or 16 bits."""
+    return np.float32 if is_small_integer(patterns.dtype) else np.float64
+
+
 def _second_differences(
     patterns: NDArray[Any], triples: NDArray[Any], pixels: NDArray[Any] | None = None
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
     """Mean and ``(a - 2 b + c)^2 / 6`` of triples, and whether no pixel is missing there.
 
-    Both are 0 where a pixel is missing.
+    Both are 0 where a pixel is missing; None says that none is.
     """
+    kind = _float_type(patterns)
     a, b, c = (
-        (patterns[k] if pixels is None else patterns[k[:, None], pixels]).astype(np.float64)
+        (patterns[k] if pixels is None else patterns[k[:, None], pixels]).astype(kind)
         for k in triples.T
     )
     with np.errstate(invalid="ignore"):
-        mean = (a + b + c) / 3
-        square = (a - 2 * b + c) ** 2 / 6
+        a += c
+        mean = a + b
+        mean /= kind(3)
+        b *= kind(2)
+        a -= b
+        square = np.square(a, out=a)
+        square /= kind(6)
+    if patterns.dtype.kind != "f":
+        return mean, square, None
     present = np.isfinite(square)
-    if not present.all():
-        mean[~present] = square[~present] = 0
+    if present.all():
+        return mean, square, None
+    mean[~present] = square[~present] = 0
     return mean, square, present
 
 

@@ -15,18 +15,25 @@ from ..scan.calibration import known_centre, whole_shifts
 
 
 def measure_noise(
-    datacube: DataCube, n_jobs: int | None, progress_bar: bool, offset: float | None = None
+    datacube: DataCube,
+    n_jobs: int | None,
+    progress_bar: bool,
+    offset: float | None = None,
+    data: Any = None,
 ) -> Noise:
-    """Gain and offset of the camera, measured from the noise of a scan."""
+    """Gain and offset of the camera, from the noise of a scan; `data` may stand for its data."""
+    data = datacube.data if data is None else data
     total = 2 * sum(stop - start for start, stop in noise_windows(datacube.Rshape))
     with progress(total, "Measuring noise", progress_bar) as report:
-        return noise_core(datacube.data, n_jobs=n_jobs, report=report, offset=offset)
+        return noise_core(data, n_jobs=n_jobs, report=report, offset=offset)
 
 
-def noise_if_any(datacube: DataCube, n_jobs: int | None, progress_bar: bool) -> Noise:
+def noise_if_any(
+    datacube: DataCube, n_jobs: int | None, progress_bar: bool, data: Any = None
+) -> Noise:
     """As `measure_noise`; NaN if the scan is too small or has no noise."""
     try:
-        return measure_noise(datacube, n_jobs, progress_bar)
+        return measure_noise(datacube, n_jobs, progress_bar, data=data)
     except ValueError:
         return Noise(np.nan, np.nan)
 

@@ -15,6 +15,7 @@ from ..base.checks import (
     check_corr_range,
     check_flag,
     check_integer,
+    check_lag,
     check_number,
     values_of,
 )
@@ -102,6 +103,7 @@ def check_filter(filtering: Any) -> dict[str, Any] | None:
         )
         check_rank(filtering["rank"])
         check_flag("local", filtering["local"])
+        check_lag(filtering["lag"])
         if filtering["q_mask"] is not None:
             filtering["q_mask"] = np.array(values_of(filtering["q_mask"]))
         return {"method": "lowrank", **filtering}

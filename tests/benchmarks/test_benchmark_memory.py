@@ -19,8 +19,10 @@ def test_it_prints_a_line_for_each_step(capsys, tmp_path, monkeypatch):
     command = ["benchmark", "memory", "--scan", "10", "12", "--detector", "48", "44"]
     assert main([*command, "--max-memory", "200 MB"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[-4:]] == ["step", "filter", "merge", "averages"]
-    for line in lines[-3:]:
+    assert [line.split()[0] for line in lines[-5:]] == [
+        "step", "filter", "lowrank", "merge", "averages",
+    ]  # fmt: skip
+    for line in lines[-4:]:
         assert all(float(number) >= 0 for number in line.split()[1:])
     assert not list(tmp_path.iterdir())
 

@@ -12,7 +12,7 @@ import pytest
 from py4dstem_clustering.kernels.blocks import workers
 from py4dstem_clustering.kernels.lowrank import model_core
 from py4dstem_clustering.kernels.lowrank_basis import Sums
-from py4dstem_clustering.kernels.lowrank_filter import lowrank_core
+from py4dstem_clustering.kernels.lowrank_filter import lowrank_core, whole_noise
 from py4dstem_clustering.kernels.noise import Noise
 from py4dstem_clustering.kernels.shrinkage import (
     kept_share,
@@ -31,6 +31,7 @@ class Found(NamedTuple):
     noise: np.ndarray
     residual: np.ndarray
     kept: np.ndarray
+    whole_noise: np.ndarray
 
 
 def planted(electrons=3000.0, scan=SCAN, detector=DETECTOR, seed=0):
@@ -54,7 +55,7 @@ def run(data, rank=None, noise=COUNTED, shifts=None, local=True, n_jobs=1, n_row
     model = model_core(data, q_mask=mask, rank=rank, noise=noise, local=local, **options)
     out = np.full(data.shape, np.nan, dtype=np.float32)
     left = lowrank_core(data, out, model, **options)
-    return out, Found(model.noise, *left), model
+    return out, Found(model.noise, left.residual, left.kept, whole_noise(model, left)), model
 
 
 def error(result, truth, where=...):
@@ -222,6 +223,20 @@ def test_a_single_odd_pattern_is_kept():
     assert inside == pytest.approx(truth[9, 5][disk].mean(), rel=0.2)
     # The neighbours do not get it.
     assert out[9, 6][disk].mean() == pytest.approx(truth[9, 6][disk].mean(), rel=0.3)
+
+
+def test_what_no_other_position_has_is_noise_of_the_result():
+    truth, _ = planted(30000)
+    rng = np.random.default_rng(5)
+    speckled = np.s_[:, :8]
+    truth[speckled] *= rng.gamma(8, 1 / 8, truth[speckled].shape)
+    counts = rng.poisson(truth).astype(np.uint16)
+    out, left, _ = run(counts)
+    for part in (speckled, np.s_[:, 12:]):
+        true = error(out[part], truth[part])
+        assert error(left.whole_noise[part], 0) == pytest.approx(true, rel=0.3)
+    inside = np.s_[:, 2:6]
+    assert error(left.noise[inside], 0) < 0.7 * error(out[inside], truth[inside])
 
 
 def test_missing_and_hot_pixels():

@@ -60,6 +60,8 @@ def test_it_is_in_a_file_with_all_that_belongs_to_it(cube, tmp_path):
         ({"rank": 2.5}, TypeError, "rank=2.5 must be a whole number"),
         ({"q_mask": np.ones((3, 3), bool)}, ValueError, "q_mask"),
         ({"local": 1}, TypeError, "local=1 must be True or False"),
+        ({"lag": 1.5}, ValueError, "lag=1.5 must be below 1"),
+        ({"lag": "yes"}, ValueError, "lag=.yes. must be a share"),
         ({"compression": "gzip"}, ValueError, "does nothing without out"),
         ({"max_memory": "1 kB"}, ValueError, "max_memory"),
         ({"n_jobs": 0}, ValueError, "n_jobs=0"),
@@ -76,3 +78,62 @@ def test_the_file_of_the_scan_is_not_overwritten(cube, tmp_path):
         file["scan"] = cube.data
     with h5py.File(path, "r") as file, pytest.raises(ValueError, match="file of the scan itself"):
         DataCube(file["scan"]).filter_lowrank(out=path, overwrite=True, **QUIET)
+
+
+@pytest.fixture(scope="module")
+def lagging():
+    """A scan whose camera leaves half of each pattern in the next one, and the same without."""
+    options = {"n_grains": 10, "electrons": 10000, "seed": 100, "speckle": 0.0}
+    scans = (simulate_scan((48, 44), (48, 44), lag=lag, **options) for lag in (1.0, 0.0))
+    return [scan.datacube for scan in scans]
+
+
+def test_lag_is_found_and_undone(lagging):
+    with_lag, without = lagging
+    found = with_lag.filter_lowrank(**QUIET)
+    settings = found.metadata["filter_lowrank"]
+    assert settings["lag"] == "auto"
+    assert settings["lag_axis"] == "+Ry"
+    assert settings["lag_share"] == pytest.approx(0.5, abs=0.03)
+    none = without.filter_lowrank(**QUIET)
+    assert none.metadata["filter_lowrank"]["lag_share"] == 0
+    assert none.metadata["filter_lowrank"]["lag_axis"] is None
+    stays = with_lag.filter_lowrank(lag=0, **QUIET)
+
+    def error(result):  # the camera is dark before the first pattern of a row, which stays
+        return float(np.sqrt(((result.data - none.data)[:, 1:] ** 2).mean()))
+
+    assert error(found) < 0.6 * error(stays)
+
+
+def test_a_given_lag_is_undone(cube):
+    share = 0.5
+    data = cube.data.astype(np.float64)
+    for y in range(1, data.shape[1]):
+        data[:, y] = (1 - share) * data[:, y] + share * data[:, y - 1]
+    expected = cube.filter_lowrank(**QUIET)
+    found = DataCube(data).filter_lowrank(lag=share, **QUIET)
+    assert found.metadata["filter_lowrank"]["lag_share"] == share
+    np.testing.assert_allclose(found.data, expected.data, atol=0.05 * expected.data.std())
+
+
+def test_descan_is_moved_and_moved_back(cube):
+    rng = np.random.default_rng(0)
+    moves = rng.integers(-3, 4, (*cube.Rshape, 2))
+    data = np.stack(
+        [
+            [np.roll(cube.data[i, j], moves[i, j], (0, 1)) for j in range(cube.shape[1])]
+            for i in range(cube.shape[0])
+        ]
+    )
+    moved = DataCube(data)
+    centre = [(n - 1) / 2 for n in cube.Qshape]
+    moved.calibration.set_origin(tuple(centre[k] + moves[..., k] for k in (0, 1)))
+    still = cube.filter_lowrank(**QUIET).data
+    found = moved.filter_lowrank(**QUIET).data
+    inside = np.s_[6:-6, 6:-6]
+    for i, j in ((4, 5), (9, 2)):
+        back = np.roll(found[i, j], -moves[i, j], (0, 1))
+        difference = np.sqrt(((back - still[i, j])[inside] ** 2).mean())
+        noise = np.sqrt(((cube.data[i, j] - still[i, j])[inside] ** 2).mean())
+        assert difference < 0.35 * noise
