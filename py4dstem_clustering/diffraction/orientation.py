@@ -224,14 +224,19 @@ def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
             spread = np.full(labels.shape, np.nanmean(value) if n else np.nan)
             spread[inside] = value[labels[inside], 0]
             calibration._params[key] = spread
-    out = type(per_cluster)(
-        labels.shape, per_cluster.Qshape, name=per_cluster.name, calibration=calibration
-    )
     # With the field of `refine_disks`, if there is one.
-    out.set_raw_vectors(emdfile.PointListArray(per_cluster._v_uncal.dtype, labels.shape))
+    raw = emdfile.PointListArray(per_cluster._v_uncal.dtype, labels.shape)
     for x, y in np.argwhere(inside):
-        out._v_uncal[x, y].add(per_cluster._v_uncal[labels[x, y], 0].data)
-    out.setcal(**{key: bool(value) for key, value in per_cluster.calstate.items()})
+        raw[x, y].add(per_cluster._v_uncal[labels[x, y], 0].data)
+    return bragg_with(per_cluster, raw, calibration)
+
+
+def bragg_with(bragg: Any, raw: emdfile.PointListArray, calibration: Any) -> Any:
+    """Bragg vectors with these uncalibrated peaks, and the choice of calibrations of `bragg`."""
+    shape = tuple(map(int, raw.shape))
+    out = type(bragg)(shape, tuple(bragg.Qshape), name=bragg.name, calibration=calibration)
+    out.set_raw_vectors(raw)
+    out.setcal(**{key: bool(value) for key, value in bragg.calstate.items()})
     return out
 
 

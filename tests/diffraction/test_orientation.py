@@ -562,7 +562,8 @@ def test_one_rule_for_the_orientation_of_a_cluster(seed):
     orientation.corr[labels == 3] = 0  # a cluster without any orientation
     found = best_positions(labels, orientation)
     assert found.tolist() == slow_best(labels, orientation)
-    assert found[3] == -1 and 0 not in found
+    assert found[3] == -1
+    assert 0 not in found
     matrices = orientation.matrix[:, :, 0].reshape(-1, 3, 3)[found]
     verdict = orientation.verdict.ravel()[found]
     chosen = cluster_orientations(labels, orientation)
@@ -571,7 +572,8 @@ def test_one_rule_for_the_orientation_of_a_cluster(seed):
     for row in clusters_of(labels).get_boundaries(orientation, gold()):
         pair = [row["label_a"], row["label_b"]]
         if 3 in pair:
-            assert np.isnan(row["angle"]) and row["verdict"] == ""
+            assert np.isnan(row["angle"])
+            assert row["verdict"] == ""
             continue
         assert row["angle"] == pytest.approx(float(misorientation(*matrices[pair], gold())))
         assert row["verdict"] == ("not indexed", "ambiguous", "sure")[verdict[pair].min()]
