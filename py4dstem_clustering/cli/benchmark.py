@@ -88,6 +88,8 @@ def run_orientation(options: argparse.Namespace) -> None:
     if options.dynamical:
         _run_dynamical(options)
         return
+    if options.materials:
+        raise ValueError("--materials needs --dynamical; without, all grains are gold")
     from ..benchmarks import orientation as benchmark
 
     seeds, doses = _seeds_and_doses(options, benchmark)
@@ -113,13 +115,16 @@ def _run_dynamical(options: argparse.Namespace) -> None:
     """Measure orientations and verdicts on Bloch-wave patterns: orientation_dynamical.csv, .md."""
     from ..benchmarks import orientation_dynamical as benchmark
 
+    materials = benchmark.check_names(options.materials or benchmark.MATERIALS)
     seeds, doses = _seeds_and_doses(options, benchmark)
     folder = make_folder(options.out)
     start = time.perf_counter()
-    _print_seeds("scans of each material", seeds)
+    _print_seeds(f"scans of {len(materials)} materials", seeds)
     rows = benchmark.run_benchmark(
-        doses, seeds, small=options.small, progress_bar=not options.quiet
+        doses, seeds, materials=materials, small=options.small, progress_bar=not options.quiet
     )
+    if not rows:
+        raise ValueError("no grain was found at any dose; give more --electrons")
     text = "Misorientation from the truth, degrees\n\n" + benchmark.verdict_table(rows)
     _write_table(folder, "orientation_dynamical", rows, text, start)
 

@@ -11,6 +11,7 @@ from ..base.checks import check_data, check_flag
 from ..base.progress import progress
 from ..kernels.disk_places import fit_places, probe_of
 from ..scan.calibration import copy_calibration
+from .orientation import bragg_with
 
 ERROR = "error"
 """Field of Bragg vectors that holds the standard error of a place, detector pixels."""
@@ -93,12 +94,7 @@ def refine_disks(datacube: Any, bragg: Any, probe: Any, *, progress_bar: bool = 
                 rows["qx"], rows["qy"] = fitted.places.T
                 rows[ERROR] = fitted.errors
             report(1)
-    out = type(bragg)(
-        shape, tuple(bragg.Qshape), name=bragg.name, calibration=copy_calibration(bragg.calibration)
-    )
-    out.set_raw_vectors(raw)
-    out.setcal(**{key: bool(value) for key, value in bragg.calstate.items()})
-    return out
+    return bragg_with(bragg, raw, copy_calibration(bragg.calibration))
 
 
 def _probe_image(probe: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -9,7 +9,6 @@ from typing import Any
 import emdfile
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import value_indices
 from scipy.spatial.transform import Rotation
 
 from ..base.checks import check_name, check_number
@@ -225,14 +224,19 @@ def expand_bragg(labels: NDArray[Any], per_cluster: Any) -> Any:
             spread = np.full(labels.shape, np.nanmean(value) if n else np.nan)
             spread[inside] = value[labels[inside], 0]
             calibration._params[key] = spread
-    out = type(per_cluster)(
-        labels.shape, per_cluster.Qshape, name=per_cluster.name, calibration=calibration
-    )
     # With the field of `refine_disks`, if there is one.
-    out.set_raw_vectors(emdfile.PointListArray(per_cluster._v_uncal.dtype, labels.shape))
+    raw = emdfile.PointListArray(per_cluster._v_uncal.dtype, labels.shape)
     for x, y in np.argwhere(inside):
-        out._v_uncal[x, y].add(per_cluster._v_uncal[labels[x, y], 0].data)
-    out.setcal(**{key: bool(value) for key, value in per_cluster.calstate.items()})
+        raw[x, y].add(per_cluster._v_uncal[labels[x, y], 0].data)
+    return bragg_with(per_cluster, raw, calibration)
+
+
+def bragg_with(bragg: Any, raw: emdfile.PointListArray, calibration: Any) -> Any:
+    """Bragg vectors with these uncalibrated peaks, and the choice of calibrations of `bragg`."""
+    shape = tuple(map(int, raw.shape))
+    out = type(bragg)(shape, tuple(bragg.Qshape), name=bragg.name, calibration=calibration)
+    out.set_raw_vectors(raw)
+    out.setcal(**{key: bool(value) for key, value in bragg.calstate.items()})
     return out
 
 
@@ -249,27 +253,43 @@ def kept_orientation_map(crystal: Any) -> Iterator[None]:
             crystal.orientation_map = kept
 
 
-def cluster_orientations(labels: NDArray[Any], orientation: Any) -> NDArray[np.float64]:
-    """Best matrix of each cluster, (N, 3, 3); zeros for a cluster without an orientation.
+def best_positions(labels: NDArray[Any], orientation: Any) -> NDArray[np.int64]:
+    """Position in the map, row by row, whose orientation stands for each cluster, (N,).
 
-    `orientation` is a map of the clusters, (N, 1), or of the scan. From a map of the scan, each
-    cluster gets the matrix of its position with the highest correlation.
+    `orientation` is a map of the clusters, (N, 1), or of the scan. In a map of the scan it is the
+    position with the best verdict, of these the one with the highest correlation. -1 for a cluster
+    without an orientation.
     """
     n = int(labels.max(initial=-1)) + 1
     shapes = {"each scan position": labels.shape, "each cluster": (n, 1)}
     which = check_orientation(orientation, shapes)
-    matrix, corr = orientation.matrix[:, :, 0], orientation.corr[:, :, 0]
-    corr = np.where(has_orientation(matrix), np.nan_to_num(corr), 0)
-    out = np.zeros((n, 3, 3))
+    corr = np.nan_to_num(orientation.corr[:, :, 0]).ravel()
+    known = has_orientation(orientation.matrix[:, :, 0]).ravel() & (corr > 0)
     if which == "each cluster":
-        found = corr[:, 0] > 0
-        out[found] = matrix[found, 0]
-        return out
-    for label, members in value_indices(labels, ignore_value=-1).items():
-        best = corr[members].argmax()
-        if corr[members][best] > 0:
-            out[label] = matrix[members][best]
+        return np.where(known, np.arange(n), -1)
+    verdict = getattr(orientation, "verdict", np.zeros(labels.shape, dtype=np.uint8)).ravel()
+    members = np.flatnonzero(known & (labels.ravel() >= 0))
+    # The sort is stable: of equal ones, the first in the order of the scan.
+    members = members[np.lexsort((-corr[members], -verdict[members].astype(int)))]
+    label, first = np.unique(labels.ravel()[members], return_index=True)
+    out = np.full(n, -1)
+    out[label] = members[first]
     return out
+
+
+def at_positions(values: NDArray[Any], positions: NDArray[Any], missing: Any = 0) -> NDArray[Any]:
+    """Values ``(Rx, Ry, ...)`` of a map at `best_positions`; `missing` where there is none."""
+    found = values.reshape(-1, *values.shape[2:])[positions]
+    found[positions < 0] = missing
+    return found
+
+
+def cluster_orientations(labels: NDArray[Any], orientation: Any) -> NDArray[np.float64]:
+    """Matrix of each cluster, (N, 3, 3); zeros for a cluster without an orientation.
+
+    `orientation` is a map of the clusters or of the scan, see `best_positions`.
+    """
+    return at_positions(orientation.matrix[:, :, 0], best_positions(labels, orientation))
 
 
 def find_boundaries(
@@ -287,7 +307,11 @@ def find_boundaries(
             raise ValueError(f"twin={twin!r} must be 'auto', None, or (degrees, direction)")
         twin = SIGMA_3_TWIN if len(symmetry) == _N_CUBIC else None
     twin_rotation = None if twin is None else _twin_rotation(twin, crystal)
-    matrices, verdicts = cluster_orientations(labels, orientation), _verdicts(labels, orientation)
+    best = best_positions(labels, orientation)
+    matrices = at_positions(orientation.matrix[:, :, 0], best)
+    verdicts = None
+    if hasattr(orientation, "verdict"):
+        verdicts = at_positions(orientation.verdict, best, NOT_INDEXED)
 
     table = _boundary_lengths(labels, pixel_size)
     for field in ("angle", "axis_x", "axis_y", "axis_z", "twin_deviation"):
@@ -311,25 +335,6 @@ def find_boundaries(
             row["twin_deviation"] = np.rad2deg(deviation)
             row["twin"] = row["twin_deviation"] <= tolerance
     return table
-
-
-def _verdicts(labels: NDArray[Any], orientation: Any) -> NDArray[np.int64] | None:
-    """Verdict on the orientation of each cluster, (N,); None for a map without verdicts.
-
-    From a map of the scan, each cluster gets that of its position with the highest correlation.
-    """
-    verdict = getattr(orientation, "verdict", None)
-    if verdict is None:
-        return None
-    n = int(labels.max(initial=-1)) + 1
-    out = np.full(n, NOT_INDEXED)
-    if verdict.shape == (n, 1):
-        out[:] = verdict[:, 0]
-        return out
-    corr = np.nan_to_num(orientation.corr[:, :, 0])
-    for label, members in value_indices(labels, ignore_value=-1).items():
-        out[label] = verdict[members][corr[members].argmax()]
-    return out
 
 
 def _boundary_lengths(labels: NDArray[Any], pixel_size: float) -> NDArray[Any]:

@@ -16,9 +16,11 @@ from ..base.frozen import Frozen
 from ..base.progress import progress
 from ..emd import nodes
 from ..emd.settings import add_settings, read_settings
+from ..kernels.lattice_fit import usual_deformation
 from ..scan.calibration import copy_calibration
 from .orientation import (
     BOUNDARIES,
+    bragg_with,
     calibrated_peaks,
     check_orientation,
     find_boundaries,
@@ -355,13 +357,8 @@ def _match(crystal: Any, bragg: Any, num_matches: int) -> Any:
 
     py4DSTEM 0.14.18 warns of calibrations that do not exist, and applies none that was not chosen.
     """
-    ready = type(bragg)(
-        tuple(bragg.shape), tuple(bragg.Qshape), calibration=copy_calibration(bragg.calibration)
-    )
-    ready.set_raw_vectors(bragg._v_uncal)
-    if any(bragg.calstate.values()):
-        ready.setcal(**{key: bool(value) for key, value in bragg.calstate.items()})
-    else:
+    ready = bragg_with(bragg, bragg._v_uncal, copy_calibration(bragg.calibration))
+    if not any(ready.calstate.values()):
         ready.setcal()
     with kept_orientation_map(crystal), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(Warning: )?bragg peaks not", UserWarning)
@@ -392,9 +389,8 @@ def strain_cost(
             peaks[k], reference_peaks(crystal, matrix, sigma), max_distance
         )
         places = np.stack([found["qx"], found["qy"]], axis=1)
-        prior = (_PLACE_ERROR / USUAL_STRAIN) ** 2 * np.eye(2)
-        deformation = np.linalg.solve(expected.T @ expected + prior, expected.T @ places + prior)
-        stretch = np.linalg.svd(deformation, compute_uv=False)
+        m = usual_deformation(places, expected, _PLACE_ERROR, USUAL_STRAIN)
+        stretch = np.linalg.svd(m, compute_uv=False)
         cost[k] = 0.5 * (((stretch - 1) / USUAL_STRAIN) ** 2).sum()
     return cost
 

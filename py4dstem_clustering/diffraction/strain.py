@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from ..base.checks import check_flag, check_integer, check_number
@@ -30,7 +29,13 @@ from ..emd.settings import add_settings
 from ..kernels.lattice_fit import fit_lattices
 from ..patterns.mixture import Mixture
 from .disk_places import ERROR
-from .orientation import calibrated_peaks, check_orientation, cluster_orientations, plan_options
+from .orientation import (
+    at_positions,
+    best_positions,
+    calibrated_peaks,
+    check_orientation,
+    plan_options,
+)
 from .scores import AMBIGUOUS, NOT_INDEXED, SURE, has_scores
 
 REASONS = (
@@ -100,8 +105,8 @@ def calculate_strain(
     matrices, corr, verdict = _orientations_at(labels, scan, orientation)
 
     reason = np.full(labels.shape, _DEFINED)
-    reason[verdict == NOT_INDEXED] = _NOT_INDEXED
     reason[(corr <= 0) | (corr < min_correlation)] = _LOW_CORRELATION
+    reason[verdict == NOT_INDEXED] = _NOT_INDEXED
     if mixture is not None:
         if mixture.labels.shape[:2] != labels.shape:
             raise ValueError(
@@ -159,11 +164,12 @@ def _orientations_at(
     if which == "each cluster" and labels.shape != (n, 1):
         return matrices[labels, 0], corr[labels, 0], verdict[labels, 0]
     if which == "each scan position" and labels is not scan:
-        matrices = cluster_orientations(scan, orientation)[:, None]
-        highest, verdict = (
-            ndimage.maximum(values, scan, np.arange(n))[:, None] for values in (corr, verdict)
+        best = best_positions(scan, orientation)[:, None]
+        return (
+            at_positions(matrices, best),
+            at_positions(corr, best),
+            at_positions(verdict, best, NOT_INDEXED if has_scores(orientation) else SURE),
         )
-        return matrices, np.where(matrices.any(axis=(2, 3)), highest, 0), verdict
     return matrices, corr, verdict
 
 

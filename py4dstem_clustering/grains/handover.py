@@ -167,7 +167,9 @@ class HandOver:
             must be calibrated: origin, pixel size in 1/Angstrom, and ellipse and rotation if known.
         orientation : OrientationMap, (N, 1) or (Rx, Ry), or PhaseMap
             From `refine_orientations` or ``crystal.match_orientations`` of the averages, as it is
-            or expanded; or from `map_phases`, so that each cluster has its own crystal.
+            or expanded; or from `map_phases`, so that each cluster has its own crystal. If a map of
+            the scan meets Bragg vectors of the averages, a cluster takes the orientation as in
+            `get_boundaries`.
         min_num_peaks : int
             Number of Bragg peaks that must be matched, without the direct beam; at least 3.
         max_distance : float, optional
@@ -244,8 +246,8 @@ class HandOver:
         ----------
         orientation : OrientationMap, (N, 1) or (Rx, Ry), or PhaseMap
             Of the clusters or of the scan. With a map of the scan, a cluster takes the orientation
-            of its position with the highest correlation. With a PhaseMap, from `map_phases`, each
-            cluster has its own crystal.
+            of the position with the best verdict, of these the one with the highest correlation.
+            With a PhaseMap, from `map_phases`, each cluster has its own crystal.
         crystal : py4DSTEM.process.diffraction.Crystal, or a dictionary of names and Crystals
             Gives the symmetry and the lattice directions. A dictionary goes with a PhaseMap.
         twin : (degrees, (u, v, w)), "auto" or None

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates, spline_filter, uniform_filter
 from scipy.optimize import least_squares
 
+from .disk_windows import disk_windows
+
 MARGIN = 2.5
 """Pixels around the radius of the disk that belong to a fit: they hold the background.
 
@@ -176,18 +178,13 @@ def _windows(
 
     A pixel that is nearer to another disk has no weight, nor has one beside the detector.
     """
-    reach = int(np.ceil(radius + MARGIN))
-    window = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), axis=2)
-    window = window.reshape(-1, 2)
-    window = window[np.hypot(*window.T) <= radius + MARGIN]
-    at = np.rint(first).astype(int)[:, None] + window
-    inside = ((at >= 0) & (at < pattern.shape)).all(axis=2)
-    index = tuple(np.moveaxis(np.clip(at, 0, np.array(pattern.shape) - 1), 2, 0))
-    value = pattern[index]
-    inside &= np.isfinite(value)
+    windows = disk_windows(first, radius + MARGIN, pattern.shape, square=False)
+    at, value = windows.at, windows.values_of(pattern)
+    inside = windows.inside & np.isfinite(value)
     value = np.where(inside, value, 0)
     # Counting noise: the variance is the expected value; its scale follows from the fit.
-    expected = uniform_filter(np.nan_to_num(np.maximum(pattern, 0)), 3, mode="nearest")[index]
+    smooth = uniform_filter(np.nan_to_num(np.maximum(pattern, 0)), 3, mode="nearest")
+    expected = windows.values_of(smooth)
     floor = 0.1 * (expected * inside).sum(axis=1) / np.maximum(inside.sum(axis=1), 1)
     floor = np.where(floor > 0, floor, 1)  # where all is zero, any scale will do
     variance = np.maximum(expected, floor[:, None])

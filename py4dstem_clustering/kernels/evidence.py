@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kinematic import Lattice, Window, brightness, near_sphere, pick, predict
+from .lattice_fit import usual_deformation
 
 SCATTER = 1.0
 """Scale of the logistic scatter of the logarithm of intensities about the expected one.
@@ -260,9 +261,7 @@ def unstrained(lattice: Lattice, matrix: NDArray[Any], peaks: Peaks, model: Mode
     if near.sum() < 3:
         return peaks
     expected, found = places[nearest[near]], peaks.places[near]
-    prior = (model.error / STRAIN_PRIOR) ** 2 * np.eye(2)
-    deformation = np.linalg.solve(expected.T @ expected + prior, expected.T @ found + prior).T
-    u, stretch, _ = np.linalg.svd(deformation)
+    u, stretch, _ = np.linalg.svd(usual_deformation(found, expected, model.error, STRAIN_PRIOR))
     stretch = np.clip(stretch, 1 - MAX_STRAIN, 1 + MAX_STRAIN)
     return Peaks(peaks.places @ (u / stretch) @ u.T, peaks.intensity)
 

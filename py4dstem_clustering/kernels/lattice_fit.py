@@ -50,6 +50,21 @@ class Deformations(NamedTuple):
     larger than that of the parameters."""
 
 
+def usual_deformation(
+    found: NDArray[Any], reference: NDArray[Any], error: float, usual: float
+) -> NDArray[np.float64]:
+    """Fit ``q = m q_ref`` to a few disks, both ``(n, 2)``, drawn to no deformation: m ``(2, 2)``.
+
+    `error` is the error of a place, 1/Angstrom, and `usual` the standard deviation of the strains
+    that are expected before anything is measured.
+    """
+    prior = (error / usual) ** 2 * np.eye(2)
+    m: NDArray[np.float64] = np.linalg.solve(
+        reference.T @ reference + prior, reference.T @ found + prior
+    ).T
+    return m
+
+
 def fit_lattices(
     found: NDArray[Any],
     reference: NDArray[Any],

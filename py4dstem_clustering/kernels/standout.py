@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .disk_windows import disk_windows
+
 N_SECTORS = 8
 """Number of sectors around a disk. More sectors follow a curved background better, but each has
 fewer pixels; an even number, so that each has an opposite one.
@@ -78,14 +80,9 @@ def stand_out(
         The excess in standard deviations of a disk that is not there.
     """
     outer = _outer(radius)
-    reach = int(np.ceil(outer + 0.5))
-    window = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), axis=2)
-    window = window.reshape(-1, 2)
-    nearest = np.rint(places).astype(int)
-    at = nearest[:, None] + window
-    seen = ((at >= 0) & (at < pattern.shape)).all(axis=2)
-    value = pattern[tuple(np.clip(at, 0, np.array(pattern.shape) - 1).transpose(2, 0, 1))]
-    offset = at - places[:, None]
+    windows = disk_windows(places, outer + 0.5, pattern.shape)
+    seen, offset = windows.inside, windows.offset
+    value = windows.values_of(pattern)
     distance = np.hypot(offset[..., 0], offset[..., 1])
     angle = np.arctan2(offset[..., 1], offset[..., 0])
     sector = np.floor(angle / (2 * np.pi) * N_SECTORS + 0.5).astype(int) % N_SECTORS

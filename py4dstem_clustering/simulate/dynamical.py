@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.disk_windows import disk_windows
 from .bloch import BlochCrystal, check_nodes, rocking_table
 from .grains import Grains, Lattice, places_along
 from .scattering import LIQUID_SHARE, Scattering
@@ -128,16 +129,11 @@ def _draw(places: NDArray[Any], scattering: Scattering) -> tuple[NDArray[Any], .
         From the centre of the disk to the pixel. At the soft edge, to the rim of the disk.
     """
     radius = scattering.disk_radius
-    reach = int(np.ceil(radius + 0.5))
-    window = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), axis=2)
-    window = window.reshape(-1, 2)
-    nearest = np.rint(places).astype(int)
-    offsets = (nearest - places)[:, None] + window
+    at, inside, offsets = disk_windows(places, radius + 0.5, scattering.shape)
     distance = np.hypot(offsets[..., 0], offsets[..., 1])
     weights = np.clip(radius + 0.5 - distance, 0, 1)
     weights /= weights.sum(axis=1, keepdims=True)
-    at = nearest[:, None] + window
-    seen = (weights > 0) & (at >= 0).all(axis=2) & (at < scattering.shape).all(axis=2)
+    seen = (weights > 0) & inside
     position = np.broadcast_to(np.arange(len(places))[:, None], seen.shape)[seen]
     pixel = (at[seen] @ [scattering.shape[1], 1]).astype(np.int32)
     rays = offsets[seen] * (radius / np.maximum(distance[seen], radius))[:, None]

@@ -73,9 +73,9 @@ def test_tables():
     assert strain[-1].startswith("| 1,000 | single patterns | - |")
 
 
-def average(verdict, matched, refined):
+def average(verdict, matched, refined, runner_up=60.0):
     return dynamical.Row(
-        "gold", 1000.0, "own", 0, 1, 40, matched, refined, 60.0, verdict, 0.9, 50.0, 8, 0.95
+        "gold", 1000.0, "own", 0, 1, 40, matched, refined, runner_up, verdict, 0.9, 50.0, 8, 0.95
     )
 
 
@@ -83,7 +83,7 @@ def test_table_of_verdicts():
     rows = [
         average("sure", 1.0, 0.2),
         average("sure", 6.0, 7.0),
-        average("ambiguous", 2.0, 60.0),
+        average("ambiguous", 2.0, 60.0, 0.3),
         average("not indexed", float("nan"), float("nan")),
     ]
     lines = dynamical.verdict_table(rows).splitlines()
@@ -92,7 +92,7 @@ def test_table_of_verdicts():
     assert cells[:4] == ["gold", "1,000", "own", "4"]
     assert cells[4] == "4.00 / 50 %"
     assert cells[5] == "33.50 / 162.0 / 75 %"
-    assert cells[6:] == ["50 %", "1 of 2"]
+    assert cells[6:] == ["50 %", "1 of 2", "1 of 3"]
 
 
 @pytest.mark.slow
@@ -103,6 +103,19 @@ def test_dynamical_patterns():
     assert {row.labels for row in rows} == {"true", "own"}
     assert all(np.isfinite(row.refined) for row in rows)
     assert not any(row.verdict == "sure" and row.refined > 5 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--dynamical", "--materials", "gold", "lead"], "'lead' must be among gold, "),
+        (["--materials", "gold"], "--materials needs --dynamical"),
+    ],
+)
+def test_unknown_materials(tmp_path, capsys, arguments, match):
+    assert main(["benchmark", "orientation", "--out", str(tmp_path / "x"), *arguments]) == 2
+    assert match in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_tuning_seeds_of_dynamical_patterns_are_refused(tmp_path, capsys):

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from py4dstem_clustering import Clusters
 from py4dstem_clustering.diffraction.misorientation import get_symmetry, misorientation
+from py4dstem_clustering.diffraction.orientation import best_positions, cluster_orientations
 from py4dstem_clustering.scan.calibration import count_patterns
 
 FIELDS = ("matrix", "family", "corr", "inds", "mirror", "angles")
@@ -526,6 +527,56 @@ def test_boundaries_of_a_map_of_the_scan():
     (row,) = clusters_of(labels).get_boundaries(orientation, gold())
     expected = misorientation(matrices[3, 1], matrices[2, 2], gold())
     assert row["angle"] == pytest.approx(float(expected))
+
+
+def slow_best(labels, orientation):
+    """Position of each cluster by loops over all positions."""
+    found = []
+    for label in range(labels.max() + 1):
+        best, place = None, -1
+        for k, position in enumerate(np.ndindex(*labels.shape)):
+            corr = orientation.corr[position][0]
+            if labels[position] != label or not orientation.matrix[position][0].any():
+                continue
+            if not corr > 0:
+                continue
+            value = (int(orientation.verdict[position]), corr)
+            if best is None or value > best:
+                best, place = value, k
+        found.append(place)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_rule_for_the_orientation_of_a_cluster(seed):
+    """Orientation, verdict and strain of a cluster come from one and the same position."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), 10).reshape(8, 5)
+    labels[:, 4] = np.where(rng.random(8) < 0.3, -1, labels[:, 4])
+    orientation = map_of(random_rotations(40, seed).reshape(8, 5, 3, 3), (8, 5))
+    orientation.corr[..., 0] = rng.choice([0.2, 0.5, 0.9], (8, 5))
+    orientation.verdict = rng.integers(0, 3, (8, 5)).astype(np.uint8)
+    # The highest correlation of the first cluster has no orientation.
+    orientation.corr[0, 0], orientation.matrix[0, 0], orientation.verdict[0, 0] = 9, 0, 2
+    orientation.corr[2, 1], orientation.verdict[2, 1] = np.nan, 2
+    orientation.corr[labels == 3] = 0  # a cluster without any orientation
+    found = best_positions(labels, orientation)
+    assert found.tolist() == slow_best(labels, orientation)
+    assert found[3] == -1
+    assert 0 not in found
+    matrices = orientation.matrix[:, :, 0].reshape(-1, 3, 3)[found]
+    verdict = orientation.verdict.ravel()[found]
+    chosen = cluster_orientations(labels, orientation)
+    np.testing.assert_array_equal(chosen[:3], matrices[:3])
+    assert not chosen[3].any()
+    for row in clusters_of(labels).get_boundaries(orientation, gold()):
+        pair = [row["label_a"], row["label_b"]]
+        if 3 in pair:
+            assert np.isnan(row["angle"])
+            assert row["verdict"] == ""
+            continue
+        assert row["angle"] == pytest.approx(float(misorientation(*matrices[pair], gold())))
+        assert row["verdict"] == ("not indexed", "ambiguous", "sure")[verdict[pair].min()]
 
 
 def test_no_boundaries():

@@ -97,7 +97,7 @@ def test_boundaries_tell_the_less_sure_verdict(clusters, refined, gold):
 
 
 def test_what_is_not_indexed_has_no_strain(clusters, refined, gold):
-    """Strain refers to no lattice there: `reason` is 4."""
+    """Strain refers to no lattice there, and `reason` says that the verdict is why."""
     from py4DSTEM.braggvectors import BraggVectors
 
     crystal = check_materials("gold", 0.08)[0].kinematical(1.3, 300e3)
@@ -109,8 +109,8 @@ def test_what_is_not_indexed_has_no_strain(clusters, refined, gold):
         crystal, bragg, refined, max_distance=0.05, sigma_excitation_error=0.03, progress_bar=False
     )
     reason = strain.data[list(strain.slicelabels).index("reason")]
-    assert (reason[LABELS == 2] == 4).all()
-    assert (reason[(LABELS == 0) | (LABELS == 1)] != 4).all()
+    assert (reason[LABELS == 2] == 6).all()
+    assert (reason[(LABELS == 0) | (LABELS == 1)] == 2).all()
 
 
 def test_the_figure_hatches_and_greys(clusters, refined, gold):

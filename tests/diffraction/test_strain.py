@@ -274,12 +274,16 @@ def test_standard_errors():
     assert np.isnan(strain_of(nothing).data[7:]).all()
 
 
+def with_scores(orientation, verdicts):
+    """Scores of a map of clusters, as `refine_orientations` gives them."""
+    for name in SCORE_FIELDS:
+        setattr(orientation, name, np.ones((len(verdicts), 1)))
+    orientation.verdict = np.array(verdicts, dtype=np.uint8)[:, None]
+
+
 def test_verdicts_are_reasons():
     scan = experiment()
-    scan.orientation.verdict = np.array([[2], [1], [0]], dtype=np.uint8)
-    for name in SCORE_FIELDS:
-        if name != "verdict":
-            setattr(scan.orientation, name, np.ones((3, 1)))
+    with_scores(scan.orientation, [2, 1, 0])
     for orientation in (scan.orientation, scan.clusters.expand_orientation_map(scan.orientation)):
         found = scan.clusters.calculate_strain(scan.crystal, scan.bragg, orientation, **OPTIONS)
         reason = np.array(REASONS)[found.get_slice("reason").data.astype(int)]
@@ -511,6 +515,25 @@ def test_averages_have_a_strain_each():
     mixture = Mixture(np.zeros((3, 4, 4), int), np.ones((3, 4, 4)))
     with pytest.raises(ValueError, match="mixture belongs to scan positions, not to averages"):
         strain_of(scan, mixture=mixture)
+
+
+def test_averages_take_the_position_of_the_best_verdict():
+    """Not the one of the highest correlation, whose orientation may be ambiguous or missing."""
+    scan = experiment(seed=9, labels=[[0], [1], [2]])
+    scan.clusters = clusters_of(LABELS)
+    expected = strain_of(scan).data
+    with_scores(scan.orientation, [2, 1, 1])
+    scan.orientation = scan.clusters.expand_orientation_map(scan.orientation)
+    first = [tuple(np.argwhere(label == LABELS)[0]) for label in range(3)]
+    scan.orientation.matrix[first[0]] = np.eye(3)
+    scan.orientation.corr[first[0]], scan.orientation.verdict[first[0]] = 9, 1
+    scan.orientation.matrix[first[1]], scan.orientation.corr[first[1]] = 0, 9
+    scan.orientation.verdict[first[1]] = 2
+    scan.orientation.corr[LABELS == 2] = scan.orientation.verdict[LABELS == 2] = 0
+    found = strain_of(scan)
+    reason = found.get_slice("reason").data[:, 0].astype(int)
+    assert [REASONS[k] for k in reason] == ["defined", "ambiguous", "not indexed"]
+    np.testing.assert_allclose(found.data[:4, :2], expected[:4, :2], atol=1e-10)
 
 
 def test_a_map_of_the_scan_may_differ_inside_a_cluster():

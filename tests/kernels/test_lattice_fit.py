@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
-from py4dstem_clustering.kernels.lattice_fit import fit_lattices
+from py4dstem_clustering.kernels.lattice_fit import fit_lattices, usual_deformation
 
 TRUTH = np.array([[0.99, 0.004], [-0.002, 1.006]])
 
@@ -87,3 +88,23 @@ def test_no_axis_is_preferred(angle, robust):
     turned = fit_lattices(found @ turn.T, reference @ turn.T, none, none == 0, robust)
     np.testing.assert_allclose(turned.m, turn @ plain.m @ turn.T, atol=1e-7)
     np.testing.assert_allclose(turned.errors[:, 3], plain.errors[:, 3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 7])
+def test_usual_deformations_minimize_what_they_say(n):
+    """Squares of residuals over the error, plus squares of strains over the usual one."""
+    rng = np.random.default_rng(n)
+    reference = rng.normal(0, 0.8, (n, 2))
+    found = reference @ np.array([[1.02, 0.01], [-0.03, 0.97]]).T + rng.normal(0, 0.01, (n, 2))
+    error, usual = 0.01, 0.02
+
+    def cost(m):
+        m = m.reshape(2, 2)
+        rest = found - reference @ m.T
+        return (rest**2).sum() / error**2 + ((m - np.eye(2)) ** 2).sum() / usual**2
+
+    expected = minimize(cost, np.eye(2).ravel(), tol=1e-12).x.reshape(2, 2)
+    m = usual_deformation(found, reference, error, usual)
+    np.testing.assert_allclose(m, expected, atol=1e-5)
+    nothing = np.empty((0, 2))
+    np.testing.assert_allclose(usual_deformation(nothing, nothing, error, usual), np.eye(2))
