@@ -11,18 +11,21 @@ from scipy.optimize import nnls
 
 from py4dstem_clustering.kernels import overlaps
 from py4dstem_clustering.kernels.disks import Disks
-from py4dstem_clustering.kernels.overlaps import (
+from py4dstem_clustering.kernels.overlap_maps import (
     MAX_GRAINS,
+    few_grains,
+    find_amounts,
+    find_supports,
+    near_maps,
+    reach,
+)
+from py4dstem_clustering.kernels.overlaps import (
     alone_means,
     core_means,
     depths,
-    find_amounts,
     find_ends,
-    find_supports,
-    near_maps,
     overlaps_core,
     peel_amount,
-    reach,
 )
 
 SHAPE, RANK = (26, 21), 8
@@ -140,7 +143,7 @@ def test_amounts_of_few_grains_are_nearly_the_best():
         true = np.zeros(6)
         true[rng.choice(6, MAX_GRAINS, replace=False)] = rng.uniform(0.3, 1, MAX_GRAINS)
         pattern = system @ true + rng.normal(size=RANK)
-        amount, rest = overlaps._few(system, pattern)
+        amount, rest = few_grains(system, pattern)
         assert (amount >= 0).all()
         assert (amount > 0).sum() <= MAX_GRAINS
         assert rest == pytest.approx(np.linalg.norm(system @ amount - pattern))
