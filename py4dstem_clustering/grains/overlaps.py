@@ -349,8 +349,8 @@ def find_overlaps(
     the smallest first. From a grain that another one encloses, the pattern of the other is taken
     off by what its disks allow. Non-negative least squares, with at most three grains nearby, then
     give the amount of each grain, relative to where it is alone; a support is where amount and
-    share of amounts stand out, connected to the region of the grain. Overlaps narrower than three positions are taken for borders that the probe
-    blurs. Pieces of one bent crystal are one grain.
+    share of amounts stand out, connected to the region of the grain. Overlaps narrower than three
+    positions are taken for borders that the probe blurs. Pieces of one bent crystal are one grain.
 
     The share of a grain is its part of what the disks of all grains hold at a position, outside the
     direct beam. Where two grains have disks at the same place, each has about half of it. Shares

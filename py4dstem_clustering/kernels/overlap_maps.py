@@ -131,30 +131,54 @@ def disk_shares(
     shares = supports.astype(np.float32)
     error = np.zeros(supports.shape[:2], dtype=np.float32)
     bins = disks.counts
-    pure = patterns @ disks.directions[bins].T
-    noise = disks.error[bins] / np.sqrt(np.maximum(size, 1))[:, None]
-    pure = np.where(pure > SHARED_ERRORS * noise, pure, 0)
-    weight = np.broadcast_to(disks.deviation, len(bins))[bins]
     back = disks.directions[bins]
+    weight = np.broadcast_to(disks.deviation, len(bins))[bins]
+    pure = patterns @ back.T
+    noise = disks.error[bins] / np.sqrt(np.maximum(size, 1))[:, None]
+    rings = _rings(disks)[bins]
+    lift = -_medians(pure * weight, rings) / weight
+    pure = pure + lift
+    pure = np.where(pure > SHARED_ERRORS * noise, pure, 0)
     for x, y in np.argwhere(supports.sum(axis=2) > 1).tolist():
         there = np.flatnonzero(supports[x, y])
-        expected = np.stack([
-            amounts[x, y, group == g] @ pure[group == g] for g in there.tolist()
-        ]) ** PLACES  # fmt: skip
+        own = [group == g for g in there.tolist()]
+        expected = np.stack([amounts[x, y, k] @ pure[k] for k in own]) ** PLACES
         parts = expected / np.maximum(expected.sum(axis=0), 1e-12) * weight
-        parts = parts @ back  # what a feature adds to each grain
-        held = np.maximum(parts @ values[x, y], 0)
-        total = held.sum()
-        if total <= 0:
+        level = sum(amounts[x, y, k] @ lift[k] for k in own)
+        features = parts @ back  # what a feature adds to each grain
+        held = np.maximum(features @ values[x, y] + parts @ level, 0)
+        if held.max() <= 0:
             shares[x, y, there] = 1 / len(there)
             error[x, y] = 1
             continue
+        held = np.maximum(held, 1e-3 * held.max())  # in its support, a grain has a share
+        total = held.sum()
         share = held / total
         shares[x, y, there] = share
         first = share.argmax()
-        change = (parts[first] - share[first] * parts.sum(axis=0)) / total
+        change = (features[first] - share[first] * features.sum(axis=0)) / total
         error[x, y] = min(1.0, float(np.sqrt((change**2).sum())))
     return shares, error
+
+
+def _rings(disks: Disks) -> NDArray[np.int64]:
+    """Distance of each bin from the direct beam, rounded."""
+    bright = disks.mean * disks.deviation
+    top = disks.grid[bright > bright.max() / 2].mean(axis=0)
+    return np.asarray(np.hypot(*(disks.grid - top).T).round().astype(np.int64))
+
+
+def _medians(patterns: NDArray[Any], rings: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Median of each ring of patterns ``(n, bins)``, at all bins of the ring.
+
+    Features have no radial mean. Most of a ring is between disks, so its median shows by how much
+    the disks have lowered it.
+    """
+    out = np.zeros(patterns.shape)
+    for ring in np.unique(rings):
+        own = rings == ring
+        out[:, own] = np.median(patterns[:, own], axis=1, keepdims=True)
+    return out
 
 
 def find_supports(
@@ -168,32 +192,50 @@ def find_supports(
     """
     total = amounts.sum(axis=2)
     supports = np.zeros(amounts.shape, dtype=bool)
-    for k in range(amounts.shape[2]):
-        own = amounts[..., k]
-        there = (own > MIN_AMOUNT) & (own > MIN_SHARE * total)
-        there &= own > SHARE_ERRORS * errors[..., k]
-        supports[..., k] = _with_core(median_filter(there & mask, 3, mode="nearest"), cores == k)
-    _drop_narrow(supports, amounts)
-    for k in range(amounts.shape[2]):
-        supports[..., k] = _with_core(supports[..., k], cores == k) & mask
+    boxes = [_box(amounts[..., k] > MIN_AMOUNT) for k in range(amounts.shape[2])]
+    for k, box in enumerate(boxes):
+        own = amounts[box][..., k]
+        there = (own > MIN_AMOUNT) & (own > MIN_SHARE * total[box])
+        there &= own > SHARE_ERRORS * errors[box][..., k]
+        there = median_filter(there & mask[box], 3, mode="nearest")
+        supports[box][..., k] = _with_core(there, cores[box] == k)
+    _drop_narrow(supports, amounts, boxes)
+    for k, box in enumerate(boxes):
+        whole = _with_core(supports[box][..., k], cores[box] == k) & mask[box]
+        supports[box][..., k] = whole
     return supports
 
 
-def _drop_narrow(supports: NDArray[np.bool_], amounts: NDArray[Any]) -> None:
-    """Take the weaker of two grains out of narrow overlaps, in place."""
+def _box(there: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The smallest box with all positions of a map, and `MIN_WIDTH` positions around it."""
+    rows, columns = (np.flatnonzero(there.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    first, second = (
+        slice(max(0, int(part[0]) - MIN_WIDTH), int(part[-1]) + 1 + MIN_WIDTH)
+        for part in (rows, columns)
+    )
+    return first, second
+
+
+def _drop_narrow(
+    supports: NDArray[np.bool_], amounts: NDArray[Any], boxes: list[tuple[slice, slice]]
+) -> None:
+    """Take the weaker of two grains out of narrow overlaps, in place; `boxes` hold the grains."""
     flat = supports.reshape(-1, supports.shape[2])
     several = flat[flat.sum(axis=1) > 1].astype(np.float32)
     square = np.ones((MIN_WIDTH, MIN_WIDTH))
     for j, k in np.argwhere(np.triu(several.T @ several, 1) > 0).tolist():
-        both = supports[..., j] & supports[..., k]
+        box = boxes[j]
+        both = supports[box][..., j] & supports[box][..., k]
         # Half of an overlap may lie outside of the scan.
         wide = binary_opening(np.pad(both, MIN_WIDTH, mode="edge"), square)
         part, _ = label(both, np.ones((3, 3)))
         kept = np.unique(part[wide[MIN_WIDTH:-MIN_WIDTH, MIN_WIDTH:-MIN_WIDTH] & both])
         narrow = both & ~np.isin(part, kept)
-        first = amounts[..., j] >= amounts[..., k]
-        supports[..., j] &= ~narrow | first
-        supports[..., k] &= ~narrow | ~first
+        first = amounts[box][..., j] >= amounts[box][..., k]
+        supports[box][..., j] &= ~narrow | first
+        supports[box][..., k] &= ~narrow | ~first
 
 
 def _with_core(there: NDArray[np.bool_], core: NDArray[np.bool_]) -> NDArray[np.bool_]:

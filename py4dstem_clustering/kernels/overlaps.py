@@ -121,41 +121,55 @@ class OverlapMaps(NamedTuple):
 
 def find_ends(
     regions: NDArray[Any], values: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Regions whose patterns are no sums of those of others nearby, their means and sizes.
 
-    The numbers of the regions that stay are renewed; -1 elsewhere.
+    The numbers of the regions that stay are renewed; -1 elsewhere. The last map gives each region
+    that does not stay to the one that explains most of it.
     """
     number = consecutive(regions)
     mean, size = core_means(number, values)
     count = np.bincount(number[number >= 0], minlength=len(mean))
     beside = _beside(number)
     there = np.ones(len(mean), dtype=bool)
+    heir = np.arange(len(mean))
     depth = depths(number)
     limit = np.where(depth < FLAT_DEPTH, MAX_UNEXPLAINED_SHARE, MAX_UNEXPLAINED)
     limit[depth >= WIDE] = -np.inf  # no piece of a bent crystal, and hardly an overlap
     for k in np.argsort(count, kind="stable").tolist():
         others = sorted(beside[k])
-        if others and _unexplained(mean, size, others, k) < limit[k]:
+        if not others:
+            continue
+        unexplained, most = _unexplained(mean, size, others, k)
+        if unexplained < limit[k]:
             there[k] = False
+            heir[k] = most
             # What lies beside an overlap may explain what lies on its other side.
             for j in others:
                 beside[j] = (beside[j] | beside[k]) - {j, k}
+    while not there[heir].all():
+        heir = heir[heir]
     renewed = np.where(there, np.cumsum(there) - 1, -1)
-    return np.append(renewed, -1)[number], mean[there], size[there]
+    whole = np.append(renewed[heir], -1)[number]
+    return np.append(renewed, -1)[number], mean[there], size[there], whole
 
 
-def _unexplained(mean: NDArray[Any], size: NDArray[Any], others: list[int], k: int) -> float:
-    """Share of the power of the mean of region `k` that the `others` do not explain."""
+def _unexplained(
+    mean: NDArray[Any], size: NDArray[Any], others: list[int], k: int
+) -> tuple[float, int]:
+    """Share of the power of the mean of region `k` that the `others` do not explain, and which of
+    them explains most.
+    """
     amount, rest = few_grains(mean[others].T, mean[k])
     rank = mean.shape[1]
     power = float((mean[k] ** 2).sum() - rank / size[k])
+    most = others[int((amount * np.sqrt((mean[others] ** 2).sum(axis=1))).argmax())]
     if power <= 0:
-        return 0.0
+        return 0.0, most
     if amount.max() > MAX_AMOUNT:
-        return 1.0  # a weak rim does not explain its grain
+        return 1.0, most  # a weak rim does not explain its grain
     noise = noise_of_sum(rank, size[k], amount, size[others])
-    return float(rest**2 - noise) / power
+    return float(rest**2 - noise) / power, most
 
 
 def core_means(
@@ -199,14 +213,30 @@ def peel(
     total[open_borders.first[at]] += open_borders.length[at]
     pure, hidden = mean.copy(), np.zeros(n, dtype=bool)
     for k in range(n):
-        j = int(shared[k].argmax())
-        if shared[k, j] < MIN_ENCLOSED * total[k] or total[k] == 0:
+        around = _around(k, shared, mean, size, disks)
+        if shared[k, around].sum() < MIN_ENCLOSED * total[k] or total[k] == 0:
             continue
-        amount = peel_amount(mean[k], mean[j], size[j], disks)
+        outer = np.average(mean[around], axis=0, weights=shared[k, around])
+        amount = peel_amount(mean[k], outer, size[around].sum(), disks)
         if amount > MIN_AMOUNT:
-            pure[k] = mean[k] - amount * mean[j]
+            pure[k] = mean[k] - amount * outer
             hidden[k] = True
     return pure, hidden
+
+
+def _around(
+    k: int, shared: NDArray[Any], mean: NDArray[Any], size: NDArray[Any], disks: Disks
+) -> NDArray[np.int64]:
+    """The region with the longest border to region `k`, and others beside `k` that share its disks,
+    as the parts of a shell do.
+    """
+    first = int(shared[k].argmax())
+    others = np.flatnonzero(shared[k] > 0)
+    others = others[others != first]
+    if len(others):
+        pairs = np.stack([np.full(len(others), first), others], axis=1)
+        others = others[shared_disks(disks, mean[pairs], size[pairs]) >= MIN_SHARED_DISKS]
+    return np.append(first, others)
 
 
 def peel_amount(inner: NDArray[Any], outer: NDArray[Any], size: float, disks: Disks) -> float:
@@ -302,7 +332,7 @@ def overlaps_core(
     """
     values = values - empty_pattern(regions, values, mask)
     rank = values.shape[2]
-    cores, mean, size = find_ends(regions, values)
+    cores, mean, size, whole = find_ends(regions, values)
     if not len(mean):
         nothing = np.zeros((*regions.shape, 0))
         return OverlapMaps(
@@ -311,7 +341,7 @@ def overlaps_core(
             np.zeros(regions.shape, dtype=np.float32),
         )  # fmt: skip
     # What was dropped between a core and its shell is no gap between them.
-    whole = np.where(regions >= 0, nearest_label(cores, cores < 0), -1)
+    whole = np.where(regions >= 0, nearest_label(whole, whole < 0), -1)
     patterns, hidden = peel(whole, mean, size, disks)
     amounts = find_amounts(values, cores, patterns, report)[0]
     # Once more, with patterns from where each grain is alone.

@@ -108,7 +108,7 @@ def test_nothing_in_nothing():
 
 def test_a_region_that_is_a_sum_is_no_end():
     _, patterns, regions, values = two_films()
-    cores, mean, _ = find_ends(regions, values)
+    cores, mean, _, _ = find_ends(regions, values)
     assert len(mean) == 2
     assert (cores[regions == 2] == -1).all()
     np.testing.assert_allclose(mean, patterns, atol=1)
@@ -121,7 +121,7 @@ def test_a_weak_rim_does_not_explain_its_grain():
     regions = np.full(SHAPE, -1)
     regions[6:20, :14] = 0
     regions[:6, :14] = 1
-    cores, mean, _ = find_ends(regions, values)
+    cores, mean, _, _ = find_ends(regions, values)
     assert len(mean) == 1
     assert (cores[6:20, :14] == 0).all()
     assert (cores[:6] == -1).all()
