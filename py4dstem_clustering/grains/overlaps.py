@@ -253,9 +253,9 @@ class OverlappingGrains(OverlapHandOver, Frozen):
 
         return plot_overlaps(self, ax, **options)
 
-    def to_node(self) -> emdfile.Node:
-        """The clusters as a RealSlice, with the maps of the grains in its metadata."""
-        node = self.clusters.to_node()
+    def to_node(self, averages: NDArray[Any] | None = None) -> emdfile.Node:
+        """The clusters, and pure patterns if given, as a RealSlice; its metadata hold the maps."""
+        node = self.clusters.to_node(averages)
         node.metadata = emdfile.Metadata(
             _ARRAYS,
             {name: getattr(self, name).copy() for name in _MAPS},
@@ -263,15 +263,19 @@ class OverlappingGrains(OverlapHandOver, Frozen):
         return node
 
     @classmethod
-    def from_node(cls, node: emdfile.Node) -> OverlappingGrains:
+    def from_node(
+        cls, node: emdfile.Node, step: tuple[float, str] | None = None
+    ) -> OverlappingGrains:
         """Read the grains from a node of a datacube, such as ``datacube.tree("overlaps")``.
+
+        `step` is the pixel size of the scan and its unit, by default from the calibration.
 
         Raises
         ------
         ValueError
             If the node holds no overlapping grains, or is damaged.
         """
-        clusters = Clusters.from_node(node)
+        clusters = Clusters.from_node(node, step)
         metadata = node.metadata.get(_ARRAYS)
         if not isinstance(metadata, emdfile.Metadata):
             raise ValueError(
