@@ -59,8 +59,9 @@ class OverlappingGrains(OverlapHandOver, Frozen):
     supports : ndarray, (Rx, Ry, N), bool
         Where each grain lies, also under, inside or over others.
     shares : ndarray, (Rx, Ry, N)
-        Share of each grain in what the disks of the grains hold, 0 to 1. They sum to 1 in supports,
-        and are 0 outside of them. These are shares of electrons, not of thickness.
+        Share of each grain in what the disks of the grains hold, 0 to 1. They sum to 1 in supports.
+        Beside its support a grain may have a share, too, since the probe is broad; it is 0 where
+        the probe does not meet the grain. These are shares of electrons, not of thickness.
     alone : ndarray, (Rx, Ry), bool
         Positions where the pattern is that of one grain alone.
     residual : ndarray, (Rx, Ry)

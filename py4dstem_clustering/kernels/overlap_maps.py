@@ -117,19 +117,19 @@ def disk_shares(
     patterns: NDArray[Any],
     size: NDArray[Any],
     group: NDArray[np.int64],
-    supports: NDArray[np.bool_],
+    met: NDArray[np.bool_],
     disks: Disks,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Share of each grain in what the disks of the grains in their supports hold ``(Rx, Ry, N)``,
-    and the standard error of the largest share ``(Rx, Ry)``, from noise.
+    """Share of each grain in what the disks of the grains hold that the probe meets, ``met``
+    ``(Rx, Ry, N)``, and the standard error of the largest share ``(Rx, Ry)``, from noise.
 
     What a bin of a pattern holds is divided among the grains that have disks there. So the disks of
     a grain may be brighter or darker than in its pure pattern, as they are where it is thicker;
     only their places must be the same. `group` is the grain ``(M,)`` of each of the M
     `patterns`, `amounts` ``(Rx, Ry, M)`` and `size` are theirs.
     """
-    shares = supports.astype(np.float32)
-    error = np.zeros(supports.shape[:2], dtype=np.float32)
+    shares = met.astype(np.float32)
+    error = np.zeros(met.shape[:2], dtype=np.float32)
     bins = disks.counts
     back = disks.directions[bins]
     weight = np.broadcast_to(disks.deviation, len(bins))[bins]
@@ -139,8 +139,8 @@ def disk_shares(
     lift = -_medians(pure * weight, rings) / weight
     pure = pure + lift
     pure = np.where(pure > SHARED_ERRORS * noise, pure, 0)
-    for x, y in np.argwhere(supports.sum(axis=2) > 1).tolist():
-        there = np.flatnonzero(supports[x, y])
+    for x, y in np.argwhere(met.sum(axis=2) > 1).tolist():
+        there = np.flatnonzero(met[x, y])
         own = [group == g for g in there.tolist()]
         expected = np.stack([amounts[x, y, k] @ pure[k] for k in own]) ** PLACES
         parts = expected / np.maximum(expected.sum(axis=0), 1e-12) * weight
@@ -151,7 +151,7 @@ def disk_shares(
             shares[x, y, there] = 1 / len(there)
             error[x, y] = 1
             continue
-        held = np.maximum(held, 1e-3 * held.max())  # in its support, a grain has a share
+        held = np.maximum(held, 1e-3 * held.max())  # a grain that is met has a share
         total = held.sum()
         share = held / total
         shares[x, y, there] = share
@@ -183,12 +183,12 @@ def _medians(patterns: NDArray[Any], rings: NDArray[np.int64]) -> NDArray[np.flo
 
 def find_supports(
     amounts: NDArray[Any], errors: NDArray[Any], cores: NDArray[Any], mask: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Where each grain lies ``(Rx, Ry, N)``: its amount and its share stand out, also from noise,
-    and the place is connected to its core.
+    and the place is connected to its core. And where the probe meets each grain.
 
     The probe mixes grains that touch side by side. Where supports overlap by less than
-    `MIN_WIDTH` positions, each position belongs to the strongest grain alone.
+    `MIN_WIDTH` positions, each position is support of the strongest grain alone.
     """
     total = amounts.sum(axis=2)
     supports = np.zeros(amounts.shape, dtype=bool)
@@ -199,11 +199,12 @@ def find_supports(
         there &= own > SHARE_ERRORS * errors[box][..., k]
         there = median_filter(there & mask[box], 3, mode="nearest")
         supports[box][..., k] = _with_core(there, cores[box] == k)
+    met = supports.copy()
     _drop_narrow(supports, amounts, boxes)
     for k, box in enumerate(boxes):
         whole = _with_core(supports[box][..., k], cores[box] == k) & mask[box]
         supports[box][..., k] = whole
-    return supports
+    return supports, (met | supports) & supports.any(axis=2, keepdims=True)
 
 
 def _box(there: NDArray[np.bool_]) -> tuple[slice, slice]:

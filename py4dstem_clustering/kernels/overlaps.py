@@ -362,14 +362,14 @@ def overlaps_core(
 
     # Far from any disks that are certain, what looks like a grain is lag, film or noise.
     close = maximum_filter(regions >= 0, 2 * MAX_RIM + 1) & mask
-    supports = find_supports(amounts, errors, cores, close)
+    supports, met = find_supports(amounts, errors, cores, close)
     kept = supports.any(axis=(0, 1))  # others keep all of a thin grain
     amounts, supports = amounts[..., kept], supports[..., kept]
     patterns, hidden = patterns[kept], hidden[kept]
     renewed = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
     cores = renewed[cores]
     shares, share_error = disk_shares(
-        values, amounts_of_cores, patterns_of_cores, size, renewed[group], supports, disks
+        values, amounts_of_cores, patterns_of_cores, size, renewed[group], met[..., kept], disks
     )
     power = (values.astype(np.float64) ** 2).sum(axis=2) - rank
     residual = np.where(

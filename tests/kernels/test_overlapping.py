@@ -225,11 +225,15 @@ def test_narrow_overlaps_are_borders():
     amounts[:, 9:, 1] = 0.8
     cores = np.where(np.arange(SHAPE[1]) < 9, 0, 1) * np.ones(SHAPE, dtype=int)
     mask = np.ones(SHAPE, dtype=bool)
-    supports = find_supports(amounts, np.zeros(amounts.shape), cores, mask)
+    supports, met = find_supports(amounts, np.zeros(amounts.shape), cores, mask)
+    assert not (supports & ~met).any()
+    assert not (met & ~supports.any(axis=2, keepdims=True)).any()
     assert (supports.sum(axis=2) == 1).all()
     assert supports[:, 10, 0].all()
     amounts[:, :13, 0] = 1  # now it is four positions wide
-    supports = find_supports(amounts, np.zeros(amounts.shape), cores, mask)
+    supports, met = find_supports(amounts, np.zeros(amounts.shape), cores, mask)
+    assert not (supports & ~met).any()
+    assert not (met & ~supports.any(axis=2, keepdims=True)).any()
     np.testing.assert_array_equal(supports.all(axis=2), (amounts > 0).all(axis=2))
 
 
@@ -240,10 +244,10 @@ def test_a_support_holds_its_core_and_stands_out_of_noise():
     cores = np.where(amounts[..., 0] > 0, 0, -1)
     cores[12:] = -1
     mask = np.ones(SHAPE, dtype=bool)
-    found = find_supports(amounts, np.full(amounts.shape, 0.1), cores, mask)[..., 0]
+    found = find_supports(amounts, np.full(amounts.shape, 0.1), cores, mask)[0][..., 0]
     assert found[3:9, 3:9].all()
     assert not found[12:].any()
-    assert not find_supports(amounts, np.full(amounts.shape, 0.4), cores, mask).any()
+    assert not find_supports(amounts, np.full(amounts.shape, 0.4), cores, mask)[0].any()
 
 
 def test_a_grain_without_a_support_is_left_out(monkeypatch):
@@ -252,9 +256,9 @@ def test_a_grain_without_a_support_is_left_out(monkeypatch):
     whole = overlaps.find_supports
 
     def without_first(*args):
-        supports = whole(*args)
+        supports, met = whole(*args)
         supports[..., 0] = False
-        return supports
+        return supports, met
 
     monkeypatch.setattr(overlaps, "find_supports", without_first)
     found = overlaps_core(values, regions, regions, np.ones(SHAPE, dtype=bool), disks_of())
