@@ -44,6 +44,9 @@ MIN_WIDTH = 3
 """Width of overlaps, scan positions. Narrower ones are borders that the probe blurs; a larger value
 is needed for a broader probe."""
 
+MIN_RING = 8
+"""Bins of a ring from which on most of them lie between disks."""
+
 
 def few_grains(system: NDArray[Any], pattern: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
     """Non-negative least squares with at most `MAX_GRAINS` terms that are not zero; amounts and the
@@ -172,11 +175,13 @@ def _medians(patterns: NDArray[Any], rings: NDArray[np.int64]) -> NDArray[np.flo
     """Median of each ring of patterns ``(n, bins)``, at all bins of the ring.
 
     Features have no radial mean. Most of a ring is between disks, so its median shows by how much
-    the disks have lowered it.
+    the disks have lowered it. 0 in rings of fewer than `MIN_RING` bins.
     """
     out = np.zeros(patterns.shape)
     for ring in np.unique(rings):
         own = rings == ring
+        if own.sum() < MIN_RING:
+            continue
         out[:, own] = np.median(patterns[:, own], axis=1, keepdims=True)
     return out
 

@@ -1,4 +1,4 @@
-"""Grains that overlap, handed to py4DSTEM: two orientations where two lie, strain where one rules."""
+"""Grains that overlap, handed to py4DSTEM: two orientations at one position, strain of one."""
 
 from __future__ import annotations
 
