@@ -20,18 +20,13 @@ from ..simulate.bloch import BlochCrystal
 from ..simulate.crystals import ACCELERATING_VOLTAGE, PRESETS, named_material
 from ..simulate.dynamical import MIN_REACH, GrainDisks, thermal_background
 from ..simulate.grains import Lattice
+from ..simulate.recipes_particles import FILM_DEPTH, SCAN_STEP, disc_distances, sphere_chords
 from ..simulate.scattering import Scattering, random_orientations
 from ..simulate.textures import place_discs
 from ..simulate.two_beam import Exposure
 
 PROBE_BLUR = 0.7
 """Standard deviation of the probe, scan positions."""
-
-SCAN_STEP = 12.0
-"""Distance of scan positions, Angstrom."""
-
-FILM_DEPTH = 0.15
-"""What the amorphous film under the grains scatters."""
 
 FILM_THICKNESS = 150.0
 """Thickness of the film of grains, Angstrom."""
@@ -97,14 +92,14 @@ class _Geometry(NamedTuple):
 def _stacked(shape: tuple[int, int], rng: np.random.Generator) -> _Geometry:
     """Nine spheres of gold that may lie on top of each other."""
     centres, radii = place_discs(shape, (6, 9), 0.65, rng, n=9, margin=0.3)
-    return _Geometry(SCAN_STEP * _chords(shape, centres, radii), ("gold",) * len(radii))
+    return _Geometry(SCAN_STEP * sphere_chords(shape, centres, radii), ("gold",) * len(radii))
 
 
 def _core_shell(shape: tuple[int, int], rng: np.random.Generator) -> _Geometry:
     """Spheres of gold in shells of silicon."""
     centres, radii = place_discs(shape, (7.5, 10), 1.05, rng, n=7, margin=0.9)
-    core = _chords(shape, centres, radii * rng.uniform(0.45, 0.6, len(radii)))
-    shell = _chords(shape, centres, radii) - core
+    core = sphere_chords(shape, centres, radii * rng.uniform(0.45, 0.6, len(radii)))
+    shell = sphere_chords(shape, centres, radii) - core
     both = np.stack([shell, core], axis=3).reshape(*shape, -1)
     return _Geometry(SCAN_STEP * both, ("silicon", "gold") * len(radii))
 
@@ -117,7 +112,7 @@ def _film(shape: tuple[int, int], rng: np.random.Generator) -> _Geometry:
     heights = np.linspace(-1, 1, 17)
     parts = np.zeros((*shape, len(radii)))
     for height in heights:
-        distance = _distances(shape, centres + height * lean) ** 2 - radii**2
+        distance = disc_distances(shape, centres + height * lean) ** 2 - radii**2
         np.add.at(parts, (*np.indices(shape), distance.argmin(axis=2)), FILM_THICKNESS)
     kept = parts.any(axis=(0, 1))
     return _Geometry(parts[..., kept] / len(heights), ("gold",) * int(kept.sum()))
@@ -134,18 +129,6 @@ KINDS = tuple(_GEOMETRIES)
 
 SCATTERING = ("kinematical", "two-beam", "bloch")
 """The ways to scatter."""
-
-
-def _distances(shape: tuple[int, int], centres: NDArray[Any]) -> NDArray[np.float64]:
-    x, y = np.indices(shape)
-    return np.asarray(np.hypot(x[..., None] - centres[:, 0], y[..., None] - centres[:, 1]))
-
-
-def _chords(
-    shape: tuple[int, int], centres: NDArray[Any], radii: NDArray[Any]
-) -> NDArray[np.float64]:
-    """Length of the beam in spheres ``(Rx, Ry, N)``, scan positions."""
-    return 2 * np.sqrt(np.maximum(radii**2 - _distances(shape, centres) ** 2, 0))
 
 
 def make_overlaps(

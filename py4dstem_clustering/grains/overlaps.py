@@ -334,7 +334,7 @@ def find_overlaps(
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
         Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`. The maps
-        of the grains, 13 bytes for each grain and position, are not counted.
+        of the grains, about 22 bytes for each grain and position, are not counted.
     progress_bar : bool
         Show progress.
 

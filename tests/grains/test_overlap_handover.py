@@ -115,11 +115,11 @@ def test_strain_is_that_of_the_grain_that_rules(grains):
             rows["intensity"] = lattices[k]["intensity"]
             bragg._v_uncal[x, y].add(rows)
     options = {"max_distance": 0.06, "sigma_excitation_error": 0.03, "progress_bar": False}
-    strain = grains.calculate_strain(crystal, bragg, per_grain, min_share=0.7, **options)
+    strain = grains.calculate_strain(crystal, bragg, per_grain, min_share=0.72, **options)
     reason = strain.get_slice("reason").data
     largest = grains.shares.max(axis=2)
     inside = grains.clusters.labels >= 0
-    rules = inside & (largest - 2 * grains.share_error >= 0.7)
+    rules = inside & (largest - 2 * grains.share_error >= 0.72)
     assert rules.sum() > 10
     assert (inside & ~rules).sum() > 5
     np.testing.assert_array_equal(reason == REASONS.index("mixed"), inside & ~rules)
