@@ -23,7 +23,7 @@ from py4dstem_clustering.cli.main import main
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "tutorials" / "guide"
 PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
-WARNING = {"orientation_and_strain", "phases", "series"}
+WARNING = {"orientation_and_strain", "overlaps", "phases", "series"}
 """Pages on which py4DSTEM or distributed warn; this project cannot change that."""
 
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")

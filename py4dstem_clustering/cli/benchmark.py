@@ -83,6 +83,33 @@ def run_samples(options: argparse.Namespace) -> None:
     _write_table(folder, "samples", rows, text, start)
 
 
+def run_overlaps(options: argparse.Namespace) -> None:
+    """Compare methods on grains that lie above one another: overlaps.csv and .md."""
+    from ..benchmarks import overlaps as benchmark
+
+    def check(option: str, known: Sequence[str]) -> tuple[str, ...]:
+        return benchmark.check_names(f"--{option}", getattr(options, option) or known, known)
+
+    kinds = check("kinds", benchmark.KINDS)
+    scattering = check("scattering", benchmark.SCATTERING)
+    methods = check("methods", tuple(benchmark.METHODS))
+    seeds, doses = _seeds_and_doses(options, benchmark)
+    folder = make_folder(options.out)
+    start = time.perf_counter()
+    _print_seeds(f"scans of {len(kinds)} kinds, {len(scattering)} ways to scatter", seeds)
+    rows = benchmark.run_benchmark(
+        kinds, scattering, doses, seeds, methods,
+        small=options.small, progress_bar=not options.quiet,
+    )  # fmt: skip
+    text = f"Panoptic quality of supports: mean (worst)\n\n{benchmark.markdown_table(rows)}"
+    if "overlaps" in methods:
+        text += (
+            "\nErrors of shares (root mean square), and pure patterns with a cosine of at least "
+            f"0.95, of find_overlaps()\n\n{benchmark.share_table(rows)}"
+        )
+    _write_table(folder, "overlaps", rows, text, start)
+
+
 def run_orientation(options: argparse.Namespace) -> None:
     """Measure errors of orientations and strains: orientation.csv and .md."""
     if options.dynamical:

@@ -14,6 +14,7 @@ from .benchmark import (
     run_filters,
     run_memory,
     run_orientation,
+    run_overlaps,
     run_samples,
     run_segmentation,
     run_series_benchmark,
@@ -75,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     benchmarks = benchmark.add_subparsers(required=True, metavar="WHAT")
     _add_segmentation(benchmarks)
     _add_samples(benchmarks)
+    _add_overlaps(benchmarks)
     _add_orientation(benchmarks)
     _add_series_benchmark(benchmarks)
     _add_filters(benchmarks)
@@ -308,6 +310,29 @@ def _add_samples(commands: Any) -> None:
         "auto-threshold, merge, k-means, nmf, ward; by default best-threshold, merge, k-means, "
         "nmf, ward")  # fmt: skip
     samples.set_defaults(run=run_samples)
+
+
+def _add_overlaps(commands: Any) -> None:
+    overlaps = commands.add_parser(
+        "overlaps",
+        help="how well grains that lie above one another are found",
+        description="Simulate stacked particles, cores in shells and a film of inclined grains, "
+        "find grains by several methods, compare supports, shares and pure patterns with the "
+        "truth, and write overlaps.csv and .md. k-means and NMF are told the number of grains and "
+        "what is background.",
+        examples="""
+            py4dstem-clustering benchmark overlaps --out results --electrons 1000 --seeds 1
+        """,
+    )
+    _add_simulated_scans(overlaps, "300 1000 3000 10000", 3, "100 to 163")
+    add = overlaps.add_argument
+    add("--kinds", nargs="+", metavar="KIND", help="some of stacked, core-shell, film; by default "
+        "all")  # fmt: skip
+    add("--scattering", nargs="+", metavar="WAY", help="some of kinematical, two-beam, bloch; by "
+        "default all")  # fmt: skip
+    add("--methods", nargs="+", metavar="METHOD", help="some of overlaps, cluster, k-means, nmf, "
+        "vectors (clustered Bragg vectors); by default all")  # fmt: skip
+    overlaps.set_defaults(run=run_overlaps)
 
 
 def _add_orientation(commands: Any) -> None:

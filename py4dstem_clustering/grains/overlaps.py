@@ -28,18 +28,23 @@ from ..kernels.overlaps import OverlapMaps, overlaps_core
 from ..scan.calibration import carry_calibration
 from ..scan.datacubes import new_datacube, warn_of_other_data
 from .clusters import Clusters
-from .measuring import find_outlines
+from .measuring import PROPERTIES, find_outlines, measure_properties
 from .node import CLUSTERS_KIND
 from .options import check_options
+from .overlap_handover import OverlapHandOver
+from .table import ClusterTable, property_units
 from .tree_of_scan import measure_merging
 
 _ARRAYS = "overlaps"
 
-_MAPS = ("supports", "shares", "alone", "residual")
+_MAPS = ("supports", "shares", "alone", "residual", "share_error")
+
+_OWN_FIELDS = (("alone_part", "<f8"), ("mean_share", "<f8"), ("n_covered", "<i8"))
+"""Fields of `OverlappingGrains.properties` beside those of `Clusters.properties`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OverlappingGrains(Frozen):
+class OverlappingGrains(OverlapHandOver, Frozen):
     """Grains whose supports may overlap; from ``datacube.find_overlaps()``.
 
     The arrays are read-only.
@@ -47,19 +52,23 @@ class OverlappingGrains(Frozen):
     Attributes
     ----------
     clusters : Clusters
-        One label for each position: the grain with the largest amount there. Averages, orientations
+        One label for each position: the grain whose disks are nearest to as bright as where it is
+        alone; mostly the one with the largest share. Averages, orientations
         and strain take it as any other `Clusters`. A grain that is nowhere the strongest keeps the
         one position where its share is largest.
     supports : ndarray, (Rx, Ry, N), bool
         Where each grain lies, also under, inside or over others.
     shares : ndarray, (Rx, Ry, N)
-        Share of each grain in the pattern, relative to where the grain is alone, 0 to 1. They sum
-        to 1 in supports, and are 0 outside of them.
+        Share of each grain in what the disks of the grains hold, 0 to 1. They sum to 1 in supports.
+        Beside its support a grain may have a share, too, since the probe is broad; it is 0 where
+        the probe does not meet the grain. These are shares of electrons, not of thickness.
     alone : ndarray, (Rx, Ry), bool
         Positions where the pattern is that of one grain alone.
     residual : ndarray, (Rx, Ry)
         Part of the power of the pattern, beyond noise and radial profile, that is not explained by
         the grains, 0 to 1. Large values: a further grain, bending, or disks of double diffraction.
+    share_error : ndarray, (Rx, Ry)
+        Standard error of the largest share, from counting noise; 0 where one grain is alone.
     """
 
     clusters: Clusters
@@ -67,12 +76,14 @@ class OverlappingGrains(Frozen):
     shares: NDArray[np.float32]
     alone: NDArray[np.bool_]
     residual: NDArray[np.float32]
+    share_error: NDArray[np.float32]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         maps = (*self.clusters.shape, self.clusters.n_clusters)
         for name, shape in (
             ("supports", maps), ("shares", maps), ("alone", maps[:2]), ("residual", maps[:2]),
+            ("share_error", maps[:2]),
         ):  # fmt: skip
             if np.shape(getattr(self, name)) != shape:
                 raise ValueError(
@@ -100,6 +111,47 @@ class OverlappingGrains(Frozen):
     def n_above(self) -> NDArray[np.int64]:
         """Number of grains at each position, (Rx, Ry): 2 where two lie above one another."""
         return self.supports.sum(axis=2)
+
+    @property
+    def purity(self) -> NDArray[np.float32]:
+        """Largest share at each position, (Rx, Ry); 0 where there is no grain."""
+        return self.shares.max(axis=2, initial=0)
+
+    def properties(self) -> NDArray[np.void]:
+        """Size, shape and place of the support of every grain.
+
+        Returns
+        -------
+        structured ndarray, (N,)
+            The fields of `Clusters.properties`, measured on supports, so covered parts count. And
+            ``alone_part``, see there; ``mean_share``, the mean share in the support; ``n_covered``,
+            number of positions where another grain has the larger share. Seeds are those of
+            `clusters`.
+        """
+        n = self.n_grains
+        table = np.zeros(n, dtype=[*PROPERTIES.descr, *_OWN_FIELDS])
+        strongest = self.shares.argmax(axis=2) if n else np.zeros(self.clusters.shape, dtype=int)
+        for k in range(n):
+            own = self.supports[..., k]
+            table["label"][k] = k
+            table["seed_rx"][k], table["seed_ry"][k] = self.clusters.seeds[k]
+            if own.any():
+                (row,) = measure_properties(
+                    own.astype(np.int32) - 1,
+                    self.clusters.seeds[k : k + 1],
+                    self.clusters.similarity_mean,
+                    self.clusters.pixel_size,
+                )
+                for name in PROPERTIES.names[1:]:  # type: ignore[index]
+                    table[name][k] = row[name]
+                table["mean_share"][k] = self.shares[..., k][own].mean(dtype=np.float64)
+                table["n_covered"][k] = (own & (strongest != k)).sum()
+        table["alone_part"] = self.alone_part
+        return table
+
+    def table(self) -> ClusterTable:
+        """The rows of `properties`, as a table that prints itself, with units."""
+        return ClusterTable(self.properties(), property_units(self.clusters.pixel_units))
 
     def contours(self, label: int) -> list[NDArray[np.float64]]:
         """Closed contours of the support of one grain, as `Clusters.contours`."""
@@ -194,14 +246,17 @@ class OverlappingGrains(Frozen):
         )
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
-        """Draw the grains, overlaps hatched; see `py4dstem_clustering.plot_overlaps`."""
+        """Draw the grains, overlaps hatched, purity, or how many grains lie above one another.
+
+        See `py4dstem_clustering.plot_overlaps`.
+        """
         from ..plotting.overlaps import plot_overlaps
 
         return plot_overlaps(self, ax, **options)
 
-    def to_node(self) -> emdfile.Node:
-        """The clusters as a RealSlice, with the maps of the grains in its metadata."""
-        node = self.clusters.to_node()
+    def to_node(self, averages: NDArray[Any] | None = None) -> emdfile.Node:
+        """The clusters, and pure patterns if given, as a RealSlice; its metadata hold the maps."""
+        node = self.clusters.to_node(averages)
         node.metadata = emdfile.Metadata(
             _ARRAYS,
             {name: getattr(self, name).copy() for name in _MAPS},
@@ -209,15 +264,19 @@ class OverlappingGrains(Frozen):
         return node
 
     @classmethod
-    def from_node(cls, node: emdfile.Node) -> OverlappingGrains:
+    def from_node(
+        cls, node: emdfile.Node, step: tuple[float, str] | None = None
+    ) -> OverlappingGrains:
         """Read the grains from a node of a datacube, such as ``datacube.tree("overlaps")``.
+
+        `step` is the pixel size of the scan and its unit, by default from the calibration.
 
         Raises
         ------
         ValueError
             If the node holds no overlapping grains, or is damaged.
         """
-        clusters = Clusters.from_node(node)
+        clusters = Clusters.from_node(node, step)
         metadata = node.metadata.get(_ARRAYS)
         if not isinstance(metadata, emdfile.Metadata):
             raise ValueError(
@@ -229,6 +288,7 @@ class OverlappingGrains(Frozen):
         for name, shape, kind, high in (
             ("supports", maps, "b", 1), ("shares", maps, "f", 1.001),
             ("alone", maps[:2], "b", 1), ("residual", maps[:2], "f", 1.001),
+            ("share_error", maps[:2], "f", 1.001),
         ):  # fmt: skip
             nodes.check_array(node, name, arrays.get(name), shape, kind, 0, high)
         return cls(clusters, *(arrays[name] for name in _MAPS))
@@ -274,7 +334,7 @@ def find_overlaps(
         Number of threads; by default all cores that the process may use.
     max_memory : int or str, optional
         Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`. The maps
-        of the grains, 13 bytes for each grain and position, are not counted.
+        of the grains, about 22 bytes for each grain and position, are not counted.
     progress_bar : bool
         Show progress.
 
@@ -293,13 +353,14 @@ def find_overlaps(
     is a non-negative sum of those of other regions nearby is an overlap or a piece, and is dropped,
     the smallest first. From a grain that another one encloses, the pattern of the other is taken
     off by what its disks allow. Non-negative least squares, with at most three grains nearby, then
-    give the amount of each grain; a support is where amount and share stand out, connected to the
-    region of the grain. Overlaps narrower than three positions are taken for borders that the probe
-    blurs. Pieces of one bent crystal are one grain.
+    give the amount of each grain, relative to where it is alone; a support is where amount and
+    share of amounts stand out, connected to the region of the grain. Overlaps narrower than three
+    positions are taken for borders that the probe blurs. Pieces of one bent crystal are one grain.
 
-    Shares are in units of the patterns where grains are alone. They are shares of the thickness
-    only where intensities grow in proportion to thickness, and where grains are alone at a similar
-    thickness. A grain of which no region is led by its own disks is not found.
+    The share of a grain is its part of what the disks of all grains hold at a position, outside the
+    direct beam. Where two grains have disks at the same place, each has about half of it. Shares
+    are shares of thickness only where all grains scatter equally strongly, which is rare. A grain
+    of which no region is led by its own disks is not found.
 
     Examples
     --------
@@ -341,8 +402,6 @@ def _result(maps: OverlapMaps, crystals: Clusters) -> OverlappingGrains:
     number = np.append(np.argsort(order), -1)
     labels = number[labels]
     supports = maps.supports[..., order]
-    amounts = np.where(supports, np.maximum(maps.amounts[..., order], 1e-6), 0)
-    shares = amounts / np.maximum(amounts.sum(axis=2, keepdims=True), 1e-6)
     mean = np.where(np.isfinite(crystals.similarity_mean), crystals.similarity_mean, -2)
     seeds = [
         np.unravel_index(int(np.where(labels == k, mean, -3).argmax()), labels.shape)
@@ -354,8 +413,9 @@ def _result(maps: OverlapMaps, crystals: Clusters) -> OverlappingGrains:
         seeds=np.array(seeds, dtype=np.int64).reshape(-1, 2),
         background=(),
     )
+    shares = maps.shares[..., order]
     return OverlappingGrains(
-        clusters, supports, shares.astype(np.float32), maps.alone, maps.residual
+        clusters, supports, shares, maps.alone, maps.residual, maps.share_error
     )
 
 

@@ -14,7 +14,8 @@ from ..base.frozen import Frozen
 from ..scan.axes import unit_sign
 
 _SHOWN = ("label", "size", "area", "equivalent_diameter", "centroid_rx", "centroid_ry",
-          "major_axis", "minor_axis", "similarity", "touches_border")  # fmt: skip
+          "major_axis", "minor_axis", "similarity", "alone_part", "mean_share",
+          "touches_border")  # fmt: skip
 """Columns of the text; the notebook shows all."""
 
 _N_PRINTED = 40

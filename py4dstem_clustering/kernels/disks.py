@@ -70,6 +70,8 @@ class Disks(NamedTuple):
     power: NDArray[np.float64]
     """Sum of the squares of each feature over the scan. The directions were found from these
     patterns, so each bin of a direction has a variance of one over this power."""
+    deviation: NDArray[np.float64] = np.ones(1)
+    """Standard deviation of the noise of each bin in one pattern, in recorded units."""
 
 
 def get_disks(features: Features) -> Disks:
@@ -102,6 +104,7 @@ def get_disks(features: Features) -> Disks:
         (mean + 0.02 * typical) / deviation,
         counts if counts.sum() > DISK_BINS else np.ones(len(grid), dtype=bool),
         np.maximum((features.values.astype(np.float64) ** 2).sum(axis=(0, 1)), 1.0),
+        deviation,
     )
 
 

@@ -250,8 +250,9 @@ class Linker:
         ----------
         frame : int
             Number of the frame; larger than before. Failed frames are left out.
-        labels : ndarray, (Rx, Ry), int
-            Cluster of each scan position, from 0; -1 for none.
+        labels : ndarray, (Rx, Ry), int, or (Rx, Ry, N), bool
+            Cluster of each scan position, from 0; -1 for none. Or the support of each cluster, if
+            clusters may lie above one another.
         skip : ndarray, (N,), bool
             Clusters without a track, such as the liquid; their track is -1.
         patterns : Patterns
@@ -260,15 +261,11 @@ class Linker:
             How far the sample has moved since the first frame, scan positions.
         """
         chosen = np.flatnonzero(~skip)
-        number = np.full(len(skip) + 1, -1)
-        number[chosen] = np.arange(len(chosen))
-        labels = number[labels]
         n = len(chosen)
-        inside = labels >= 0
-        places = np.argwhere(inside) - drift
-        of_place = labels[inside]
-        sizes = np.bincount(of_place, minlength=n)
-        parts = np.split(places[np.argsort(of_place, kind="stable")], np.cumsum(sizes)[:-1])
+        layers = _layers(labels, skip)
+        parts = _places(layers, n)
+        sizes = np.array([len(places) for places in parts], dtype=np.int64)
+        parts = [places - drift for places in parts]
         rows = None
         if patterns is not None:
             rows = Patterns(patterns.values[chosen], patterns.noise[chosen], patterns.freedom)
@@ -276,12 +273,13 @@ class Linker:
         tracks = np.full(n, -1)
         shared = np.zeros((len(self.active), n))
         if self.active and n:
-            shared = _overlaps([a.places for a in self.active], labels, drift, n)
-            score = self._score(frame, shared, sizes, parts[:n], rows)
+            groups = [a.places for a in self.active]
+            shared = np.sum([_overlaps(groups, layer, drift, n) for layer in layers], axis=0)
+            score = self._score(frame, shared, sizes, parts, rows)
             # In the order of their places, so that numbers do not decide between equal scores.
             rank = [
                 np.lexsort(np.array([place[0] for place in places]).T)
-                for places in ([a.places for a in self.active], parts[:n])
+                for places in ([a.places for a in self.active], parts)
             ]
             for i, k in zip(*linear_sum_assignment(-score[np.ix_(*rank)]), strict=True):
                 i, k = rank[0][i], rank[1][k]
@@ -398,6 +396,41 @@ class Linker:
     def _end(self, track: _ActiveTrack) -> None:
         event = "death" if track.within < 0 else "merge"
         self.events.append(Event(track.gone, event, track.number, track.within))
+
+
+def _layers(labels: NDArray[Any], skip: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Label maps ``(Rx, Ry)`` of the clusters that are not skipped, numbered anew; -1 elsewhere.
+
+    Clusters that lie above one another are in different maps.
+    """
+    chosen = np.flatnonzero(~skip)
+    if labels.ndim == 2:
+        number = np.full(len(skip) + 1, -1)
+        number[chosen] = np.arange(len(chosen))
+        return [number[labels]]
+    layers: list[NDArray[np.int64]] = []
+    for k, cluster in enumerate(chosen.tolist()):
+        own = labels[..., cluster]
+        for layer in layers:
+            if not (layer[own] >= 0).any():
+                layer[own] = k
+                break
+        else:
+            layers.append(np.where(own, k, -1))
+    return layers or [np.full(labels.shape[:2], -1)]
+
+
+def _places(layers: list[NDArray[np.int64]], n: int) -> list[NDArray[np.int64]]:
+    """Scan positions ``(m, 2)`` of each cluster, row by row; each is in one layer."""
+    found: list[NDArray[np.int64]] = [np.empty((0, 2), dtype=np.int64)] * n
+    for layer in layers:
+        inside = layer >= 0
+        places, number = np.argwhere(inside), layer[inside]
+        order = np.argsort(number, kind="stable")
+        there, first = np.unique(number[order], return_index=True)
+        for k, part in zip(there.tolist(), np.split(places[order], first[1:]), strict=False):
+            found[k] = part
+    return found
 
 
 def _overlaps(

@@ -19,22 +19,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import (
-    binary_fill_holes,
-    binary_opening,
-    distance_transform_edt,
     find_objects,
-    label,
     maximum_filter,
-    median_filter,
     minimum_filter,
 )
-from scipy.optimize import nnls
 
 from .blocks import Report
 from .borders import MIN_CORE_SIZE
 from .disks import Disks, shared_disks
 from .joining import join_numbers
 from .merging import MAX_UNEXPLAINED_SHARE
+from .overlap_maps import (
+    MAX_GRAINS,
+    MIN_AMOUNT,
+    disk_shares,
+    few_grains,
+    find_amounts,
+    find_supports,
+)
 from .pieces import FLAT_DEPTH, empty_pattern
 from .regions import (
     consecutive,
@@ -49,9 +51,6 @@ from .regions import (
 # The constants are the same for every scan. They were tuned on `simulate_sample` of the kinds
 # 'stacked' and 'core-shell' (seeds 100 to 104, 48 x 42 positions, 1,000 electrons), and 'bent-foil'
 # (100 and 101), and the limits of wide regions and of rims on the measured MgO scan.
-MAX_GRAINS = 3
-"""Most grains at one position."""
-
 MAX_UNEXPLAINED = 0.25
 """Share of the power of the mean pattern of a region up to which other regions explain it. With a
 larger value, grains with many disks in common vanish; with a smaller one, overlaps and pieces of
@@ -69,17 +68,6 @@ finds wider overlaps, and loses wide grains whose disks others share."""
 BESIDE = 3
 """Distance up to which regions lie beside each other, scan positions; thin mixtures may be between
 them."""
-
-MIN_AMOUNT = 0.15
-"""Smallest amount of a grain in its support, relative to where it is alone. A larger value cuts off
-thin rims."""
-
-MIN_SHARE = 0.12
-"""Smallest share of a grain in its support. A larger value cuts off thin grains under thick ones;
-a smaller one takes disks that two grains have in common for a second grain."""
-
-SHARE_ERRORS = 3.0
-"""Standard errors by which the amount of a grain must exceed zero."""
 
 ALONE_SHARE = 0.9
 """Share of a grain from which on it counts as alone."""
@@ -105,11 +93,6 @@ MIN_ALONE = 0.35
 """Part of a crystal with more than `MAX_GRAINS` cores that shows the pattern of one core alone,
 below which it is bent. Bent foils have 0.2, particles on top of each other 0.6."""
 
-MIN_WIDTH = 3
-"""Width of overlaps, scan positions. Narrower ones are borders that the probe blurs; a larger value
-is needed for a broader probe."""
-
-
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
 
 
@@ -130,58 +113,63 @@ class OverlapMaps(NamedTuple):
     """Pure patterns as features ``(N, rank)``."""
     residual: NDArray[np.float32]
     """Share of the power of each pattern beyond noise that the grains do not explain."""
+    shares: NDArray[np.float32]
+    """Share of each grain ``(Rx, Ry, N)`` in what the disks of the grains there hold."""
+    share_error: NDArray[np.float32]
+    """Standard error of the largest share ``(Rx, Ry)``, from noise."""
 
 
 def find_ends(
     regions: NDArray[Any], values: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Regions whose patterns are no sums of those of others nearby, their means and sizes.
 
-    The numbers of the regions that stay are renewed; -1 elsewhere.
+    The numbers of the regions that stay are renewed; -1 elsewhere. The last map gives each region
+    that does not stay to the one that explains most of it.
     """
     number = consecutive(regions)
     mean, size = core_means(number, values)
     count = np.bincount(number[number >= 0], minlength=len(mean))
     beside = _beside(number)
     there = np.ones(len(mean), dtype=bool)
+    heir = np.arange(len(mean))
     depth = depths(number)
     limit = np.where(depth < FLAT_DEPTH, MAX_UNEXPLAINED_SHARE, MAX_UNEXPLAINED)
     limit[depth >= WIDE] = -np.inf  # no piece of a bent crystal, and hardly an overlap
     for k in np.argsort(count, kind="stable").tolist():
         others = sorted(beside[k])
-        if others and _unexplained(mean, size, others, k) < limit[k]:
+        if not others:
+            continue
+        unexplained, most = _unexplained(mean, size, others, k)
+        if unexplained < limit[k]:
             there[k] = False
+            heir[k] = most
             # What lies beside an overlap may explain what lies on its other side.
             for j in others:
                 beside[j] = (beside[j] | beside[k]) - {j, k}
+    while not there[heir].all():
+        heir = heir[heir]
     renewed = np.where(there, np.cumsum(there) - 1, -1)
-    return np.append(renewed, -1)[number], mean[there], size[there]
+    whole = np.append(renewed[heir], -1)[number]
+    return np.append(renewed, -1)[number], mean[there], size[there], whole
 
 
-def _unexplained(mean: NDArray[Any], size: NDArray[Any], others: list[int], k: int) -> float:
-    """Share of the power of the mean of region `k` that the `others` do not explain."""
-    amount, rest = _few(mean[others].T, mean[k])
+def _unexplained(
+    mean: NDArray[Any], size: NDArray[Any], others: list[int], k: int
+) -> tuple[float, int]:
+    """Share of the power of the mean of region `k` that the `others` do not explain, and which of
+    them explains most.
+    """
+    amount, rest = few_grains(mean[others].T, mean[k])
     rank = mean.shape[1]
     power = float((mean[k] ** 2).sum() - rank / size[k])
+    most = others[int((amount * np.sqrt((mean[others] ** 2).sum(axis=1))).argmax())]
     if power <= 0:
-        return 0.0
+        return 0.0, most
     if amount.max() > MAX_AMOUNT:
-        return 1.0  # a weak rim does not explain its grain
+        return 1.0, most  # a weak rim does not explain its grain
     noise = noise_of_sum(rank, size[k], amount, size[others])
-    return float(rest**2 - noise) / power
-
-
-def _few(system: NDArray[Any], pattern: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
-    """Non-negative least squares with at most `MAX_GRAINS` terms that are not zero; amounts and the
-    norm of the rest.
-    """
-    amount, rest = nnls(system, pattern)
-    if (amount > 0).sum() > MAX_GRAINS:
-        strength = amount * np.sqrt((system**2).sum(axis=0))
-        kept = np.argsort(-strength, kind="stable")[:MAX_GRAINS]
-        amount = np.zeros_like(amount)
-        amount[kept], rest = nnls(system[:, kept], pattern)
-    return amount, float(rest)
+    return float(rest**2 - noise) / power, most
 
 
 def core_means(
@@ -194,22 +182,6 @@ def core_means(
     count = np.bincount(number[~edge & (number >= 0)], minlength=int(number.max(initial=-1)) + 1)
     small = np.append(count < MIN_CORE_SIZE, True)
     return region_means(np.where(edge & ~small[number], -1, number), values)
-
-
-def reach(count: NDArray[Any]) -> NDArray[np.float64]:
-    """How far beyond its core a grain may lie, scan positions, from the size of the core."""
-    return np.asarray(2 + 1.2 * np.sqrt(count / np.pi))
-
-
-def near_maps(number: NDArray[Any]) -> list[tuple[tuple[slice, ...], NDArray[np.bool_]]]:
-    """For each region, a box and where in it the grain of this core may lie."""
-    count = np.bincount(number[number >= 0], minlength=int(number.max(initial=-1)) + 1)
-    far = reach(count)
-    found = []
-    for k, box in enumerate(find_objects(number + 1)):
-        around = grown_box(box, number.shape, int(far[k]) + 1)
-        found.append((around, distance_transform_edt(number[around] != k) <= far[k]))
-    return found
 
 
 def _beside(number: NDArray[Any]) -> list[set[int]]:
@@ -241,14 +213,30 @@ def peel(
     total[open_borders.first[at]] += open_borders.length[at]
     pure, hidden = mean.copy(), np.zeros(n, dtype=bool)
     for k in range(n):
-        j = int(shared[k].argmax())
-        if shared[k, j] < MIN_ENCLOSED * total[k] or total[k] == 0:
+        around = _around(k, shared, mean, size, disks)
+        if shared[k, around].sum() < MIN_ENCLOSED * total[k] or total[k] == 0:
             continue
-        amount = peel_amount(mean[k], mean[j], size[j], disks)
+        outer = np.average(mean[around], axis=0, weights=shared[k, around])
+        amount = peel_amount(mean[k], outer, size[around].sum(), disks)
         if amount > MIN_AMOUNT:
-            pure[k] = mean[k] - amount * mean[j]
+            pure[k] = mean[k] - amount * outer
             hidden[k] = True
     return pure, hidden
+
+
+def _around(
+    k: int, shared: NDArray[Any], mean: NDArray[Any], size: NDArray[Any], disks: Disks
+) -> NDArray[np.int64]:
+    """The region with the longest border to region `k`, and others beside `k` that share its disks,
+    as the parts of a shell do.
+    """
+    first = int(shared[k].argmax())
+    others = np.flatnonzero(shared[k] > 0)
+    others = others[others != first]
+    if len(others):
+        pairs = np.stack([np.full(len(others), first), others], axis=1)
+        others = others[shared_disks(disks, mean[pairs], size[pairs]) >= MIN_SHARED_DISKS]
+    return np.append(first, others)
 
 
 def peel_amount(inner: NDArray[Any], outer: NDArray[Any], size: float, disks: Disks) -> float:
@@ -288,43 +276,6 @@ def alone_means(
     for k in np.flatnonzero(count >= MIN_CORE_SIZE):
         mean[k], size[k] = values[labels == k].mean(axis=0), count[k]
     return mean, size
-
-
-def find_amounts(
-    values: NDArray[Any],
-    cores: NDArray[Any],
-    patterns: NDArray[Any],
-    report: Report = lambda n: None,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Amount of each grain in each position ``(Rx, Ry, N)``, its standard error, and the power that
-    the grains leave.
-    """
-    rx, ry, _ = values.shape
-    n = len(patterns)
-    allowed = np.zeros((rx, ry, n), dtype=bool)
-    for k, (box, inside) in enumerate(near_maps(cores)):
-        allowed[box][..., k] = inside
-    amounts = np.zeros((rx, ry, n), dtype=np.float32)
-    errors = np.full((rx, ry, n), np.inf, dtype=np.float32)
-    rest = (values.astype(np.float64) ** 2).sum(axis=2)
-    known: dict[tuple[int, ...], NDArray[Any]] = {}
-    for x in range(rx):
-        for y in range(ry):
-            near = np.flatnonzero(allowed[x, y])
-            if not len(near):
-                continue
-            amount, norm = _few(patterns[near].T, values[x, y].astype(np.float64))
-            amounts[x, y, near] = amount
-            rest[x, y] = norm**2
-            used = near[amount > 0]
-            if len(used):
-                key = tuple(used.tolist())
-                if key not in known:
-                    gram = patterns[used] @ patterns[used].T
-                    known[key] = np.sqrt(np.abs(np.diag(np.linalg.pinv(gram))))
-                errors[x, y, used] = known[key]
-        report(1)
-    return amounts, errors, rest.astype(np.float32)
 
 
 def join_ends(
@@ -367,52 +318,6 @@ def _most(numbers: NDArray[Any]) -> int:
     return int(found[count.argmax()])
 
 
-def find_supports(
-    amounts: NDArray[Any], errors: NDArray[Any], cores: NDArray[Any], mask: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Where each grain lies ``(Rx, Ry, N)``: its amount and its share stand out, also from noise,
-    and the place is connected to its core.
-
-    The probe mixes grains that touch side by side. Where supports overlap by less than
-    `MIN_WIDTH` positions, each position belongs to the strongest grain alone.
-    """
-    total = amounts.sum(axis=2)
-    supports = np.zeros(amounts.shape, dtype=bool)
-    for k in range(amounts.shape[2]):
-        own = amounts[..., k]
-        there = (own > MIN_AMOUNT) & (own > MIN_SHARE * total)
-        there &= own > SHARE_ERRORS * errors[..., k]
-        supports[..., k] = _with_core(median_filter(there & mask, 3, mode="nearest"), cores == k)
-    _drop_narrow(supports, amounts)
-    for k in range(amounts.shape[2]):
-        supports[..., k] = _with_core(supports[..., k], cores == k) & mask
-    return supports
-
-
-def _drop_narrow(supports: NDArray[np.bool_], amounts: NDArray[Any]) -> None:
-    """Take the weaker of two grains out of narrow overlaps, in place."""
-    flat = supports.reshape(-1, supports.shape[2])
-    several = flat[flat.sum(axis=1) > 1].astype(np.float32)
-    square = np.ones((MIN_WIDTH, MIN_WIDTH))
-    for j, k in np.argwhere(np.triu(several.T @ several, 1) > 0).tolist():
-        both = supports[..., j] & supports[..., k]
-        # Half of an overlap may lie outside of the scan.
-        wide = binary_opening(np.pad(both, MIN_WIDTH, mode="edge"), square)
-        part, _ = label(both, np.ones((3, 3)))
-        kept = np.unique(part[wide[MIN_WIDTH:-MIN_WIDTH, MIN_WIDTH:-MIN_WIDTH] & both])
-        narrow = both & ~np.isin(part, kept)
-        first = amounts[..., j] >= amounts[..., k]
-        supports[..., j] &= ~narrow | first
-        supports[..., k] &= ~narrow | ~first
-
-
-def _with_core(there: NDArray[np.bool_], core: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Parts of a map that hold positions of the core, without holes."""
-    part, _ = label(there, np.ones((3, 3)))
-    kept = np.unique(part[core & there])
-    return np.asarray(binary_fill_holes(np.isin(part, kept[kept > 0])))
-
-
 def overlaps_core(
     values: NDArray[np.float32],
     regions: NDArray[Any],
@@ -427,15 +332,16 @@ def overlaps_core(
     """
     values = values - empty_pattern(regions, values, mask)
     rank = values.shape[2]
-    cores, mean, size = find_ends(regions, values)
+    cores, mean, size, whole = find_ends(regions, values)
     if not len(mean):
         nothing = np.zeros((*regions.shape, 0))
         return OverlapMaps(
             nothing.astype(np.float32), nothing > 0, cores, cores >= 0, np.zeros(0, dtype=bool),
-            mean, np.zeros(regions.shape, dtype=np.float32),
+            mean, np.zeros(regions.shape, dtype=np.float32), nothing.astype(np.float32),
+            np.zeros(regions.shape, dtype=np.float32),
         )  # fmt: skip
     # What was dropped between a core and its shell is no gap between them.
-    whole = np.where(regions >= 0, nearest_label(cores, cores < 0), -1)
+    whole = np.where(regions >= 0, nearest_label(whole, whole < 0), -1)
     patterns, hidden = peel(whole, mean, size, disks)
     amounts = find_amounts(values, cores, patterns, report)[0]
     # Once more, with patterns from where each grain is alone.
@@ -446,6 +352,7 @@ def overlaps_core(
     single = amounts.max(axis=2) > ALONE_SHARE * amounts.sum(axis=2)
     group = join_ends(lead, cores, crystals, single, hidden, mean, size, disks)
     n = int(group.max()) + 1
+    amounts_of_cores, patterns_of_cores = amounts, patterns
     amounts = np.stack([amounts[..., group == g].sum(axis=2) for g in range(n)], axis=2)
     errors = np.stack([errors[..., group == g].min(axis=2) for g in range(n)], axis=2)
     patterns = np.stack([np.average(patterns[group == g], axis=0, weights=size[group == g])
@@ -455,11 +362,15 @@ def overlaps_core(
 
     # Far from any disks that are certain, what looks like a grain is lag, film or noise.
     close = maximum_filter(regions >= 0, 2 * MAX_RIM + 1) & mask
-    supports = find_supports(amounts, errors, cores, close)
-    held = supports.any(axis=(0, 1))  # others keep all of a thin grain
-    amounts, supports = amounts[..., held], supports[..., held]
-    patterns, hidden = patterns[held], hidden[held]
-    cores = np.append(np.where(held, np.cumsum(held) - 1, -1), -1)[cores]
+    supports, met = find_supports(amounts, errors, cores, close)
+    kept = supports.any(axis=(0, 1))  # others keep all of a thin grain
+    amounts, supports = amounts[..., kept], supports[..., kept]
+    patterns, hidden = patterns[kept], hidden[kept]
+    renewed = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
+    cores = renewed[cores]
+    shares, share_error = disk_shares(
+        values, amounts_of_cores, patterns_of_cores, size, renewed[group], met[..., kept], disks
+    )
     power = (values.astype(np.float64) ** 2).sum(axis=2) - rank
     residual = np.where(
         supports.any(axis=2), np.clip((rest - rank) / np.maximum(power, rank), 0, 1), 0
@@ -468,5 +379,6 @@ def overlaps_core(
     alone = supports.sum(axis=2) == 1
     alone &= np.where(supports, amounts, 0).max(axis=2, initial=0) > ALONE_SHARE * total
     return OverlapMaps(
-        amounts, supports, cores, alone, hidden, patterns, residual.astype(np.float32)
-    )
+        amounts, supports, cores, alone, hidden, patterns, residual.astype(np.float32),
+        shares, share_error,
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..emd import nodes, untrusted, writing
 from ..emd.settings import Settings, add_settings, read_settings
 from ..grains.clusters import Clusters
+from ..grains.overlaps import OverlappingGrains
 from ..scan.calibration import copy_calibration, count_patterns, step_of
 from .motion import find_drift
 
@@ -55,7 +56,7 @@ class FrameResult(NamedTuple):
     """A frame that is done, with or without success."""
 
     info: FrameInfo
-    clusters: Clusters | None = None
+    clusters: Clusters | OverlappingGrains | None = None
     averages: NDArray[Any] | None = None
     """Mean patterns (N, Qx, Qy)."""
     image: NDArray[np.float32] | None = None
@@ -275,7 +276,8 @@ def save_frame(folder: Path, result: FrameResult, settings: Mapping[str, Any]) -
         node = result.clusters.to_node(result.averages)
         node.metadata["arrays"]["image"] = result.image
         node.metadata = emdfile.Metadata("averages_calibration", dict(result.calibration or {}))
-        arrays = node.metadata["arrays"]._params.values()
+        stored = (node.metadata.get(name) for name in ("arrays", "overlaps"))
+        arrays = [array for part in stored if part is not None for array in part._params.values()]
         n_bytes += node.data.nbytes + sum(array.nbytes for array in arrays)
     node.metadata = emdfile.Metadata("frame", info._asdict())
     root.force_add_to_tree(node)

@@ -22,6 +22,7 @@ from ..emd import untrusted
 from ..emd.untrusted import linked_files
 from ..grains.averages import get_clustered_datacube
 from ..grains.clustering import cluster
+from ..grains.overlaps import OverlappingGrains, find_overlaps
 from ..kernels.blocks import check_whole
 from ..patterns.filtering import filter_correlative
 from ..patterns.lowrank import filter_lowrank
@@ -301,6 +302,8 @@ class Options(NamedTuple):
 
     filter: Mapping[str, Any] | None
     """Options of a filter as `check_filter` returns them; None for no filter."""
+    overlap: bool | None
+    """Whether grains may overlap; see `find_overlaps`."""
     cluster: Mapping[str, Any]
     """Options of `cluster`."""
     averages: Mapping[str, Any]
@@ -323,7 +326,8 @@ def cluster_frame(frame: Frame, options: Options, record: bool) -> FrameResult:
         cube = frame.open()
         _check_masks(frame, cube, options)
         mark = fingerprint(cube.data)
-        clusters, averages, image, calibration = _cluster_datacube(frame, cube, options)
+        found, averages, image, calibration = _cluster_datacube(frame, cube, options)
+        clusters = found.clusters if isinstance(found, OverlappingGrains) else found
     except WrongMask:
         raise
     except Exception as error:
@@ -340,7 +344,7 @@ def cluster_frame(frame: Frame, options: Options, record: bool) -> FrameResult:
         clusters.n_clusters,
         frame.stamp,
     )
-    return FrameResult(info, clusters, averages, image, calibration)
+    return FrameResult(info, found, averages, image, calibration)
 
 
 def _check_masks(frame: Frame, cube: Any, options: Options) -> None:
@@ -366,7 +370,9 @@ def info_of_failed(frame: Frame, error: Exception, mark: str = "") -> FrameInfo:
 
 
 def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, ...]:
-    """Clusters, averages or None, virtual image, and parameters of the calibration."""
+    """Clusters or grains that overlap, averages or None, virtual image, and parameters of the
+    calibration.
+    """
     common: dict[str, Any] = {
         "n_jobs": options.n_jobs,
         "max_memory": options.max_memory,
@@ -379,13 +385,22 @@ def _cluster_datacube(frame: Frame, cube: Any, options: Options) -> tuple[Any, .
         weight = check_mask("q_mask", weight, cube.Qshape, "detector pixels")
     image = scattered_image(cube, weight, n_jobs=options.n_jobs, max_memory=options.max_memory)
     with _filtered(frame, cube, options, common) as source:
-        clusters: Any = cluster(source, **options.cluster, name=frame_name(frame.number), **common)
-    averages, calibration = None, cube.calibration
-    if clusters.n_clusters:
-        found = get_clustered_datacube(cube, clusters, **options.averages, **common)
-        averages, calibration = found.data[:, 0], found.calibration
+        name = frame_name(frame.number)
+        if options.overlap:
+            masks = {key: options.cluster[key] for key in ("q_mask", "r_mask")}
+            found: Any = find_overlaps(source, **masks, name=name, **common)
+        else:
+            found = cluster(source, **options.cluster, name=name, **common)
+    averages, means, calibration = None, None, cube.calibration
+    if isinstance(found, OverlappingGrains):
+        if found.n_grains:
+            means = found.get_pure_patterns(cube, **common)
+    elif found.n_clusters:
+        means = get_clustered_datacube(cube, found, **options.averages, **common)
+    if means is not None:
+        averages, calibration = means.data[:, 0], means.calibration
     params = copy_calibration(calibration)._params
-    return clusters, averages, image.astype(np.float32), params
+    return found, averages, image.astype(np.float32), params
 
 
 def _apply_filter(cube: Any, options: Mapping[str, Any], **common: Any) -> Any:

@@ -31,7 +31,9 @@ def link_frames(
     frames : iterable
         For each frame ``(labels, averages, properties, background)``, or None for a frame that
         failed; a failed frame ends no track. `labels`, (Rx, Ry), int, number the clusters from 0;
-        -1 is no cluster. `averages`, (N, Qx, Qy) or (N, 1, Qx, Qy), are the mean patterns of the
+        -1 is no cluster. Where clusters may lie above one another, give `OverlappingGrains` or
+        their supports, (Rx, Ry, N), bool, in place of labels, and their pure patterns as averages.
+        `averages`, (N, Qx, Qy) or (N, 1, Qx, Qy), are the mean patterns of the
         clusters; with None, only the overlap is used. `properties` come from
         ``clusters.properties()``, or are None. `background` lists the labels of clusters that are
         not particles (``clusters.background``); it may be left out. One frame is in memory at a
@@ -110,7 +112,7 @@ def link_frames(
         if item is None:
             continue
         frame = _check_frame(t, item, shape)
-        shape = frame.labels.shape
+        shape = frame.labels.shape[:2]
         patterns = None
         if frame.averages is not None:
             if comparer is None and len(frame.averages):
@@ -158,7 +160,8 @@ def _prepare_patterns(t: int, averages: NDArray[Any], comparer: Comparer) -> Pat
 class _FrameToLink(NamedTuple):
     """One item of `frames`, checked."""
 
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
+    """(Rx, Ry), or the supports (Rx, Ry, N), bool."""
     averages: NDArray[Any] | None
     """(N, Qx, Qy)"""
     properties: Any
@@ -167,29 +170,56 @@ class _FrameToLink(NamedTuple):
 
 
 def _check_frame(t: int, item: Any, shape: tuple[int, ...] | None) -> _FrameToLink:
-    """Check one item of `frames`; `shape` is that of the labels of earlier frames."""
+    """Check one item of `frames`; `shape` is that of the scan in earlier frames."""
     if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= 4:
         raise TypeError(
             f"frame {t} must be (labels, averages, properties, background) or None, not "
             f"{type(item).__name__}"
         )
     labels, averages, properties, background = (*item, None, None)[:4]
-    labels = np.asarray(values_of(labels))
+    labels = np.asarray(values_of(getattr(labels, "supports", labels)))
+    if labels.ndim == 3 and labels.dtype == np.bool_:
+        return _check_supports(t, labels, (averages, properties, background), shape)
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.size == 0:
         raise ValueError(
             f"labels of frame {t} must be a 2D map of whole numbers, not {labels.dtype} of shape "
             f"{labels.shape}"
         )
     labels = labels.astype(np.int64)
-    if shape is not None and labels.shape != shape:
-        raise ValueError(
-            f"labels of frame {t} of shape {labels.shape} must have that of the frames before, "
-            f"{shape}"
-        )
+    _check_shape(t, labels, shape)
     n = int(labels.max()) + 1
     found = np.unique(labels)
     if not np.array_equal(found[found >= 0], np.arange(n)) or found[0] < -1:
         raise ValueError(f"labels of frame {t} must be 0 to {n - 1} without gaps, and -1 elsewhere")
+    return _checked(t, labels, n, averages, properties, background)
+
+
+def _check_shape(t: int, labels: NDArray[Any], shape: tuple[int, ...] | None) -> None:
+    if shape is not None and labels.shape[:2] != shape:
+        raise ValueError(
+            f"labels of frame {t} of shape {labels.shape[:2]} must have that of the frames before, "
+            f"{shape}"
+        )
+
+
+def _check_supports(
+    t: int, supports: NDArray[Any], rest: tuple[Any, Any, Any], shape: tuple[int, ...] | None
+) -> _FrameToLink:
+    """Check a frame whose clusters have supports ``(Rx, Ry, N)``."""
+    _check_shape(t, supports, shape)
+    empty = np.flatnonzero(~supports.any(axis=(0, 1)))
+    if len(empty) or not supports.shape[0] * supports.shape[1]:
+        raise ValueError(
+            f"supports of frame {t} of shape {supports.shape} must have a position for each "
+            f"cluster; {empty.tolist() or 'all'} have none"
+        )
+    return _checked(t, supports, supports.shape[2], *rest)
+
+
+def _checked(
+    t: int, labels: NDArray[Any], n: int, averages: Any, properties: Any, background: Any
+) -> _FrameToLink:
+    """A frame with `n` clusters, whose averages, properties and background are checked."""
     if averages is not None:
         averages = np.asarray(values_of(averages))
         if averages.ndim == 4 and averages.shape[1] == 1:
@@ -217,10 +247,15 @@ def _rows(
     """Rows of the table for the clusters of one frame."""
     labels, n = frame.labels, len(track)
     rows = np.zeros(n, dtype=TABLE_DTYPE)
-    inside = labels >= 0
-    places, number = np.argwhere(inside), labels[inside]
+    if labels.ndim == 3:
+        places, number = np.split(np.argwhere(labels), [2], axis=1)
+        number = number[:, 0]
+    else:
+        inside = labels >= 0
+        places, number = np.argwhere(inside), labels[inside]
     size = np.bincount(number, minlength=n)
-    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    last = np.array(labels.shape[:2]) - 1
+    border = number[((places == 0) | (places == last)).any(axis=1)]
     rows["frame"], rows["time"] = t, time
     rows["label"], rows["track"] = np.arange(n), track
     rows["size"] = rows["area"] = size

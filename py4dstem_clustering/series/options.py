@@ -117,6 +117,21 @@ def check_filter(filtering: Any) -> dict[str, Any] | None:
     return filtering
 
 
+def check_overlap(
+    overlap: Any, options: Mapping[str, Any], averages: Mapping[str, Any]
+) -> bool | None:
+    """Check `overlap` of `cluster_series`; None if it is False, as in series of older versions."""
+    if not check_flag("overlap", overlap):
+        return None
+    others = [name for name in options if name not in ("q_mask", "r_mask")] + list(averages)
+    if others:
+        raise ValueError(
+            f"{', '.join(others)} cannot go with overlap=True, which finds grains with "
+            "find_overlaps(); leave them out, or overlap"
+        )
+    return True
+
+
 def check_cluster_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `cluster`, completed with its defaults and checked before a frame is opened."""
     options = _with_defaults(options, cluster, _SET_BY_SERIES, "cluster_series or datacube.cluster")
@@ -131,7 +146,7 @@ def check_cluster_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- whether they are those of an earlier run ----------------------------------------------------
 
-_FRAME_SETTINGS = ("cluster", "filter", "averages", "image_mask")
+_FRAME_SETTINGS = ("overlap", "cluster", "filter", "averages", "image_mask")
 """Settings of a series that change the result of a frame."""
 
 

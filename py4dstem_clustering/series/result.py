@@ -19,6 +19,7 @@ from ..emd import untrusted
 from ..grains.averages import keep_clusters
 from ..grains.clusters import Clusters
 from ..grains.describe import WHOLE_SHARE
+from ..grains.overlaps import OverlappingGrains
 from ..scan.calibration import copy_calibration, step_of
 from ..scan.datacubes import new_datacube
 from .files import (
@@ -143,6 +144,20 @@ class ClusterSeries:
     def __getitem__(self, frame: int) -> Clusters:
         return self._clusters(self._node(frame))
 
+    def overlaps(self, frame: int) -> OverlappingGrains:
+        """Grains of a frame that may lie above one another; of a series with ``overlap=True``.
+
+        Raises
+        ------
+        ValueError
+            If the series was made without `overlap`, or the frame failed.
+        """
+        return self._overlaps(self._node(frame))
+
+    def _overlaps(self, node: emdfile.Node) -> OverlappingGrains:
+        with untrusted.name_in_errors(self.path):
+            return OverlappingGrains.from_node(node, step_of(node, calibration_of_averages(node)))
+
     def image(self, frame: int) -> NDArray[Any]:
         """Virtual image of a frame, (Rx, Ry), float32; `drift` is measured from these images.
 
@@ -229,8 +244,12 @@ class ClusterSeries:
                 yield None
                 continue
             node = self._node(k)
-            clusters = self._clusters(node)
             averages = node.metadata["arrays"]._params.get("averages")
+            if self.settings.get("overlap"):
+                grains = self._overlaps(node)
+                yield grains, averages, grains.properties(), ()
+                continue
+            clusters = self._clusters(node)
             yield clusters.labels, averages, clusters.properties(), clusters.background
 
     def _centre(self) -> tuple[float, float] | None:

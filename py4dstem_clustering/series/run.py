@@ -50,7 +50,14 @@ from .frames import (
     info_of_failed,
 )
 from .lock import only_one_writer
-from .options import check_averages, check_cluster_options, check_drift, check_filter, check_resume
+from .options import (
+    check_averages,
+    check_cluster_options,
+    check_drift,
+    check_filter,
+    check_overlap,
+    check_resume,
+)
 from .result import ClusterSeries, open_series
 
 _FRAMES_A_WORKER = 2
@@ -64,6 +71,7 @@ def cluster_series(
     frames: Any,
     *,
     out: str | PathLike[str],
+    overlap: bool = False,
     filter: bool | str | Mapping[str, Any] | None = None,
     min_purity: float | None = None,
     align: bool | None = None,
@@ -96,6 +104,11 @@ def cluster_series(
     out : path
         EMD file to write; py4DSTEM can open it without this package. Until all frames are done,
         the folder ``<out>.frames`` holds one such file for each frame.
+    overlap : bool
+        Find grains that may lie above one another, with `find_overlaps`: ``series.overlaps(i)`` has
+        their supports, averages are their pure patterns, and tracks follow the supports, so that
+        particles that slide over one another keep their tracks. Of the options of `cluster`, only
+        the masks go with it.
     filter : True, "correlative", "lowrank" or mapping, optional
         Filter before clustering. True and "correlative" are ``datacube.filter_correlative`` with
         its defaults, "lowrank" is ``datacube.filter_lowrank``. A mapping holds options, of the
@@ -199,6 +212,7 @@ def cluster_series(
     check_memory(max_memory)
     progress_bar = check_flag("progress_bar", progress_bar)
     made_with: dict[str, Any] = {
+        "overlap": check_overlap(overlap, options, check_averages(min_purity, align)),
         "filter": check_filter(filter),
         "cluster": check_cluster_options(options),
         "averages": check_averages(min_purity, align),

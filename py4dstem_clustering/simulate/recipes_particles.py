@@ -28,7 +28,7 @@ def precipitates(scene: Scene) -> Sample:
     """Plates of silicon with 5 to 20 % of the intensity in a bent crystal of aluminium."""
     rng, shape = scene.rng, scene.scan_shape
     centres, radii = place_discs(shape, (3, 6), 1.4, rng, n=10, margin=1)
-    inside = _distances(shape, centres) <= radii
+    inside = disc_distances(shape, centres) <= radii
     parts = rng.uniform(0.05, 0.2, len(radii))
     taken = (inside * parts).sum(axis=2)
     thickness = varied(shape, 500, 0.1, rng)
@@ -78,8 +78,8 @@ def core_shell(scene: Scene) -> Sample:
     rng, shape = scene.rng, scene.scan_shape
     centres, radii = place_discs(shape, (7.5, 10), 1.05, rng, n=7, margin=0.9)
     cores = radii * rng.uniform(0.45, 0.6, len(radii))
-    whole = _chords(shape, centres, radii)
-    core = _chords(shape, centres, cores)
+    whole = sphere_chords(shape, centres, radii)
+    core = sphere_chords(shape, centres, cores)
     orientations = random_orientations(2 * len(radii), rng)
     thickness, regions = [], []
     for k in range(len(radii)):
@@ -98,7 +98,7 @@ def hole(scene: Scene) -> Sample:
     rng, shape = scene.rng, scene.scan_shape
     radius = 0.22 * min(shape)
     centre = np.array([n * rng.uniform(0.3, 0.7) for n in shape])
-    empty = _distances(shape, centre[None])[..., 0] < radius
+    empty = disc_distances(shape, centre[None])[..., 0] < radius
     return _spheres(scene, (5, 8.5), 9, FILM_DEPTH * ~empty, without=empty)
 
 
@@ -156,10 +156,10 @@ def _spheres(
         # A particle may stick out over the hole, but its middle needs a support.
         held = ~without[tuple(np.round(centres).astype(int).T)]
         centres, sizes = centres[held], sizes[held]
-    chords = _chords(shape, centres, sizes)
+    chords = sphere_chords(shape, centres, sizes)
     if distance > 0.8:
         # Particles that touch side by side share a straight border.
-        power = _distances(shape, centres) ** 2 - sizes**2
+        power = disc_distances(shape, centres) ** 2 - sizes**2
         chords *= power.argmin(axis=2)[..., None] == np.arange(len(sizes))
     orientations = random_orientations(chords.shape[2], rng)
     thickness = [SCAN_STEP * chords[..., k] for k in range(chords.shape[2])]
@@ -196,14 +196,14 @@ def _regions(parts: list[NDArray[Any]], background: NDArray[Any]) -> NDArray[np.
     return np.stack([*parts, background], axis=2).astype(np.float64)
 
 
-def _distances(shape: tuple[int, int], centres: NDArray[Any]) -> NDArray[np.float64]:
+def disc_distances(shape: tuple[int, int], centres: NDArray[Any]) -> NDArray[np.float64]:
     """Distance ``(Rx, Ry, N)`` of each scan position from each centre."""
     x, y = np.indices(shape)
     return np.asarray(np.hypot(x[..., None] - centres[:, 0], y[..., None] - centres[:, 1]))
 
 
-def _chords(
+def sphere_chords(
     shape: tuple[int, int], centres: NDArray[Any], radii: NDArray[Any]
 ) -> NDArray[np.float64]:
     """Length of the beam in spheres ``(Rx, Ry, N)``, scan positions."""
-    return 2 * np.sqrt(np.maximum(radii**2 - _distances(shape, centres) ** 2, 0))
+    return 2 * np.sqrt(np.maximum(radii**2 - disc_distances(shape, centres) ** 2, 0))

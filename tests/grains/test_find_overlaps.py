@@ -39,7 +39,7 @@ def grains(stacked):
 
 def test_maps_belong_together(stacked, grains):
     supports, shares = grains.supports, grains.shares
-    np.testing.assert_array_equal(supports, shares > 0)
+    assert (shares[supports] > 0).all()
     np.testing.assert_allclose(shares.sum(axis=2), supports.any(axis=2), atol=1e-6)
     np.testing.assert_array_equal(grains.n_above, supports.sum(axis=2))
     assert not grains.alone[grains.n_above != 1].any()
@@ -50,9 +50,16 @@ def test_maps_belong_together(stacked, grains):
     assert not supports.flags.writeable
     assert len(grains.contours(0)) >= 1
     both = grains.n_above > 1
-    strongest = shares.argmax(axis=2)
-    labelled = both & (grains.clusters.labels >= 0)
-    np.testing.assert_array_equal(grains.clusters.labels[labelled], strongest[labelled])
+    labels = grains.clusters.labels
+    labelled = both & (labels >= 0)
+    own = np.take_along_axis(supports, np.maximum(labels, 0)[..., None], 2)[..., 0]
+    assert own[labelled].all()
+    assert (labels == shares.argmax(axis=2))[labelled].mean() > 0.5
+    np.testing.assert_array_equal(grains.purity, shares.max(axis=2))
+    mixed = (shares > 0).sum(axis=2) > 1
+    assert (grains.share_error[~mixed] == 0).all()
+    assert (grains.share_error[mixed] > 0).all()
+    assert (grains.share_error <= 1).all()
 
 
 def test_supports_are_better_than_labels(stacked, grains):
@@ -115,7 +122,11 @@ def test_pure_pattern_of_a_grain_that_is_never_alone():
     clusters = Clusters(labels, [[1, 1], [4, 4]], np.zeros((9, 8)))
     supports = shares > 0
     grains = OverlappingGrains(
-        clusters, supports, shares, supports.sum(axis=2) == 1, np.zeros((9, 8), dtype=np.float32)
+        clusters,
+        supports,
+        shares,
+        supports.sum(axis=2) == 1,
+        *np.zeros((2, 9, 8), dtype=np.float32),
     )
     assert grains.never_alone.tolist() == [False, True]
     pure = grains.get_pure_patterns(cube, **QUIET).data[:, 0]
@@ -135,7 +146,7 @@ def test_files_go_round_and_are_readable_without_the_package(stacked, grains, tm
     assert type(node) is py4DSTEM.RealSlice
     np.testing.assert_array_equal(node.data, grains.clusters.labels)
     again = OverlappingGrains.from_node(node)
-    for name in ("supports", "shares", "alone", "residual"):
+    for name in ("supports", "shares", "alone", "residual", "share_error"):
         np.testing.assert_array_equal(getattr(again, name), getattr(grains, name))
     np.testing.assert_array_equal(read.get_clusters("overlaps").labels, grains.clusters.labels)
 
@@ -156,7 +167,12 @@ def test_wrong_arguments(stacked, grains):
     cube = stacked.datacube
     with pytest.raises(ValueError, match="supports of shape"):
         OverlappingGrains(
-            grains.clusters, grains.supports[1:], grains.shares, grains.alone, grains.residual
+            grains.clusters,
+            grains.supports[1:],
+            grains.shares,
+            grains.alone,
+            grains.residual,
+            grains.share_error,
         )
     with pytest.raises(ValueError, match="label 99 does not exist"):
         grains.contours(99)

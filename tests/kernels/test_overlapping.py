@@ -11,18 +11,22 @@ from scipy.optimize import nnls
 
 from py4dstem_clustering.kernels import overlaps
 from py4dstem_clustering.kernels.disks import Disks
-from py4dstem_clustering.kernels.overlaps import (
+from py4dstem_clustering.kernels.overlap_maps import (
     MAX_GRAINS,
+    disk_shares,
+    few_grains,
+    find_amounts,
+    find_supports,
+    near_maps,
+    reach,
+)
+from py4dstem_clustering.kernels.overlaps import (
     alone_means,
     core_means,
     depths,
-    find_amounts,
     find_ends,
-    find_supports,
-    near_maps,
     overlaps_core,
     peel_amount,
-    reach,
 )
 
 SHAPE, RANK = (26, 21), 8
@@ -105,9 +109,15 @@ def test_nothing_in_nothing():
 
 def test_a_region_that_is_a_sum_is_no_end():
     _, patterns, regions, values = two_films()
-    cores, mean, _ = find_ends(regions, values)
+    cores, mean, _, whole = find_ends(regions, values)
     assert len(mean) == 2
     assert (cores[regions == 2] == -1).all()
+    # It goes to the grain that explains most of it.
+    strongest = np.sqrt((patterns**2).sum(axis=1)).argmax()
+    np.testing.assert_array_equal(whole, np.where(regions == 2, strongest, regions))
+    swapped = np.where(regions >= 0, np.array([1, 0, 2, -1])[regions], -1)
+    whole = find_ends(swapped, values)[3]
+    np.testing.assert_array_equal(whole, np.where(swapped == 2, 1 - strongest, swapped))
     np.testing.assert_allclose(mean, patterns, atol=1)
 
 
@@ -118,7 +128,7 @@ def test_a_weak_rim_does_not_explain_its_grain():
     regions = np.full(SHAPE, -1)
     regions[6:20, :14] = 0
     regions[:6, :14] = 1
-    cores, mean, _ = find_ends(regions, values)
+    cores, mean, _, _ = find_ends(regions, values)
     assert len(mean) == 1
     assert (cores[6:20, :14] == 0).all()
     assert (cores[:6] == -1).all()
@@ -140,7 +150,7 @@ def test_amounts_of_few_grains_are_nearly_the_best():
         true = np.zeros(6)
         true[rng.choice(6, MAX_GRAINS, replace=False)] = rng.uniform(0.3, 1, MAX_GRAINS)
         pattern = system @ true + rng.normal(size=RANK)
-        amount, rest = overlaps._few(system, pattern)
+        amount, rest = few_grains(system, pattern)
         assert (amount >= 0).all()
         assert (amount > 0).sum() <= MAX_GRAINS
         assert rest == pytest.approx(np.linalg.norm(system @ amount - pattern))
@@ -222,11 +232,16 @@ def test_narrow_overlaps_are_borders():
     amounts[:, 9:, 1] = 0.8
     cores = np.where(np.arange(SHAPE[1]) < 9, 0, 1) * np.ones(SHAPE, dtype=int)
     mask = np.ones(SHAPE, dtype=bool)
-    supports = find_supports(amounts, np.zeros(amounts.shape), cores, mask)
+    supports, met = find_supports(amounts, np.zeros(amounts.shape), cores, mask)
+    assert not (supports & ~met).any()
+    assert not (met & ~supports.any(axis=2, keepdims=True)).any()
     assert (supports.sum(axis=2) == 1).all()
     assert supports[:, 10, 0].all()
+    np.testing.assert_array_equal(met, amounts > 0)  # the probe meets both there
     amounts[:, :13, 0] = 1  # now it is four positions wide
-    supports = find_supports(amounts, np.zeros(amounts.shape), cores, mask)
+    supports, met = find_supports(amounts, np.zeros(amounts.shape), cores, mask)
+    assert not (supports & ~met).any()
+    assert not (met & ~supports.any(axis=2, keepdims=True)).any()
     np.testing.assert_array_equal(supports.all(axis=2), (amounts > 0).all(axis=2))
 
 
@@ -237,10 +252,10 @@ def test_a_support_holds_its_core_and_stands_out_of_noise():
     cores = np.where(amounts[..., 0] > 0, 0, -1)
     cores[12:] = -1
     mask = np.ones(SHAPE, dtype=bool)
-    found = find_supports(amounts, np.full(amounts.shape, 0.1), cores, mask)[..., 0]
+    found = find_supports(amounts, np.full(amounts.shape, 0.1), cores, mask)[0][..., 0]
     assert found[3:9, 3:9].all()
     assert not found[12:].any()
-    assert not find_supports(amounts, np.full(amounts.shape, 0.4), cores, mask).any()
+    assert not find_supports(amounts, np.full(amounts.shape, 0.4), cores, mask)[0].any()
 
 
 def test_a_grain_without_a_support_is_left_out(monkeypatch):
@@ -249,11 +264,114 @@ def test_a_grain_without_a_support_is_left_out(monkeypatch):
     whole = overlaps.find_supports
 
     def without_first(*args):
-        supports = whole(*args)
+        supports, met = whole(*args)
         supports[..., 0] = False
-        return supports
+        return supports, met
 
     monkeypatch.setattr(overlaps, "find_supports", without_first)
     found = overlaps_core(values, regions, regions, np.ones(SHAPE, dtype=bool), disks_of())
     assert found.supports.shape[2] == found.amounts.shape[2] == len(found.patterns) == 1
     assert set(np.unique(found.cores)) == {-1, 0}
+
+
+def pattern_bins(shape=(15, 13)):
+    """Bins of a detector as features, with the direct beam in the middle, and the ring of each."""
+    grid = np.argwhere(np.ones(shape, dtype=bool))
+    middle = (np.array(shape) - 1) / 2
+    distance = np.hypot(*(grid - middle).T)
+    mean = np.where(distance < 1.5, 1e4, 100.0)
+    deviation = np.sqrt(mean)
+    n = len(grid)
+    disks = Disks(
+        np.eye(n), np.ones(n), grid, mean / deviation, distance > 3, np.full(n, 1e9), deviation
+    )
+    return disks, distance.round().astype(int)
+
+
+def test_shares_are_those_of_what_disks_hold():
+    """Disks of a grain may grow and fade; rings have no mean, as in features."""
+    disks, ring = pattern_bins()
+    rng = np.random.default_rng(7)
+    outside = np.flatnonzero(disks.counts)
+    spots = rng.permutation(outside)[:52]
+    held = np.zeros((2, len(ring)))  # the first grain has so many disks that rings miss them
+    held[0, spots[:44]] = rng.uniform(40, 90, 44)
+    held[1, spots[44:]] = rng.uniform(20, 35, 8)
+
+    def features(electrons):
+        mean = np.bincount(ring, electrons) / np.bincount(ring)
+        return (electrons - mean[ring]) / disks.deviation
+
+    patterns = np.array([features(one) for one in held])
+    met = np.ones((4, 3, 2), dtype=bool)
+    met[0, :, 1] = False
+    amounts = rng.uniform(0.5, 1.5, size=(4, 3, 2)).astype(np.float32)
+    values = np.zeros((4, 3, len(ring)))
+    truth = np.zeros((4, 3, 2))
+    for x, y in np.ndindex(4, 3):
+        now = held * amounts[x, y, :, None] * rng.uniform(0.3, 1.7, held.shape) * met[x, y, :, None]
+        values[x, y] = features(now.sum(axis=0))
+        truth[x, y] = now.sum(axis=1) / now.sum()
+    shares, error = disk_shares(
+        values, amounts, patterns, np.full(2, 1e6), np.array([0, 1]), met, disks
+    )
+    np.testing.assert_allclose(shares.sum(axis=2), 1, atol=1e-6)
+    np.testing.assert_array_equal(shares[0], [[1, 0]] * 3)
+    assert np.abs(shares - truth).max() < 0.01
+    assert (error[0] == 0).all()
+    assert (error[1:] > 0).all()
+    # Noise of standard deviation 1 in each feature changes shares by as much as the errors say.
+    found = [
+        disk_shares(
+            values + rng.normal(size=values.shape), amounts, patterns, np.full(2, 1e6),
+            np.array([0, 1]), met, disks,
+        )[0].max(axis=2)[1:]
+        for _ in range(60)
+    ]  # fmt: skip
+    ratio = np.std(found, axis=0) / error[1:]
+    assert 0.8 < np.median(ratio) < 1.25
+
+
+def test_disks_in_common_are_halved():
+    disks, _ = pattern_bins()
+    spots = np.flatnonzero(disks.counts)[:4]
+    patterns = np.zeros((2, len(disks.error)))
+    patterns[0, spots[:3]] = patterns[1, spots[1:]] = 50
+    values = patterns.sum(axis=0)[None, None]
+    one = np.ones((1, 1, 2))
+    shares, _ = disk_shares(
+        values, one, patterns, np.full(2, 1e6), np.array([0, 1]), one > 0, disks
+    )
+    np.testing.assert_allclose(shares, 0.5, atol=1e-6)
+    # Strengths of disks count little: twice as strong patterns take 1.19 times as much.
+    shares, _ = disk_shares(
+        values, one, patterns * [[2], [1]], np.full(2, 1e6), np.array([0, 1]), one > 0, disks
+    )
+    np.testing.assert_allclose(shares[0, 0, 0], (1 + 2 * 1.19 / 2.19) / 4, atol=0.02)
+    # The pieces of one grain count together.
+    shares, _ = disk_shares(
+        values, one, patterns, np.full(2, 1e6), np.array([0, 0]), one[..., :1] > 0, disks
+    )
+    np.testing.assert_array_equal(shares, 1)
+
+
+def test_a_core_in_a_shell_of_two_parts():
+    """Neither part encloses the core, but both have the disks of the shell."""
+    x, y = np.indices((25, 23))
+    distance = np.hypot(x - 12, y - 11)
+    left = y < 11
+    regions = np.where(distance < 10, np.where(left, 0, 1), -1)
+    regions[distance < 5] = 2
+    rng = np.random.default_rng(1)
+    disks, _ = pattern_bins()
+    spots = np.flatnonzero(disks.counts)
+    shell, core = np.zeros((2, len(disks.error)))
+    shell[spots[3:9]] = 40
+    core[spots[20:25]] = 60
+    clean = np.stack([shell * 1.0, shell * 0.6, 0.7 * shell + core])
+    values = np.where((regions >= 0)[..., None], clean[regions], 0)
+    values = values + rng.normal(size=values.shape)
+    mean, size = core_means(regions, values)
+    pure, hidden = overlaps.peel(regions, mean, size, disks)
+    assert hidden.tolist() == [False, False, True]
+    assert np.abs(pure[2] - core).max() < 5
