@@ -22,6 +22,7 @@ from .blocks import (
     MemoryNeed,
     Report,
     Run,
+    is_small_integer,
     iterate_blocks,
     row_need,
     scratch_need,
@@ -29,6 +30,7 @@ from .blocks import (
     to_float32,
     workers,
 )
+from .kept_rows import KEPT_BYTES, KeptRows
 from .lost import bridge, find_even
 
 MAX_RANK = 60
@@ -45,6 +47,9 @@ NEIGHBOUR_REACH = 2
 HIDDEN_BEAM = 0.7
 """Unevenness on rings about the centre of inversion, relative to that about the brightest place,
 below which the direct beam counts as hidden. With a beam stop it is 0.5, without one 0.8 to 1.1."""
+
+_ROWS_AT_ONCE = 32
+"""Rows of the scan whose features are one step of the progress."""
 
 _COVARIANCE_TILE = 256
 """Rows of the covariance that are one task."""
@@ -215,15 +220,21 @@ def features_core(
 
     `centre` is that of the direct beam, detector pixels; None finds it. Hot pixels do not count.
     With whole `shifts` ``(Rx, Ry, 2)`` each pattern is moved by so many pixels first, its border
-    repeated. Reads the data twice.
+    repeated. Reads the data once and keeps them binned, in memory or, with `n_rows`, in a temporary
+    file; only where there is no room for that file they are read twice.
     """
     rx, ry, qx, qy = data.shape
     bins = Binning(data, q_mask)
     moments = _Moments((rx, ry), len(bins.pixels))
     total = np.zeros(qx * qy)
     lost = np.zeros((rx, ry), dtype=bool)
+    whole_numbers = is_small_integer(np.dtype(data.dtype)) and (bins.zero, bins.unit) == (0, 1)
 
-    with workers(n_jobs) as run:
+    with (
+        workers(n_jobs) as run,
+        # A limit of memory holds for the blocks; what is kept goes to a file then.
+        KeptRows(KEPT_BYTES if n_rows is None else 0, whole_numbers) as kept,
+    ):
         for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
             block = slice(start, start + len(rows))
             moves = None if shifts is None else shifts[block]
@@ -232,6 +243,7 @@ def features_core(
             binned = bins.bin_rows(rows, moves, run, total if centre is None else None)
             for row, gone in zip(binned, lost[block], strict=True):
                 moments.add(row, gone, run)
+                kept.add(row)
             report(len(rows))
 
         if centre is None:
@@ -239,11 +251,20 @@ def features_core(
         mean, variance = moments.mean(), moments.variance()
         basis, weights = _directions(moments, bins, centre, rank)
         values = np.empty((rx, ry, weights.shape[1]), dtype=np.float32)
-        for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
-            moves = None if shifts is None else shifts[start : start + len(rows)]
-            for i, row in enumerate(bins.bin_rows(rows, moves, run)):
-                values[start + i] = matmul(row, weights)
-            report(len(rows))
+
+        def project(i: int) -> None:
+            values[i] = matmul(kept.read(i), weights)
+
+        if kept.is_complete:
+            for some in tiles(rx, _ROWS_AT_ONCE):
+                run(project, range(some.start, some.stop))
+                report(some.stop - some.start)
+        else:
+            for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
+                moves = None if shifts is None else shifts[start : start + len(rows)]
+                for i, row in enumerate(bins.bin_rows(rows, moves, run)):
+                    values[start + i] = matmul(row, weights)
+                report(len(rows))
 
     values, bridged = bridge(values, lost)
     noise = noise_of_neighbours(values[..., :-1], lost)
