@@ -37,6 +37,11 @@ with values outside this range are rescaled before they are compared."""
 Report = Callable[[int], Any]
 """A function that is called with the number of scan rows just finished."""
 
+
+def ignore(number: int) -> None:
+    """A `Report` that shows nothing."""
+
+
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], None]
 """``run(task, items)`` of `workers`."""
 

@@ -67,7 +67,7 @@ class KeptRows:
         """Keep a copy of the next row."""
         if not self.is_complete:
             return
-        packed = _as_small_integers(row) if self._whole_numbers else row
+        packed = as_small_integers(row) if self._whole_numbers else row
         if packed.nbytes <= self._left:
             self._left -= packed.nbytes
             self._rows.append(packed.copy() if packed is row else packed)
@@ -98,7 +98,7 @@ class KeptRows:
         return row.astype(np.float32, copy=False)
 
 
-def _as_small_integers(row: NDArray[np.float32]) -> NDArray[Any]:
+def as_small_integers(row: NDArray[np.float32]) -> NDArray[Any]:
     """The row as whole numbers of 8 or 16 bits if these are exact, else as it is."""
     high = row.max(initial=0)
     if not (row.min(initial=0) >= 0 and high <= np.iinfo(np.uint16).max):
