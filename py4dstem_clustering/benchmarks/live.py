@@ -252,7 +252,7 @@ def _client(n_workers: int) -> Iterator[Any]:
         return
     from distributed import Client
 
-    with Client(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(n_workers=n_workers, threads_per_worker=1, dashboard_address=":0") as client:
         yield client
 
 

@@ -34,7 +34,7 @@ def scan():
 def client():
     """Two workers in this process."""
     with distributed.Client(
-        processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None
+        processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"
     ) as client:
         yield client
 
@@ -194,7 +194,7 @@ def test_what_is_no_client_is_refused_before_any_work(scan, method):
 
 def test_a_client_without_workers_is_refused(scan):
     with (
-        distributed.Client(processes=False, n_workers=0, dashboard_address=None) as client,
+        distributed.Client(processes=False, n_workers=0, dashboard_address=":0") as client,
         pytest.raises(ValueError, match="has no workers; start some"),
     ):
         cube_of(scan).get_similarity(client=client, **QUIET)
@@ -216,7 +216,7 @@ def processes():
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1",
-            dashboard_address=None, memory_limit=0,
+            dashboard_address=":0", memory_limit=0,
         ) as cluster,
         distributed.Client(cluster) as client,
     ):  # fmt: skip
