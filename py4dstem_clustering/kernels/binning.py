@@ -105,11 +105,15 @@ class Binning:
         pieces = tiles(rows.shape[1])
         out = np.empty((*rows.shape[:2], len(self.pixels)), dtype=np.float32)
         sums = np.empty((len(rows) if with_sums else 0, len(pieces), self.hot.size))
+        # float32 adds the 64 whole numbers of a tile without error, in a fifth of the time.
+        is_exact = self.holds_counts(rows.dtype)
 
         def bin_piece(task: tuple[int, int]) -> None:
             i, k = task
             x = self.patterns(rows[i, pieces[k]], None if shifts is None else shifts[i, pieces[k]])
-            if with_sums:
+            if with_sums and is_exact:
+                sums[i, k] = np.ones(len(x), dtype=np.float32) @ x
+            elif with_sums:
                 x.sum(axis=0, dtype=np.float64, out=sums[i, k])
             self.bin(x, out[i, pieces[k]])
 

@@ -100,7 +100,8 @@ def filter_correlative(
         half a GB, or the memory for one row of the scan if that is more. A row of 512 patterns of
         192 x 192 takes 1.1 GB in the filter, and at most half of this in other methods. Not counted
         are Python with py4DSTEM (0.3 GB), a result in memory, the memory of dask, and in merging
-        0.6 kB for each position (24 features; 160 MB for 512 x 512 positions).
+        0.6 kB for each position (24 features; 160 MB for 512 x 512 positions). Without a limit,
+        merging also keeps up to 0.5 GB of binned patterns.
     progress_bar : bool
         Show progress.
 
