@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base.checks import check_integer, check_memory
 from ..simulate.scan import simulate_scan
@@ -44,8 +45,10 @@ class Row(NamedTuple):
     """Memory of the process after the imports, bytes."""
 
 
-def write_scan(path: Path, scan: tuple[int, int], detector: tuple[int, int]) -> None:
-    """Write a scan of 16-bit counts, with a chunk for each pattern."""
+def pieces_of_scan(
+    scan: tuple[int, int], detector: tuple[int, int]
+) -> Iterator[tuple[int, int, NDArray[np.uint16]]]:
+    """Yield a scan of 16-bit counts as row, first column and patterns, piece by piece."""
     rx, ry = scan
     small = simulate_scan(
         (min(rx, _SIMULATED_SIDE), min(ry, _SIMULATED_SIDE)),
@@ -58,14 +61,20 @@ def write_scan(path: Path, scan: tuple[int, int], detector: tuple[int, int]) -> 
     rng = np.random.default_rng(0)
     x, y = (np.arange(n) * m // n for n, m in zip(scan, patterns.shape[:2], strict=True))
     step = max(1, _PIECE_BYTES // (2 * int(np.prod(detector))))
+    for row in range(rx):
+        for start in range(0, ry, step):
+            piece = patterns[x[row], y[start : start + step]].astype(np.uint16)
+            # Copies of a pattern must not share their noise.
+            piece += rng.integers(0, 2, piece.shape, dtype=np.uint16)
+            yield row, start, piece
+
+
+def write_scan(path: Path, scan: tuple[int, int], detector: tuple[int, int]) -> None:
+    """Write a scan of 16-bit counts, with a chunk for each pattern."""
     with h5py.File(path, "w") as file:
         data = file.create_dataset("data", (*scan, *detector), np.uint16, chunks=(1, 1, *detector))
-        for row in range(rx):
-            for start in range(0, ry, step):
-                piece = patterns[x[row], y[start : start + step]].astype(np.uint16)
-                # Copies of a pattern must not share their noise.
-                piece += rng.integers(0, 2, piece.shape, dtype=np.uint16)
-                data[row, start : start + step] = piece
+        for row, start, piece in pieces_of_scan(scan, detector):
+            data[row, start : start + len(piece)] = piece
 
 
 def run_benchmark(

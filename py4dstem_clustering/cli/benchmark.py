@@ -219,6 +219,28 @@ def run_memory(options: argparse.Namespace) -> None:
         print(benchmark.text_line(row), flush=True)
 
 
+def run_live(options: argparse.Namespace) -> None:
+    """Print how far clustering falls behind a simulated camera, frame by frame."""
+    from ..benchmarks import live as benchmark
+
+    scan, detector = tuple(options.scan), tuple(options.detector)
+    rows, recorded = benchmark.run_benchmark(
+        scan,
+        detector,
+        n_frames=options.frames,
+        rate=options.rate,
+        settle=options.settle,
+        n_jobs=check_n_jobs(options.n_jobs),
+        n_workers=options.workers,
+    )
+    kind = "bitshuffle/LZ4" if recorded.is_packed else "not compressed: hdf5plugin is missing"
+    size = " x ".join(map(str, scan + detector))
+    print(f"frames of {size}, {kind}, {1e6 / options.rate:.3g} microseconds a pattern")
+    print(f"a file is complete after {options.settle:g} s without change")
+    print(benchmark.table(rows))
+    print(benchmark.summary(rows, scan[0] * scan[1]))
+
+
 def run_speed(options: argparse.Namespace) -> None:
     """Print how fast the kernels are, compared with other codes and the limits of the machine."""
     from ..benchmarks import speed as benchmark

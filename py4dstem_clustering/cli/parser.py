@@ -12,6 +12,7 @@ from ..base.checks import THRESHOLD_NAMES
 from ..scan.opening import BAD_PIXELS, SATURATED
 from .benchmark import (
     run_filters,
+    run_live,
     run_memory,
     run_orientation,
     run_overlaps,
@@ -82,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_filters(benchmarks)
     _add_speed(benchmarks)
     _add_memory(benchmarks)
+    _add_live(benchmarks)
     return parser
 
 
@@ -446,3 +448,30 @@ def _add_speed(commands: Any) -> None:
     add("--kikuchipy", metavar="PYTHON", help="the Python of an environment that has kikuchipy, to "
         "time its similarity too (of the whole detector)")  # fmt: skip
     speed.set_defaults(run=run_speed)
+
+
+def _add_live(commands: Any) -> None:
+    live = commands.add_parser(
+        "live",
+        help="whether clustering keeps up with a camera",
+        description="A simulated camera writes chunk files into a temporary folder at a given "
+        "rate; watch_folder and cluster_series follow. Prints for each frame the time from its "
+        "last byte to its clusters, and by how much this grows.",
+        examples="""
+            py4dstem-clustering benchmark live --scan 64 64 --detector 192 192 --rate 1000
+        """,
+    )
+    add = live.add_argument
+    add("--scan", type=int, nargs=2, default=(32, 28), metavar=("RX", "RY"),
+        help="shape of a frame; default 32 28")  # fmt: skip
+    add("--detector", type=int, nargs=2, default=(96, 96), metavar=("QX", "QY"),
+        help="shape of the detector; default 96 96")  # fmt: skip
+    add("--frames", type=int, default=6, metavar="N", help="number of frames; default 6")
+    add("--rate", type=float, default=400.0, metavar="N",
+        help="patterns that the camera records in a second; default 400")  # fmt: skip
+    add("--settle", type=float, default=0.5, metavar="SECONDS",
+        help="a file is complete after so long without change; default 0.5")  # fmt: skip
+    add("--workers", type=int, default=0, metavar="N",
+        help="processes that share the frames (dask); default 0, none")  # fmt: skip
+    add("--n-jobs", type=int, help=_N_JOBS)
+    live.set_defaults(run=run_live)

@@ -21,9 +21,11 @@ from ..base.checks import (
 )
 from ..base.progress import progress
 from ..emd import nodes
-from ..kernels.averaging import averaging_core, averaging_need
+from ..kernels.averaging import ClusterSums, averaging_core, averaging_need, summing_core
+from ..kernels.blocks import Report, ignore
 from ..kernels.features import features_need
 from ..patterns.mixture import Mixture
+from ..patterns.on_workers import Block, check_client, cut_in_blocks, map_blocks
 from ..scan.calibration import carry_calibration, check_calibration, known_origins, varies
 from ..scan.datacubes import new_datacube, warn_of_other_data
 from .clusters import Clusters
@@ -44,6 +46,7 @@ def get_clustered_datacube(
     min_purity: float | None = None,
     align: bool | None = None,
     name: str = "averages",
+    client: Any = None,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,
     progress_bar: bool = True,
@@ -68,8 +71,12 @@ def get_clustered_datacube(
         ``datacube.calibration.set_origin``.
     name : str
         Name of the result.
+    client : dask.distributed.Client, optional
+        The workers of this client add up blocks of rows, on any number of machines. The result is
+        the same for whole numbers, whose sums are exact, and within 1e-6 for others. `min_purity`
+        is measured in this process.
     n_jobs : int, optional
-        Number of threads; by default all cores that the process may use.
+        Number of threads; by default all cores that the process may use, or 1 with a `client`.
     max_memory : int or str, optional
         Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
@@ -108,7 +115,8 @@ def get_clustered_datacube(
     check_calibration(self)
     clusters = _clusters_of(self, clusters)
     name = check_name(name)
-    n_jobs = check_n_jobs(n_jobs)
+    client = check_client(client)
+    n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
     if min_purity is not None:
         min_purity = check_number("min_purity", min_purity, 0, 1)
@@ -139,13 +147,64 @@ def get_clustered_datacube(
     if align is not False and origin is not None and varies(origin):
         shifts = _shifts_to_mean(origin, calibration.get_origin(), labels)
     with progress(self.R_Nx, "Averaging", progress_bar) as report:
-        averages = averaging_core(
-            self.data, labels, n_jobs=n_jobs, report=report, shifts=shifts, n_rows=n_rows
-        )
+        if client is None:
+            averages = averaging_core(
+                self.data, labels, n_jobs=n_jobs, report=report, shifts=shifts, n_rows=n_rows
+            )
+        else:
+            averages = _average_on_workers(
+                client, self.data, labels, shifts, n_jobs=n_jobs, n_rows=n_rows, report=report
+            )
     keep_clusters(self, clusters, averages)
     cube = new_datacube(averages[:, None], name, calibration, dict(self.metadata), "cluster")
     keep_clusters(cube, clusters)
     return cube
+
+
+def _average_on_workers(
+    client: Any,
+    data: Any,
+    labels: NDArray[Any],
+    shifts: NDArray[np.float64] | None,
+    *,
+    n_jobs: int | None,
+    n_rows: int | None,
+    report: Report,
+) -> NDArray[np.float32]:
+    """As `averaging_core`, with the sums of blocks of rows added in the order of the scan."""
+    sums = ClusterSums(int(labels.max()) + 1, data.shape[1:])
+    blocks = cut_in_blocks(client, data, 0)
+
+    def of_block(block: Block) -> dict[str, Any]:
+        some = slice(block.start, block.stop)
+        return {
+            "labels": labels[some],
+            "shifts": None if shifts is None else shifts[some],
+            "n_jobs": n_jobs,
+            "n_rows": n_rows,
+        }
+
+    for block, (present, found) in map_blocks(client, _sum_block, data, blocks, of_block):
+        sums.add_sums(present, found)
+        report(block.stop - block.start)
+    return sums.means(np.bincount(labels[labels >= 0], minlength=len(sums.total)))
+
+
+def _sum_block(
+    rows: Any,
+    block: Block,
+    *,
+    labels: NDArray[Any],
+    shifts: NDArray[np.float64] | None,
+    n_jobs: int | None,
+    n_rows: int | None,
+) -> tuple[NDArray[np.int64], ClusterSums]:
+    """Labels in a block of rows, and the sums of their patterns."""
+    present, own = np.unique(labels, return_inverse=True)
+    # Outside clusters the label stays -1, so that other labels count from 0.
+    own = own.reshape(labels.shape) - int(present[0] < 0)
+    sums = summing_core(rows, own, n_jobs=n_jobs, report=ignore, shifts=shifts, n_rows=n_rows)
+    return present[present >= 0], sums
 
 
 def _clusters_of(datacube: DataCube, clusters: Any) -> Clusters:

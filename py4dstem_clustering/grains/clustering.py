@@ -34,13 +34,14 @@ def get_cluster_tree(
     similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
     name: str = "cluster_tree",
     returncalc: bool = True,
+    client: Any = None,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,
     progress_bar: bool = True,
 ) -> ClusterTree | None:
     """Measure in which order scan positions join to clusters, as a tree to cut at any level.
 
-    The scan is read once (growth) or twice (merging). A cut then takes milliseconds.
+    The scan is read once. A cut then takes milliseconds.
 
     Parameters
     ----------
@@ -55,8 +56,11 @@ def get_cluster_tree(
         Name in the tree of this datacube.
     returncalc : bool
         Return the result. The tree of the datacube keeps it in any case.
+    client : dask.distributed.Client, optional
+        The workers of this client read and compare the patterns, on any number of machines, with
+        the same result. Regions are merged, and clusters grow, in this process.
     n_jobs : int, optional
-        Number of threads; by default all cores that the process may use.
+        Number of threads; by default all cores that the process may use, or 1 with a `client`.
     max_memory : int or str, optional
         Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
@@ -96,7 +100,12 @@ def get_cluster_tree(
         similarity=similarity,
     )
     tree = measure_tree(
-        self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
+        self,
+        options,
+        n_jobs=n_jobs,
+        max_memory=max_memory,
+        progress_bar=progress_bar,
+        client=client,
     )
     nodes.put(self, tree.to_node(name))
     return tree if returncalc else None
@@ -120,6 +129,7 @@ def cluster(
     similarity: Similarity | emdfile.Array | NDArray[Any] | None = None,
     name: str = "clusters",
     returncalc: bool = True,
+    client: Any = None,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,
     progress_bar: bool = True,
@@ -182,8 +192,11 @@ def cluster(
         Name in the tree of this datacube. Clusters replace others of the same name.
     returncalc : bool
         Return the result. The tree of the datacube keeps it in any case.
+    client : dask.distributed.Client, optional
+        The workers of this client read and compare the patterns, on any number of machines, with
+        the same result. Regions are merged, and clusters grow, in this process.
     n_jobs : int, optional
-        Number of threads; by default all cores that the process may use.
+        Number of threads; by default all cores that the process may use, or 1 with a `client`.
     max_memory : int or str, optional
         Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
@@ -269,7 +282,13 @@ def cluster(
     if isinstance(options.threshold, float):
         finer = options.threshold < PATTERN_LEVEL
     tree = measure_tree(
-        self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar, finer=finer
+        self,
+        options,
+        n_jobs=n_jobs,
+        max_memory=max_memory,
+        progress_bar=progress_bar,
+        finer=finer,
+        client=client,
     )
     result = tree._cut_with(options, name)
     keep_clusters(self, result)

@@ -26,6 +26,7 @@ from ..kernels.noise import noise_need
 from ..kernels.similarity import feature_similarity, similarity_mean
 from ..kernels.tree import spanning_forest
 from ..patterns.features import measure_features, noise_if_any
+from ..patterns.on_workers import check_client
 from ..patterns.similarity import measure_similarity
 from ..scan.calibration import check_calibration, scan_step
 from ..scan.datacubes import get_provenance, warn_of_other_data
@@ -41,16 +42,21 @@ def measure_tree(
     max_memory: Any,
     progress_bar: Any,
     finer: bool = True,
+    client: Any = None,
 ) -> ClusterTree:
     """Make the tree of a scan; `options` are from `check_options`.
 
     Without `finer`, the tree of merging has no refined levels below that of regions of one pattern.
+    The workers of a dask `client` read and compare patterns.
     """
     start = perf_counter()
+    client = check_client(client)
     n_jobs, progress_bar = _check_work(datacube, n_jobs, progress_bar)
+    if client is not None and n_jobs is None:
+        n_jobs = 1
     if options.method == "grow":
-        return _growth_tree(datacube, options, n_jobs, max_memory, progress_bar, start)
-    return _merge_tree(datacube, options, n_jobs, max_memory, progress_bar, start, finer)[0]
+        return _growth_tree(datacube, options, n_jobs, max_memory, progress_bar, start, client)
+    return _merge_tree(datacube, options, n_jobs, max_memory, progress_bar, start, finer, client)[0]
 
 
 def measure_merging(
@@ -74,6 +80,7 @@ def _growth_tree(
     max_memory: int | str | None,
     progress_bar: bool,
     start: float,
+    client: Any,
 ) -> ClusterTree:
     known = None
     if options.similarity is None:
@@ -82,6 +89,7 @@ def _growth_tree(
             q_mask=options.q_mask,
             sigma=0 if options.sigma is None else options.sigma,
             subtract_mean=options.subtract_mean is not False,
+            client=client,
             n_jobs=n_jobs,
             max_memory=max_memory,
             progress_bar=progress_bar,
@@ -202,6 +210,7 @@ def _merge_tree(
     progress_bar: bool,
     start: float,
     finer: bool,
+    client: Any = None,
 ) -> tuple[ClusterTree, Disks]:
     n_rows = check_memory(
         max_memory,
@@ -215,6 +224,7 @@ def _merge_tree(
         n_jobs=n_jobs,
         n_rows=n_rows,
         progress_bar=progress_bar,
+        client=client,
     )
     noise = noise_if_any(datacube, n_jobs, progress_bar)
     with progress(3, "Merging", progress_bar, "steps") as report:

@@ -54,7 +54,21 @@ def averaging_core(
     A missing pixel (NaN or infinite) has no weight; where a pixel is missing in all members of a
     cluster, the mean is NaN.
     """
-    sums = _Sums(int(labels.max()) + 1, data.shape[1:])
+    sums = summing_core(data, labels, n_jobs=n_jobs, report=report, shifts=shifts, n_rows=n_rows)
+    return sums.means(np.bincount(labels[labels >= 0], minlength=len(sums.total)))
+
+
+def summing_core(
+    data: Any,
+    labels: NDArray[np.integer[Any]],
+    *,
+    n_jobs: int | None,
+    report: Report,
+    shifts: NDArray[np.float64] | None,
+    n_rows: int | None,
+) -> ClusterSums:
+    """The sums of which `averaging_core` takes the means."""
+    sums = ClusterSums(int(labels.max(initial=-1)) + 1, data.shape[1:])
     with workers(n_jobs) as run:
         for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows):
             some = slice(start, start + len(rows))
@@ -67,7 +81,7 @@ def averaging_core(
             # and any number of threads.
             run(partial(add, rows, moves, groups), groups)
             report(len(rows))
-    return sums.means(np.bincount(labels[labels >= 0], minlength=len(sums.total)))
+    return sums
 
 
 def averaging_need(data: Any, n_clusters: int, n_jobs: int | None) -> MemoryNeed:
@@ -126,7 +140,7 @@ def member_mean(
     return mean
 
 
-class _Sums:
+class ClusterSums:
     """Sums of the patterns of each cluster, and how often a pixel was missing."""
 
     def __init__(self, n_clusters: int, row_shape: tuple[int, ...]) -> None:
@@ -171,6 +185,14 @@ class _Sums:
                 self.total[label] += part
                 part[:] = count = 0
         self.total[label] += part
+
+    def add_sums(self, labels: NDArray[np.int64], other: ClusterSums) -> None:
+        """Add sums of other patterns, whose clusters have these `labels` here."""
+        self.total[labels] += other.total
+        for own, n_missing in other._n_missing.items():
+            label = int(labels[own])
+            known = self._n_missing.setdefault(label, np.zeros(self._n_pixels, np.int64))
+            known += n_missing
 
     def means(self, sizes: NDArray[np.int64]) -> NDArray[np.float32]:
         """Means of clusters of these `sizes`; the sums are divided in place."""

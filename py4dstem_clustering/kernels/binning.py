@@ -65,6 +65,10 @@ class Binning:
         self.grid = np.stack(np.divmod(self._inside, len(self._along_v)), axis=1)
         self._mask = None if valid.all() else valid.astype(np.float32)
 
+    def holds_counts(self, dtype: Any) -> bool:
+        """Whether bins of a scan of this type hold sums of whole numbers of 8 or 16 bits."""
+        return is_small_integer(np.dtype(dtype)) and (self.zero, self.unit) == (0, 1)
+
     def places(
         self, centre: tuple[float, float]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -85,23 +89,36 @@ class Binning:
         Returns ``(rows, Ry, bins)``. The patterns, moved but not binned, are added to `total`
         ``(Qx Qy)``.
         """
+        out, sums = self.bin_and_sum(rows, shifts, run, total is not None)
+        if total is not None:
+            for part in sums:
+                total += part
+        return out
+
+    def bin_and_sum(
+        self, rows: NDArray[Any], shifts: NDArray[np.int64] | None, run: Run, with_sums: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """As `bin_rows`, and the sums ``(n, Qx Qy)`` of the patterns of each tile.
+
+        To be added in this order, for the same bits with any block size and any number of threads.
+        """
         pieces = tiles(rows.shape[1])
         out = np.empty((*rows.shape[:2], len(self.pixels)), dtype=np.float32)
-        sums = None if total is None else np.empty((len(rows), len(pieces), total.size))
+        sums = np.empty((len(rows) if with_sums else 0, len(pieces), self.hot.size))
+        # float32 adds the 64 whole numbers of a tile without error, in a fifth of the time.
+        is_exact = self.holds_counts(rows.dtype)
 
         def bin_piece(task: tuple[int, int]) -> None:
             i, k = task
             x = self.patterns(rows[i, pieces[k]], None if shifts is None else shifts[i, pieces[k]])
-            if sums is not None:
+            if with_sums and is_exact:
+                sums[i, k] = np.ones(len(x), dtype=np.float32) @ x
+            elif with_sums:
                 x.sum(axis=0, dtype=np.float64, out=sums[i, k])
             self.bin(x, out[i, pieces[k]])
 
         run(bin_piece, np.ndindex(len(rows), len(pieces)))
-        if total is not None and sums is not None:
-            # In this order, for the same bits with any block size and any number of threads.
-            for part in sums.reshape(-1, total.size):
-                total += part
-        return out
+        return out, sums.reshape(-1, self.hot.size)
 
     def keeps(self, dtype: np.dtype[Any]) -> bool:
         """Whether `patterns` changes no value of such data."""

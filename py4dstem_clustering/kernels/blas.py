@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +24,64 @@ _FALLBACKS = {"Prescott", "Katmai"}
 """Names of the oldest code of OpenBLAS, which it uses on a processor that it does not know."""
 
 
+def _architectures(pools: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Core types of the BLAS of NumPy, and of all others that are loaded."""
+    numpys: list[str] = []
+    others: list[str] = []
+    for pool in pools:
+        of_numpy = "numpy" in Path(pool["filepath"]).parent.name
+        (numpys if of_numpy else others).append(pool.get("architecture", "Prescott"))
+    return numpys, others
+
+
 def _numpy_is_slow(pools: list[dict[str, Any]]) -> bool:
     """Whether NumPy's BLAS does not know this processor, and another BLAS that is loaded does.
 
     NumPy 1.26, the newest that py4DSTEM 0.14 allows, carries an OpenBLAS of 2023. On some later
     processors it uses code of 2004, 2 to 4 times slower than the BLAS that scipy carries.
     """
-    numpys: list[str] = []
-    others: list[str] = []
-    for pool in pools:
-        of_numpy = "numpy" in Path(pool["filepath"]).parent.name
-        (numpys if of_numpy else others).append(pool.get("architecture", "Prescott"))
+    numpys, others = _architectures(pools)
     return bool(_FALLBACKS & set(numpys)) and any(name not in _FALLBACKS for name in others)
+
+
+def remedy_for_slow_blas() -> str:
+    """What to do where NumPy's BLAS does not know this processor; an empty text where it does.
+
+    Also empty where the core type was chosen by hand, or where no faster one is known to be safe.
+    """
+    return _remedy(_POOLS.info(), _instructions())
+
+
+def _remedy(pools: list[dict[str, Any]], instructions: Mapping[str, bool]) -> str:
+    fallback = _FALLBACKS & set(_architectures(pools)[0])
+    if instructions.get("AVX512_SKX"):
+        better = "SkylakeX"
+    elif instructions.get("AVX2") and instructions.get("FMA3"):
+        better = "Haswell"
+    else:
+        return ""
+    if not fallback or os.environ.get("OPENBLAS_CORETYPE"):
+        return ""
+    how_far = (
+        "many products go through the BLAS of scipy, the others are 2 to 4 times slower"
+        if _numpy_is_slow(pools)
+        else "matrix products are 2 to 4 times slower"
+    )
+    return (
+        f"the OpenBLAS of NumPy {np.__version__} does not know this processor and runs as on a "
+        f"{min(fallback)} of 2004: {how_far}. Set the environment variable "
+        f"OPENBLAS_CORETYPE={better} before Python starts, on this computer only: on a processor "
+        "without these instructions, Python would crash"
+    )
+
+
+def _instructions() -> Mapping[str, bool]:
+    """Sets of instructions that this processor has, as NumPy found them; empty if not known."""
+    for name in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):
+        with suppress(ImportError, AttributeError):
+            found: Mapping[str, bool] = importlib.import_module(name).__cpu_features__
+            return found
+    return {}
 
 
 def _scipy_sgemm() -> Callable[..., None] | None:
@@ -57,7 +106,8 @@ def _scipy_sgemm() -> Callable[..., None] | None:
 
 # None where NumPy's own product is fast: NumPy multiplies a whole stack without Python's global
 # lock. `_sgemm` takes the lock between any two products, and with small products a second thread
-# gains nothing.
+# gains nothing. scipy's OpenBLAS also has `cblas_sgemm_batch`, which would multiply a stack in one
+# call, but 0.3.30 crashes with small matrices (OpenBLAS pull request 5980).
 _sgemm = _scipy_sgemm() if _numpy_is_slow(_POOLS.info()) else None
 _Sizes = ctypes.c_int * 6
 _FACTORS = (ctypes.c_float * 2)(0.0, 1.0)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ with values outside this range are rescaled before they are compared."""
 
 Report = Callable[[int], Any]
 """A function that is called with the number of scan rows just finished."""
+
+
+def ignore(number: int) -> None:
+    """A `Report` that shows nothing."""
+
 
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], None]
 """``run(task, items)`` of `workers`."""
@@ -80,6 +86,28 @@ class Stopped(Exception):
     """Ends a thread whose result is not needed any more."""
 
 
+_cancelled: ContextVar[Event | None] = ContextVar("_cancelled", default=None)
+
+
+@contextmanager
+def stop_with(event: Event) -> Iterator[None]:
+    """Work on a scan that this thread does inside ends with `Stopped` soon after `event` is set.
+
+    Ctrl-C reaches the main thread only, so other threads must be told.
+    """
+    token = _cancelled.set(event)
+    try:
+        yield
+    finally:
+        _cancelled.reset(token)
+
+
+def _check_cancelled() -> None:
+    event = _cancelled.get()
+    if event is not None and event.is_set():
+        raise Stopped
+
+
 @contextmanager
 def workers(n_jobs: int | None) -> Iterator[Run]:
     """A pool of threads as a function ``run(task, items)`` that returns when every item is done.
@@ -92,6 +120,7 @@ def workers(n_jobs: int | None) -> Iterator[Run]:
         pool = ThreadPoolExecutor(jobs)
 
         def run(task: Callable[[Any], Any], items: Iterable[Any]) -> None:
+            _check_cancelled()
             waiting = list(enumerate(items))[::-1]
             failed: list[tuple[int, BaseException]] = []
 
@@ -256,6 +285,7 @@ def iterate_blocks(
         # A list, so that nothing keeps a block in memory that has been taken out.
         pending = [reader.submit(_read_block, data, *blocks[0], stopped)]
         for index, (start, _) in enumerate(blocks):
+            _check_cancelled()
             rows = pending.pop().result()
             if index + 1 < len(blocks):
                 pending.append(reader.submit(_read_block, data, *blocks[index + 1], stopped))

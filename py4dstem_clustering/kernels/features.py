@@ -8,6 +8,8 @@ is taken for structure, and a camera that lags along either axis of the scan add
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +31,7 @@ from .blocks import (
     to_float32,
     workers,
 )
+from .kept_rows import KEPT_BYTES, KeptRows
 from .lost import bridge, find_even
 
 MAX_RANK = 60
@@ -61,6 +64,8 @@ _ALONG = [
 
 _MIN_PAIRS = 100
 """Pairs of positions from which on the noise along one direction is known well enough."""
+_ROWS_AT_ONCE = 32
+"""Rows of the scan whose features are one step of the progress."""
 
 _COVARIANCE_TILE = 256
 """Rows of the covariance that are one task."""
@@ -249,12 +254,15 @@ def features_core(
     report: Report,
     shifts: NDArray[np.int64] | None = None,
     n_rows: int | None = None,
+    bin_blocks: BinBlocks | None = None,
 ) -> Features:
     """Features of every pattern; with `rank` None, as many as eigenvalues lie above the noise.
 
     `centre` is that of the direct beam, detector pixels; None finds it. Hot pixels do not count.
     With whole `shifts` ``(Rx, Ry, 2)`` each pattern is moved by so many pixels first, its border
-    repeated. Reads the data twice.
+    repeated. Reads the data once and keeps them binned, in memory or, with `n_rows`, in a temporary
+    file; only where there is no room for that file they are read twice. `bin_blocks` reads and bins
+    the scan; None does it here.
     """
     rx, ry, qx, qy = data.shape
     bins = Binning(data, q_mask)
@@ -262,27 +270,41 @@ def features_core(
     total = np.zeros(qx * qy)
     lost = np.zeros((rx, ry), dtype=bool)
 
-    with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
-            block = slice(start, start + len(rows))
-            moves = None if shifts is None else shifts[block]
-            if bins.finds_lost:
-                lost[block] = find_even(rows)
-            binned = bins.bin_rows(rows, moves, run, total if centre is None else None)
-            for row, gone in zip(binned, lost[block], strict=True):
+    if bin_blocks is None:
+        bin_blocks = partial(bin_blocks_here, data, n_jobs=n_jobs, n_rows=n_rows)
+    with (
+        workers(n_jobs) as run,
+        # A limit of memory holds for the blocks; what is kept goes to a file then.
+        KeptRows(KEPT_BYTES if n_rows is None else 0, bins.holds_counts(data.dtype)) as kept,
+    ):
+        for found in bin_blocks(bins, shifts, centre is None):
+            some = slice(found.start, found.start + len(found.binned))
+            lost[some] = found.lost
+            for part in found.sums:
+                total += part
+            for row, gone in zip(found.binned, found.lost, strict=True):
                 moments.add(row, gone, run)
-            report(len(rows))
+                kept.add(row)
+            report(len(found.binned))
 
         if centre is None:
             centre = find_centre(np.where(bins.hot, 0, total.reshape(qx, qy)) / (rx * ry))
         mean, variance = moments.mean(), moments.variance()
         basis, weights = _directions(moments, bins, centre, rank)
         values = np.empty((rx, ry, weights.shape[1]), dtype=np.float32)
-        for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
-            moves = None if shifts is None else shifts[start : start + len(rows)]
-            for i, row in enumerate(bins.bin_rows(rows, moves, run)):
-                values[start + i] = matmul(row, weights)
-            report(len(rows))
+
+        def project(i: int) -> None:
+            values[i] = matmul(kept.read(i), weights)
+
+        if kept.is_complete:
+            for some in tiles(rx, _ROWS_AT_ONCE):
+                run(project, range(some.start, some.stop))
+                report(some.stop - some.start)
+        else:
+            for found in bin_blocks(bins, shifts, False):
+                for i, row in enumerate(found.binned, found.start):
+                    values[i] = matmul(row, weights)
+                report(len(found.binned))
 
     values, bridged = bridge(values, lost)
     noise = noise_of_neighbours(values[..., :-1], lost)
@@ -300,6 +322,41 @@ def features_core(
         lost=lost,
         bridged=bridged,
     )
+
+
+class BinnedRows(NamedTuple):
+    """Some rows of a scan in bins."""
+
+    start: int
+    """Number of the first row."""
+    binned: NDArray[np.float32]
+    """``(rows, Ry, bins)``"""
+    lost: NDArray[np.bool_]
+    """Positions ``(rows, Ry)`` whose frames are lost."""
+    sums: NDArray[np.float64]
+    """Sums ``(n, Qx Qy)`` of some patterns each, to be added in this order; none if not wanted."""
+
+
+BinBlocks = Callable[[Binning, "NDArray[np.int64] | None", bool], Iterator[BinnedRows]]
+"""Yields all rows of a scan in bins, in their order: ``bin_blocks(bins, shifts, with_sums)``."""
+
+
+def bin_blocks_here(
+    data: Any,
+    bins: Binning,
+    shifts: NDArray[np.int64] | None,
+    with_sums: bool,
+    *,
+    n_jobs: int | None,
+    n_rows: int | None,
+) -> Iterator[BinnedRows]:
+    """Read and bin a scan in this process; see `BinBlocks`."""
+    with workers(n_jobs) as run:
+        for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
+            moves = None if shifts is None else shifts[start : start + len(rows)]
+            lost = find_even(rows) if bins.finds_lost else np.zeros(rows.shape[:2], dtype=bool)
+            binned, sums = bins.bin_and_sum(rows, moves, run, with_sums)
+            yield BinnedRows(start, binned, lost, sums)
 
 
 class _Moments:

@@ -22,6 +22,7 @@ from .blocks import (
     Run,
     is_small_integer,
     read_rows,
+    read_window,
     row_need,
     scratch_need,
     tiles,
@@ -30,7 +31,7 @@ from .blocks import (
 
 _MIN_TRIPLES = 8192
 """Smallest number of triples of positions, if the scan has so many. With these the gain is within
-1 %; with more, more of a large scan is read twice."""
+1 %; with more, more of a large scan is read twice. Of wide rows, windows hold only some columns."""
 
 _MIN_WINDOWS = 16
 """Smallest number of windows of rows, if the scan has so many. More windows take longer to read,
@@ -79,6 +80,20 @@ def noise_windows(scan: tuple[int, int]) -> list[tuple[int, int]]:
     return [(int(start), int(start) + height) for start in starts]
 
 
+def _window_columns(n_columns: int, height: int, n: int) -> list[tuple[int, int]]:
+    """Columns ``(start, stop)`` of `n` windows: all, or of far too many as `_MIN_TRIPLES` takes.
+
+    They lie now left, now right, so that no part of the scan is left out.
+    """
+    triples = -(-_MIN_TRIPLES // n)
+    width = -(-(triples + 2 * height) // (height + (height == 3)))
+    if 1.5 * width >= n_columns:
+        return [(0, n_columns)] * n
+    golden = (np.sqrt(5) - 1) / 2
+    starts = ((np.arange(n) * golden % 1) * (n_columns - width + 1)).astype(int)
+    return [(int(start), int(start) + width) for start in starts]
+
+
 def noise_core(
     data: Any, *, n_jobs: int | None, report: Report, offset: float | None = None
 ) -> Noise:
@@ -119,27 +134,29 @@ def noise_moments(
     weight = 1 / (brightness + brightness.mean())
     weights = np.stack([weight * ~half, weight * half], axis=1)
 
-    def read(window: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        rows = read_rows(data, *window)
+    columns = _window_columns(data.shape[1], windows[0][1] - windows[0][0], len(windows))
+
+    def read(k: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        rows = read_window(data, windows[k], columns[k])
         return rows.reshape(-1, n_pixels), _triples(*rows.shape[:2])
 
     with workers(n_jobs) as run:
         ratios = []
-        for window in windows:
-            ratios.append(_noise_ratios(*read(window), dark, weights, run))
-            report(window[1] - window[0])
+        for k, (start, stop) in enumerate(windows):
+            ratios.append(_noise_ratios(*read(k), dark, weights, run))
+            report(stop - start)
         all_ratios = np.concatenate(ratios)
         has_signal = np.isfinite(all_ratios).all(axis=1)
         if not has_signal.any():
             raise _no_noise("no three neighbouring positions hold a signal")
         limits = np.quantile(all_ratios[has_signal], _QUIET_SHARE, axis=0)
-        total = np.zeros((3, n_pixels))  # sum of means, sum of squares, number of triples
-        for window, ratio in zip(windows, ratios, strict=True):
+        total = np.zeros((3, n_pixels))  # sums of values and of squares, number of triples
+        for k, ((start, stop), ratio) in enumerate(zip(windows, ratios, strict=True)):
             quiet = (ratio <= limits) & np.isfinite(ratio).all(axis=1, keepdims=True)
-            _add_quiet(*read(window), quiet, half, total, run)
-            report(window[1] - window[0])
+            _add_quiet(*read(k), quiet, half, total, run)
+            report(stop - start)
 
-    mean, square = total[:2] / np.where(total[2] > 0, total[2], np.nan)
+    mean, square = total[:2] / np.where(total[2] > 0, total[2], np.nan) / [[3], [6]]
     return mean.reshape(data.shape[2:]), square.reshape(data.shape[2:])
 
 
@@ -152,16 +169,28 @@ def _noise_ratios(
 ) -> NDArray[np.float64]:
     """Second differences relative to the signal, of each triple and half of the detector."""
     ratios = np.full((len(triples), 2), np.inf)
-    weights = weights.astype(_float_type(patterns))
+
+    # Whole numbers of 16 bits are exact in float32 until they are squared.
+    exact = np.float32 if is_small_integer(patterns.dtype) else np.float64
+    halves = np.ascontiguousarray(weights.T, dtype=exact)
 
     def compare(part: slice) -> None:
-        signal, square, present = _second_differences(patterns, triples[part])
-        signal -= signal.dtype.type(dark)
-        np.maximum(signal, 0, out=signal)
-        if present is not None:
-            signal[~present] = 0
-        power = signal @ weights
-        np.divide(square @ weights, power, out=ratios[part], where=power > 0)
+        # One triple after the other, in arrays that stay in the cache.
+        signal, square = np.empty((2, patterns.shape[1]), dtype=exact)
+        for i in range(part.start, part.stop):
+            a, b, c = (patterns[k] for k in triples[i])
+            with np.errstate(invalid="ignore"):
+                np.add(a, c, out=signal, dtype=exact)
+                np.multiply(b, 2, out=square, dtype=exact)
+                np.subtract(signal, square, out=square)
+                np.multiply(square, square, out=square)
+                np.add(signal, b, out=signal, dtype=exact)
+                np.subtract(signal, 3 * dark, out=signal)
+                np.maximum(signal, 0, out=signal)
+            if patterns.dtype.kind == "f" and not (present := np.isfinite(square)).all():
+                signal[~present] = square[~present] = 0
+            weighed = halves @ signal
+            np.divide(halves @ square, 2 * weighed, out=ratios[i], where=weighed > 0)
 
     run(compare, tiles(len(triples), _TRIPLES_PER_TASK))
     return ratios
@@ -175,21 +204,22 @@ def _add_quiet(
     total: NDArray[np.float64],
     run: Run,
 ) -> None:
-    """Add to `total` the moments of each half of the detector where the other half is quiet.
+    """Add to `total` the sums of each half of the detector where the other half is quiet.
 
     A task owns its pixels, and adds up in order: the same bits for any number of threads.
     """
+    exact = np.float32 if is_small_integer(patterns.dtype) else np.float64
 
     def add(task: tuple[bool, slice]) -> None:
         odd, part = task
-        pixels = part.start + np.flatnonzero(half[part] == odd)
+        pixels = half[part] == odd
         chosen = triples[quiet[:, 0 if odd else 1]]
         for some in tiles(len(chosen), _TRIPLES_PER_TASK):
-            mean, square, present = _second_differences(patterns, chosen[some], pixels)
-            count = len(mean) if present is None else present.sum(axis=0)
-            total[0, pixels] += mean.sum(axis=0)
-            total[1, pixels] += square.sum(axis=0)
-            total[2, pixels] += count
+            three, square, present = _second_differences(patterns[:, part], chosen[some], exact)
+            there = np.full(three.shape, True) if present is None else present
+            # All pixels of a part, then those of one half: to pick pixels takes longer.
+            found = [values.sum(axis=0, dtype=np.float64) for values in (three, square, there)]
+            total[:, part] += np.where(pixels, found, 0)
 
     run(add, product((False, True), tiles(patterns.shape[1], _PIXELS_PER_TASK)))
 
@@ -218,38 +248,27 @@ def _triples(n_rows: int, n_columns: int) -> NDArray[Any]:
     return np.concatenate(threes)
 
 
-def _float_type(patterns: NDArray[Any]) -> type[np.float32] | type[np.float64]:
-    """Type to compare in: float32 holds sums and squares of whole numbers of 8 or 16 bits."""
-    return np.float32 if is_small_integer(patterns.dtype) else np.float64
-
-
 def _second_differences(
-    patterns: NDArray[Any], triples: NDArray[Any], pixels: NDArray[Any] | None = None
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
-    """Mean and ``(a - 2 b + c)^2 / 6`` of triples, and whether no pixel is missing there.
+    patterns: NDArray[Any], triples: NDArray[Any], dtype: type[np.floating[Any]]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    """``a + b + c`` and ``(a - 2 b + c)^2`` of triples, and where no pixel is missing.
 
-    Both are 0 where a pixel is missing; None says that none is.
+    Both are 0 where a pixel is missing. The last is None where none is missing.
     """
-    kind = _float_type(patterns)
-    a, b, c = (
-        (patterns[k] if pixels is None else patterns[k[:, None], pixels]).astype(kind)
-        for k in triples.T
-    )
+    a, b, c = (patterns[k].astype(dtype) for k in triples.T)
     with np.errstate(invalid="ignore"):
         a += c
-        mean = a + b
-        mean /= kind(3)
-        b *= kind(2)
+        total = a + b
+        b *= 2
         a -= b
-        square = np.square(a, out=a)
-        square /= kind(6)
+        a *= a
     if patterns.dtype.kind != "f":
-        return mean, square, None
-    present = np.isfinite(square)
+        return total, a, None
+    present = np.isfinite(a)
     if present.all():
-        return mean, square, None
-    mean[~present] = square[~present] = 0
-    return mean, square, present
+        return total, a, None
+    total[~present] = a[~present] = 0
+    return total, a, present
 
 
 def fit_noise(mean: NDArray[Any], variance: NDArray[Any], offset: float | None = None) -> Noise:

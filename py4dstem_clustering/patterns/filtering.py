@@ -6,6 +6,8 @@ from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from py4DSTEM import DataCube
 
 from ..base.checks import (
@@ -19,12 +21,14 @@ from ..base.checks import (
     check_number,
 )
 from ..base.progress import progress
+from ..kernels.blocks import ignore
 from ..kernels.corr_range import auto_range, auto_range_need
 from ..kernels.correlative import correlative_core, correlative_need
 from ..kernels.noise import noise_need
 from ..scan.calibration import check_calibration
 from .features import noise_if_any
 from .filtered import check_target, note_filter, write_filtered
+from .on_workers import Block, check_client, cut_in_blocks, map_blocks
 
 
 def filter_correlative(
@@ -38,6 +42,7 @@ def filter_correlative(
     overwrite: bool = False,
     compression: Literal["gzip", "lzf", "bitshuffle"] | None = None,
     name: str | None = None,
+    client: Any = None,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,
     progress_bar: bool = True,
@@ -83,15 +88,20 @@ def filter_correlative(
         everywhere.
     name : str, optional
         Name of the result; by default the name of this datacube.
+    client : dask.distributed.Client, optional
+        The workers of this client filter blocks of rows, on any number of machines, with the same
+        result. Workers read files themselves; arrays in memory are sent. The result comes to this
+        process. The automatic range is chosen here.
     n_jobs : int, optional
-        Number of threads; by default all cores that the process may use.
+        Number of threads; by default all cores that the process may use, or 1 with a `client`.
     max_memory : int or str, optional
         Bytes, or a text such as "1 GB", "500 MB" or "1.5 GiB", that the work may take: the scan is
         read in blocks of as many rows as fit. The result does not depend on it. By default about
         half a GB, or the memory for one row of the scan if that is more. A row of 512 patterns of
         192 x 192 takes 1.1 GB in the filter, and at most half of this in other methods. Not counted
         are Python with py4DSTEM (0.3 GB), a result in memory, the memory of dask, and in merging
-        0.6 kB for each position (24 features; 160 MB for 512 x 512 positions).
+        0.6 kB for each position (24 features; 160 MB for 512 x 512 positions). Without a limit,
+        merging also keeps up to 0.5 GB of binned patterns.
     progress_bar : bool
         Show progress.
 
@@ -135,7 +145,8 @@ def filter_correlative(
     name = self.name if name is None else check_name(name)
     if out is not None:
         check_name(name)  # the datacube may have a name that no file can hold
-    n_jobs = check_n_jobs(n_jobs)
+    client = check_client(client)
+    n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
     overwrite = check_flag("overwrite", overwrite)
     progress_bar = check_flag("progress_bar", progress_bar)
     path, packing = check_target(self.data, out, overwrite, compression)
@@ -166,9 +177,22 @@ def filter_correlative(
     metadata = note_filter(self, "filter_correlative", options)
 
     def run(target: Any) -> None:
+        work: dict[str, Any] = {**options, "n_jobs": n_jobs, "n_rows": n_rows}
         with progress(self.R_Nx, "Filtering", progress_bar) as report:
-            correlative_core(
-                self.data, target, **options, n_jobs=n_jobs, report=report, n_rows=n_rows
-            )
+            if client is None:
+                correlative_core(self.data, target, **work, report=report)
+                return
+            blocks = cut_in_blocks(client, self.data, int(radius + 0.5))
+            filter_it = partial(_filter_block, **work)
+            for block, found in map_blocks(client, filter_it, self.data, blocks):
+                target[block.start : block.stop] = found
+                report(block.stop - block.start)
 
     return write_filtered(self, name, metadata, run, path, packing)
+
+
+def _filter_block(rows: Any, block: Block, **options: Any) -> NDArray[np.float32]:
+    """The filtered rows of a block."""
+    out = np.empty(rows.shape, dtype=np.float32)
+    correlative_core(rows, out, **options, report=ignore)
+    return out[block.inside]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
 
@@ -28,7 +28,7 @@ from ..base.frozen import Frozen
 from ..base.progress import progress
 from ..emd import nodes
 from ..emd.settings import PROVENANCE, Settings, add_settings, read_settings
-from ..kernels.blocks import MemoryNeed
+from ..kernels.blocks import MemoryNeed, ignore
 from ..kernels.noise import Noise, noise_need
 from ..kernels.similarity import (
     DIRECTIONS,
@@ -40,6 +40,7 @@ from ..kernels.similarity import (
 from ..scan.calibration import scan_step
 from ..scan.datacubes import get_provenance
 from .features import measure_noise
+from .on_workers import Block, check_client, cut_in_blocks, map_blocks
 
 SIMILARITY_KIND = "similarity"
 
@@ -216,6 +217,7 @@ def get_similarity(
     offset: float | None = None,
     returncalc: bool = True,
     name: str = "similarity",
+    client: Any = None,
     n_jobs: int | None = None,
     max_memory: int | str | None = None,
     progress_bar: bool = True,
@@ -253,8 +255,11 @@ def get_similarity(
         Return the result. The tree of the datacube keeps it in any case.
     name : str
         Name in the tree of this datacube. A similarity replaces another of the same name.
+    client : dask.distributed.Client, optional
+        The workers of this client compare blocks of rows, on any number of machines, with the same
+        result. Workers read files themselves; arrays in memory are sent.
     n_jobs : int, optional
-        Number of threads; by default all cores that the process may use.
+        Number of threads; by default all cores that the process may use, or 1 with a `client`.
     max_memory : int or str, optional
         Bytes, or a text such as "1 GB", that the work may take; see `filter_correlative`.
     progress_bar : bool
@@ -304,6 +309,7 @@ def get_similarity(
         noise_correct=noise_correct,
         gain=gain,
         offset=offset,
+        client=client,
         n_jobs=n_jobs,
         max_memory=max_memory,
         progress_bar=progress_bar,
@@ -321,6 +327,7 @@ def measure_similarity(
     noise_correct: bool = False,
     gain: float | None = None,
     offset: float | None = None,
+    client: Any = None,
     n_jobs: int | None,
     max_memory: int | str | None,
     progress_bar: bool,
@@ -334,7 +341,8 @@ def measure_similarity(
         "subtract_mean": check_flag("subtract_mean", subtract_mean),
     }
     noise_correct, gain, offset = check_noise(noise_correct, gain, offset, datacube.Rshape)
-    n_jobs = check_n_jobs(n_jobs)
+    client = check_client(client)
+    n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
     progress_bar = check_flag("progress_bar", progress_bar)
 
     def need() -> MemoryNeed:
@@ -350,14 +358,26 @@ def measure_similarity(
         noise = measure_noise(datacube, n_jobs, progress_bar, offset)
     elif gain is not None:
         noise = Noise(gain, 0.0 if offset is None else offset)
+    work: dict[str, Any] = {**options, "noise": noise, "n_jobs": n_jobs, "n_rows": n_rows}
     with progress(datacube.R_Nx, "Comparing", progress_bar) as report:
-        data = similarity_core(
-            datacube.data, **options, n_jobs=n_jobs, report=report, noise=noise, n_rows=n_rows
-        )
+        if client is None:
+            data = similarity_core(datacube.data, **work, report=report)
+        else:
+            data = np.empty((*datacube.Rshape, len(DIRECTIONS)), dtype=np.float32)
+            blocks = cut_in_blocks(client, datacube.data, 1)
+            compare = partial(_compare_block, **work)
+            for block, found in map_blocks(client, compare, datacube.data, blocks):
+                data[block.start : block.stop] = found
+                report(block.stop - block.start)
     options["noise_correct"] = noise_correct
     options["gain"], options["offset"] = (None, None) if noise is None else noise
     settings = {**options, **get_provenance(datacube, start)}
     return Similarity(data, settings, *scan_step(datacube))
+
+
+def _compare_block(rows: Any, block: Block, **options: Any) -> NDArray[np.float32]:
+    """Similarity of the rows of a block."""
+    return similarity_core(rows, **options, report=ignore)[block.inside]
 
 
 def as_similarity(similarity: Any, scan: tuple[int, int]) -> Similarity:

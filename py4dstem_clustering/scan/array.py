@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .pieces import LibraryFrames, Piece, check_size, size_of
 from .pixels import good_neighbours, median
+from .unpacking import can_unpack, read_packed, unpack
 
 _BATCH_BYTES = 16 * 2**20
 """Bytes of frames that are read and repaired at a time. With a larger number, reading one detector
@@ -74,11 +75,12 @@ class ScanArray:
 
     def _start(self) -> None:
         self._handles: OrderedDict[tuple[Path, str], h5py.Dataset] = OrderedDict()  # newest last
+        self._packed: dict[tuple[Path, str], bool] = {}
         self._arrays: dict[tuple[Path, str], Any] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        of_process = ("_handles", "_arrays", "_lock")
+        of_process = ("_handles", "_packed", "_arrays", "_lock")
         return {key: value for key, value in self.__dict__.items() if key not in of_process}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -261,15 +263,26 @@ class ScanArray:
             rows = slice(first + start, first + stop)
             dataset.read_direct(out, rows if piece.row is None else (piece.row, rows))
 
+        packed = None
         with self._lock:
             dataset = self._dataset(piece)
             try:
-                read(0, len(out), out)
+                if self._packed[piece.file, piece.dataset]:
+                    packed = read_packed(dataset, piece.row, first, len(out))
+                if packed is None:
+                    read(0, len(out), out)
             except (OSError, RuntimeError) as error:
                 check_size(piece.file, self._sizes[piece.file])
                 raise self._unreadable(piece, first, out, read) from error
             # HDF5 reads zeros beyond the end of a file that shrank.
             check_size(piece.file, self._sizes[piece.file])
+        if packed is None or unpack(packed, out):
+            return
+        with self._lock:  # HDF5 says what is wrong, frame by frame
+            try:
+                read(0, len(out), out)
+            except (OSError, RuntimeError) as error:
+                raise self._unreadable(piece, first, out, read) from error
 
     def _unreadable(
         self, piece: Piece, first: int, out: NDArray[Any], read: Callable[..., None]
@@ -307,6 +320,7 @@ class ScanArray:
             if not same:
                 raise OSError(f"{piece.file} was changed; open the scan again")
             self._handles[key] = dataset
+            self._packed[key] = can_unpack(dataset)
         self._handles.move_to_end(key)
         return self._handles[key]
 

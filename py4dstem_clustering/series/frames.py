@@ -11,6 +11,7 @@ from glob import escape
 from itertools import count
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,8 +112,13 @@ def _as_datacube(item: Any) -> Any:
     )
 
 
+_OPENING = Lock()
+"""Some readers change settings of the process while they open a file."""
+
+
 def _open_path(path: Path, load: Callable[[Path], Any] | None) -> Any:
-    return _as_datacube(open_scan(path) if load is None else load(path))
+    with _OPENING:
+        return _as_datacube(open_scan(path) if load is None else load(path))
 
 
 def check_frames(frames: Any) -> Any:

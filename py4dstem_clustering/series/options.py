@@ -25,12 +25,13 @@ from ..patterns.filtering import filter_correlative
 from ..patterns.lowrank import check_rank, filter_lowrank
 
 _SET_BY_SERIES = {
-    "self", "similarity", "name", "returncalc", "n_jobs", "max_memory", "progress_bar",
+    "self", "similarity", "name", "returncalc", "client", "n_jobs", "max_memory", "progress_bar",
 }  # fmt: skip
 """Parameters of `cluster` that `cluster_series` sets."""
 
 _SET_BY_SERIES_FOR_FILTER = {
-    "self", "out", "overwrite", "compression", "name", "n_jobs", "max_memory", "progress_bar",
+    "self", "out", "overwrite", "compression", "name", "client", "n_jobs", "max_memory",
+    "progress_bar",
 }  # fmt: skip
 """Parameters of the filters that `cluster_series` sets."""
 

@@ -7,7 +7,6 @@ these files are copied into one file.
 
 from __future__ import annotations
 
-import gc
 import shutil
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sized
@@ -30,8 +29,8 @@ from ..base.checks import (
     check_out,
 )
 from ..base.progress import warn_user
+from .ahead import Stored, cluster_here
 from .files import (
-    FrameInfo,
     FrameResult,
     StoredSeries,
     assemble,
@@ -91,10 +90,11 @@ def cluster_series(
 ) -> ClusterSeries:
     """Cluster scan after scan, and keep the clusters of all of them in one file.
 
-    The scans show one sample at successive times, as in an in-situ experiment (5D-STEM). One scan
-    is in memory at a time, and each result is saved to disk at once: after a crash, Ctrl-C or a
-    power loss, the same call continues where it stopped. During the run, ``open_series(out)`` opens
-    the frames that are done.
+    The scans show one sample at successive times, as in an in-situ experiment (5D-STEM). Of scans
+    in memory, one is held at a time; of scans in files, two are in work at once, the next one while
+    the last one is finished. Each result is saved to disk at once: after a crash, Ctrl-C or a power
+    loss, the same call continues where it stopped. During the run, ``open_series(out)`` opens the
+    frames that are done.
 
     Parameters
     ----------
@@ -143,8 +143,8 @@ def cluster_series(
     on_error : "record" or "raise"
         What to do if a frame cannot be clustered (damaged, cut short, of another shape than
         `q_mask`). "record" stores the error in ``series.errors``, and clusters the other frames.
-        "raise" raises the error; frames that are done are kept. If a mask does not fit the first
-        frame, this is always an error.
+        "raise" raises the error, before the next frame is begun; frames that are done are kept. If
+        a mask does not fit the first frame, this is always an error.
     client : dask.distributed.Client, optional
         The workers of this client cluster the frames, on any number of machines. The work of a lost
         worker is done again. The workers open paths, so they must have access to the files;
@@ -154,7 +154,7 @@ def cluster_series(
         `client`.
     max_memory : int or str, optional
         Bytes, or a text such as "1 GB", that the work on one frame may take; see
-        `filter_correlative`.
+        `filter_correlative`. Two frames in files may be in work at once.
     progress_bar : bool
         Show progress.
     **options
@@ -234,13 +234,18 @@ def cluster_series(
             **made_with, n_jobs=n_jobs, max_memory=max_memory, folder=str(folder.resolve())
         )
         work = partial(cluster_frame, options=what, record=on_error == "record")
-        cluster_all = _cluster_here if client is None else partial(_cluster_on_workers, client)
+        store = partial(save_frame, folder, settings=settings)
+        cluster_all = cluster_here if client is None else partial(_cluster_on_workers, client)
         bar = emdfile.tqdmnd(
             n_frames or 0, desc="Clustering", unit="frames", disable=not progress_bar
         )
         fits = any(not info.error for info in stored.infos.values())
-        with closing(bar), closing(cluster_all(iter(to_do), work, fits)) as results:
-            new = _save_results(results, folder, settings, to_do, bar)
+        new = {}
+        with closing(bar), closing(cluster_all(iter(to_do), work, store, fits)) as results:
+            for info, file in results:
+                new[info.frame] = info, file
+                bar.update(to_do.n_done + len(new) - bar.n)
+            bar.update(to_do.n_done + len(new) - bar.n)
         stored = stored.with_frames(new)
         if not stored.infos:
             raise ValueError("frames yielded no scan, so there is no series")
@@ -252,23 +257,6 @@ def cluster_series(
         who = f"all {len(series)} frames" if len(series) > 1 else "the only frame"
         warn_user(f"{who} failed, see series.errors; frame {frame}: {error}")
     return series
-
-
-def _save_results(
-    results: Iterator[FrameResult],
-    folder: Path,
-    settings: Mapping[str, Any],
-    to_do: FramesToDo,
-    bar: Any,
-) -> dict[int, tuple[FrameInfo, Path]]:
-    """Write each frame as soon as it is done; return its facts and its file, by its number."""
-    new = {}
-    for result in results:
-        new[result.info.frame] = result.info, save_frame(folder, result, settings)
-        del result  # before the next scan is opened
-        bar.update(to_do.n_done + len(new) - bar.n)
-    bar.update(to_do.n_done + len(new) - bar.n)
-    return new
 
 
 def _finish(
@@ -306,34 +294,14 @@ def _finish(
 # --- where frames are clustered ------------------------------------------------------------------
 
 
-def _cluster_here(
-    frames: Iterator[Frame], work: partial[FrameResult], fits: bool
-) -> Generator[FrameResult, None, None]:
-    """Cluster one frame after the other in this process.
-
-    `fits` says whether the masks fit an earlier frame. If they do not fit the first one, they are
-    wrong, and that is an error even if frames that fail are recorded.
-    """
-    for frame in frames:
-        try:
-            result = work(frame)
-            fits = True
-        except WrongMask as error:
-            if not (work.keywords["record"] and fits):
-                raise
-            result = FrameResult(info_of_failed(frame, error))
-        # Free the memory before the next frame is opened. A DataCube and its tree refer to each
-        # other (emdfile 0.0.16).
-        del frame
-        gc.collect()
-        yield result
-        del result
-
-
 def _cluster_on_workers(
-    client: Any, frames: Iterator[Frame], work: partial[FrameResult], fits: bool
-) -> Generator[FrameResult, None, None]:
-    """Cluster frames on dask workers; results come in any order. For `fits` see `_cluster_here`."""
+    client: Any,
+    frames: Iterator[Frame],
+    work: partial[FrameResult],
+    store: Callable[[FrameResult], Path],
+    fits: bool,
+) -> Generator[Stored, None, None]:
+    """Cluster frames on dask workers; results come in any order. For `fits` see `cluster_here`."""
     from distributed import wait
 
     pending: dict[Any, Frame] = {}
@@ -354,8 +322,9 @@ def _cluster_on_workers(
                         raise
                     result = FrameResult(info_of_failed(frame, error))
                 future.release()
-                yield result
-                del result
+                found = result.info, store(result)
+                del result  # before the next scan is opened
+                yield found
     finally:
         if pending:
             client.cancel(list(pending))

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from py4dstem_clustering import simulate_scan
-from py4dstem_clustering.kernels import binning, blocks, features
+from py4dstem_clustering.kernels import binning, blocks, features, kept_rows
 from py4dstem_clustering.kernels.binning import bin_factor, bin_matrix, find_hot_pixels
 from py4dstem_clustering.kernels.features import (
     features_core,
@@ -250,6 +250,50 @@ def test_any_block_and_number_of_threads_gives_the_same_bits(monkeypatch):
         n_bytes = 2 * n_rows * data[0].size * 4 + 1
         monkeypatch.setattr(blocks, "BLOCK_BYTES", n_bytes)
         assert_same_bits(run(data, n_jobs=2), expected)
+
+
+class Counted:
+    """A scan that counts how often each row is read."""
+
+    def __init__(self, data):
+        self._data, self.shape, self.dtype = data, data.shape, data.dtype
+        self.reads = np.zeros(len(data), dtype=int)
+
+    def __getitem__(self, key):
+        rows = key[0] if isinstance(key, tuple) else key
+        self.reads[rows] += 1
+        return self._data[key]
+
+
+@pytest.mark.parametrize("kind", ["counts", "fractions", "large counts"])
+def test_kept_in_memory_in_a_file_or_read_again_gives_the_same_bits(monkeypatch, kind):
+    data, _ = planted((9, 7), (9, 8))
+    data = {
+        "counts": data.astype(np.uint16),
+        "fractions": (data / 7).astype(np.float32),
+        "large counts": data * 1000,
+    }[kind]
+    expected = run(data)
+    samples = Counted(data)
+    binning.Binning(samples, None)
+    calls = []
+    monkeypatch.setattr(features, "KEPT_BYTES", 3 * 7 * 4 * 9)  # some rows in memory, some not
+    for n_rows in (None, 2):
+        counted = Counted(data)
+        found = features_core(
+            counted, q_mask=None, rank=None, centre=None, n_jobs=2, report=calls.append,
+            n_rows=n_rows,
+        )  # fmt: skip
+        assert_same_bits(found, expected)
+        np.testing.assert_array_equal(counted.reads, samples.reads + 1)  # once, but for samples
+
+    def no_room(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept_rows.tempfile, "TemporaryFile", no_room)
+    counted = Counted(data)
+    assert_same_bits(run(counted), expected)
+    np.testing.assert_array_equal(counted.reads, samples.reads + 2)
 
 
 def test_every_row_is_reported_twice(scan):

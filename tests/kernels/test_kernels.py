@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
 import tracemalloc
@@ -105,6 +106,40 @@ def test_scipys_blas_is_taken_where_numpys_does_not_know_the_processor():
     assert not says(("lib", "Prescott"))
     assert not blas._numpy_is_slow([{"filepath": "/x/lib/mkl.so"}])
     assert not says()
+
+
+AVX2 = {"AVX2": True, "FMA3": True, "AVX512_SKX": False}
+AVX512 = AVX2 | {"AVX512_SKX": True}
+
+
+def remedy(*pools, instructions=AVX512):
+    found = [{"filepath": f"/x/{a}.libs/lib.so", "architecture": b} for a, b in pools]
+    return blas._remedy(found, instructions)
+
+
+def test_the_remedy_for_a_slow_blas_names_a_core_type_that_the_processor_has(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    slow = ("numpy", "Prescott")
+    mixed = remedy(slow, ("scipy", "SkylakeX"))
+    assert "OPENBLAS_CORETYPE=SkylakeX" in mixed
+    assert "the BLAS of scipy" in mixed
+    alone = remedy(slow, ("scipy", "Prescott"), instructions=AVX2)
+    assert "OPENBLAS_CORETYPE=Haswell" in alone
+    assert "scipy" not in alone
+    assert remedy(slow, instructions=AVX2 | {"FMA3": False}) == ""  # Prescott may be right
+    assert remedy(slow, instructions={}) == ""
+    assert remedy(("numpy", "Haswell"), ("scipy", "Prescott")) == ""
+    assert remedy() == ""
+
+
+def test_no_remedy_for_a_core_type_that_was_chosen_by_hand(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+    assert remedy(("numpy", "Prescott")) == ""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="sets of Intel")
+def test_numpy_says_what_the_processor_has():
+    assert {"AVX2", "FMA3", "AVX512_SKX"} <= set(blas._instructions())
 
 
 @pytest.mark.usefixtures("either_blas")

@@ -1,0 +1,127 @@
+"""Unpack patterns that Dectris compressed by bitshuffle and LZ4, on several threads.
+
+HDF5 unpacks one chunk at a time, and h5py holds a lock meanwhile. Here only the packed bytes are
+read under this lock. They are unpacked by the same code that HDF5 would call, that of hdf5plugin.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import h5py
+from numpy.typing import NDArray
+
+from ..kernels.blocks import count_jobs
+
+_FILTER = 32008
+"""Number under which bitshuffle is registered at the HDF Group."""
+
+_LZ4 = 2
+"""Value of the option of the filter that says that LZ4 follows."""
+
+_MAX_THREADS = 4
+"""Threads that unpack at most: with more, other work on the scan has to wait."""
+
+_HEADER = 12
+"""Bytes before the first block of a chunk: its size unpacked (8), and that of a block (4)."""
+
+Unpack = Callable[[Any, Any, int, int, int], int]
+
+
+@cache
+def _function() -> Unpack | None:
+    """``bshuf_decompress_lz4(packed, out, values, bytes a value, values a block)`` of hdf5plugin.
+
+    None where it is not at hand; HDF5 then unpacks.
+    """
+    try:
+        import hdf5plugin
+
+        library = ctypes.CDLL(hdf5plugin.get_config().registered_filters["bshuf"])
+        found = library.bshuf_decompress_lz4
+    except (ImportError, AttributeError, KeyError, OSError):
+        return None
+    found.restype = ctypes.c_int64
+    found.argtypes = [ctypes.c_char_p, ctypes.c_void_p, *[ctypes.c_size_t] * 3]
+    unpack: Unpack = found
+    return unpack
+
+
+def can_unpack(dataset: h5py.Dataset) -> bool:
+    """Whether each pattern of a dataset is a chunk that bitshuffle and LZ4 alone have packed."""
+    if dataset.chunks is None or dataset.ndim not in (3, 4) or not dataset.dtype.isnative:
+        return False
+    if dataset.chunks != (*[1] * (dataset.ndim - 2), *dataset.shape[-2:]):
+        return False
+    filters = dataset.id.get_create_plist()
+    if filters.get_nfilters() != 1:
+        return False
+    number, _, options, _ = filters.get_filter(0)
+    if number != _FILTER or len(options) < 5 or options[4] != _LZ4:
+        return False
+    return _function() is not None
+
+
+def read_packed(
+    dataset: h5py.Dataset, row: int | None, first: int, number: int
+) -> list[bytes] | None:
+    """Packed bytes of consecutive patterns; None where a chunk is stored in another way."""
+    before = () if row is None else (row,)
+    packed = []
+    for k in range(first, first + number):
+        skipped, content = dataset.id.read_direct_chunk((*before, k, 0, 0))
+        if skipped:  # filters that were not applied to this chunk
+            return None
+        packed.append(content)
+    return packed
+
+
+def unpack(packed: list[bytes], out: NDArray[Any]) -> bool:
+    """Unpack patterns to `out` ``(n, Qx, Qy)``; False where one of them is damaged.
+
+    `out` may then hold anything.
+    """
+    function = _function()
+    if function is None:
+        return False
+
+    def some(part: range) -> bool:
+        return all(_unpack_one(function, packed[k], out[k]) for k in part)
+
+    jobs = min(_MAX_THREADS, count_jobs(None), len(packed))
+    if jobs == 1:
+        return some(range(len(packed)))
+    edges = [len(packed) * k // jobs for k in range(jobs + 1)]
+    with ThreadPoolExecutor(jobs) as pool:
+        return all(list(pool.map(some, [range(a, b) for a, b in pairwise(edges)])))
+
+
+def _unpack_one(function: Unpack, packed: bytes, out: NDArray[Any]) -> bool:
+    block_bytes = int.from_bytes(packed[8:12], "big")
+    values_a_block = block_bytes // out.itemsize
+    if not _is_sound(packed, out, values_a_block):
+        return False
+    used = function(packed[_HEADER:], out.ctypes.data, out.size, out.itemsize, values_a_block)
+    return used == len(packed) - _HEADER
+
+
+def _is_sound(packed: bytes, out: NDArray[Any], values_a_block: int) -> bool:
+    """Whether the sizes in a chunk fit; the code that unpacks believes them, and would read on."""
+    if int.from_bytes(packed[:8], "big") != out.nbytes:
+        return False
+    if values_a_block <= 0 or values_a_block % 8:
+        return False
+    whole, rest = divmod(out.size, values_a_block)
+    n_blocks = whole + (rest >= 8)
+    place = _HEADER
+    for _ in range(n_blocks):
+        if place + 4 > len(packed):
+            return False
+        place += 4 + int.from_bytes(packed[place : place + 4], "big")
+    # Fewer than eight values at the end are not packed.
+    return place + out.size % 8 * out.itemsize == len(packed)
