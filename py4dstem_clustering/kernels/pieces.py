@@ -36,9 +36,9 @@ FINE_LEVEL = 0.5
 """Level of the merges of positions at which parts of regions are looked at for disks."""
 
 VARYING_LEVEL = 0.7
-"""Level of the merges of positions at which regions of more than one pattern are cut, since they may
-hold parts of two crystals. Levels from 0.5 to 0.7 find bent crystals alike; below 0.7, grains at 100
-electrons fall to pieces."""
+"""Level of the merges of positions at which regions of more than one pattern are cut, since they
+may hold parts of two crystals. Levels from 0.5 to 0.7 find bent crystals alike; below 0.6, grains
+at 100 electrons fall to pieces."""
 
 MAX_UNIFORM_SCATTER = 0.18
 """Scatter of the patterns of a region beyond noise, relative to the power of their mean, up to

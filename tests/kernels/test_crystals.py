@@ -284,6 +284,33 @@ def test_positions_outside_the_mask_have_no_part():
     assert len(nothing.pairs) == len(nothing.level) == 0
 
 
+def test_a_region_that_varies_is_cut_in_its_parts_and_no_other():
+    mixed, even = lattice(7, bent=True, shape=(30, 28)), lattice(28, bent=False, shape=(30, 28))
+    mask = np.ones((30, 28), dtype=bool)
+    for values, n_least, n_most in ((mixed, 4, 14), (even, 1, 1)):
+        merges = merge_positions(values, mask)
+        whole = np.zeros(mask.shape, dtype=np.int64)  # as if merging had found one pattern
+        found, _ = pieces.find_pieces(values, merges, whole, clear_disks())
+        assert n_least <= found.max() + 1 <= n_most
+        fine = pieces.cut_merges(merges, pieces.VARYING_LEVEL)
+        # Each piece lies in one part of the finer cut: nothing was refined away.
+        for label in range(found.max() + 1):
+            assert len(np.unique(fine[found == label])) == 1 or n_most == 1
+        assert (found >= 0).all()
+
+
+def test_two_crystals_that_merging_took_for_one_pattern_come_apart():
+    values = lattice(5, bent=True, shape=(30, 30))
+    values[:, 17:] = np.roll(values[:, 17:], 5, axis=2)  # another lattice begins here
+    mask = np.ones((30, 30), dtype=bool)
+    whole = np.zeros((30, 30), dtype=np.int64)
+    found, _ = pieces.find_pieces(values, merge_positions(values, mask), whole, clear_disks())
+    joins, scores = joining.join_pieces(found, values, clear_disks())
+    kept = joins[scores >= joining.MIN_SHARED]
+    crystals = joining.join_numbers(kept, int(found.max()) + 1)[found]
+    assert not np.isin(crystals[:, :16], crystals[:, 18:]).any()
+
+
 def test_a_wide_piece_has_one_pattern():
     labels = np.zeros((24, 26), dtype=np.int64)
     labels[:, 12:] = 1
