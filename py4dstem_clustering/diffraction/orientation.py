@@ -289,7 +289,8 @@ def cluster_orientations(labels: NDArray[Any], orientation: Any) -> NDArray[np.f
 
     `orientation` is a map of the clusters or of the scan, see `best_positions`.
     """
-    return at_positions(orientation.matrix[:, :, 0], best_positions(labels, orientation))
+    positions = best_positions(labels, orientation)
+    return at_positions(orientation.matrix[:, :, 0], positions)
 
 
 def find_boundaries(

@@ -193,8 +193,11 @@ def _with_background(
 
     background = (grains < 0) & mask
     empty = np.where(background, regions, -1)
-    # Regions with disks have none left here but their rims, which go to the region beside them.
-    rims = background & (pieces >= 0)
+    # Regions with disks have none left here but rims and small parts, which go to the region beside
+    # them.
+    inside = regions >= 0
+    share = np.bincount(regions[inside], background[inside]) / np.bincount(regions[inside])
+    rims = background & ((pieces >= 0) | np.append(share < 0.5, False)[regions])
     whole = np.where(rims, -1, empty)
     empty = np.where(rims & (whole >= 0).any(), nearest_label(whole, rims), empty)
     empty = consecutive(np.where(background, empty, -1))
