@@ -40,6 +40,12 @@ VARYING_LEVEL = 0.7
 may hold parts of two crystals. Levels from 0.5 to 0.7 find bent crystals alike; below 0.6, grains
 at 100 electrons fall to pieces."""
 
+MAX_SIGNAL = 32.0
+"""Power of the mean features of a region, for each feature and in units of the noise, above which
+the region is not cut: where noise counts so little, merging has parted what differs. Bent foils
+with contours at 10,000 electrons have more, and fall to pieces with a larger value; with a smaller
+one, bent wedges at 1,000 electrons are mixed."""
+
 MAX_UNIFORM_SCATTER = 0.18
 """Scatter of the patterns of a region beyond noise, relative to the power of their mean, up to
 which a wide region is one pattern. Cubes of MgO have less, most pieces of a bent foil more."""
@@ -89,7 +95,10 @@ def find_pieces(
         certain = region_contrast(regions, values, disks, errors)
     limit = contrast_limit(certain)
     empty = _is_empty(regions, values, disks, limit, errors)
+    mean, count = region_means(regions, values)
+    rank = values.shape[2]
     varies = ~empty & ~find_uniform(regions, values)[1]
+    varies &= (mean**2).sum(axis=1) - rank / count < MAX_SIGNAL * rank
     if varies.any():
         regions = _cut_varying(regions, varies, merges)
         empty = _is_empty(regions, values, disks, limit, errors)

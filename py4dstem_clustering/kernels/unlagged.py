@@ -20,7 +20,7 @@ MAX_POSITIONS = 192
 
 
 class WithoutLag:
-    """A scan that is read like an array, in whole rows: ``scan[start:stop]``.
+    """A scan that is read like an array: ``scan[start:stop]``, or ``scan[start:stop, columns]``.
 
     Each pattern loses the share of the pattern before it. The first pattern of a line stays, since
     none is known before it. So do lost patterns, which hold one value only, and those behind them.
@@ -33,7 +33,8 @@ class WithoutLag:
         narrow = is_small_integer(dtype) or (dtype.kind == "f" and dtype.itemsize <= 4)
         self.dtype = np.dtype(np.float32 if narrow else np.float64)
 
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
+    def __getitem__(self, key: slice | tuple[slice, slice]) -> NDArray[Any]:
+        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
         n = self.shape[0]
         start, stop, _ = rows.indices(n)
         axis, direction, decay = self._lag
@@ -51,7 +52,7 @@ class WithoutLag:
             pattern = found[i + 1, j]
             pattern -= decay * line[i, j]
             pattern /= 1 - decay
-        return out[start - first : stop - first]
+        return out[start - first : stop - first, columns]
 
 
 def search_lag(scores: NDArray[np.float32]) -> Lag | None:

@@ -29,6 +29,7 @@ def test_the_lag_is_gone_whatever_rows_are_read(lag):
     np.testing.assert_allclose(scan[:], truth, rtol=1e-9)
     for rows in (slice(0, 1), slice(3, 5), slice(8, 9), slice(2, 2)):
         np.testing.assert_array_equal(scan[rows], scan[:][rows])
+        np.testing.assert_array_equal(scan[rows, 2:5], scan[:][rows, 2:5])
 
 
 def test_counts_become_float32_and_files_are_read_in_rows():
