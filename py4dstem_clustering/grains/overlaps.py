@@ -25,6 +25,7 @@ from ..emd import nodes
 from ..kernels.averaging import averaging_core, averaging_need
 from ..kernels.blas import single_threaded_blas
 from ..kernels.overlaps import OverlapMaps, overlaps_core
+from ..kernels.pieces import cross_labels
 from ..scan.calibration import carry_calibration
 from ..scan.datacubes import new_datacube, warn_of_other_data
 from .clusters import Clusters
@@ -375,14 +376,14 @@ def find_overlaps(
     nodes.check_free(self, name, CLUSTERS_KIND)
     check_data(self.data)
     options = check_options(self.Rshape, self.Qshape, method="merge", q_mask=q_mask, r_mask=r_mask)
-    tree, disks = measure_merging(
+    tree, disks, regions = measure_merging(
         self, options, n_jobs=n_jobs, max_memory=max_memory, progress_bar=progress_bar
     )
     crystals = tree.cut(name=name)
     with single_threaded_blas, progress(2 * self.R_Nx, "Finding overlaps", progress_bar) as report:
         maps = overlaps_core(
             np.asarray(tree.features),  # without the lag of the camera
-            tree.cut(level="pattern").labels,
+            cross_labels(crystals.labels, regions),
             crystals.labels,
             tree.mask,
             disks,

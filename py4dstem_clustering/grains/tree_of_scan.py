@@ -61,8 +61,10 @@ def measure_tree(
 
 def measure_merging(
     datacube: DataCube, options: ClusterOptions, *, n_jobs: Any, max_memory: Any, progress_bar: Any
-) -> tuple[ClusterTree, Disks]:
-    """The tree of merging without refined levels, and what turns its features into patterns."""
+) -> tuple[ClusterTree, Disks, NDArray[np.int64]]:
+    """The tree of merging without refined levels, what turns its features into patterns, and the
+    regions of one pattern, before those that vary are cut.
+    """
     start = perf_counter()
     n_jobs, progress_bar = _check_work(datacube, n_jobs, progress_bar)
     return _merge_tree(datacube, options, n_jobs, max_memory, progress_bar, start, False)
@@ -211,7 +213,7 @@ def _merge_tree(
     start: float,
     finer: bool,
     client: Any = None,
-) -> tuple[ClusterTree, Disks]:
+) -> tuple[ClusterTree, Disks, NDArray[np.int64]]:
     n_rows = check_memory(
         max_memory,
         partial(features_need, datacube.data, n_jobs),
@@ -272,4 +274,4 @@ def _merge_tree(
         crystals.background & ~features.lost,
         *scan_step(datacube),
     )
-    return tree, disks
+    return tree, disks, merged.regions

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
+from scipy.ndimage import binary_dilation, find_objects
 
 from .borders import refine_borders
 from .disks import DISK_ERRORS, MIN_LIMIT, Disks
@@ -76,7 +76,8 @@ def split_at_steps(
         own = regions[box] == label
         number = consecutive(np.where(own, parts[box], -1))
         first = np.unique(number[own], return_index=True)[1]
-        group = _join_without_steps(number, values[box], certain[parts[box][own][first]], noise)
+        known = certain[parts[box][own][first]]
+        group = _join_without_steps(number, values[box], known & _reach_out(number), noise)
         group = np.unique(group, return_inverse=True)[1]
         if group.max() > 0:
             out[box][own] = np.where(group == 0, label, free + group - 1)[number[own]]
@@ -84,6 +85,17 @@ def split_at_steps(
     if free == int(regions.max()) + 1:
         return regions
     return refine_borders(consecutive(out), values, rounds=3)
+
+
+def _reach_out(parts: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which parts have a side on what lies outside of their region, or on the border of the scan.
+
+    Lamellae do. A part that others enclose is the middle of a grain, whose thickness differs.
+    """
+    outside = binary_dilation(np.pad(parts, 1, constant_values=-1) < 0)
+    reach = np.zeros(int(parts.max()) + 1, dtype=bool)
+    reach[parts[outside[1:-1, 1:-1] & (parts >= 0)]] = True
+    return reach
 
 
 def _join_without_steps(

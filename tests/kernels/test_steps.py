@@ -182,3 +182,13 @@ def test_twin_lamellae_are_grains(electrons):
     sample = simulate_sample("twin-lamellae", (40, 36), (48, 45), electrons=electrons, seed=101)
     found = sample.datacube.cluster(progress_bar=False).labels
     assert panoptic_quality(found, sample.labels).quality > 0.9
+
+
+def test_parts_that_others_enclose_do_not_reach_out():
+    parts = np.full((8, 9), -1)
+    parts[1:, 1:8] = 0  # ends at the border of the scan
+    parts[3:5, 3:6] = 1  # enclosed
+    parts[1:3, 6:8] = 2
+    np.testing.assert_array_equal(steps._reach_out(parts), [True, False, True])
+    parts[5:, 4] = 1
+    np.testing.assert_array_equal(steps._reach_out(parts), [True, True, True])
