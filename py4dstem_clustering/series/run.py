@@ -211,11 +211,12 @@ def cluster_series(
     n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
     check_memory(max_memory)
     progress_bar = check_flag("progress_bar", progress_bar)
+    averages = check_averages(min_purity, align)
     made_with: dict[str, Any] = {
-        "overlap": check_overlap(overlap, options, check_averages(min_purity, align)),
+        "overlap": check_overlap(overlap, options, averages),
         "filter": check_filter(filter),
         "cluster": check_cluster_options(options),
-        "averages": check_averages(min_purity, align),
+        "averages": averages,
         "image_mask": image_mask,
     }
     settings = {
