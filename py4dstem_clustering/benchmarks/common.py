@@ -1,4 +1,4 @@
-"""Functions that benchmarks on simulated scans share: checks of seeds and doses, tables."""
+"""Functions that benchmarks on simulated scans share: checks of options, tables."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ def check_seeds(first: int, number: int, tuning: range) -> range:
 def check_doses(electrons: Iterable[float]) -> list[float]:
     """Return the doses, electrons a pattern, in rising order, each once."""
     return sorted({check_number("--electrons", value, 1, 1e9) for value in electrons})
+
+
+def check_names(option: str, names: Iterable[str], known: Collection[str]) -> tuple[str, ...]:
+    """Return the names that were given to an option, each once, in the order of `known`."""
+    wanted = {name.lower() for name in names}
+    unknown = sorted(wanted - set(known))
+    if unknown:
+        raise ValueError(f"{option} {' '.join(unknown)} is not known; there are {', '.join(known)}")
+    return tuple(name for name in known if name in wanted)
 
 
 def doses_of(rows: Iterable[Any]) -> list[float]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ import numpy as np
 from ..base.checks import check_compression, check_integer, check_number
 from ..scan.opening import open_scan
 from ..scan.watching import watch_folder
-from ..series.files import journal_of
+from ..series.files import frame_name, journal_of
 from ..series.run import cluster_series
 from .memory import pieces_of_scan
 
@@ -206,14 +207,14 @@ def run_benchmark(
             folder,
             "*_master.h5",
             settle=settle,
-            poll=min(0.05, settle),
+            poll=0.05,
             timeout=settle + max(10.0, 2 * frame_seconds),
         )
         camera.start()
         try:
             with _finish_times(journal_of(out)) as finished:
                 cluster_series(
-                    _first(frames, n_frames),
+                    islice(frames, n_frames),  # the watch ends with them, not after its timeout
                     out=out,
                     load=partial(open_scan, scan_shape=scan),
                     on_error="raise",
@@ -230,30 +231,21 @@ def run_benchmark(
     rows = []
     for frame, recorded_at in enumerate(camera.finished):
         # The folder of the series may be gone before the last file in it was seen.
-        done_at = finished.get(f"frame_{frame:06d}", end)
+        done_at = finished.get(frame_name(frame), end)
         rows.append(Row(frame, recorded_at - camera.start_time, done_at - camera.start_time))
     return rows, recorded
 
 
-def _first(files: Iterator[Path], number: int) -> Iterator[Path]:
-    """The first files; the watch ends with them, not after its timeout."""
-    for _ in range(number):
-        file = next(files, None)
-        if file is None:
-            return
-        yield file
-
-
-@contextmanager
-def _client(n_workers: int) -> Iterator[Any]:
+def _client(n_workers: int) -> AbstractContextManager[Any]:
     """A dask client of processes on this machine; None without workers."""
     if not n_workers:
-        yield None
-        return
+        return nullcontext()
     from distributed import Client
 
-    with Client(n_workers=n_workers, threads_per_worker=1, dashboard_address=":0") as client:
-        yield client
+    client: AbstractContextManager[Any] = Client(
+        n_workers=n_workers, threads_per_worker=1, dashboard_address=":0"
+    )
+    return client
 
 
 def falls_behind(rows: list[Row]) -> float:

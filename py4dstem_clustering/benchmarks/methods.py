@@ -8,7 +8,7 @@ in the truth count as background (`drop_liquid`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,14 +208,3 @@ METHODS = {
     "ward": Method("Ward", _GRAINS_AND_LIQUID, _features, _ward, "#777777", "X"),
 }  # fmt: skip
 """Methods by the names that ``--methods`` takes."""
-
-
-def check_methods(names: Iterable[str]) -> tuple[str, ...]:
-    """Return names of methods, each once, in the order of `METHODS`."""
-    wanted = {name.lower() for name in names}
-    unknown = sorted(wanted - set(METHODS))
-    if unknown:
-        raise ValueError(
-            f"--methods {' '.join(unknown)} is not known; there are {', '.join(METHODS)}"
-        )
-    return tuple(name for name in METHODS if name in wanted)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,15 +60,6 @@ class Row(NamedTuple):
     pure_hidden: float
     """Median cosine of the pure patterns of the other grains."""
     seconds: float
-
-
-def check_names(option: str, names: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
-    """Return names, each once, in the order of `known`."""
-    wanted = {name.lower() for name in names}
-    unknown = sorted(wanted - set(known))
-    if unknown:
-        raise ValueError(f"{option} {' '.join(unknown)} is not known; there are {', '.join(known)}")
-    return tuple(name for name in known if name in wanted)
 
 
 def run_benchmark(

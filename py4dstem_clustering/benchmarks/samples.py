@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..base.progress import progress
-from ..simulate.samples import SAMPLE_KINDS, SimulatedSample, simulate_sample
+from ..simulate.samples import SimulatedSample, simulate_sample
 from .common import doses_of, mean_and_worst
 from .common import markdown_table as make_table
 from .methods import METHODS
@@ -39,17 +39,6 @@ class Row(NamedTuple):
     adapted_rand_error: float
     seconds: float
     threshold: float | str | None
-
-
-def check_kinds(names: Iterable[str]) -> tuple[str, ...]:
-    """Return names of kinds, each once, in the order of `SAMPLE_KINDS`."""
-    wanted = {name.lower() for name in names}
-    unknown = sorted(wanted - set(SAMPLE_KINDS))
-    if unknown:
-        raise ValueError(
-            f"--kinds {' '.join(unknown)} is not known; there are {', '.join(SAMPLE_KINDS)}"
-        )
-    return tuple(name for name in SAMPLE_KINDS if name in wanted)
 
 
 def make_sample(kind: str, seed: int, electrons: float, *, small: bool) -> SimulatedSample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,16 @@ def _seeds_and_doses(options: argparse.Namespace, benchmark: Any) -> tuple[range
 
     seeds = check_seeds(options.first_seed, options.seeds, benchmark.TUNING_SEEDS)
     return seeds, check_doses(options.electrons or benchmark.ELECTRONS)
+
+
+def _names(
+    options: argparse.Namespace, option: str, known: Iterable[str], default: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Check the names given to an option; without any, the default ones, or else all."""
+    from ..benchmarks.common import check_names
+
+    known = tuple(known)
+    return check_names(f"--{option}", getattr(options, option) or tuple(default) or known, known)
 
 
 def _print_seeds(what: str, seeds: range) -> None:
@@ -43,7 +53,7 @@ def run_segmentation(options: argparse.Namespace) -> None:
     from ..benchmarks import methods, segmentation, segmentation_figure
     from ..benchmarks.common import write_csv
 
-    names = methods.check_methods(options.methods or methods.METHODS)
+    names = _names(options, "methods", methods.METHODS)
     seeds, doses = _seeds_and_doses(options, segmentation)
     folder = make_folder(options.out)
     start = time.perf_counter()
@@ -69,9 +79,10 @@ def run_samples(options: argparse.Namespace) -> None:
     """Compare methods on many kinds of sample: samples.csv and .md."""
     from ..benchmarks import methods
     from ..benchmarks import samples as benchmark
+    from ..simulate.samples import SAMPLE_KINDS
 
-    names = methods.check_methods(options.methods or benchmark.COMPARED)
-    kinds = benchmark.check_kinds(options.kinds or benchmark.SAMPLE_KINDS)
+    names = _names(options, "methods", methods.METHODS, benchmark.COMPARED)
+    kinds = _names(options, "kinds", SAMPLE_KINDS)
     seeds, doses = _seeds_and_doses(options, benchmark)
     folder = make_folder(options.out)
     start = time.perf_counter()
@@ -87,12 +98,9 @@ def run_overlaps(options: argparse.Namespace) -> None:
     """Compare methods on grains that lie above one another: overlaps.csv and .md."""
     from ..benchmarks import overlaps as benchmark
 
-    def check(option: str, known: Sequence[str]) -> tuple[str, ...]:
-        return benchmark.check_names(f"--{option}", getattr(options, option) or known, known)
-
-    kinds = check("kinds", benchmark.KINDS)
-    scattering = check("scattering", benchmark.SCATTERING)
-    methods = check("methods", tuple(benchmark.METHODS))
+    kinds = _names(options, "kinds", benchmark.KINDS)
+    scattering = _names(options, "scattering", benchmark.SCATTERING)
+    methods = _names(options, "methods", benchmark.METHODS)
     seeds, doses = _seeds_and_doses(options, benchmark)
     folder = make_folder(options.out)
     start = time.perf_counter()

@@ -353,14 +353,15 @@ def _add_orientation(commands: Any) -> None:
         "--dynamical",
         action="store_true",
         help="Bloch-wave patterns of five materials instead, at 1000 and 10000 electrons, with "
-        "true labels and with clusters (about 2 hours; with --materials gold --seeds 2 "
-        "--electrons 10000 about 3 minutes): orientation_dynamical.csv and .md",
+        "true labels and with clusters: orientation_dynamical.csv and .md. This takes hours; with "
+        "--materials gold --seeds 2 --electrons 10000, minutes",
     )
     orientation.add_argument(
         "--materials",
         nargs="+",
         metavar="NAME",
-        help="with --dynamical, other materials, such as silicon or aluminium",
+        help="with --dynamical: some of gold, aluminium, silicon, NaCl, magnesium, titanium; by "
+        "default all but aluminium",
     )
     orientation.set_defaults(run=run_orientation)
 
@@ -413,8 +414,9 @@ def _add_memory(commands: Any) -> None:
     memory = commands.add_parser(
         "memory",
         help="time and peak memory of a scan in a file",
-        description="Filter to HDF5, merge and average a simulated scan in a temporary folder, "
-        "each step in a process of its own. A scan of 512 x 512 takes 58 GB in that folder.",
+        description="Filter to HDF5 by each filter, merge and average a simulated scan in a "
+        "temporary folder, each step in a process of its own. A scan of 512 x 512 takes 58 GB in "
+        "that folder.",
         examples="""
             py4dstem-clustering benchmark memory --scan 128 128 --max-memory 1GB
         """,

@@ -21,10 +21,11 @@ def refine_disks(datacube: Any, bragg: Any, probe: Any, *, progress_bar: bool = 
     """Move Bragg peaks from the middle of their light to the middle of their disk.
 
     ``find_Bragg_disks`` finds where a template agrees best. In crystals of more than a few
-    nanometres a disk is brighter on one side, so it is found too far on this side. Strains
-    then scatter by 0.31 % instead of 0.13 % (Bloch waves of five materials, 5 to 40 nm, bent by 2
-    degrees, 10,000 electrons). This function fits the outline of
-    each disk, with light that may change smoothly inside of it. Use it before `calculate_strain`.
+    nanometres a disk is brighter on one side, so it is found too far on this side. This
+    function fits the outline of each disk, with light that may change smoothly inside of it. Use it
+    before `calculate_strain`: strains scattered by 0.13 % with it and by 0.31 % without (Bloch
+    waves of 136 grains of five materials, 5 to 40 nm thick, bent by 2 degrees, 10,000 electrons a
+    pattern, true orientations, seeds 0 to 4).
 
     Parameters
     ----------

@@ -277,12 +277,11 @@ class Linker:
             shared = np.sum([_overlaps(groups, layer, drift, n) for layer in layers], axis=0)
             score = self._score(frame, shared, sizes, parts, rows)
             # In the order of their places, so that numbers do not decide between equal scores.
-            rank = [
-                np.lexsort(np.array([place[0] for place in places]).T)
-                for places in ([a.places for a in self.active], parts)
-            ]
-            for i, k in zip(*linear_sum_assignment(-score[np.ix_(*rank)]), strict=True):
-                i, k = rank[0][i], rank[1][k]
+            old, new = (
+                np.lexsort(np.array([places[0] for places in group]).T) for group in (groups, parts)
+            )
+            i_old, i_new = linear_sum_assignment(-score[np.ix_(old, new)])
+            for i, k in zip(old[i_old], new[i_new], strict=True):
                 if score[i, k] > 0:
                     tracks[k] = self.active[i].number
         linked = tracks >= 0

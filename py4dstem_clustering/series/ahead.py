@@ -15,8 +15,8 @@ from .files import FrameInfo, FrameResult
 from .frames import Frame, WrongMask, info_of_failed
 
 _FRAMES_AT_ONCE = 2
-"""Frames in work at once. A second one fills the times in which the first keeps one core busy; a
-third would take more memory and gain little."""
+"""Frames in work at once. While one of them keeps a single core busy, the other one can use the
+rest. A third one would take as much memory again."""
 
 Stored = tuple[FrameInfo, Path]
 """Facts about a frame that is done, and its file."""
@@ -31,8 +31,9 @@ def cluster_here(
     """Cluster and store frames in this process, in order.
 
     Frames that lie in files are clustered two at a time, and stored while the next one is waited
-    for. Others may be whole scans in memory, so one at a time is held. If errors are raised rather
-    than recorded, also one at a time, so that an error comes before the next frame is begun.
+    for. Other frames may be whole scans in memory: they are clustered one at a time, so that only
+    one is held. So are all frames if errors are raised rather than recorded: then an error comes
+    before the next frame is begun.
 
     `fits` says whether the masks fit an earlier frame. If they do not fit the first one, they are
     wrong, and that is an error even if frames that fail are recorded.

@@ -90,11 +90,11 @@ def cluster_series(
 ) -> ClusterSeries:
     """Cluster scan after scan, and keep the clusters of all of them in one file.
 
-    The scans show one sample at successive times, as in an in-situ experiment (5D-STEM). Of scans
-    in memory, one is held at a time; of scans in files, two are in work at once, the next one while
-    the last one is finished. Each result is saved to disk at once: after a crash, Ctrl-C or a power
-    loss, the same call continues where it stopped. During the run, ``open_series(out)`` opens the
-    frames that are done.
+    The scans show one sample at successive times, as in an in-situ experiment (5D-STEM). Scans in
+    memory are clustered one after the other. Of scans in files, two are in work at once: the second
+    one is read while the first one is clustered. Each result is saved to disk at once: after a
+    crash, Ctrl-C or a power loss, the same call continues where it stopped. During the run,
+    ``open_series(out)`` opens the frames that are done.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def cluster_series(
         Find grains that may lie above one another, with `find_overlaps`: ``series.overlaps(i)`` has
         their supports, averages are their pure patterns, and tracks follow the supports, so that
         particles that slide over one another keep their tracks. Of the options of `cluster`, only
-        the masks go with it.
+        `q_mask` and `r_mask` can be given then, and neither `min_purity` nor `align`.
     filter : True, "correlative", "lowrank" or mapping, optional
         Filter before clustering. True and "correlative" are ``datacube.filter_correlative`` with
         its defaults, "lowrank" is ``datacube.filter_lowrank``. A mapping holds options, of the
@@ -154,7 +154,7 @@ def cluster_series(
         `client`.
     max_memory : int or str, optional
         Bytes, or a text such as "1 GB", that the work on one frame may take; see
-        `filter_correlative`. Two frames in files may be in work at once.
+        `filter_correlative`. Of scans in files, two may take so much at once.
     progress_bar : bool
         Show progress.
     **options
@@ -211,11 +211,12 @@ def cluster_series(
     n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
     check_memory(max_memory)
     progress_bar = check_flag("progress_bar", progress_bar)
+    averages = check_averages(min_purity, align)
     made_with: dict[str, Any] = {
-        "overlap": check_overlap(overlap, options, check_averages(min_purity, align)),
+        "overlap": check_overlap(overlap, options, averages),
         "filter": check_filter(filter),
         "cluster": check_cluster_options(options),
-        "averages": check_averages(min_purity, align),
+        "averages": averages,
         "image_mask": image_mask,
     }
     settings = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import hdf5plugin
@@ -104,11 +105,8 @@ def test_threads_that_read_at_once(tmp_path, monkeypatch):
             if not np.array_equal(data[row], frames.reshape(6, 10, 40, 30)[row]):
                 failed.append(row)
 
-    threads = [threading.Thread(target=read, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(4)))  # raises what a thread raised
     assert not failed
 
 
