@@ -146,7 +146,7 @@ def filter_correlative(
     if out is not None:
         check_name(name)  # the datacube may have a name that no file can hold
     client = check_client(client)
-    n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
+    n_jobs = check_n_jobs(n_jobs, client)
     overwrite = check_flag("overwrite", overwrite)
     progress_bar = check_flag("progress_bar", progress_bar)
     path, packing = check_target(self.data, out, overwrite, compression)

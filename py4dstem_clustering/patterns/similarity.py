@@ -342,7 +342,7 @@ def measure_similarity(
     }
     noise_correct, gain, offset = check_noise(noise_correct, gain, offset, datacube.Rshape)
     client = check_client(client)
-    n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
+    n_jobs = check_n_jobs(n_jobs, client)
     progress_bar = check_flag("progress_bar", progress_bar)
 
     def need() -> MemoryNeed:
