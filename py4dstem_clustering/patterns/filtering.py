@@ -28,7 +28,7 @@ from ..kernels.noise import noise_need
 from ..scan.calibration import check_calibration
 from .features import noise_if_any
 from .filtered import check_target, note_filter, write_filtered
-from .on_workers import Block, check_client, cut_in_blocks, map_blocks
+from .on_workers import Block, check_client, fill_from_blocks
 
 
 def filter_correlative(
@@ -182,11 +182,8 @@ def filter_correlative(
             if client is None:
                 correlative_core(self.data, target, **work, report=report)
                 return
-            blocks = cut_in_blocks(client, self.data, int(radius + 0.5))
             filter_it = partial(_filter_block, **work)
-            for block, found in map_blocks(client, filter_it, self.data, blocks):
-                target[block.start : block.stop] = found
-                report(block.stop - block.start)
+            fill_from_blocks(client, filter_it, self.data, int(radius + 0.5), target, report)
 
     return write_filtered(self, name, metadata, run, path, packing)
 
