@@ -60,7 +60,7 @@ _ALONG = [
     for dy in range(-4, 5)
     if (dx, dy) > (0, 0) and np.hypot(dx, dy) < 4.3 and np.gcd(dx, dy) == 1
 ]
-"""Directions in which noise is measured: steps to other positions, scan positions."""
+"""Directions along which noise is measured, as steps ``(dx, dy)`` to other scan positions."""
 
 _MIN_PAIRS = 100
 """Pairs of positions from which on the noise along one direction is known well enough."""
@@ -279,7 +279,7 @@ def features_core(
     `centre` is that of the direct beam, detector pixels; None finds it. Hot pixels do not count.
     With whole `shifts` ``(Rx, Ry, 2)`` each pattern is moved by so many pixels first, its border
     repeated. Reads the data once and keeps them binned, in memory or, with `n_rows`, in a temporary
-    file; only where there is no room for that file they are read twice. `bin_blocks` reads and bins
+    file. If there is no room for that file, the data are read twice. `bin_blocks` reads and bins
     the scan; None does it here.
     """
     rx, ry, qx, qy = data.shape
@@ -352,7 +352,7 @@ class BinnedRows(NamedTuple):
     lost: NDArray[np.bool_]
     """Positions ``(rows, Ry)`` whose frames are lost."""
     sums: NDArray[np.float64]
-    """Sums ``(n, Qx Qy)`` of some patterns each, to be added in this order; none if not wanted."""
+    """Sums of groups of patterns ``(n, Qx Qy)``, to be added in this order; empty if not wanted."""
 
 
 BinBlocks = Callable[[Binning, "NDArray[np.int64] | None", bool], Iterator[BinnedRows]]
