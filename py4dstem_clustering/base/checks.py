@@ -98,9 +98,14 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_n_jobs(n_jobs: Any) -> int | None:
-    """Return the number of threads; None stands for the default."""
-    return None if n_jobs is None else check_integer("n_jobs", n_jobs, 1)
+def check_n_jobs(n_jobs: Any, client: Any = None) -> int | None:
+    """Return the number of threads; None stands for the default, which is 1 with a dask `client`.
+
+    A worker does as many tasks at a time as it has threads, so that each task needs one only.
+    """
+    if n_jobs is None:
+        return None if client is None else 1
+    return check_integer("n_jobs", n_jobs, 1)
 
 
 def check_memory(max_memory: Any, *needs: Callable[[], MemoryNeed]) -> int | None:

@@ -116,7 +116,7 @@ def get_clustered_datacube(
     clusters = _clusters_of(self, clusters)
     name = check_name(name)
     client = check_client(client)
-    n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
+    n_jobs = check_n_jobs(n_jobs, client)
     progress_bar = check_flag("progress_bar", progress_bar)
     if min_purity is not None:
         min_purity = check_number("min_purity", min_purity, 0, 1)

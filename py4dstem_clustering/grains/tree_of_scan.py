@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from ..kernels.crystals import CRYSTAL_LEVEL, PATTERN_LEVEL, find_crystals
 from ..kernels.disks import Disks, get_disks
 from ..kernels.features import Features, features_need
 from ..kernels.finer import FINER_LEVELS, finer_regions
-from ..kernels.lag import MAX_PASSES, SAME_DECAY, Lag, find_lag, join_tails, measure_decay, undo_lag
+from ..kernels.lag import Lag, find_lag, join_tails, settle_lag, undo_lag
 from ..kernels.lost import lost_in_similarity
 from ..kernels.merging import Merges, find_regions, joins_of, merge_positions
 from ..kernels.noise import noise_need
@@ -51,9 +51,7 @@ def measure_tree(
     """
     start = perf_counter()
     client = check_client(client)
-    n_jobs, progress_bar = _check_work(datacube, n_jobs, progress_bar)
-    if client is not None and n_jobs is None:
-        n_jobs = 1
+    n_jobs, progress_bar = _check_work(datacube, n_jobs, progress_bar, client)
     if options.method == "grow":
         return _growth_tree(datacube, options, n_jobs, max_memory, progress_bar, start, client)
     return _merge_tree(datacube, options, n_jobs, max_memory, progress_bar, start, finer, client)[0]
@@ -70,9 +68,11 @@ def measure_merging(
     return _merge_tree(datacube, options, n_jobs, max_memory, progress_bar, start, False)
 
 
-def _check_work(datacube: DataCube, n_jobs: Any, progress_bar: Any) -> tuple[int | None, bool]:
+def _check_work(
+    datacube: DataCube, n_jobs: Any, progress_bar: Any, client: Any = None
+) -> tuple[int | None, bool]:
     check_calibration(datacube)
-    return check_n_jobs(n_jobs), check_flag("progress_bar", progress_bar)
+    return check_n_jobs(n_jobs, client), check_flag("progress_bar", progress_bar)
 
 
 def _growth_tree(
@@ -157,30 +157,27 @@ def _merge_without_lag(
 
     A lag shows only at borders, and moves them, so positions merge again without it.
     """
-    lag, passes = None, 0
-    if options.lag != "auto":
-        lag = Lag(1, 1, options.lag) if options.lag > 0 else None
-    else:
+
+    @lru_cache(maxsize=1)  # the last lag that was tried is mostly the one that is taken
+    def without(lag: Lag) -> tuple[Features, _Merged]:
+        undone = undo_lag(features, lag)
+        return undone, _merge(undone, options.r_mask)
+
+    if options.lag in ("auto", 0):
         merged = _merge(features, options.r_mask)
-        lag, passes = find_lag(features.values, merged.regions), MAX_PASSES
-        if lag is None:
+        found = find_lag(features.values, merged.regions) if options.lag == "auto" else None
+        if found is None:
             report(2)
             return features, merged, None
+        del merged
+        lag = settle_lag(features.values, found, lambda lag: without(lag)[1].regions)
+    else:
+        lag = Lag(1, 1, float(options.lag))
     report(1)
-    undone = features if lag is None else undo_lag(features, lag)
-    merged = _merge(undone, options.r_mask)
-    while lag is not None and passes > 0:
-        measured = measure_decay(features.values, merged.regions, lag)
-        if abs(measured.decay - lag.decay) < SAME_DECAY:
-            break
-        lag, passes = measured, passes - 1
-        undone = undo_lag(features, lag)
-        merged = _merge(undone, options.r_mask)
-    if lag is not None:
-        regions = join_tails(merged.regions, undone.values, lag)
-        merged = merged._replace(regions=regions)
+    undone, merged = without(lag)
+    regions = join_tails(merged.regions, undone.values, lag)
     report(1)
-    return undone, merged, lag
+    return undone, merged._replace(regions=regions), lag
 
 
 def _all_joins(

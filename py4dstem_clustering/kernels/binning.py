@@ -66,7 +66,7 @@ class Binning:
         self._mask = None if valid.all() else valid.astype(np.float32)
 
     def holds_counts(self, dtype: Any) -> bool:
-        """Whether bins of a scan of this type hold sums of whole numbers of 8 or 16 bits."""
+        """Whether data of this type are whole numbers of 8 or 16 bits, which stay as they are."""
         return is_small_integer(np.dtype(dtype)) and (self.zero, self.unit) == (0, 1)
 
     def places(
@@ -119,10 +119,6 @@ class Binning:
 
         run(bin_piece, np.ndindex(len(rows), len(pieces)))
         return out, sums.reshape(-1, self.hot.size)
-
-    def keeps(self, dtype: np.dtype[Any]) -> bool:
-        """Whether `patterns` changes no value of such data."""
-        return (self.zero, self.unit) == (0, 1) and is_small_integer(dtype)
 
     def patterns(
         self, patterns: NDArray[Any], shifts: NDArray[np.int64] | None

@@ -91,9 +91,9 @@ _cancelled: ContextVar[Event | None] = ContextVar("_cancelled", default=None)
 
 @contextmanager
 def stop_with(event: Event) -> Iterator[None]:
-    """Work on a scan that this thread does inside ends with `Stopped` soon after `event` is set.
+    """In this context, work of this thread on a scan ends with `Stopped` soon after `event` is set.
 
-    Ctrl-C reaches the main thread only, so other threads must be told.
+    Ctrl-C reaches the main thread only, so other threads must be told to stop.
     """
     token = _cancelled.set(event)
     try:

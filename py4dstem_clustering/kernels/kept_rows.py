@@ -77,7 +77,7 @@ class KeptRows:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `clear`)
             self._file.write(np.ascontiguousarray(packed).data)
-            self._file.flush()  # here, where a full disk is no error
+            self._file.flush()  # so that a full disk shows here, where it is no error
         except OSError:
             self.is_complete = False
             self.clear()

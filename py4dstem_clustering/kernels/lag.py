@@ -11,6 +11,7 @@ one on the other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -295,6 +296,21 @@ def measure_decay(values: NDArray[Any], labels: NDArray[Any], lag: Lag) -> Lag:
     if len(found.profile) < 2 * MIN_CROSSINGS:
         return lag
     return lag._replace(decay=_rounded(fit_step(found.mean(), TAIL[0]).decay))
+
+
+def settle_lag(
+    values: NDArray[Any], lag: Lag, regions_without: Callable[[Lag], NDArray[Any]]
+) -> Lag:
+    """The lag with its decay measured again, until it stays, with regions found without the lag.
+
+    ``regions_without(lag)`` finds these regions. `values` are features with the lag.
+    """
+    for _ in range(MAX_PASSES):
+        measured = measure_decay(values, regions_without(lag), lag)
+        if abs(measured.decay - lag.decay) < SAME_DECAY:
+            break
+        lag = measured
+    return lag
 
 
 def join_tails(labels: NDArray[Any], values: NDArray[Any], lag: Lag) -> NDArray[np.int64]:

@@ -48,7 +48,7 @@ class Reader:
         self.data, self.bins, self.shifts, self.local = data, bins, shifts, local
         self.run, self.report, self.n_rows = run, report, n_rows
         self.pieces = tiles(data.shape[1])
-        self.plain = shifts is None and bins.keeps(np.dtype(data.dtype))
+        self.plain = shifts is None and bins.holds_counts(data.dtype)
         """Whether patterns need nothing but the type float32; then no copy of a row is made."""
 
     def fit(

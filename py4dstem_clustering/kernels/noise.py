@@ -31,7 +31,8 @@ from .blocks import (
 
 _MIN_TRIPLES = 8192
 """Smallest number of triples of positions, if the scan has so many. With these the gain is within
-1 %; with more, more of a large scan is read twice. Of wide rows, windows hold only some columns."""
+1 %; with more, more of a large scan is read twice. In a wide scan, a window holds only a part of
+each of its rows."""
 
 _MIN_WINDOWS = 16
 """Smallest number of windows of rows, if the scan has so many. More windows take longer to read,
@@ -81,11 +82,13 @@ def noise_windows(scan: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def _window_columns(n_columns: int, height: int, n: int) -> list[tuple[int, int]]:
-    """Columns ``(start, stop)`` of `n` windows: all, or of far too many as `_MIN_TRIPLES` takes.
+    """Columns ``(start, stop)`` of each of `n` windows.
 
-    They lie now left, now right, so that no part of the scan is left out.
+    All columns, or in a wide scan as many as `_MIN_TRIPLES` needs. These lie at another place in
+    each window, so that no part of the scan is left out.
     """
     triples = -(-_MIN_TRIPLES // n)
+    # A window has `height` (`width` - 2) triples along its rows, and `width` across three rows.
     width = -(-(triples + 2 * height) // (height + (height == 3)))
     if 1.5 * width >= n_columns:
         return [(0, n_columns)] * n

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .blocks import is_small_integer, read_rows
 from .features import noise_of_neighbours
-from .lag import MAX_PASSES, SAME_DECAY, Lag, find_lag, measure_decay, without_lag
+from .lag import Lag, find_lag, settle_lag, without_lag
 from .merging import find_regions, merge_positions
 
 MAX_SCORES = 30
@@ -68,15 +68,11 @@ def search_lag(scores: NDArray[np.float32]) -> Lag | None:
     values = values - np.median(values, axis=(0, 1))
     values /= noise_of_neighbours(values).astype(np.float32)
     mask = np.ones(values.shape[:2], dtype=bool)
-    lag = find_lag(values, find_regions(values, merge_positions(values, mask)))
-    for _ in range(MAX_PASSES):
-        if lag is None:
-            return None
+
+    def regions_without(lag: Lag) -> NDArray[Any]:
         undone = without_lag(values, lag)
         undone /= noise_of_neighbours(undone).astype(np.float32)
-        regions = find_regions(undone, merge_positions(undone, mask))
-        measured = measure_decay(values, regions, lag)
-        if abs(measured.decay - lag.decay) < SAME_DECAY:
-            break
-        lag = measured
-    return lag
+        return find_regions(undone, merge_positions(undone, mask))
+
+    lag = find_lag(values, find_regions(values, merge_positions(values, mask)))
+    return None if lag is None else settle_lag(values, lag, regions_without)

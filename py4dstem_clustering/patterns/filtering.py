@@ -28,7 +28,7 @@ from ..kernels.noise import noise_need
 from ..scan.calibration import check_calibration
 from .features import noise_if_any
 from .filtered import check_target, note_filter, write_filtered
-from .on_workers import Block, check_client, cut_in_blocks, map_blocks
+from .on_workers import Block, check_client, fill_from_blocks
 
 
 def filter_correlative(
@@ -146,7 +146,7 @@ def filter_correlative(
     if out is not None:
         check_name(name)  # the datacube may have a name that no file can hold
     client = check_client(client)
-    n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
+    n_jobs = check_n_jobs(n_jobs, client)
     overwrite = check_flag("overwrite", overwrite)
     progress_bar = check_flag("progress_bar", progress_bar)
     path, packing = check_target(self.data, out, overwrite, compression)
@@ -182,11 +182,8 @@ def filter_correlative(
             if client is None:
                 correlative_core(self.data, target, **work, report=report)
                 return
-            blocks = cut_in_blocks(client, self.data, int(radius + 0.5))
             filter_it = partial(_filter_block, **work)
-            for block, found in map_blocks(client, filter_it, self.data, blocks):
-                target[block.start : block.stop] = found
-                report(block.stop - block.start)
+            fill_from_blocks(client, filter_it, self.data, int(radius + 0.5), target, report)
 
     return write_filtered(self, name, metadata, run, path, packing)
 

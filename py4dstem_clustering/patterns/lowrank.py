@@ -83,8 +83,9 @@ def filter_lowrank(
         float32, of the same shape, with a copy of the calibration. Its tree holds three arrays:
 
         ``noise`` (Rx, Ry, 8, 8): estimated standard deviation of the error of a pixel, in the unit
-        of the data, root mean square over each of 8 x 8 equal regions of the detector. It was 0.77
-        to 1.40 of the true one in simulated crystals and films, 0.6 to 1.1 in liquid with speckle.
+        of the data, root mean square over each of 8 x 8 equal regions of the detector. In simulated
+        scans of 40 x 36 positions with 30 to 100,000 electrons a pattern it was 0.76 to 1.40 of the
+        true one for crystals, films and smooth liquid, 0.60 to 1.07 in liquid with speckle.
         ``residual`` (Rx, Ry): squared difference of pattern and result, relative to noise. It is
         about 1; a position with a larger one holds what the rest of the scan does not.
         ``kept`` (Rx, Ry): share of the detector in which the pattern kept values of its own,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.blocks import check_whole
+from ..kernels.blocks import Report, check_whole
 
 _TASKS_A_THREAD = 4
 """Blocks for each thread of a worker, if the scan has so many. With more, less is done again after
@@ -93,8 +93,8 @@ def map_blocks(
     def send(k: int) -> Any:
         rows = _rows_for_worker(client, data, blocks[k].first, blocks[k].last)
         name = f"py4dstem_clustering-{uuid.uuid4().hex}"
-        # Rows of an array in memory are sent within the task, so that dask can do it again; that
-        # they are large is meant.
+        # Rows of an array in memory are a part of the task, so that dask can do it again where a
+        # worker was lost. Dask would warn of such large tasks.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
             return client.submit(
                 _on_worker, work, rows, blocks[k], arguments(blocks[k]), key=name, pure=False
@@ -114,6 +114,15 @@ def map_blocks(
     finally:
         if pending:
             client.cancel(list(pending.values()))
+
+
+def fill_from_blocks(
+    client: Any, work: Callable[..., Any], data: Any, halo: int, target: Any, report: Report
+) -> None:
+    """Write to the rows of each block of `target` what ``work(rows, block)`` returns."""
+    for block, found in map_blocks(client, work, data, cut_in_blocks(client, data, halo)):
+        target[block.start : block.stop] = found
+        report(block.stop - block.start)
 
 
 def _on_worker(work: Callable[..., Any], rows: Any, block: Block, arguments: dict[str, Any]) -> Any:

@@ -40,7 +40,7 @@ from ..kernels.similarity import (
 from ..scan.calibration import scan_step
 from ..scan.datacubes import get_provenance
 from .features import measure_noise
-from .on_workers import Block, check_client, cut_in_blocks, map_blocks
+from .on_workers import Block, check_client, fill_from_blocks
 
 SIMILARITY_KIND = "similarity"
 
@@ -342,7 +342,7 @@ def measure_similarity(
     }
     noise_correct, gain, offset = check_noise(noise_correct, gain, offset, datacube.Rshape)
     client = check_client(client)
-    n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
+    n_jobs = check_n_jobs(n_jobs, client)
     progress_bar = check_flag("progress_bar", progress_bar)
 
     def need() -> MemoryNeed:
@@ -364,11 +364,8 @@ def measure_similarity(
             data = similarity_core(datacube.data, **work, report=report)
         else:
             data = np.empty((*datacube.Rshape, len(DIRECTIONS)), dtype=np.float32)
-            blocks = cut_in_blocks(client, datacube.data, 1)
             compare = partial(_compare_block, **work)
-            for block, found in map_blocks(client, compare, datacube.data, blocks):
-                data[block.start : block.stop] = found
-                report(block.stop - block.start)
+            fill_from_blocks(client, compare, datacube.data, 1, data, report)
     options["noise_correct"] = noise_correct
     options["gain"], options["offset"] = (None, None) if noise is None else noise
     settings = {**options, **get_provenance(datacube, start)}

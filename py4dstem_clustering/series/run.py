@@ -208,7 +208,7 @@ def cluster_series(
     check_choice("on_error", on_error, ("record", "raise"))
     if client is not None and not hasattr(client, "submit"):
         raise TypeError(f"client={client!r} must be a dask.distributed.Client")
-    n_jobs = check_n_jobs(1 if client is not None and n_jobs is None else n_jobs)
+    n_jobs = check_n_jobs(n_jobs, client)
     check_memory(max_memory)
     progress_bar = check_flag("progress_bar", progress_bar)
     averages = check_averages(min_purity, align)

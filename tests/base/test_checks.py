@@ -14,6 +14,7 @@ from py4dstem_clustering.base.checks import (
     check_edge,
     check_mask,
     check_memory,
+    check_n_jobs,
     check_name,
     check_number,
     resolve_r_mask,
@@ -29,6 +30,12 @@ def test_an_edge_that_leaves_too_little(edge, detector):
 
 def test_an_edge_that_leaves_enough():
     assert check_edge(1, (4, 3)) == 1
+
+
+def test_workers_of_a_client_run_one_thread_a_task_by_default():
+    assert check_n_jobs(None) is None
+    assert check_n_jobs(None, client="a client") == 1
+    assert check_n_jobs(3, client="a client") == check_n_jobs(3) == 3
 
 
 @pytest.mark.parametrize("name", THRESHOLD_NAMES)

@@ -22,6 +22,7 @@ from py4dstem_clustering.kernels.lag import (
     fit_step,
     join_tails,
     measure_decay,
+    settle_lag,
     undo_lag,
     without_lag,
 )
@@ -404,6 +405,32 @@ def test_a_lagging_scan_is_clustered_as_one_that_does_not():
     wrong = {lag: ((c.labels >= 0) != (scans[0].labels >= 0)).mean() for lag, c in clusters.items()}
     assert wrong[2] < wrong[0] + 0.01
     assert clusters[2].n_clusters == clusters[0].n_clusters
+
+
+@pytest.mark.parametrize(
+    ("measured", "tried", "settled"),
+    [
+        ([0.61], [0.6], 0.6),
+        ([0.7, 0.71], [0.6, 0.7], 0.7),
+        ([0.7, 0.8, 0.9], [0.6, 0.7], 0.8),  # no more passes
+    ],
+)
+def test_the_decay_is_measured_until_it_stays(monkeypatch, measured, tried, settled):
+    """With the regions that are found without the lag of before."""
+    found, seen, values = iter(measured), [], object()
+
+    def measure(of, regions, lag):
+        assert of is values
+        assert regions == f"without {lag.decay}"
+        return lag._replace(decay=next(found))
+
+    def regions_without(lag):
+        seen.append(lag.decay)
+        return f"without {lag.decay}"
+
+    monkeypatch.setattr(kernel, "measure_decay", measure)
+    assert settle_lag(values, Lag(0, -1, 0.6), regions_without) == Lag(0, -1, settled)
+    assert seen == tried
 
 
 @pytest.mark.parametrize("lag", [0, 0.6])
