@@ -24,8 +24,7 @@ from ..base.progress import progress
 from ..emd import nodes
 from ..kernels.averaging import averaging_core, averaging_need
 from ..kernels.blas import single_threaded_blas
-from ..kernels.overlaps import OverlapMaps, overlaps_core
-from ..kernels.pieces import cross_labels
+from ..kernels.overlaps import OverlapMaps, join_cut, overlaps_core
 from ..scan.calibration import carry_calibration
 from ..scan.datacubes import new_datacube, warn_of_other_data
 from .clusters import Clusters
@@ -385,7 +384,7 @@ def find_overlaps(
     with single_threaded_blas, progress(2 * self.R_Nx, "Finding overlaps", progress_bar) as report:
         maps = overlaps_core(
             np.asarray(tree.features),  # without the lag of the camera
-            cross_labels(crystals.labels, regions),
+            join_cut(tree.cut(level="pattern").labels, regions, crystals.labels),
             crystals.labels,
             tree.mask,
             disks,
