@@ -24,8 +24,9 @@ from ..kernels.features import features_core
 from ..metrics import panoptic_quality
 from ..simulate.samples import SimulatedSample
 from ..simulate.scan import SimulatedScan
+from .overlap_samples import OverlapSample
 
-KnownScan = SimulatedScan | SimulatedSample
+KnownScan = SimulatedScan | SimulatedSample | OverlapSample
 """A scan of which the true labels are known."""
 
 THRESHOLDS = np.concatenate(
@@ -133,29 +134,42 @@ def _merge(start: Any, truth: NDArray[Any], seed: int) -> Segmentation:
 
 
 def _kmeans(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
-    """Take the best of several starts: the one with the smallest sum of squared distances."""
-    values = start.reshape(-1, start.shape[2])
+    labels = best_kmeans(start, _n_wanted(truth), seed, starts=_KMEANS_STARTS, rounds=50)
+    return Segmentation(drop_liquid(labels, truth))
+
+
+def best_kmeans(
+    values: NDArray[np.float64], n: int, seed: int, *, starts: int, rounds: int
+) -> NDArray[Any]:
+    """Labels ``(Rx, Ry)`` of the best of several starts of k-means, by the sum of squared distances
+    of the features ``(Rx, Ry, rank)`` from their means.
+    """
+    flat = values.reshape(-1, values.shape[2])
 
     def run(i: int) -> tuple[float, NDArray[Any]]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "One of the clusters is empty")
-            means, labels = kmeans2(
-                values, _n_wanted(truth), iter=50, minit="++", seed=1000 * seed + i
-            )
-        return ((values - means[labels]) ** 2).sum(), labels
+            means, labels = kmeans2(flat, n, iter=rounds, minit="++", seed=1000 * seed + i)
+        return ((flat - means[labels]) ** 2).sum(), labels
 
-    _, labels = min((run(i) for i in range(_KMEANS_STARTS)), key=lambda found: found[0])
-    return Segmentation(drop_liquid(labels.reshape(truth.shape), truth))
+    _, labels = min((run(i) for i in range(starts)), key=lambda found: found[0])
+    return labels.reshape(values.shape[:2])
 
 
 def _nmf(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:
     """Label each position by the component that explains most of its counts."""
-    model = NMF(_n_wanted(truth), init="nndsvda", random_state=seed)
+    weights, components = nmf_weights(start, _n_wanted(truth), seed)
+    labels = (weights * components.sum(axis=1)).argmax(axis=2)
+    return Segmentation(drop_liquid(labels, truth))
+
+
+def nmf_weights(counts: NDArray[Any], n: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Weights ``(Rx, Ry, n)`` and components ``(n, bins)`` of the counts ``(Rx, Ry, bins)``."""
+    model = NMF(n, init="nndsvda", random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        weights = model.fit_transform(start.reshape(-1, start.shape[2]))
-    labels = (weights * model.components_.sum(axis=1)).argmax(axis=1)
-    return Segmentation(drop_liquid(labels.reshape(truth.shape), truth))
+        weights = model.fit_transform(counts.reshape(-1, counts.shape[2]))
+    return weights.reshape(*counts.shape[:2], -1), model.components_
 
 
 def _ward(start: NDArray[Any], truth: NDArray[Any], seed: int) -> Segmentation:

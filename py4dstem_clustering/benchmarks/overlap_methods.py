@@ -6,21 +6,18 @@ of their maps are background.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
 from scipy.ndimage import gaussian_filter, label, maximum_filter
 from sklearn.cluster import DBSCAN
-from sklearn.decomposition import NMF
-from sklearn.exceptions import ConvergenceWarning
 
 from ..kernels.features import features_core
-from .methods import binned_counts, drop_liquid
-from .overlap_samples import DISK_RADIUS, OverlapSample
+from ..kernels.regions import consecutive
+from .methods import best_kmeans, binned_counts, drop_liquid, nmf_weights
+from .overlap_samples import DISK_RADIUS, OverlapSample, parts_of_one
 
 
 class Found(NamedTuple):
@@ -60,16 +57,10 @@ def _kmeans(sample: OverlapSample, seed: int) -> Found:
     features = features_core(
         sample.datacube.data, q_mask=None, rank=None, centre=None, n_jobs=1, report=lambda n: None
     )
-    values = features.values.reshape(-1, features.values.shape[2]).astype(np.float64)
-    best = (np.inf, np.zeros(len(values), dtype=int))
-    for i in range(5):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "One of the clusters is empty")
-            means, labels = kmeans2(values, _n_wanted(sample), minit="++", seed=1000 * seed + i)
-        best = min(best, (float(((values - means[labels]) ** 2).sum()), labels), key=lambda x: x[0])
-    labels = drop_liquid(best[1].reshape(sample.labels.shape), sample.labels)
-    return of_labels(np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
-                     - bool((labels < 0).any()))  # fmt: skip
+    values = features.values.astype(np.float64)
+    labels = best_kmeans(values, _n_wanted(sample), seed, starts=5, rounds=10)
+    labels = drop_liquid(labels, sample.labels)
+    return of_labels(consecutive(labels))
 
 
 NMF_LEVEL = 0.3
@@ -78,21 +69,13 @@ NMF_LEVEL = 0.3
 
 def _nmf(sample: OverlapSample, seed: int) -> Found:
     """Maps of weights are supports where they are large."""
-    counts = binned_counts(sample)  # type: ignore[arg-type]
-    model = NMF(_n_wanted(sample), init="nndsvda", random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        weights = model.fit_transform(np.sqrt(counts.reshape(-1, counts.shape[2])))
-    weights = weights.reshape(*counts.shape[:2], -1)
+    counts = np.sqrt(binned_counts(sample))
+    weights, components = nmf_weights(counts, _n_wanted(sample), seed)
     maps = weights > NMF_LEVEL * np.maximum(weights.max(axis=(0, 1)), 1e-12)
     inside = sample.supports.any(axis=2)
     grain = 2 * (maps & inside[..., None]).sum(axis=(0, 1)) > maps.sum(axis=(0, 1))
-    amounts = (weights * model.components_.sum(axis=1))[..., grain] * maps[..., grain]
-    return Found(maps[..., grain], _parts(amounts))
-
-
-def _parts(amounts: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(amounts / np.maximum(amounts.sum(axis=2, keepdims=True), 1e-12))
+    amounts = (weights * components.sum(axis=1))[..., grain] * maps[..., grain]
+    return Found(maps[..., grain], parts_of_one(amounts))
 
 
 # --- disks as vectors ----------------------------------------------------------------------------
@@ -136,8 +119,7 @@ def _vectors(sample: OverlapSample, seed: int) -> Found:
     # Places are whole pixels: each pixel counts as often as it was seen.
     pixel, weight = np.unique(places[:, 1:], axis=0, return_counts=True)
     number = DBSCAN(eps=1.0, min_samples=_MIN_SEEN).fit(pixel, sample_weight=weight).labels_
-    segments: list[NDArray[np.bool_]] = []
-    images: list[NDArray[np.float64]] = []
+    segments: list[NDArray[np.float64]] = []
     over = (smooth - level).reshape(rx, ry, qx, qy)
     for k in range(number.max() + 1):
         own = number == k
@@ -148,31 +130,28 @@ def _vectors(sample: OverlapSample, seed: int) -> Found:
         part, n = label(bright)
         for i in range(1, n + 1):
             if (part == i).sum() >= _MIN_SEGMENT:
-                segments.append(part == i)
-                images.append(np.where(part == i, image, 0))
+                segments.append(np.where(part == i, image, 0))
     if not segments:
         return empty
-    return _join_segments(np.array(segments), np.array(images))
+    return _join_segments(np.array(segments))
 
 
-def _join_segments(segments: NDArray[np.bool_], images: NDArray[np.float64]) -> Found:
-    """Add segments that correlate, the brightest first, until none does."""
-    total = list(images.reshape(len(images), -1))
-    size = [1] * len(total)
-    order = np.argsort([-image.sum() for image in total]).tolist()
+def _join_segments(segments: NDArray[np.float64]) -> Found:
+    """Add segments ``(n, Rx, Ry)`` that correlate, the brightest first."""
+    flat = segments.reshape(len(segments), -1)
     groups: list[tuple[NDArray[np.float64], int]] = []
-    for k in order:
-        found = [np.corrcoef(group, total[k])[0, 1] for group, _ in groups]
+    for k in np.argsort([-segment.sum() for segment in flat]).tolist():
+        found = [np.corrcoef(group, flat[k])[0, 1] for group, _ in groups]
         if found and max(found) >= _MIN_ALIKE:
             best = int(np.argmax(found))
-            groups[best] = groups[best][0] + total[k], groups[best][1] + size[k]
+            groups[best] = groups[best][0] + flat[k], groups[best][1] + 1
         else:
-            groups.append((total[k], 1))
+            groups.append((flat[k], 1))
     # A grain has at least two disks.
     kept = [group for group, n in groups if n > 1] or [group for group, _ in groups]
     amounts = np.stack(kept, axis=1).reshape(*segments.shape[1:], -1)
     maps = amounts > 0.2 * np.quantile(amounts, 0.995, axis=(0, 1))
-    return Found(maps, _parts(amounts * maps))
+    return Found(maps, parts_of_one(amounts * maps))
 
 
 class Method(NamedTuple):

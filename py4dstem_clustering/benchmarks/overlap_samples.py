@@ -72,15 +72,16 @@ class OverlapSample(NamedTuple):
     @property
     def shares(self) -> NDArray[np.float64]:
         """Share of each grain in what the grains in their supports scatter ``(Rx, Ry, N)``."""
-        return _parts(self.scattered * self.supports)
+        return parts_of_one(self.scattered * self.supports)
 
     @property
     def shares_of_thickness(self) -> NDArray[np.float64]:
         """Share of each grain in the thickness ``(Rx, Ry, N)``."""
-        return _parts(self.thickness * self.supports)
+        return parts_of_one(self.thickness * self.supports)
 
 
-def _parts(amounts: NDArray[Any]) -> NDArray[np.float64]:
+def parts_of_one(amounts: NDArray[Any]) -> NDArray[np.float64]:
+    """Amounts ``(Rx, Ry, N)`` over their sum at each position; 0 where there are none."""
     return np.asarray(amounts / np.maximum(amounts.sum(axis=2, keepdims=True), 1e-12))
 
 

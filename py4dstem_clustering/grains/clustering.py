@@ -149,11 +149,12 @@ def cluster(
         Growth: smallest similarity, -1 to 1, at which neighbours join (the paper: 0.9). Lower it if
         grains come in pieces; raise it if grains join. "auto" takes the clusters that are the most
         stable over the levels, each at its own level. Merging: 2, the default, makes crystals, 1
-        regions of one pattern; above 2 crystals that differ least join, see `ClusterTree.cut`.
+        the pieces that join to them; above 2 crystals that differ least join, see
+        `ClusterTree.cut`.
     level : "pattern" or "crystal", optional
         Merging: a level with a name, instead of a threshold. "crystal", the default, joins pieces
-        of one lattice; "pattern" keeps apart what differs by more than noise: a bent crystal comes
-        in pieces, and a layer with another lattice constant can be a region of its own.
+        of one lattice; "pattern" gives these pieces, which differ by more than noise: a bent
+        crystal comes in several, and a layer with another lattice constant can be one of its own.
     n_clusters : int, optional
         Number of clusters, instead of a threshold; see `ClusterTree.cut`.
     min_size : int
@@ -224,10 +225,12 @@ def cluster(
     (the energy of Mumford and Shah, as in Koepfler et al., 1994). "Little" is relative to noise and
     the variation inside a grain. Positions of thin regions that are mixtures of their neighbours go
     to these neighbours. Regions without contrast at their common border join, even if the lattice
-    bends. These are the regions of one pattern. They join to crystals if their disks lie at the
-    same places and the patterns on both sides of their border differ by no more than they vary on
-    each side, as a bend does; a step stays. Two regions that each have one pattern over more
-    than nine positions are not bent, and never join. A position in stacked grains gets the
+    bends. These are the regions of one pattern. Where most of the pattern changes at once inside a
+    region, as between twin lamellae, the region comes apart. Regions whose patterns vary are cut
+    into parts, unless they stand far above the noise. These pieces join to crystals if their disks
+    lie at the same places and the patterns on both sides of their border differ by no more than
+    they vary on each side, as in a bend; a step stays. Two pieces that each have one pattern over
+    more than nine positions are not bent, and never join. A position in stacked grains gets the
     label of the grain with the larger share. Grains of one orientation that touch are separated
     only where their patterns differ. A camera lag, in which part of each pattern is recorded at the
     next position along one axis, is found at the borders and corrected; then regions are merged

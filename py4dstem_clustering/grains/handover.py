@@ -391,9 +391,9 @@ class HandOver:
         """
         known = Settings(self.settings).everything
         if gain is None:
-            gain = _measured(known.get("gain"), 1.0)
+            gain = measured(known.get("gain"), 1.0)
         if offset is None:
-            offset = _measured(known.get("offset"), 0.0)
+            offset = measured(known.get("offset"), 0.0)
         sizes = np.bincount(self.labels[self.labels >= 0])
         return propose_disk_options(
             sizes, averages, template, gain=gain, offset=offset, significance=significance
@@ -449,6 +449,6 @@ class HandOver:
         )
 
 
-def _measured(value: Any, default: float) -> float:
+def measured(value: Any, default: float) -> float:
     """An estimate among the settings, or the default where none was possible."""
     return default if value is None or not np.isfinite(value) else float(value)

@@ -13,6 +13,7 @@ from ..diffraction.orientation import check_orientation
 from ..patterns.mixture import Mixture
 from ..scan.datacubes import marks_of
 from .clusters import Clusters
+from .handover import measured
 
 RULE_ERRORS = 2.0
 """Standard errors by which the share of a grain must exceed the limit for it to rule a position. A
@@ -32,8 +33,8 @@ class OverlapHandOver:
     ) -> DiskOptions:
         """Options for finding Bragg disks in pure patterns, as `Clusters.propose_disk_options`.
 
-        The noise of each pure pattern counts: that of the mean where a grain is alone, and more for
-        a grain that is never alone.
+        The noise of each pure pattern counts: that of a mean, and more for a grain that is never
+        alone, whose pattern is a difference.
 
         Parameters
         ----------
@@ -56,20 +57,20 @@ class OverlapHandOver:
             If pure patterns or template have another shape, or the template is not a kernel.
         """
         known = self.clusters.settings
-        gain, offset = (
-            default if value is None or not np.isfinite(value) else float(value)
-            for value, default in ((known.get("gain"), 1.0), (known.get("offset"), 0.0))
-        )
         return propose_disk_options(
-            self.n_averaged, pure, template, gain=gain, offset=offset, significance=significance
+            self.n_averaged,
+            pure,
+            template,
+            gain=measured(known.get("gain"), 1.0),
+            offset=measured(known.get("offset"), 0.0),
+            significance=significance,
         )
 
     @property
     def n_averaged(self) -> NDArray[np.float64]:
-        """Number of patterns behind each pure pattern, (N,), as far as noise is concerned.
+        """Number of patterns, (N,), whose mean has the noise of each pure pattern.
 
-        Where a pure pattern is a difference, it is the number of patterns whose mean has the same
-        noise.
+        This is the number of patterns averaged, and less where a pure pattern is a difference.
         """
         labels = self._purest()
         n = self.clusters.n_clusters
@@ -198,7 +199,7 @@ class OverlapHandOver:
         )
 
     def _sure_share(self) -> NDArray[np.float64]:
-        """Share of the strongest grain at each position that noise leaves for sure, (Rx, Ry)."""
+        """Share of the strongest grain at each position, (Rx, Ry), less `RULE_ERRORS`."""
         labels = self.clusters.labels
         own = np.take_along_axis(self.shares, np.maximum(labels, 0)[..., None], 2)[..., 0] \
             if self.shares.shape[2] else np.zeros(labels.shape)  # fmt: skip

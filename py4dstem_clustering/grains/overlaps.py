@@ -24,8 +24,7 @@ from ..base.progress import progress
 from ..emd import nodes
 from ..kernels.averaging import averaging_core, averaging_need
 from ..kernels.blas import single_threaded_blas
-from ..kernels.overlaps import OverlapMaps, overlaps_core
-from ..kernels.pieces import cross_labels
+from ..kernels.overlaps import OverlapMaps, join_cut, overlaps_core
 from ..scan.calibration import carry_calibration
 from ..scan.datacubes import new_datacube, warn_of_other_data
 from .clusters import Clusters
@@ -53,16 +52,16 @@ class OverlappingGrains(OverlapHandOver, Frozen):
     Attributes
     ----------
     clusters : Clusters
-        One label for each position: the grain whose disks are nearest to as bright as where it is
-        alone; mostly the one with the largest share. Averages, orientations
-        and strain take it as any other `Clusters`. A grain that is nowhere the strongest keeps the
-        one position where its share is largest.
+        One label for each position: the grain with the largest amount, which is how bright its
+        disks are relative to where it is alone. This is mostly the grain with the largest share.
+        Averages, orientations and strain take it as any other `Clusters`. A grain that is nowhere
+        the strongest keeps the one position where its amount is largest.
     supports : ndarray, (Rx, Ry, N), bool
         Where each grain lies, also under, inside or over others.
     shares : ndarray, (Rx, Ry, N)
         Share of each grain in what the disks of the grains hold, 0 to 1. They sum to 1 in supports.
-        Beside its support a grain may have a share, too, since the probe is broad; it is 0 where
-        the probe does not meet the grain. These are shares of electrons, not of thickness.
+        The probe is broad, so a grain may have a share beside its support, too. Where the probe
+        does not meet the grain, its share is 0. These are shares of electrons, not of thickness.
     alone : ndarray, (Rx, Ry), bool
         Positions where the pattern is that of one grain alone.
     residual : ndarray, (Rx, Ry)
@@ -242,7 +241,8 @@ class OverlappingGrains(OverlapHandOver, Frozen):
             f"{self.clusters.describe()}\n\nGrains may overlap: regions of one pattern whose mean "
             f"is a sum of others nearby were taken for overlaps. {n} grains were found; at {both} "
             f"of {self.alone.size} scan positions two or more of them lie above one another. "
-            "Non-negative least squares on at most three grains gave the share of each. "
+            "Non-negative least squares gave the amounts of at most three grains at each position; "
+            "their shares are what the disks of each hold there, outside the direct beam. "
             f"{hidden} of the grains are nowhere alone; their patterns are differences."
         )
 
@@ -350,10 +350,11 @@ def find_overlaps(
 
     Notes
     -----
-    Regions of one pattern (``cluster(level="pattern")``) are the start. A region whose mean pattern
-    is a non-negative sum of those of other regions nearby is an overlap or a piece, and is dropped,
-    the smallest first. From a grain that another one encloses, the pattern of the other is taken
-    off by what its disks allow. Non-negative least squares, with at most three grains nearby, then
+    Regions of one pattern are the start, as `cluster` finds them before it cuts those whose
+    patterns vary. A region whose mean pattern is a non-negative sum of those of other regions
+    nearby is an overlap or a piece of a grain, and is dropped, the smallest first. If a grain lies
+    inside another one, as much of the pattern of the other is subtracted as its disks allow.
+    Non-negative least squares, with at most three grains nearby, then
     give the amount of each grain, relative to where it is alone; a support is where amount and
     share of amounts stand out, connected to the region of the grain. Overlaps narrower than three
     positions are taken for borders that the probe blurs. Pieces of one bent crystal are one grain.
@@ -383,7 +384,7 @@ def find_overlaps(
     with single_threaded_blas, progress(2 * self.R_Nx, "Finding overlaps", progress_bar) as report:
         maps = overlaps_core(
             np.asarray(tree.features),  # without the lag of the camera
-            cross_labels(crystals.labels, regions),
+            join_cut(tree.cut(level="pattern").labels, regions, crystals.labels),
             crystals.labels,
             tree.mask,
             disks,

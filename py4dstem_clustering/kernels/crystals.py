@@ -4,7 +4,8 @@
 them. Here, the scan is cut in pieces and pieces join to crystals:
 
 1. `steps.py`: regions that hold several crystals, such as twin lamellae, come apart.
-2. `pieces.py`: regions without Bragg disks are background. Parts of them that show disks for sure
+2. `pieces.py`: regions without Bragg disks are background, the others are pieces. Regions whose
+   patterns vary are cut into several pieces. Parts of the background that show disks for sure
    become pieces, and parts of other regions that show none become background.
 3. `joining.py`: two neighbouring pieces join if they share disks, and if the patterns on both sides
    of their border differ by no more than they vary on each side. A uniform bend passes, a step does
@@ -39,7 +40,8 @@ from .regions import consecutive, nearest_label
 from .steps import split_at_steps
 
 PATTERN_LEVEL = 1.0
-"""Level of a cluster tree at which regions of one pattern are cut."""
+"""Level of a cluster tree at which it is cut into pieces of crystals: regions of one pattern, and
+parts of regions whose patterns vary."""
 
 CRYSTAL_LEVEL = 2.0
 """Level of a cluster tree at which crystals are cut, the automatic level."""
@@ -193,7 +195,7 @@ def _with_background(
 
     background = (grains < 0) & mask
     empty = np.where(background, regions, -1)
-    # Regions with disks have none left here but rims and small parts, which go to the region beside
+    # Of regions with disks only rims and small parts are left here. They go to the region beside
     # them.
     inside = regions >= 0
     share = np.bincount(regions[inside], background[inside]) / np.bincount(regions[inside])

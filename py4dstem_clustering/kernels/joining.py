@@ -53,10 +53,10 @@ def join_numbers(pairs: NDArray[Any], n: int) -> NDArray[np.int64]:
 
 
 def difference_across(strips: Strips) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Squared difference ``(n,)`` of the means of both strips, and the power of the stronger mean,
-    both without the part of the noise.
+    """Squared difference ``(n,)`` of the means of both strips, and the power of the stronger mean.
 
-    A thinner part of one crystal differs by a factor only, up to `MAX_GAIN`, and by nothing else.
+    The part of the noise is subtracted from both. A factor between the means of up to `MAX_GAIN` is
+    no difference, since a thinner part of a crystal differs by such a factor.
     """
     power = (strips.mean**2).sum(axis=2)
     product = (strips.mean[:, 0] * strips.mean[:, 1]).sum(axis=1)

@@ -36,9 +36,9 @@ SHARE_ERRORS = 3.0
 """Standard errors by which the amount of a grain must exceed zero."""
 
 PLACES = 0.25
-"""Power of pure patterns when a bin is divided among grains: where their disks are counts, hardly
-how strong. With 1, strong grains take what belongs to weak ones, since disks of a grain grow and
-fade with its thickness."""
+"""Power to which pure patterns are raised when a bin is divided among grains. With a small power
+the places of disks decide, and hardly how strong they are. With 1, strong grains take what belongs
+to weak ones, since disks of a grain become stronger and weaker with its thickness."""
 
 MIN_WIDTH = 3
 """Width of overlaps, scan positions. Narrower ones are borders that the probe blurs; a larger value
@@ -123,13 +123,14 @@ def disk_shares(
     met: NDArray[np.bool_],
     disks: Disks,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Share of each grain in what the disks of the grains hold that the probe meets, ``met``
-    ``(Rx, Ry, N)``, and the standard error of the largest share ``(Rx, Ry)``, from noise.
+    """Share of each grain in what the disks of all grains hold, and the standard error of the
+    largest share ``(Rx, Ry)``, from noise.
 
-    What a bin of a pattern holds is divided among the grains that have disks there. So the disks of
-    a grain may be brighter or darker than in its pure pattern, as they are where it is thicker;
-    only their places must be the same. `group` is the grain ``(M,)`` of each of the M
-    `patterns`, `amounts` ``(Rx, Ry, M)`` and `size` are theirs.
+    At each position only the grains count that the probe meets: `met` is ``(Rx, Ry, N)``. What a
+    bin of a pattern holds is divided among the grains that have disks there. So the disks of a
+    grain may be brighter or darker than in its pure pattern, as they are where it is thicker; only
+    their places must be the same. A grain may have several of the M `patterns`: `group` ``(M,)`` is
+    the grain of each of them, and `amounts` ``(Rx, Ry, M)`` and `size` belong to the patterns.
     """
     shares = met.astype(np.float32)
     error = np.zeros(met.shape[:2], dtype=np.float32)

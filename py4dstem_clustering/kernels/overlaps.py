@@ -37,7 +37,7 @@ from .overlap_maps import (
     find_amounts,
     find_supports,
 )
-from .pieces import FLAT_DEPTH, empty_pattern
+from .pieces import FLAT_DEPTH, cross_labels, empty_pattern
 from .regions import (
     consecutive,
     depths,
@@ -117,6 +117,18 @@ class OverlapMaps(NamedTuple):
     """Share of each grain ``(Rx, Ry, N)`` in what the disks of the grains there hold."""
     share_error: NDArray[np.float32]
     """Standard error of the largest share ``(Rx, Ry)``, from noise."""
+
+
+def join_cut(
+    pieces: NDArray[Any], regions: NDArray[Any], crystals: NDArray[Any]
+) -> NDArray[np.int64]:
+    """Pieces ``(Rx, Ry)``; those of one crystal that were cut from one region are one again.
+
+    The home of a piece is the region in which most of it lies. Its rim may lie in another one, such
+    as the film below, whose rims in all crystals would be one more region.
+    """
+    home = [_most(regions[pieces == k]) for k in range(int(pieces.max(initial=-1)) + 1)]
+    return cross_labels(crystals, np.array([*home, -1])[pieces])
 
 
 def find_ends(

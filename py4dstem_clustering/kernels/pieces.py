@@ -36,15 +36,15 @@ FINE_LEVEL = 0.5
 """Level of the merges of positions at which parts of regions are looked at for disks."""
 
 VARYING_LEVEL = 0.7
-"""Level of the merges of positions at which regions of more than one pattern are cut, since they
-may hold parts of two crystals. Levels from 0.5 to 0.7 find bent crystals alike; below 0.6, grains
-at 100 electrons fall to pieces."""
+"""Level of the merges of positions at which regions whose patterns vary are cut, since they may
+hold parts of two crystals. With levels from 0.5 to 0.7 bent crystals are found equally well; below
+0.6, grains at 100 electrons fall to pieces."""
 
 MAX_SIGNAL = 32.0
 """Power of the mean features of a region, for each feature and in units of the noise, above which
-the region is not cut: where noise counts so little, merging has parted what differs. Bent foils
-with contours at 10,000 electrons have more, and fall to pieces with a larger value; with a smaller
-one, bent wedges at 1,000 electrons are mixed."""
+the region is not cut: where noise counts so little, merging has already parted what differs. Bent
+foils with contours at 10,000 electrons have more, and would fall to pieces with a larger value;
+with a smaller one, two bent wedges at 1,000 electrons stay one region."""
 
 MAX_UNIFORM_SCATTER = 0.18
 """Scatter of the patterns of a region beyond noise, relative to the power of their mean, up to
@@ -89,9 +89,9 @@ def find_pieces(
     """Pieces with disks, -1 elsewhere, and the contrast of disks above which they are pieces."""
     if regions.max(initial=-1) < 0:
         return regions, contrast_limit(np.empty(0))
-    certain = region_contrast(regions, values, disks, DISK_ERRORS)
-    errors = DISK_ERRORS if certain.max() >= CLEAR_CONTRAST else 2 * DISK_ERRORS
-    if errors != DISK_ERRORS:
+    errors, certain = DISK_ERRORS, region_contrast(regions, values, disks, DISK_ERRORS)
+    if certain.max() < CLEAR_CONTRAST:
+        errors = 2 * DISK_ERRORS
         certain = region_contrast(regions, values, disks, errors)
     limit = contrast_limit(certain)
     empty = _is_empty(regions, values, disks, limit, errors)
@@ -133,7 +133,7 @@ def find_pieces(
 def _cut_varying(
     regions: NDArray[Any], varies: NDArray[np.bool_], merges: Merges
 ) -> NDArray[np.int64]:
-    """Regions, those that vary in their parts at `VARYING_LEVEL`.
+    """The same regions; those that vary are cut into their parts at `VARYING_LEVEL`.
 
     The parts are not refined: dissolving mixtures would take narrow stripes of a bent crystal for
     mixtures of the stripes beside them.

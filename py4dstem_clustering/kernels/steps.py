@@ -1,9 +1,10 @@
 """Regions that hold more than one crystal: they come apart where patterns change in a clear step.
 
-Merging charges for each unit of border, so crystals of a few positions' width, such as twin
-lamellae, join with what lies beside them whatever they show. Here, the parts of each region at a
-finer cut are compared. Where most of the pattern changes, and changes at once, two crystals
-touch. A lattice that bends changes gradually, and thickness changes intensities by a factor.
+Merging saves cost for each unit of border that disappears. So crystals that are a few positions
+wide, such as twin lamellae, join with what lies beside them, whatever patterns they have. Here, the
+parts of each region at a finer cut are compared. Where most of the pattern changes, and changes at
+once, two crystals touch. A lattice that bends changes gradually, and thickness changes intensities
+by a factor.
 """
 
 from __future__ import annotations
@@ -45,17 +46,10 @@ often."""
 def split_at_steps(
     values: NDArray[Any], merges: Merges, regions: NDArray[Any], disks: Disks
 ) -> NDArray[np.int64]:
-    """The same regions, those that hold several crystals in parts.
+    """Regions of one pattern ``(Rx, Ry)``; those that hold several crystals come apart.
 
-    Parameters
-    ----------
-    values : ndarray, (Rx, Ry, rank)
-        Features.
-    merges : Merges
-        From `merge_positions`.
-    regions : ndarray, (Rx, Ry)
-        Regions of one pattern; -1 for none.
-    disks : Disks
+    `values` are features ``(Rx, Ry, rank)``, `merges` those of their positions; in `regions`, -1 is
+    none.
     """
     regions = consecutive(regions)
     fine = cut_merges(merges, STEP_LEVEL)
@@ -90,7 +84,7 @@ def split_at_steps(
 def _reach_out(parts: NDArray[Any]) -> NDArray[np.bool_]:
     """Which parts have a side on what lies outside of their region, or on the border of the scan.
 
-    Lamellae do. A part that others enclose is the middle of a grain, whose thickness differs.
+    Lamellae do. A part that others enclose is taken for the thick middle of a grain.
     """
     outside = binary_dilation(np.pad(parts, 1, constant_values=-1) < 0)
     reach = np.zeros(int(parts.max()) + 1, dtype=bool)
@@ -101,8 +95,10 @@ def _reach_out(parts: NDArray[Any]) -> NDArray[np.bool_]:
 def _join_without_steps(
     parts: NDArray[Any], values: NDArray[Any], certain: NDArray[np.bool_], noise: float
 ) -> NDArray[np.int64]:
-    """Group of each part of a region: the pair that differs least joins, until all that is left are
-    steps between parts whose disks are `certain`.
+    """Group of each part of a region.
+
+    The pair that differs least joins, until all borders that are left are steps between parts whose
+    disks are `certain`.
     """
     region, certain = np.arange(len(certain)), certain.copy()
     borders = find_borders(parts)[0]

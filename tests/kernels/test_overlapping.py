@@ -375,3 +375,21 @@ def test_a_core_in_a_shell_of_two_parts():
     pure, hidden = overlaps.peel(regions, mean, size, disks)
     assert hidden.tolist() == [False, False, True]
     assert np.abs(pure[2] - core).max() < 5
+
+
+def test_pieces_cut_from_one_region_are_one_again():
+    crystals = np.full((7, 9), -1)
+    crystals[1:6, 1:5], crystals[1:6, 5:8] = 0, 1
+    pieces = np.where(crystals == 0, 0, -1)
+    pieces[1:4, 5:8], pieces[4:6, 5:8] = 2, 3
+    pieces[3:6, 1:5] = 1  # the first crystal in two pieces
+    regions = np.zeros((7, 9), dtype=np.int64)  # the film, with rims of both crystals
+    regions[1:6, 2:5], regions[1:4, 5:7], regions[4:6, 5:7] = 1, 2, 3
+    found = overlaps.join_cut(pieces, regions, crystals)
+    np.testing.assert_array_equal(found < 0, crystals < 0)
+    assert len(np.unique(found[crystals == 0])) == 1
+    np.testing.assert_array_equal(found[crystals == 1] == found[4, 5], pieces[crystals == 1] == 3)
+    regions[regions == 3] = 1  # a region in two crystals is two
+    assert len(np.unique(overlaps.join_cut(pieces, regions, crystals)[crystals >= 0])) == 3
+    nothing = np.full((3, 4), -1)
+    np.testing.assert_array_equal(overlaps.join_cut(nothing, nothing, nothing), nothing)
