@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import pairwise
+from threading import Lock
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .blas import sum_counts
 from .blocks import (
     MemoryNeed,
     Report,
@@ -19,6 +22,7 @@ from .blocks import (
     read_window,
     row_need,
     scratch_need,
+    tiles,
     to_float32,
     workers,
 )
@@ -29,6 +33,10 @@ the cache of a core."""
 
 EXACT_TERMS = 2**8
 """How many numbers of 16 bits float32 adds without error. With more of them, sums would round."""
+
+_GROUPS_A_TASK = 8
+"""Groups of members that are one task at most: with more, threads wait for each other; with fewer,
+sums are added more often."""
 
 _READ_BYTES = 32 * 2**20
 """Bytes of the scan that `member_mean` reads at a time."""
@@ -69,17 +77,22 @@ def summing_core(
 ) -> ClusterSums:
     """The sums of which `averaging_core` takes the means."""
     sums = ClusterSums(int(labels.max(initial=-1)) + 1, data.shape[1:])
+    # Small whole numbers add up without error, in any order.
+    is_exact = shifts is None and is_small_integer(np.dtype(data.dtype))
+    adding = Lock()
     with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows):
+        for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows, packed=is_exact):
             some = slice(start, start + len(rows))
-            moves = None if shifts is None else shifts[some]
-            # Small whole numbers add up without error in float32, at half the cost, in any order.
-            is_exact = moves is None and is_small_integer(rows.dtype)
-            add = sums.add_exact if is_exact else sums.add
-            groups = _members_by_label(labels[some], sums.at_once, by_row=not is_exact)
-            # A task owns a label, and adds its members in order: the same bits for any block size
-            # and any number of threads.
-            run(partial(add, rows, moves, groups), groups)
+            # A masked array holds NaN where it is masked.
+            exact = is_exact and is_small_integer(rows.dtype)
+            groups = _members_by_label(labels[some], sums.at_once, by_row=not exact)
+            if exact:
+                run(partial(sums.add_exact, rows, adding), _tasks(groups))
+            else:
+                # A task owns a label, and adds its members in order: the same bits for any block
+                # size and any number of threads.
+                moves = None if shifts is None else shifts[some]
+                run(partial(sums.add, rows, moves, groups), groups)
             report(len(rows))
     return sums
 
@@ -169,22 +182,32 @@ class ClusterSums:
                 n_missing += (~present).sum(axis=0)
             self.total[label] += part
 
-    def add_exact(
-        self,
-        rows: NDArray[Any],
-        shifts: NDArray[np.float64] | None,
-        groups: dict[int, list[Group]],
-        label: int,
-    ) -> None:
-        """As `add`, of small whole numbers, in float32 as long as that is exact."""
-        part, count = np.zeros(self._n_pixels, dtype=np.float32), 0
-        for patterns in self._gather(rows, shifts, groups[label], np.float32):
-            part += _sum(patterns)
-            count += len(patterns)
-            if count > EXACT_TERMS - self.at_once:
-                self.total[label] += part
-                part[:] = count = 0
-        self.total[label] += part
+    def add_exact(self, rows: Any, adding: AbstractContextManager[Any], task: tuple[int, list[Group]]) -> None:
+        """Add members of a cluster, small whole numbers, without error; `rows` may be packed.
+
+        The lock `adding` is held while the total changes.
+        """
+        label, groups = task
+        buffer: NDArray[Any] | None = None
+        part = np.zeros(self._n_pixels, dtype=np.int32)
+        for group in groups:
+            (i, columns), *more = group
+            if not more and isinstance(rows, np.ndarray):
+                part += sum_counts(rows[i, columns].reshape(-1, self._n_pixels))
+                continue
+            if buffer is None:
+                buffer = np.empty((self.at_once, *self._detector), dtype=rows.dtype)
+            n = 0
+            for i, columns in group:
+                here = buffer[n : n + columns.stop - columns.start]
+                n += len(here)
+                if isinstance(rows, np.ndarray):
+                    np.copyto(here, rows[i, columns])
+                else:
+                    rows.copy_to(here, i, columns)
+            part += sum_counts(buffer[:n].reshape(n, -1))
+        with adding:
+            self.total[label] += part
 
     def add_sums(self, labels: NDArray[np.int64], other: ClusterSums) -> None:
         """Add sums of other patterns, whose clusters have these `labels` here."""
@@ -226,6 +249,15 @@ class ClusterSums:
                 for target, (pattern, shift) in zip(here, pairs, strict=True):
                     target[:] = move_pattern(pattern, shift).ravel()
             yield buffer[:n]
+
+
+def _tasks(groups: dict[int, list[Group]]) -> list[tuple[int, list[Group]]]:
+    """Labels, each with some of its groups; a label with many groups is several tasks."""
+    return [
+        (label, some[part])
+        for label, some in groups.items()
+        for part in tiles(len(some), _GROUPS_A_TASK)
+    ]
 
 
 def _sum(patterns: NDArray[Any]) -> NDArray[Any]:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 
-from .blas import matmul, row_dots
-from .blocks import Run, is_small_integer, read_rows, tiles
-from .lost import may_be_lost
+from .blas import matmul, row_dots, sum_counts
+from .blocks import Run, at_once, is_small_integer, read_rows, tiles
+from .lost import find_even, may_be_lost
 
 MAX_BINS = 1300
 """Largest number of bins. The covariance is a matrix of this size: more bins show finer detail, and
@@ -26,6 +26,13 @@ SAFE_PEAKS = (1e-6, 1e6)
 MAX_PIXEL = 1e10
 """Largest value that a pixel may have, in units of the largest values of the scan. The square of a
 larger one would drown all others."""
+
+
+_COUNTS_AT_ONCE = 16
+"""Patterns of whole numbers that are binned together, see `at_once`. More of them do not fit into
+the cache of a core."""
+
+_MOST = np.iinfo(np.uint16).max
 
 
 class Binning:
@@ -64,6 +71,8 @@ class Binning:
         self.pixels = pixels[self._inside]
         self.grid = np.stack(np.divmod(self._inside, len(self._along_v)), axis=1)
         self._mask = None if valid.all() else valid.astype(np.float32)
+        whole = qx % len(self._along_u) == 0
+        self._width_u = qx // len(self._along_u) if whole else None
 
     def holds_counts(self, dtype: Any) -> bool:
         """Whether data of this type are whole numbers of 8 or 16 bits, which stay as they are."""
@@ -89,36 +98,73 @@ class Binning:
         Returns ``(rows, Ry, bins)``. The patterns, moved but not binned, are added to `total`
         ``(Qx Qy)``.
         """
-        out, sums = self.bin_and_sum(rows, shifts, run, total is not None)
+        out, _, sums = self.bin_and_sum(rows, shifts, run, total is not None)
         if total is not None:
             for part in sums:
                 total += part
         return out
 
     def bin_and_sum(
-        self, rows: NDArray[Any], shifts: NDArray[np.int64] | None, run: Run, with_sums: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """As `bin_rows`, and the sums ``(n, Qx Qy)`` of the patterns of each tile.
+        self, rows: Any, shifts: NDArray[np.int64] | None, run: Run, with_sums: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
+        """As `bin_rows`; also which frames ``(rows, Ry)`` are lost, and sums ``(n, Qx Qy)``.
 
-        To be added in this order, for the same bits with any block size and any number of threads.
+        The sums are those of the patterns of each tile, to be added in this order, for the same
+        bits with any block size and any number of threads. `rows` may be `PackedRows`.
         """
         pieces = tiles(rows.shape[1])
         out = np.empty((*rows.shape[:2], len(self.pixels)), dtype=np.float32)
-        sums = np.empty((len(rows) if with_sums else 0, len(pieces), self.hot.size))
-        # float32 adds the 64 whole numbers of a tile without error, in a fifth of the time.
+        lost = np.zeros(rows.shape[:2], dtype=bool)
+        sums = np.zeros((len(rows) if with_sums else 0, len(pieces), self.hot.size))
         is_exact = self.holds_counts(rows.dtype)
+        fast = is_exact and shifts is None and rows.dtype.kind == "u" and self._width_u is not None
 
         def bin_piece(task: tuple[int, int]) -> None:
             i, k = task
-            x = self.patterns(rows[i, pieces[k]], None if shifts is None else shifts[i, pieces[k]])
-            if with_sums and is_exact:
-                sums[i, k] = np.ones(len(x), dtype=np.float32) @ x
-            elif with_sums:
-                x.sum(axis=0, dtype=np.float64, out=sums[i, k])
-            self.bin(x, out[i, pieces[k]])
+            start, stop = pieces[k].start, pieces[k].stop
+            # Few patterns at a time, which stay in the cache.
+            step = at_once(_COUNTS_AT_ONCE, self.hot.size) if fast else stop - start
+            for first in range(start, stop, step):
+                some = slice(first, min(first + step, stop))
+                raw = rows[i, some]
+                if self.finds_lost:
+                    lost[i, some] = find_even(raw[None])[0]
+                if fast and self._bin_counts(raw, out[i, some]):
+                    if with_sums:
+                        sums[i, k] += sum_counts(raw.reshape(len(raw), -1))
+                    continue
+                x = self.patterns(raw, None if shifts is None else shifts[i, some])
+                if with_sums and is_exact:
+                    # float32 adds 64 whole numbers of 16 bits without error, and faster.
+                    sums[i, k] += np.ones(len(x), dtype=np.float32) @ x
+                elif with_sums:
+                    x.sum(axis=0, dtype=np.float64, out=sums[i, k])
+                self.bin(x, out[i, some])
 
         run(bin_piece, np.ndindex(len(rows), len(pieces)))
-        return out, sums.reshape(-1, self.hot.size)
+        return out, lost, sums.reshape(-1, self.hot.size)
+
+    def _bin_counts(self, patterns: NDArray[Any], out: NDArray[np.float32]) -> bool:
+        """As `bin`, of unsigned whole numbers, in a third of the time; False where they are too
+        large for it.
+
+        All sums are exact, so the bits are the same.
+        """
+        width = self._width_u or 1
+        if int(patterns.max(initial=0)) * width > _MOST or self._along_v.shape[1] > 256 * len(self._along_v):
+            return False
+        x = patterns.astype(np.uint16, copy=False)
+        if self._mask is not None:
+            x = x * self._mask.astype(np.uint16)
+        lines = x[:, ::width]
+        if width > 1:
+            lines = lines + x[:, 1::width]
+            for k in range(2, width):
+                lines += x[:, k::width]
+        lines = lines.astype(np.float32).reshape(-1, x.shape[2])
+        both = matmul(lines, self._along_v.T).reshape(len(x), -1)
+        np.take(both, self._inside, axis=1, out=out, mode="clip")
+        return True
 
     def patterns(
         self, patterns: NDArray[Any], shifts: NDArray[np.int64] | None

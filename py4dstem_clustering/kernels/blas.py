@@ -206,6 +206,14 @@ def row_sums(a: NDArray[np.float32]) -> NDArray[np.float64]:
     return out
 
 
+def sum_counts(patterns: NDArray[Any]) -> NDArray[Any]:
+    """Sum of a few hundred patterns ``(n, pixels)`` of whole numbers of 8 or 16 bits, exact."""
+    highest = int(patterns.max(initial=0))
+    fits = patterns.dtype.kind in "bu" and highest * len(patterns) <= np.iinfo(np.uint16).max
+    # Sums of 16 bits take half the time.
+    return np.add.reduce(patterns, axis=0, dtype=np.uint16 if fits else np.int32)
+
+
 def products_of_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """``a @ b.T`` of two float32 matrices; sums of many columns are in float64."""
     pixels = a.shape[1]

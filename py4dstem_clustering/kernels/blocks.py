@@ -237,11 +237,15 @@ def _read_block(data: Any, start: int, stop: int, stopped: Event) -> NDArray[Any
         n_columns = max(1, _PIECE_BYTES // (pattern_bytes * n_rows))
         n_columns = -(-n_columns // chunk[1]) * chunk[1]
     out = np.empty((stop - start, columns, *detector), dtype=data.dtype)
+    reads_into = hasattr(data, "read_rows_into")  # saves a copy
     cuts = range((start // n_rows + 1) * n_rows, stop, n_rows)
     for first, last in zip([start, *cuts], [*cuts, stop], strict=True):
         for column in range(0, columns, n_columns):
             if stopped.is_set():
                 raise Stopped
+            if reads_into:
+                data.read_rows_into(out[first - start : last - start], first)
+                continue
             if n_columns >= columns:
                 piece = data[first:last]
             else:
@@ -249,6 +253,45 @@ def _read_block(data: Any, start: int, stop: int, stopped: Event) -> NDArray[Any
             check_whole(data)
             out[first - start : last - start, column : column + n_columns] = piece
     return out
+
+
+class PackedRows:
+    """Rows of a scan as they lie packed in files; the thread that uses patterns unpacks them.
+
+    So all threads share this work, and unpacked patterns stay in the cache of a core. Patterns are
+    taken as ``rows[i, columns]``, with a slice of columns, as from an array.
+    """
+
+    def __init__(self, rows: list[Any], row_shape: tuple[int, ...], dtype: Any) -> None:
+        self._rows = rows
+        self.shape, self.dtype = (len(rows), *row_shape), np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: tuple[int, slice]) -> NDArray[Any]:
+        row, columns = key
+        n = len(range(*columns.indices(self.shape[1])))
+        out = np.empty((n, *self.shape[2:]), dtype=self.dtype)
+        self._rows[row].unpack(columns, out)
+        return out
+
+    def copy_to(self, out: NDArray[Any], row: int, columns: slice) -> None:
+        """Unpack patterns ``(n, Qx, Qy)`` of a row to `out`, which is contiguous."""
+        self._rows[row].unpack(columns, out)
+
+
+def _read_packed_block(data: Any, start: int, stop: int, stopped: Event) -> Any:
+    """Rows as `PackedRows` if they are packed, else as `_read_block` reads them."""
+    rows = []
+    for row in range(start, stop):
+        if stopped.is_set():
+            raise Stopped
+        packed = data.packed_row(row)
+        if packed is None:
+            return _read_block(data, start, stop, stopped)
+        rows.append(packed)
+    return PackedRows(rows, data.shape[1:], data.dtype)
 
 
 def row_blocks(shape: tuple[int, ...], copies: int = 1) -> Iterator[tuple[int, int]]:
@@ -267,13 +310,17 @@ def row_blocks(shape: tuple[int, ...], copies: int = 1) -> Iterator[tuple[int, i
 
 
 def iterate_blocks(
-    data: Any, copies: int = 1, n_rows: int | None = None
-) -> Iterator[tuple[int, NDArray[Any]]]:
+    data: Any, copies: int = 1, n_rows: int | None = None, packed: bool = False
+) -> Iterator[tuple[int, Any]]:
     """Yield ``(first_row, rows)`` for every block; the next block is read while one is used.
 
     Blocks have `n_rows`; by default as `row_blocks` cuts them. When the loop ends early, by an
-    error or Ctrl-C, reading stops after the piece at hand.
+    error or Ctrl-C, reading stops after the piece at hand. With `packed`, the rows of a scan that
+    is packed in files are `PackedRows`, else arrays.
     """
+    read: Callable[..., Any] = _read_block
+    if packed and hasattr(data, "packed_row"):
+        read = _read_packed_block
     if n_rows is None:
         blocks = list(row_blocks(data.shape, copies))
     else:
@@ -283,12 +330,12 @@ def iterate_blocks(
     reader = ThreadPoolExecutor(1)
     try:
         # A list, so that nothing keeps a block in memory that has been taken out.
-        pending = [reader.submit(_read_block, data, *blocks[0], stopped)]
+        pending = [reader.submit(read, data, *blocks[0], stopped)]
         for index, (start, _) in enumerate(blocks):
             _check_cancelled()
             rows = pending.pop().result()
             if index + 1 < len(blocks):
-                pending.append(reader.submit(_read_block, data, *blocks[index + 1], stopped))
+                pending.append(reader.submit(read, data, *blocks[index + 1], stopped))
             yield start, rows
             del rows
     finally:

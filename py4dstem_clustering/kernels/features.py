@@ -8,9 +8,9 @@ is taken for structure, and a camera that lags along either axis of the scan add
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,8 @@ from .blocks import (
     to_float32,
     workers,
 )
-from .kept_rows import KEPT_BYTES, KeptRows
-from .lost import bridge, find_even
+from .kept_rows import KEPT_BYTES, KeptRows, as_small_integers
+from .lost import bridge
 
 MAX_RANK = 60
 """Largest number of features, more than the grains of a scan differ in. The memory and the time of
@@ -293,15 +293,16 @@ def features_core(
     with (
         workers(n_jobs) as run,
         # A limit of memory holds for the blocks; what is kept goes to a file then.
-        KeptRows(KEPT_BYTES if n_rows is None else 0, bins.holds_counts(data.dtype)) as kept,
+        KeptRows(KEPT_BYTES if n_rows is None else 0) as kept,
     ):
+        pack = as_small_integers if bins.holds_counts(data.dtype) else np.copy
         for found in bin_blocks(bins, shifts, centre is None):
             some = slice(found.start, found.start + len(found.binned))
             lost[some] = found.lost
             for part in found.sums:
                 total += part
-            for row, gone in zip(found.binned, found.lost, strict=True):
-                moments.add(row, gone, run)
+            moments.add(found.binned, found.lost, run)
+            for row in _each(run, pack, found.binned):
                 kept.add(row)
             report(len(found.binned))
 
@@ -370,11 +371,53 @@ def bin_blocks_here(
 ) -> Iterator[BinnedRows]:
     """Read and bin a scan in this process; see `BinBlocks`."""
     with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows):
+        for start, rows in iterate_blocks(data, copies=2, n_rows=n_rows, packed=True):
             moves = None if shifts is None else shifts[start : start + len(rows)]
-            lost = find_even(rows) if bins.finds_lost else np.zeros(rows.shape[:2], dtype=bool)
-            binned, sums = bins.bin_and_sum(rows, moves, run, with_sums)
-            yield BinnedRows(start, binned, lost, sums)
+            yield BinnedRows(start, *bins.bin_and_sum(rows, moves, run, with_sums))
+
+
+def _each(run: Run, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """``work(item)`` of each item, by the threads of `run`."""
+    items = list(items)
+    found: list[Any] = [None] * len(items)
+
+    def do(i: int) -> None:
+        found[i] = work(items[i])
+
+    run(do, range(len(items)))
+    return found
+
+
+_Row: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.bool_]]"
+"""Binned patterns ``(Ry, bins)`` of a row, and which of them are not lost."""
+
+
+def _sum_squares(
+    differences: NDArray[np.float32], count: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], int]:
+    """Sum of the squares of differences ``(n, bins)`` of neighbours of which both are there."""
+    if not count.all():
+        differences = differences[count]
+    return (differences.astype(np.float64) ** 2).sum(axis=0), int(count.sum())
+
+
+def _near(
+    rows: list[_Row], k: int, pairs: list[tuple[int, int, float]]
+) -> NDArray[np.float32]:
+    """Weighted mean of those neighbours of each pattern of row `k` that come before it.
+
+    `pairs` are from `offsets`.
+    """
+    row = rows[k][0]
+    near = np.zeros_like(row)
+    for dx, dy, weight in pairs:
+        if dx > k:
+            continue
+        other = rows[k - dx][0]
+        here = slice(max(0, dy), len(row) + min(0, dy))
+        there = slice(max(0, -dy), len(row) - max(0, dy))
+        near[here] += np.float32(weight) * other[there]
+    return near
 
 
 class _Moments:
@@ -387,46 +430,46 @@ class _Moments:
         self.covariance = np.zeros((n_bins, n_bins))
         """Sum of the products of each pattern with the mean of its diagonal neighbours before
         it."""
-        self._recent: list[NDArray[np.float32]] = []  # the rows before, the last one at the end
-        self._kept = np.zeros(scan_shape[1], dtype=bool)  # what is not lost in the last row
+        self._recent: list[_Row] = []  # the rows before, the last one at the end
 
     @property
     def n_positions(self) -> int:
         """Positions that are not lost, 1 at least."""
         return max(self._n_positions, 1)
 
-    def add(self, row: NDArray[np.float32], lost: NDArray[np.bool_], run: Run) -> None:
-        """Add the binned patterns ``(Ry, bins)`` of the next row, without those that are lost."""
-        kept = ~lost
+    def add(self, rows: NDArray[np.float32], lost: NDArray[np.bool_], run: Run) -> None:
+        """Add the binned patterns ``(n, Ry, bins)`` of the next rows, without those ``(n, Ry)``
+        that are lost.
+
+        Sums go on row by row, for the same bits with any number of rows and of threads.
+        """
         if lost.any():
-            row = np.where(kept[:, None], row, np.float32(0))
-        self._n_positions += int(kept.sum())
-        self._total += row.sum(axis=0, dtype=np.float64)
-        self._add_squares(np.diff(row, axis=0), kept[1:] & kept[:-1])
-        if self._recent:
-            self._add_squares(row - self._recent[-1], kept & self._kept)
-        self._kept = kept
-        near = np.zeros_like(row)
-        for dx, dy, weight in self._pairs:
-            if dx > len(self._recent):
-                continue
-            other = row if dx == 0 else self._recent[-dx]
-            here = slice(max(0, dy), len(row) + min(0, dy))
-            there = slice(max(0, -dy), len(row) - max(0, dy))
-            near[here] += np.float32(weight) * other[there]
+            rows = np.where(lost[..., None], np.float32(0), rows)
+        every = [*self._recent, *zip(rows, ~lost, strict=True)]
+        n_recent = len(self._recent)
+
+        def measure(k: int) -> tuple[NDArray[Any], NDArray[Any], list[tuple[NDArray[Any], int]]]:
+            row, kept = every[k]
+            squares = [_sum_squares(np.diff(row, axis=0), kept[1:] & kept[:-1])]
+            if k:
+                above, kept_above = every[k - 1]
+                squares.append(_sum_squares(row - above, kept & kept_above))
+            return _near(every, k, self._pairs), row.sum(axis=0, dtype=np.float64), squares
+
+        measured = _each(run, measure, range(n_recent, len(every)))
+        for _, total, squares in measured:
+            self._total += total
+            for part, n_pairs in squares:
+                self._squares += part
+                self._n_pairs += n_pairs
+        self._n_positions += int((~lost).sum())
 
         def multiply(tile: slice) -> None:
-            self.covariance[tile] += matmul(row[:, tile].T, near)
+            for row, (near, *_) in zip(rows, measured, strict=True):
+                self.covariance[tile] += matmul(row[:, tile].T, near)
 
-        run(multiply, tiles(row.shape[1], _COVARIANCE_TILE))
-        self._recent = [*self._recent, row.copy()][-NEIGHBOUR_REACH:]
-
-    def _add_squares(self, differences: NDArray[np.float32], count: NDArray[np.bool_]) -> None:
-        """Add differences ``(n, bins)`` of neighbours of which both are there."""
-        if not count.all():
-            differences = differences[count]
-        self._squares += (differences.astype(np.float64) ** 2).sum(axis=0)
-        self._n_pairs += int(count.sum())
+        run(multiply, tiles(rows.shape[2], _COVARIANCE_TILE))
+        self._recent = [(row.copy(), kept) for row, kept in every[-NEIGHBOUR_REACH:]]
 
     def mean(self) -> NDArray[np.float64]:
         """Mean of each bin."""

@@ -26,17 +26,16 @@ class _Place(NamedTuple):
 class KeptRows:
     """Arrays of float32 in the order in which they were added, to be read in any order.
 
-    With `whole_numbers`, an array that holds only whole numbers of 8 or 16 bits takes no more
-    room than these. All values come back exactly.
+    What `as_small_integers` has packed takes less room. All values come back exactly.
 
     The file is in the temporary folder of the system and has no name there, so that it is gone as
     soon as the process ends, however it ends. If it cannot be written, `is_complete` becomes False:
     the rows must then be made again.
     """
 
-    def __init__(self, limit: int, whole_numbers: bool) -> None:
+    def __init__(self, limit: int) -> None:
         self.is_complete = True
-        self._left, self._whole_numbers = limit, whole_numbers
+        self._left = limit
         self._rows: list[NDArray[Any] | _Place] = []
         self._file: Any = None
         self._size = 0
@@ -63,27 +62,26 @@ class KeptRows:
             self._file.close()
             self._file = None
 
-    def add(self, row: NDArray[np.float32]) -> None:
-        """Keep a copy of the next row."""
+    def add(self, row: NDArray[Any]) -> None:
+        """Keep the next row; the caller must not change it any more."""
         if not self.is_complete:
             return
-        packed = as_small_integers(row) if self._whole_numbers else row
-        if packed.nbytes <= self._left:
-            self._left -= packed.nbytes
-            self._rows.append(packed.copy() if packed is row else packed)
+        if row.nbytes <= self._left:
+            self._left -= row.nbytes
+            self._rows.append(row)
             return
         self._left = 0
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `clear`)
-            self._file.write(np.ascontiguousarray(packed).data)
+            self._file.write(np.ascontiguousarray(row).data)
             self._file.flush()  # so that a full disk shows here, where it is no error
         except OSError:
             self.is_complete = False
             self.clear()
             return
-        self._rows.append(_Place(self._size, packed.shape, packed.dtype))
-        self._size += packed.nbytes
+        self._rows.append(_Place(self._size, row.shape, row.dtype))
+        self._size += row.nbytes
 
     def read(self, number: int) -> NDArray[np.float32]:
         """Row `number`, to be read only; several threads may read at once."""

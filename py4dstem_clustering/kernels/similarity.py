@@ -90,7 +90,7 @@ def similarity_core(
         None if noise is None else noise_weight((qx, qy), q_mask, sigma).ravel(),
     )
     with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows):
+        for start, rows in iterate_blocks(data, copies=1, n_rows=n_rows, packed=True):
             run(partial(products.add, start, rows), strips)
             report(len(rows))
     return _cosines(products.dots, products.power())
@@ -187,7 +187,7 @@ class _Products:
         self._noise_power = np.zeros(scan_shape if noise is not None else 0)
         self._at_once = min(at_once(_COLUMNS_AT_ONCE, preparation.n_pixels), scan_shape[1])
 
-    def add(self, start: int, rows: NDArray[Any], strip: _Strip) -> None:
+    def add(self, start: int, rows: Any, strip: _Strip) -> None:
         """Go down a strip, row by row, from row `start` of the scan on.
 
         So the rows that are compared stay in the cache of a core; J never goes to main memory.
@@ -197,10 +197,10 @@ class _Products:
         # their memory back to the system, which clears it before it is used again.
         buffers = self._preparation.buffers(self._at_once)
         inner = first + (first > 0)
-        for row, of_row in enumerate(rows, start):
+        for row in range(start, start + len(rows)):
             for some in tiles(stop - first, self._at_once):
                 columns = slice(first + some.start, first + some.stop)
-                patterns = of_row[columns].reshape(-1, self._preparation.n_pixels)
+                patterns = rows[row - start, columns].reshape(-1, self._preparation.n_pixels)
                 self._preparation.write(patterns, strip.prepared[some, row % 2], buffers)
                 if self._noise is not None and self._weight is not None:
                     power = _noise_power(patterns, self._weight, self._noise)

@@ -147,6 +147,11 @@ class Rows:
     def __len__(self) -> int:
         return int(self.shape[0])
 
+    def packed_row(self, row: int) -> Any:
+        """See `ScanArray.packed_row`."""
+        find = getattr(self._data, "packed_row", None)
+        return None if find is None else find(row + self._first)
+
     def __getitem__(self, key: Any) -> Any:
         keys = key if isinstance(key, tuple) else (key,)
         rows = keys[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from .pieces import LibraryFrames, Piece, check_size, size_of
 from .pixels import good_neighbours, median
-from .unpacking import can_unpack, read_packed, unpack
+from .unpacking import PackedRow, can_unpack, read_packed, unpack
 
 _BATCH_BYTES = 16 * 2**20
 """Bytes of frames that are read and repaired at a time. With a larger number, reading one detector
@@ -162,8 +163,12 @@ class ScanArray:
         out = np.empty((len(numbers), *pattern), dtype=self.dtype)
         frame_bytes = self._raw.itemsize * self.shape[2] * self.shape[3]
         every_frame = (slice(None), *pattern_key)
+        whole = pattern == self.shape[2:] and all(k.step in (None, 1) for k in pattern_key)
         for batch in self._batches(numbers, max(1, _BATCH_BYTES // frame_bytes)):
-            out[batch] = self._read(numbers[batch])[every_frame]
+            if whole:
+                self._read(numbers[batch], out[batch])
+            else:
+                out[batch] = self._read(numbers[batch])[every_frame]
         if not np.array_equal(places, np.arange(len(numbers))):
             out = out[places.reshape(-1)]
         return out.reshape(frames.shape + pattern)[()]
@@ -214,17 +219,74 @@ class ScanArray:
             )
         return tuple(scan), tuple(pattern)
 
-    def _read(self, numbers: NDArray[Any]) -> NDArray[Any]:
-        """Read and repair the frames with these numbers; the numbers must rise."""
-        out = np.empty((len(numbers), *self.shape[2:]), dtype=self._raw)
+    def read_rows_into(self, out: NDArray[Any], first: int) -> None:
+        """Read rows of the scan from number `first` to `out`, without a copy where it can be."""
+        numbers = self._index[first : first + len(out)].reshape(-1)
+        if not (np.diff(numbers) > 0).all():
+            out[...] = self[first : first + len(out)]
+            return
+        target = out.reshape(-1, *self.shape[2:])
+        frame_bytes = self._raw.itemsize * self.shape[2] * self.shape[3]
+        for batch in self._batches(numbers, max(1, _BATCH_BYTES // frame_bytes)):
+            self._read(numbers[batch], target[batch])
+
+    def packed_row(self, row: int) -> PackedRow | None:
+        """A row of the scan, to be unpacked later; None where it is not packed by bitshuffle/LZ4.
+
+        Also None where it cannot be read: to read it as an array raises the error.
+        """
+        numbers, places = np.unique(self._index[row], return_inverse=True)
+        packed: list[bytes] = []
+        for piece, first, frames in self._runs(numbers):
+            if isinstance(piece, LibraryFrames):
+                return None
+            with self._lock:
+                dataset = self._dataset(piece)
+                if not self._packed[piece.file, piece.dataset]:
+                    return None
+                try:
+                    found = read_packed(dataset, piece.row, first, frames.stop - frames.start)
+                except (OSError, RuntimeError):
+                    return None
+                check_size(piece.file, self._sizes[piece.file])
+            if found is None:
+                return None
+            packed += found
+        in_order = [packed[place] for place in places]
+        read, repair = partial(self._read_columns, row), partial(self._repair_columns, row)
+        return PackedRow(in_order, self._raw, read, repair)
+
+    def _read_columns(self, row: int, columns: slice) -> NDArray[Any]:
+        found: NDArray[Any] = self[row, columns]
+        return found
+
+    def _repair_columns(self, row: int, columns: slice, raw: NDArray[Any]) -> NDArray[Any]:
+        return self._repair(raw, self._index[row, columns])
+
+    def _runs(
+        self, numbers: NDArray[Any]
+    ) -> Iterator[tuple[Piece | LibraryFrames, int, slice]]:
+        """Consecutive frames of one dataset: dataset, first frame in it, which of the `numbers`."""
         places = np.searchsorted(self._starts, numbers, side="right") - 1
         cuts = np.flatnonzero((np.diff(numbers) != 1) | np.diff(places)) + 1
-        for run in np.split(np.arange(len(numbers)), cuts):
-            if run.size:
-                first = int(numbers[run[0]] - self._starts[places[run[0]]])
-                target = out[run[0] : run[-1] + 1]
-                self._read_run(self._pieces[places[run[0]]], first, target)
-        return self._repair(out, numbers)
+        for start, stop in zip([0, *cuts], [*cuts, len(numbers)], strict=True):
+            if stop > start:
+                place = places[start]
+                first = int(numbers[start] - self._starts[place])
+                yield self._pieces[place], first, slice(int(start), int(stop))
+
+    def _read(self, numbers: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read and repair the frames with these numbers, to `out` if given; they must rise."""
+        if out is None or out.dtype != self._raw:
+            raw = np.empty((len(numbers), *self.shape[2:]), dtype=self._raw)
+        else:
+            raw = out
+        for piece, first, frames in self._runs(numbers):
+            self._read_run(piece, first, raw[frames])
+        found = self._repair(raw, numbers)
+        if out is not None and raw is not out:
+            out[...] = found
+        return found
 
     def _read_run(self, piece: Piece | LibraryFrames, first: int, out: NDArray[Any]) -> None:
         """Read consecutive frames of one dataset into `out`, from number `first`."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
 import h5py
+import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.blocks import count_jobs
@@ -99,6 +100,35 @@ def unpack(packed: list[bytes], out: NDArray[Any]) -> bool:
     edges = [len(packed) * k // jobs for k in range(jobs + 1)]
     with ThreadPoolExecutor(jobs) as pool:
         return all(list(pool.map(some, [range(a, b) for a, b in pairwise(edges)])))
+
+
+class PackedRow:
+    """Packed patterns of a row of a scan, which any thread can unpack."""
+
+    def __init__(
+        self,
+        packed: list[bytes],
+        raw: np.dtype[Any],
+        read: Callable[[slice], NDArray[Any]],
+        repair: Callable[[slice, NDArray[Any]], NDArray[Any]],
+    ) -> None:
+        self._packed, self._raw = packed, raw
+        self._read, self._repair = read, repair
+
+    def unpack(self, columns: slice, out: NDArray[Any]) -> None:
+        """Unpack some patterns to `out` ``(n, Qx, Qy)``, and repair them.
+
+        A damaged pattern is read by HDF5, which says what is wrong.
+        """
+        function = _function()
+        raw = out if out.dtype == self._raw else np.empty(out.shape, dtype=self._raw)
+        packed = self._packed[columns]
+        if function is None or not all(map(partial(_unpack_one, function), packed, raw)):
+            out[...] = self._read(columns)
+            return
+        found = self._repair(columns, raw)
+        if raw is not out:
+            out[...] = found
 
 
 def _unpack_one(function: Unpack, packed: bytes, out: NDArray[Any]) -> bool:
