@@ -854,9 +854,9 @@ def test_any_memory_gives_the_same_bits(cube, name, monkeypatch, tmp_path):
         cube.cluster(threshold=0.6, min_size=2, **QUIET)
         sizes = []
 
-        def noted(data, copies=1, n_rows=None):
+        def noted(data, copies=1, n_rows=None, **options):
             sizes.append(n_rows)
-            return iterate(data, copies, n_rows)
+            return iterate(data, copies, n_rows, **options)
 
         iterate = blocks.iterate_blocks
         for kernel in ("correlative", "similarity", "features", "averaging"):

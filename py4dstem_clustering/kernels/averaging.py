@@ -182,7 +182,9 @@ class ClusterSums:
                 n_missing += (~present).sum(axis=0)
             self.total[label] += part
 
-    def add_exact(self, rows: Any, adding: AbstractContextManager[Any], task: tuple[int, list[Group]]) -> None:
+    def add_exact(
+        self, rows: Any, adding: AbstractContextManager[Any], task: tuple[int, list[Group]]
+    ) -> None:
         """Add members of a cluster, small whole numbers, without error; `rows` may be packed.
 
         The lock `adding` is held while the total changes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ _COUNTS_AT_ONCE = 16
 """Patterns of whole numbers that are binned together, see `at_once`. More of them do not fit into
 the cache of a core."""
 
-_MOST = np.iinfo(np.uint16).max
+_MAX_WIDTH = 200
+"""Pixels along the side of a bin up to which float32 adds sums of 16 bits without error."""
 
 
 class Binning:
@@ -109,49 +111,50 @@ class Binning:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
         """As `bin_rows`; also which frames ``(rows, Ry)`` are lost, and sums ``(n, Qx Qy)``.
 
-        The sums are those of the patterns of each tile, to be added in this order, for the same
-        bits with any block size and any number of threads. `rows` may be `PackedRows`.
+        The sums are of groups of patterns, to be added in this order, for the same bits with any
+        block size and any number of threads. `rows` may be `PackedRows`.
         """
         pieces = tiles(rows.shape[1])
         out = np.empty((*rows.shape[:2], len(self.pixels)), dtype=np.float32)
         lost = np.zeros(rows.shape[:2], dtype=bool)
-        sums = np.zeros((len(rows) if with_sums else 0, len(pieces), self.hot.size))
         is_exact = self.holds_counts(rows.dtype)
         fast = is_exact and shifts is None and rows.dtype.kind == "u" and self._width_u is not None
+        # Few patterns at a time stay in the cache.
+        step = at_once(_COUNTS_AT_ONCE, self.hot.size) if fast else pieces[0].stop
+        # Sums of whole numbers are the same in any order.
+        n_sums = with_sums * (1 if is_exact else len(rows) * len(pieces))
+        sums = np.zeros((n_sums, self.hot.size))
+        adding = Lock()
 
         def bin_piece(task: tuple[int, int]) -> None:
             i, k = task
-            start, stop = pieces[k].start, pieces[k].stop
-            # Few patterns at a time, which stay in the cache.
-            step = at_once(_COUNTS_AT_ONCE, self.hot.size) if fast else stop - start
-            for first in range(start, stop, step):
-                some = slice(first, min(first + step, stop))
+            for first in range(pieces[k].start, pieces[k].stop, step):
+                some = slice(first, min(first + step, pieces[k].stop))
                 raw = rows[i, some]
                 if self.finds_lost:
                     lost[i, some] = find_even(raw[None])[0]
-                if fast and self._bin_counts(raw, out[i, some]):
-                    if with_sums:
-                        sums[i, k] += sum_counts(raw.reshape(len(raw), -1))
-                    continue
-                x = self.patterns(raw, None if shifts is None else shifts[i, some])
+                x = raw.reshape(len(raw), -1)
+                if not (fast and self._bin_counts(raw, out[i, some])):
+                    x = self.patterns(raw, None if shifts is None else shifts[i, some])
+                    self.bin(x, out[i, some])
                 if with_sums and is_exact:
-                    # float32 adds 64 whole numbers of 16 bits without error, and faster.
-                    sums[i, k] += np.ones(len(x), dtype=np.float32) @ x
+                    part = sum_counts(x)
+                    with adding:
+                        sums[0] += part
                 elif with_sums:
-                    x.sum(axis=0, dtype=np.float64, out=sums[i, k])
-                self.bin(x, out[i, some])
+                    x.sum(axis=0, dtype=np.float64, out=sums[i * len(pieces) + k])
 
         run(bin_piece, np.ndindex(len(rows), len(pieces)))
-        return out, lost, sums.reshape(-1, self.hot.size)
+        return out, lost, sums
 
     def _bin_counts(self, patterns: NDArray[Any], out: NDArray[np.float32]) -> bool:
-        """As `bin`, of unsigned whole numbers, in a third of the time; False where they are too
-        large for it.
+        """As `bin`, of unsigned whole numbers, in a third of the time.
 
-        All sums are exact, so the bits are the same.
+        All sums are exact, so the bits are the same. False, and nothing done, where numbers are too
+        large for that.
         """
         width = self._width_u or 1
-        if int(patterns.max(initial=0)) * width > _MOST or self._along_v.shape[1] > 256 * len(self._along_v):
+        if int(patterns.max(initial=0)) * width > np.iinfo(np.uint16).max or width > _MAX_WIDTH:
             return False
         x = patterns.astype(np.uint16, copy=False)
         if self._mask is not None:
@@ -161,8 +164,8 @@ class Binning:
             lines = lines + x[:, 1::width]
             for k in range(2, width):
                 lines += x[:, k::width]
-        lines = lines.astype(np.float32).reshape(-1, x.shape[2])
-        both = matmul(lines, self._along_v.T).reshape(len(x), -1)
+        both = matmul(lines.reshape(-1, x.shape[2]).astype(np.float32), self._along_v.T)
+        both = both.reshape(len(x), -1)
         np.take(both, self._inside, axis=1, out=out, mode="clip")
         return True
 

@@ -207,7 +207,12 @@ def row_sums(a: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def sum_counts(patterns: NDArray[Any]) -> NDArray[Any]:
-    """Sum of a few hundred patterns ``(n, pixels)`` of whole numbers of 8 or 16 bits, exact."""
+    """Sum of a few hundred patterns ``(n, pixels)`` of whole numbers of 8 or 16 bits, exact.
+
+    They may be stored as float32.
+    """
+    if patterns.dtype.kind == "f":
+        return np.ones(len(patterns), dtype=patterns.dtype) @ patterns
     highest = int(patterns.max(initial=0))
     fits = patterns.dtype.kind in "bu" and highest * len(patterns) <= np.iinfo(np.uint16).max
     # Sums of 16 bits take half the time.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blas import row_dots, row_sums, single_threaded_blas
+from .block_memory import PackedRows, SpareBlocks
 
 BLOCK_BYTES = 128 * 2**20
 """Bytes of a block of rows in float32; a block holds at least one row. With a larger block, threads
@@ -165,9 +167,25 @@ def read_rows(data: Any, start: int, stop: int) -> NDArray[Any]:
         return reader.submit(_read_now, data, start, stop).result()
 
 
-def read_window(data: Any, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[Any]:
-    """Patterns of a window of the scan, as `read_rows` reads them."""
+def read_window(
+    data: Any,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    *,
+    buffer: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """Patterns of a window of the scan, as `read_rows` reads them.
+
+    They may be written to a `buffer` of the shape and type of the window, if one is given.
+    """
     which = slice(*columns)
+    if buffer is not None and hasattr(data, "packed_row"):
+        with ThreadPoolExecutor(1) as reader:
+            found = reader.submit(_read_packed_block, data, *rows, Event(), SpareBlocks()).result()
+        if isinstance(found, PackedRows):
+            for i, out in enumerate(buffer):
+                found.copy_to(out, i, which)
+            return buffer
     part = data[:, which] if isinstance(data, np.ndarray) else _Columns(data, which)
     return read_rows(part, *rows)
 
@@ -222,7 +240,9 @@ def check_whole(data: Any) -> None:
         )
 
 
-def _read_block(data: Any, start: int, stop: int, stopped: Event) -> NDArray[Any]:
+def _read_block(
+    data: Any, start: int, stop: int, stopped: Event, spare: SpareBlocks
+) -> NDArray[Any]:
     """As `read_rows`, in pieces; ends with `Stopped` once `stopped` is set."""
     on_disk = isinstance(data, np.memmap) or not isinstance(data, np.ndarray)
     if not on_disk or hasattr(data, "dask"):
@@ -236,7 +256,7 @@ def _read_block(data: Any, start: int, stop: int, stopped: Event) -> NDArray[Any
     if hasattr(data, "read_direct"):  # h5py
         n_columns = max(1, _PIECE_BYTES // (pattern_bytes * n_rows))
         n_columns = -(-n_columns // chunk[1]) * chunk[1]
-    out = np.empty((stop - start, columns, *detector), dtype=data.dtype)
+    out = spare.take((stop - start, columns, *detector), data.dtype)
     reads_into = hasattr(data, "read_rows_into")  # saves a copy
     cuts = range((start // n_rows + 1) * n_rows, stop, n_rows)
     for first, last in zip([start, *cuts], [*cuts, stop], strict=True):
@@ -255,33 +275,7 @@ def _read_block(data: Any, start: int, stop: int, stopped: Event) -> NDArray[Any
     return out
 
 
-class PackedRows:
-    """Rows of a scan as they lie packed in files; the thread that uses patterns unpacks them.
-
-    So all threads share this work, and unpacked patterns stay in the cache of a core. Patterns are
-    taken as ``rows[i, columns]``, with a slice of columns, as from an array.
-    """
-
-    def __init__(self, rows: list[Any], row_shape: tuple[int, ...], dtype: Any) -> None:
-        self._rows = rows
-        self.shape, self.dtype = (len(rows), *row_shape), np.dtype(dtype)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, key: tuple[int, slice]) -> NDArray[Any]:
-        row, columns = key
-        n = len(range(*columns.indices(self.shape[1])))
-        out = np.empty((n, *self.shape[2:]), dtype=self.dtype)
-        self._rows[row].unpack(columns, out)
-        return out
-
-    def copy_to(self, out: NDArray[Any], row: int, columns: slice) -> None:
-        """Unpack patterns ``(n, Qx, Qy)`` of a row to `out`, which is contiguous."""
-        self._rows[row].unpack(columns, out)
-
-
-def _read_packed_block(data: Any, start: int, stop: int, stopped: Event) -> Any:
+def _read_packed_block(data: Any, start: int, stop: int, stopped: Event, spare: SpareBlocks) -> Any:
     """Rows as `PackedRows` if they are packed, else as `_read_block` reads them."""
     rows = []
     for row in range(start, stop):
@@ -289,7 +283,7 @@ def _read_packed_block(data: Any, start: int, stop: int, stopped: Event) -> Any:
             raise Stopped
         packed = data.packed_row(row)
         if packed is None:
-            return _read_block(data, start, stop, stopped)
+            return _read_block(data, start, stop, stopped, spare)
         rows.append(packed)
     return PackedRows(rows, data.shape[1:], data.dtype)
 
@@ -318,24 +312,27 @@ def iterate_blocks(
     error or Ctrl-C, reading stops after the piece at hand. With `packed`, the rows of a scan that
     is packed in files are `PackedRows`, else arrays.
     """
-    read: Callable[..., Any] = _read_block
+    stopped, spare = Event(), SpareBlocks()
+    read = partial(_read_block, data, stopped=stopped, spare=spare)
     if packed and hasattr(data, "packed_row"):
-        read = _read_packed_block
+        read = partial(_read_packed_block, data, stopped=stopped, spare=spare)
+        if n_rows is None:  # these take a fraction of the memory of unpacked ones
+            row_bytes = np.dtype(data.dtype).itemsize * int(np.prod(data.shape[1:]))
+            n_rows = max(1, BLOCK_BYTES // max(row_bytes, 1))
     if n_rows is None:
         blocks = list(row_blocks(data.shape, copies))
     else:
         starts = range(0, data.shape[0], n_rows)
         blocks = [(start, min(start + n_rows, data.shape[0])) for start in starts]
-    stopped = Event()
     reader = ThreadPoolExecutor(1)
     try:
         # A list, so that nothing keeps a block in memory that has been taken out.
-        pending = [reader.submit(read, data, *blocks[0], stopped)]
+        pending = [reader.submit(read, *blocks[0])]
         for index, (start, _) in enumerate(blocks):
             _check_cancelled()
             rows = pending.pop().result()
             if index + 1 < len(blocks):
-                pending.append(reader.submit(read, data, *blocks[index + 1], stopped))
+                pending.append(reader.submit(read, *blocks[index + 1]))
             yield start, rows
             del rows
     finally:

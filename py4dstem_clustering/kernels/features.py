@@ -31,7 +31,7 @@ from .blocks import (
     to_float32,
     workers,
 )
-from .kept_rows import KEPT_BYTES, KeptRows, as_small_integers
+from .kept_rows import KEPT_BYTES, KeptRows
 from .lost import bridge
 
 MAX_RANK = 60
@@ -293,17 +293,16 @@ def features_core(
     with (
         workers(n_jobs) as run,
         # A limit of memory holds for the blocks; what is kept goes to a file then.
-        KeptRows(KEPT_BYTES if n_rows is None else 0) as kept,
+        KeptRows(KEPT_BYTES if n_rows is None else 0, bins.holds_counts(data.dtype)) as kept,
     ):
-        pack = as_small_integers if bins.holds_counts(data.dtype) else np.copy
         for found in bin_blocks(bins, shifts, centre is None):
             some = slice(found.start, found.start + len(found.binned))
             lost[some] = found.lost
             for part in found.sums:
                 total += part
             moments.add(found.binned, found.lost, run)
-            for row in _each(run, pack, found.binned):
-                kept.add(row)
+            for row in _each(run, kept.pack, found.binned):
+                kept.add_packed(row)
             report(len(found.binned))
 
         if centre is None:
@@ -401,9 +400,7 @@ def _sum_squares(
     return (differences.astype(np.float64) ** 2).sum(axis=0), int(count.sum())
 
 
-def _near(
-    rows: list[_Row], k: int, pairs: list[tuple[int, int, float]]
-) -> NDArray[np.float32]:
+def _near(rows: list[_Row], k: int, pairs: list[tuple[int, int, float]]) -> NDArray[np.float32]:
     """Weighted mean of those neighbours of each pattern of row `k` that come before it.
 
     `pairs` are from `offsets`.

@@ -26,16 +26,17 @@ class _Place(NamedTuple):
 class KeptRows:
     """Arrays of float32 in the order in which they were added, to be read in any order.
 
-    What `as_small_integers` has packed takes less room. All values come back exactly.
+    With `whole_numbers`, an array that holds only whole numbers of 8 or 16 bits takes no more
+    room than these. All values come back exactly.
 
     The file is in the temporary folder of the system and has no name there, so that it is gone as
     soon as the process ends, however it ends. If it cannot be written, `is_complete` becomes False:
     the rows must then be made again.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, whole_numbers: bool) -> None:
         self.is_complete = True
-        self._left = limit
+        self._left, self._whole_numbers = limit, whole_numbers
         self._rows: list[NDArray[Any] | _Place] = []
         self._file: Any = None
         self._size = 0
@@ -62,8 +63,17 @@ class KeptRows:
             self._file.close()
             self._file = None
 
-    def add(self, row: NDArray[Any]) -> None:
-        """Keep the next row; the caller must not change it any more."""
+    def add(self, row: NDArray[np.float32]) -> None:
+        """Keep a copy of the next row."""
+        self.add_packed(self.pack(row))
+
+    def pack(self, row: NDArray[np.float32]) -> NDArray[Any]:
+        """A copy of a row as it is kept; several threads may make one at once."""
+        packed = as_small_integers(row) if self._whole_numbers else row
+        return packed.copy() if packed is row else packed
+
+    def add_packed(self, row: NDArray[Any]) -> None:
+        """Keep what `pack` has made of the next row."""
         if not self.is_complete:
             return
         if row.nbytes <= self._left:

@@ -139,8 +139,11 @@ def noise_moments(
 
     columns = _window_columns(data.shape[1], windows[0][1] - windows[0][0], len(windows))
 
+    height, width = (np.ptp(of_first[0]) for of_first in (windows, columns))
+    buffer = np.empty((height, width, *data.shape[2:]), dtype=data.dtype)
+
     def read(k: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        rows = read_window(data, windows[k], columns[k])
+        rows = read_window(data, windows[k], columns[k], buffer=buffer)
         return rows.reshape(-1, n_pixels), _triples(*rows.shape[:2])
 
     with workers(n_jobs) as run:

@@ -106,8 +106,7 @@ def _bin_block(rows: Any, block: Block, **options: Any) -> list[BinnedRows]:
     is_exact = options["bins"].holds_counts(rows.dtype)
     found = []
     for part in bin_blocks_here(rows, **options):
-        if is_exact:  # sums of whole numbers are the same in any order
-            total = part.sums.sum(axis=0, keepdims=True) if len(part.sums) else part.sums
-            part = part._replace(binned=as_small_integers(part.binned), sums=total)
+        if is_exact:
+            part = part._replace(binned=as_small_integers(part.binned))
         found.append(part)
     return found

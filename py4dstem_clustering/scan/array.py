@@ -263,9 +263,7 @@ class ScanArray:
     def _repair_columns(self, row: int, columns: slice, raw: NDArray[Any]) -> NDArray[Any]:
         return self._repair(raw, self._index[row, columns])
 
-    def _runs(
-        self, numbers: NDArray[Any]
-    ) -> Iterator[tuple[Piece | LibraryFrames, int, slice]]:
+    def _runs(self, numbers: NDArray[Any]) -> Iterator[tuple[Piece | LibraryFrames, int, slice]]:
         """Consecutive frames of one dataset: dataset, first frame in it, which of the `numbers`."""
         places = np.searchsorted(self._starts, numbers, side="right") - 1
         cuts = np.flatnonzero((np.diff(numbers) != 1) | np.diff(places)) + 1
