@@ -34,6 +34,9 @@ the cache of a core."""
 EXACT_TERMS = 2**8
 """How many numbers of 16 bits float32 adds without error. With more of them, sums would round."""
 
+_MIN_RUN = 4
+"""Patterns side by side in memory that are added without a copy; for fewer, a copy is faster."""
+
 _GROUPS_A_TASK = 8
 """Groups of members that are one task at most: with more, threads wait for each other; with fewer,
 sums are added more often."""
@@ -190,26 +193,31 @@ class ClusterSums:
         The lock `adding` is held while the total changes.
         """
         label, groups = task
-        buffer: NDArray[Any] | None = None
-        part = np.zeros(self._n_pixels, dtype=np.int32)
-        for group in groups:
-            (i, columns), *more = group
-            if not more and isinstance(rows, np.ndarray):
-                part += sum_counts(rows[i, columns].reshape(-1, self._n_pixels))
-                continue
-            if buffer is None:
-                buffer = np.empty((self.at_once, *self._detector), dtype=rows.dtype)
-            n = 0
-            for i, columns in group:
-                here = buffer[n : n + columns.stop - columns.start]
-                n += len(here)
-                if isinstance(rows, np.ndarray):
-                    np.copyto(here, rows[i, columns])
-                else:
-                    rows.copy_to(here, i, columns)
-            part += sum_counts(buffer[:n].reshape(n, -1))
+        part = sum_counts(self._parts(rows, groups), self._n_pixels)
         with adding:
             self.total[label] += part
+
+    def _parts(self, rows: Any, groups: list[Group]) -> Iterator[NDArray[Any]]:
+        """Patterns ``(n, pixels)`` of groups; most of those in memory are not copied."""
+        buffer: NDArray[Any] | None = None
+        in_memory = isinstance(rows, np.ndarray)
+        for group in groups:
+            n = 0
+            for i, columns in group:
+                length = columns.stop - columns.start
+                if in_memory and length >= _MIN_RUN:
+                    yield rows[i, columns].reshape(length, -1)
+                    continue
+                if buffer is None:
+                    buffer = np.empty((self.at_once, *self._detector), dtype=rows.dtype)
+                here = buffer[n : n + length]
+                if in_memory:
+                    here[:] = rows[i, columns]
+                else:
+                    rows.copy_to(here, i, columns)
+                n += length
+            if buffer is not None and n:
+                yield buffer[:n].reshape(n, -1)
 
     def add_sums(self, labels: NDArray[np.int64], other: ClusterSums) -> None:
         """Add sums of other patterns, whose clusters have these `labels` here."""

@@ -138,7 +138,7 @@ class Binning:
                     x = self.patterns(raw, None if shifts is None else shifts[i, some])
                     self.bin(x, out[i, some])
                 if with_sums and is_exact:
-                    part = sum_counts(x)
+                    part = _sum_exact(x)
                     with adding:
                         sums[0] += part
                 elif with_sums:
@@ -193,6 +193,13 @@ class Binning:
         found = np.full(len(self._along_u) * len(self._along_v), -1)
         found[self._inside] = np.arange(len(self._inside))
         return found[u[:, None] * len(self._along_v) + v]
+
+
+def _sum_exact(patterns: NDArray[Any]) -> NDArray[Any]:
+    """Sum of at most 64 patterns ``(n, pixels)`` of whole numbers, also stored as float32."""
+    if patterns.dtype.kind == "f":
+        return np.ones(len(patterns), dtype=patterns.dtype) @ patterns
+    return sum_counts([patterns], patterns.shape[1])
 
 
 def move_patterns(patterns: NDArray[np.float32], shifts: NDArray[np.int64]) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import importlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -206,17 +206,27 @@ def row_sums(a: NDArray[np.float32]) -> NDArray[np.float64]:
     return out
 
 
-def sum_counts(patterns: NDArray[Any]) -> NDArray[Any]:
-    """Sum of a few hundred patterns ``(n, pixels)`` of whole numbers of 8 or 16 bits, exact.
+def sum_counts(parts: Iterable[NDArray[Any]], n_pixels: int) -> NDArray[np.int32]:
+    """Sum of a few thousand patterns of whole numbers of 8 or 16 bits, exact.
 
-    They may be stored as float32.
+    `parts` yields some patterns ``(n, pixels)`` at a time. They are added in 16 bits as long as
+    these hold the sum, which takes half the time.
     """
-    if patterns.dtype.kind == "f":
-        return np.ones(len(patterns), dtype=patterns.dtype) @ patterns
-    highest = int(patterns.max(initial=0))
-    fits = patterns.dtype.kind in "bu" and highest * len(patterns) <= np.iinfo(np.uint16).max
-    # Sums of 16 bits take half the time.
-    return np.add.reduce(patterns, axis=0, dtype=np.uint16 if fits else np.int32)
+    most = np.iinfo(np.uint16).max
+    total, small = np.zeros(n_pixels, dtype=np.int32), np.zeros(n_pixels, dtype=np.uint16)
+    highest = 0
+    for patterns in parts:
+        added = int(patterns.max(initial=0)) * len(patterns)
+        if patterns.dtype.kind not in "bu" or added > most:
+            total += np.add.reduce(patterns, axis=0, dtype=np.int32)
+            continue
+        if highest + added > most:
+            total += small
+            small[:] = highest = 0
+        small += np.add.reduce(patterns, axis=0, dtype=np.uint16)
+        highest += added
+    total += small
+    return total
 
 
 def products_of_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
