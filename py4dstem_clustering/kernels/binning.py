@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from threading import Lock
 from typing import Any
 
@@ -126,10 +127,9 @@ class Binning:
         sums = np.zeros((n_sums, self.hot.size))
         adding = Lock()
 
-        def bin_piece(task: tuple[int, int]) -> None:
-            i, k = task
-            for first in range(pieces[k].start, pieces[k].stop, step):
-                some = slice(first, min(first + step, pieces[k].stop))
+        def bin_parts(i: int, piece: slice) -> Iterator[NDArray[Any]]:
+            for first in range(piece.start, piece.stop, step):
+                some = slice(first, min(first + step, piece.stop))
                 raw = rows[i, some]
                 if self.finds_lost:
                     lost[i, some] = find_even(raw[None])[0]
@@ -137,12 +137,20 @@ class Binning:
                 if not (fast and self._bin_counts(raw, out[i, some])):
                     x = self.patterns(raw, None if shifts is None else shifts[i, some])
                     self.bin(x, out[i, some])
-                if with_sums and is_exact:
-                    part = _sum_exact(x)
-                    with adding:
-                        sums[0] += part
-                elif with_sums:
-                    x.sum(axis=0, dtype=np.float64, out=sums[i * len(pieces) + k])
+                yield x
+
+        def bin_piece(task: tuple[int, int]) -> None:
+            i, k = task
+            parts = bin_parts(i, pieces[k])
+            if not with_sums:
+                for _ in parts:
+                    pass
+            elif is_exact:
+                part = sum_counts(parts, self.hot.size)
+                with adding:
+                    sums[0] += part
+            else:
+                next(parts).sum(axis=0, dtype=np.float64, out=sums[i * len(pieces) + k])
 
         run(bin_piece, np.ndindex(len(rows), len(pieces)))
         return out, lost, sums
@@ -193,13 +201,6 @@ class Binning:
         found = np.full(len(self._along_u) * len(self._along_v), -1)
         found[self._inside] = np.arange(len(self._inside))
         return found[u[:, None] * len(self._along_v) + v]
-
-
-def _sum_exact(patterns: NDArray[Any]) -> NDArray[Any]:
-    """Sum of at most 64 patterns ``(n, pixels)`` of whole numbers, also stored as float32."""
-    if patterns.dtype.kind == "f":
-        return np.ones(len(patterns), dtype=patterns.dtype) @ patterns
-    return sum_counts([patterns], patterns.shape[1])
 
 
 def move_patterns(patterns: NDArray[np.float32], shifts: NDArray[np.int64]) -> None:

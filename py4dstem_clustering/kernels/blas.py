@@ -209,13 +209,17 @@ def row_sums(a: NDArray[np.float32]) -> NDArray[np.float64]:
 def sum_counts(parts: Iterable[NDArray[Any]], n_pixels: int) -> NDArray[np.int32]:
     """Sum of a few thousand patterns of whole numbers of 8 or 16 bits, exact.
 
-    `parts` yields some patterns ``(n, pixels)`` at a time. They are added in 16 bits as long as
+    `parts` yields some patterns ``(n, pixels)`` at a time, up to 256 if they are whole numbers in
+    float32. They are added in 16 bits as long as
     these hold the sum, which takes half the time.
     """
     most = np.iinfo(np.uint16).max
     total, small = np.zeros(n_pixels, dtype=np.int32), np.zeros(n_pixels, dtype=np.uint16)
     highest = 0
     for patterns in parts:
+        if patterns.dtype.kind == "f":
+            total += (np.ones(len(patterns), dtype=patterns.dtype) @ patterns).astype(np.int32)
+            continue
         added = int(patterns.max(initial=0)) * len(patterns)
         if patterns.dtype.kind not in "bu" or added > most:
             total += np.add.reduce(patterns, axis=0, dtype=np.int32)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .pieces import LibraryFrames, Piece, check_size, size_of
 from .pixels import good_neighbours, median
-from .unpacking import PackedRow, can_unpack, read_packed, unpack
+from .unpacking import ChunkPlaces, PackedRow, can_unpack, unpack
 
 _BATCH_BYTES = 16 * 2**20
 """Bytes of frames that are read and repaired at a time. With a larger number, reading one detector
@@ -76,7 +76,7 @@ class ScanArray:
 
     def _start(self) -> None:
         self._handles: OrderedDict[tuple[Path, str], h5py.Dataset] = OrderedDict()  # newest last
-        self._packed: dict[tuple[Path, str], bool] = {}
+        self._packed: dict[tuple[Path, str], ChunkPlaces | None] = {}
         self._arrays: dict[tuple[Path, str], Any] = {}
         self._lock = threading.Lock()
 
@@ -235,24 +235,25 @@ class ScanArray:
 
         Also None where it cannot be read: to read it as an array raises the error.
         """
-        numbers, places = np.unique(self._index[row], return_inverse=True)
+        numbers, order = np.unique(self._index[row], return_inverse=True)
         packed: list[bytes] = []
         for piece, first, frames in self._runs(numbers):
             if isinstance(piece, LibraryFrames):
                 return None
             with self._lock:
                 dataset = self._dataset(piece)
-                if not self._packed[piece.file, piece.dataset]:
+                places = self._packed[piece.file, piece.dataset]
+                if places is None:
                     return None
                 try:
-                    found = read_packed(dataset, piece.row, first, frames.stop - frames.start)
+                    found = places.read(dataset, piece.row, first, frames.stop - frames.start)
                 except (OSError, RuntimeError):
                     return None
                 check_size(piece.file, self._sizes[piece.file])
             if found is None:
                 return None
             packed += found
-        in_order = [packed[place] for place in places]
+        in_order = [packed[k] for k in order]
         read, repair = partial(self._read_columns, row), partial(self._repair_columns, row)
         return PackedRow(in_order, self._raw, read, repair)
 
@@ -327,8 +328,9 @@ class ScanArray:
         with self._lock:
             dataset = self._dataset(piece)
             try:
-                if self._packed[piece.file, piece.dataset]:
-                    packed = read_packed(dataset, piece.row, first, len(out))
+                places = self._packed[piece.file, piece.dataset]
+                if places is not None:
+                    packed = places.read(dataset, piece.row, first, len(out))
                 if packed is None:
                     read(0, len(out), out)
             except (OSError, RuntimeError) as error:
@@ -380,7 +382,8 @@ class ScanArray:
             if not same:
                 raise OSError(f"{piece.file} was changed; open the scan again")
             self._handles[key] = dataset
-            self._packed[key] = can_unpack(dataset)
+            if key not in self._packed:
+                self._packed[key] = ChunkPlaces(dataset) if can_unpack(dataset) else None
         self._handles.move_to_end(key)
         return self._handles[key]
 

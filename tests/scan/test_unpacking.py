@@ -161,3 +161,121 @@ def test_the_choice_is_made_anew_for_each_file(tmp_path, monkeypatch):
     data = opened(master)
     for _ in range(2):
         np.testing.assert_array_equal(data[...].reshape(frames.shape), frames)
+
+
+# --- rows that are unpacked later ------------------------------------------------------------
+
+
+def rows_of(data):
+    """All rows of a scan through `packed_row`, or None where one is not packed."""
+    out = np.empty(data.shape, data.dtype)
+    for row in range(data.shape[0]):
+        packed = data.packed_row(row)
+        if packed is None:
+            return None
+        for columns in (slice(0, 3), slice(3, None)):
+            packed.unpack(columns, out[row, columns])
+    return out
+
+
+@pytest.fixture
+def forbid_lookups(monkeypatch):
+    """Fail where HDF5 is asked for single chunks."""
+    monkeypatch.setattr(
+        unpacking, "read_packed", lambda *args: pytest.fail("patterns were read one by one")
+    )
+
+
+@pytest.mark.usefixtures("forbid_hdf5", "forbid_lookups")
+@pytest.mark.parametrize("per_file", [5, 12])
+@pytest.mark.parametrize("flyback", [0, 1])
+def test_packed_rows(tmp_path, per_file, flyback):
+    master = write_arina(tmp_path, counts(), per_file=per_file)
+    data = open_scan(master, scan_shape=(3, 4 - flyback), flyback=flyback).data
+    np.testing.assert_array_equal(rows_of(data), data[...])
+
+
+def test_packed_rows_of_four_axes(tmp_path):
+    frames = counts().reshape(3, 4, 17, 13)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        options = dict(hdf5plugin.Bitshuffle(cname="lz4"))
+        file.create_dataset("scan", data=frames, chunks=(1, 1, 17, 13), **options)
+    np.testing.assert_array_equal(rows_of(open_scan(tmp_path / "scan.h5").data), frames)
+
+
+@pytest.mark.parametrize("bad_pixels", ["fill", "missing", "keep"])
+@pytest.mark.parametrize("saturated", ["keep", "missing"])
+def test_packed_rows_are_repaired(tmp_path, bad_pixels, saturated):
+    frames = counts()
+    frames[7, 5, 6] = 65535
+    mask = np.zeros((17, 13))
+    mask[3, 4] = mask[9, 9] = 1
+    master = write_arina(tmp_path, frames, mask=mask)
+    options = {"bad_pixels": bad_pixels, "saturated": saturated}
+    data = open_scan(master, scan_shape=(3, 4), **options).data
+    np.testing.assert_array_equal(rows_of(data), data[...])
+
+
+def test_saturated_patterns_are_found_when_they_are_unpacked(tmp_path):
+    frames = counts()
+    frames[7, 5, 6] = 65535
+    data = open_scan(write_arina(tmp_path, frames), scan_shape=(3, 4)).data
+    with pytest.raises(ValueError, match=r"pixel \(5, 6\) at scan position \(1, 3\) is saturated"):
+        rows_of(data)
+
+
+def test_a_damaged_pattern_of_a_packed_row_is_named(tmp_path):
+    master = write_arina(tmp_path, counts(detector=(40, 30)), per_file=12)
+    offset, size = chunk_place(tmp_path / "scan_data_000001.h5", 7)
+    overwrite(tmp_path / "scan_data_000001.h5", offset + 12, b"\xff" * (size - 12))
+    with pytest.raises(OSError, match=r"frame 7 of .*scan position \(1, 3\), cannot be read"):
+        rows_of(opened(master))
+
+
+def test_a_file_that_shrank_is_named(tmp_path):
+    frames = counts(n=60, detector=(40, 30))
+    data = opened(write_arina(tmp_path, frames, per_file=60), (6, 10))
+    np.testing.assert_array_equal(rows_of(data), data[...])
+    chunk = tmp_path / "scan_data_000001.h5"
+    with chunk.open("r+b") as file:
+        file.truncate(chunk.stat().st_size // 2)
+    with pytest.raises(OSError, match="shrank from"):
+        rows_of(data)
+
+
+@pytest.mark.parametrize("kind", ["plain", "gzip", "no filter"])
+def test_what_is_stored_otherwise_is_no_packed_row(tmp_path, kind):
+    frames = counts()
+    options = {"plain": {}, "gzip": {"compression": "gzip"}}.get(
+        kind, dict(hdf5plugin.Bitshuffle(cname="lz4"))
+    )
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        scan = file.create_dataset("scan", data=frames, chunks=(1, 17, 13), **options)
+        if kind == "no filter":
+            scan.id.write_direct_chunk((5, 0, 0), frames[5].tobytes(), filter_mask=1)
+    data = opened(tmp_path / "scan.h5")
+    assert rows_of(data) is None
+    np.testing.assert_array_equal(data[...].reshape(frames.shape), frames)
+
+
+@pytest.mark.parametrize("kind", ["any order", "far apart", "user block"])
+def test_patterns_lie_anywhere_in_the_file(tmp_path, kind, monkeypatch):
+    frames = counts(n=12, detector=(170, 130) if kind == "far apart" else (17, 13))
+    path = tmp_path / "scan.h5"
+    options = dict(hdf5plugin.Bitshuffle(cname="lz4"))
+    with h5py.File(path, "w", userblock_size=512 if kind == "user block" else 0) as file:
+        scan = file.create_dataset(
+            "scan", frames.shape, "u2", chunks=(1, *frames.shape[1:]), **options
+        )
+        for i in np.random.default_rng(0).permutation(12):
+            scan[i] = frames[i]
+            file.flush()
+            if kind == "far apart":
+                name = f"other_{i}"
+                file[name] = np.zeros(2**18, np.uint8)
+                file.flush()
+    if kind == "far apart":
+        monkeypatch.setattr(unpacking, "_MAX_GAP", 0)
+    data = opened(path)
+    np.testing.assert_array_equal(rows_of(data).reshape(frames.shape), frames)
+    np.testing.assert_array_equal(data[...].reshape(frames.shape), frames)
