@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from .blas import row_dots
+from .blas import row_dots, times_vector
 from .blocks import (
     SAFE_RANGE,
     MemoryNeed,
@@ -195,7 +195,7 @@ class _Strip:
     def dots(self, row: int) -> NDArray[np.float64]:
         """Dot products of the patterns of a row ``(column, 3, 2)``, see `_cosines`."""
         this = row % 2
-        pieces = np.matmul(self._windows, self._columns[:, this])
+        pieces = times_vector(self._windows, self._columns[:, this])
         dots = pieces.sum(axis=1, dtype=np.float64).reshape(-1, 3, 2)
         return dots if this == 1 else dots[..., ::-1]
 

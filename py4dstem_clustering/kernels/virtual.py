@@ -51,9 +51,9 @@ def virtual_image_core(
     dtype = np.float64 if is_wide else np.float32
     flat = np.ascontiguousarray(weight.ravel()[first:last], dtype=dtype)
     with workers(n_jobs) as run:
-        for start, rows in iterate_blocks(data, n_rows=n_rows):
+        for start, rows in iterate_blocks(data, n_rows=n_rows, packed=True):
 
-            def add(task: tuple[int, slice], rows: NDArray[Any] = rows, start: int = start) -> None:
+            def add(task: tuple[int, slice], rows: Any = rows, start: int = start) -> None:
                 i, columns = task
                 patterns = rows[i, columns].reshape(-1, weight.size)[:, first:last].astype(dtype)
                 found = row_dots(patterns, flat)
