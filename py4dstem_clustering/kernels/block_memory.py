@@ -59,5 +59,6 @@ class SpareBlocks:
             if block.size >= size and block.dtype == dtype and getrefcount(block) == 3:
                 return block[:size].reshape(shape)
         block = np.empty(size, dtype=dtype)
-        self._blocks = [block, *self._blocks[:1]]
+        # One is being read, one is in use, and one is still a variable of the loop.
+        self._blocks = [block, *self._blocks[:2]]
         return block.reshape(shape)

@@ -270,7 +270,9 @@ def features_need(data: Any, n_jobs: int | None) -> MemoryNeed:
     matrices = 6 * 8 * n_bins**2
     sums = 8 * len(tiles(ry)) * qx * qy
     fixed = matrices + 10 * binned + 2 * row_need(data) + scratch_need(data, n_jobs, 64, 2.5)
-    return MemoryNeed(fixed, 2 * (row_need(data) + binned + sums))
+    # Rows in bins, their neighbours, and what is kept of them; sums of each row in float64.
+    of_bins = 3 * binned + 24 * n_bins
+    return MemoryNeed(fixed, 2 * (row_need(data) + sums) + of_bins)
 
 
 def features_core(

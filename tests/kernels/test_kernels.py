@@ -705,3 +705,14 @@ def test_a_pattern_with_contrast_in_the_edge_only_is_empty_to_the_filter():
     data[1, 1, 0, 0] = 1001  # blurred, it reaches 4 sigma
     result = run_filter(data, sigma=1, edge=8, corr_range=(0.01, 0.02))
     np.testing.assert_allclose(result[1, 1], data[1, 1], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("either_blas")
+def test_similarity_has_the_same_bits_in_any_strips_and_blocks():
+    data = make_scan((7, 45), (50, 47))  # a detector of two pieces
+    options = {"q_mask": None, "sigma": 0, "subtract_mean": True, "report": no_report}
+    expected = similarity_core(data, n_jobs=1, **options)
+    np.testing.assert_allclose(expected, reference.similarity(data, None, 0), atol=2e-6)
+    for n_jobs, n_rows in ((2, 3), (5, 1), (3, None)):
+        found = similarity_core(data, n_jobs=n_jobs, n_rows=n_rows, **options)
+        np.testing.assert_array_equal(found, expected)
