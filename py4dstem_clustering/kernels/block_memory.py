@@ -54,11 +54,20 @@ class SpareBlocks:
     def take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """An array that nothing else refers to; its values are arbitrary."""
         size = int(np.prod(shape))
-        for block in self._blocks:
-            # Here, in `self._blocks` and as the argument: any other reference is a user.
-            if block.size >= size and block.dtype == dtype and getrefcount(block) == 3:
-                return block[:size].reshape(shape)
+        known = [block.size >= size and block.dtype == dtype for block in self._blocks]
+        for number, fits in enumerate(known):
+            if fits and _references(self._blocks, number) == _UNUSED:
+                return self._blocks[number][:size].reshape(shape)
         block = np.empty(size, dtype=dtype)
         # One is being read, one is in use, and one is still a variable of the loop.
         self._blocks = [block, *self._blocks[:2]]
         return block.reshape(shape)
+
+
+def _references(blocks: list[NDArray[Any]], number: int) -> int:
+    """How often a block is referred to: by the list, by this call, and by whoever uses it."""
+    return getrefcount(blocks[number])
+
+
+_UNUSED = _references([np.empty(1)], 0)
+"""The same for a block that only the list refers to; it depends on the version of Python."""
