@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from itertools import product
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -28,6 +29,9 @@ wait less for each other, and the work takes more memory."""
 _PIECE_BYTES = 8 * 2**20
 """Bytes of a block that are read from a file at a time. Ctrl-C waits until they are read; smaller
 pieces take longer to read."""
+
+_UNPACKED_AT_ONCE = 32
+"""Patterns of a window that one thread unpacks at a time."""
 
 _OVERHEAD = 64 * 2**20
 """Bytes of memory that are not counted one by one: stacks of threads, buffers of HDF5 and BLAS."""
@@ -173,18 +177,26 @@ def read_window(
     columns: tuple[int, int],
     *,
     buffer: NDArray[Any] | None = None,
+    run: Run | None = None,
 ) -> NDArray[Any]:
     """Patterns of a window of the scan, as `read_rows` reads them.
 
-    They may be written to a `buffer` of the shape and type of the window, if one is given.
+    They may be written to a `buffer` of the shape and type of the window, by the threads of `run`,
+    if both are given.
     """
     which = slice(*columns)
-    if buffer is not None and hasattr(data, "packed_row"):
+    if buffer is not None and run is not None and hasattr(data, "packed_row"):
         with ThreadPoolExecutor(1) as reader:
             found = reader.submit(_read_packed_block, data, *rows, Event(), SpareBlocks()).result()
         if isinstance(found, PackedRows):
-            for i, out in enumerate(buffer):
-                found.copy_to(out, i, which)
+            packed, out = found, buffer
+
+            def unpack(task: tuple[int, slice]) -> None:
+                i, some = task
+                of_scan = slice(which.start + some.start, which.start + some.stop)
+                packed.copy_to(out[i, some], i, of_scan)
+
+            run(unpack, product(range(len(packed)), tiles(out.shape[1], _UNPACKED_AT_ONCE)))
             return buffer
     part = data[:, which] if isinstance(data, np.ndarray) else _Columns(data, which)
     return read_rows(part, *rows)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from py4dstem_clustering.kernels.averaging import averaging_core
 from py4dstem_clustering.kernels.blas import sum_counts
 from py4dstem_clustering.kernels.block_memory import PackedRows, SpareBlocks
-from py4dstem_clustering.kernels.blocks import iterate_blocks, read_window
+from py4dstem_clustering.kernels.blocks import iterate_blocks, read_window, workers
 from py4dstem_clustering.kernels.features import features_core
+from py4dstem_clustering.kernels.noise import noise_moments
 from py4dstem_clustering.kernels.similarity import similarity_core
 
 QUIET = {"report": lambda rows: None}
@@ -105,17 +106,29 @@ def test_the_error_is_that_of_the_first_wrong_pattern(name, seed):
         KERNELS[name](packed, n_jobs=3)
 
 
-def test_windows_go_to_the_buffer():
-    data = scan()
-    buffer = np.zeros((3, 7, *data.shape[2:]), data.dtype)
-    found = read_window(Packed(data), (2, 5), (4, 11), buffer=buffer)
-    assert found is buffer
-    np.testing.assert_array_equal(found, data[2:5, 4:11])
-    for other in (data, Packed(data, unpacked=(3,))):
-        buffer[:] = 0
-        np.testing.assert_array_equal(
-            read_window(other, (2, 5), (4, 11), buffer=buffer), data[2:5, 4:11]
-        )
+def test_windows_are_unpacked_to_the_buffer():
+    data = scan(shape=(9, 70, 8, 7))
+    buffer = np.zeros((3, 50, *data.shape[2:]), data.dtype)
+    with workers(2) as run:
+        found = read_window(Packed(data), (2, 5), (4, 54), buffer=buffer, run=run)
+        assert found is buffer
+        np.testing.assert_array_equal(found, data[2:5, 4:54])
+        for other in (data, Packed(data, unpacked=(3,))):
+            found = read_window(other, (2, 5), (4, 54), buffer=buffer, run=run)
+            np.testing.assert_array_equal(found, data[2:5, 4:54])
+
+
+@pytest.mark.parametrize("top", [3, 9000, 40000])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_noise_of_packed_counts(dtype, top):
+    data = np.minimum(scan(shape=(9, 30, 12, 11), mean=top / 4), 30000)
+    data[data == 9999] = 9998  # which stands for an error here
+    data = np.minimum(data, np.iinfo(dtype).max if dtype != np.float32 else 30000).astype(dtype)
+    expected = noise_moments(data.astype(np.int32), n_jobs=1, **QUIET)
+    for given_data in (data, Packed(data)):
+        found = noise_moments(given_data, n_jobs=2, **QUIET)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_blocks_that_nobody_uses_are_filled_again():
