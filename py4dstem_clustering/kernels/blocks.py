@@ -159,6 +159,18 @@ def workers(n_jobs: int | None) -> Iterator[Run]:
             pool.shutdown(cancel_futures=True)
 
 
+def of_each(run: Run, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """``work(item)`` of each item, by the threads of `run`."""
+    items = list(items)
+    found: list[Any] = [None] * len(items)
+
+    def do(i: int) -> None:
+        found[i] = work(items[i])
+
+    run(do, range(len(items)))
+    return found
+
+
 def read_rows(data: Any, start: int, stop: int) -> NDArray[Any]:
     """Rows ``start:stop`` of the scan as a NumPy array in the data's own type.
 

@@ -8,9 +8,9 @@ is taken for structure, and a camera that lags along either axis of the scan add
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,8 @@ from .blas import matmul
 from .blocks import (
     MemoryNeed,
     Report,
-    Run,
     iterate_blocks,
+    of_each,
     row_need,
     scratch_need,
     tiles,
@@ -33,17 +33,11 @@ from .blocks import (
 )
 from .kept_rows import KEPT_BYTES, KeptRows
 from .lost import bridge
+from .moments import Moments
 
 MAX_RANK = 60
 """Largest number of features, more than the grains of a scan differ in. The memory and the time of
 the merging grow with it."""
-
-NEIGHBOUR_SIGMA = 1.5
-"""Standard deviation of the Gaussian weights of the diagonal neighbours, scan positions. A larger
-value averages more noise, and mixes in more of the next grain."""
-
-NEIGHBOUR_REACH = 2
-"""Diagonal neighbours count up to this many positions along either axis; more take longer."""
 
 HIDDEN_BEAM = 0.7
 """Unevenness on rings about the centre of inversion, relative to that about the brightest place,
@@ -67,9 +61,6 @@ _MIN_PAIRS = 100
 
 _ROWS_AT_ONCE = 32
 """Rows of the scan whose features are one step of the progress."""
-
-_COVARIANCE_TILE = 256
-"""Rows of the covariance that are one task."""
 
 
 class Features(NamedTuple):
@@ -171,22 +162,6 @@ def nuisances(
     basis = np.concatenate(bases, axis=1) * scale[:, None]
     left, size, _ = np.linalg.svd(basis, full_matrices=False)
     return left[:, size > 1e-6 * size[0]]
-
-
-def offsets(scan_shape: tuple[int, int]) -> list[tuple[int, int, float]]:
-    """One of each opposite pair of diagonal neighbours, as ``(dRx, dRy, weight)``.
-
-    A scan that is a line has no diagonals; there, the neighbours along the line are taken.
-    """
-    line = min(scan_shape) == 1
-    found = []
-    for dx in range(NEIGHBOUR_REACH + 1):
-        for dy in range(-NEIGHBOUR_REACH, NEIGHBOUR_REACH + 1):
-            forward = (dx, dy) > (0, 0)
-            if forward and (line or (dx and dy)):
-                found.append((dx, dy, float(np.exp(-0.5 * (dx**2 + dy**2) / NEIGHBOUR_SIGMA**2))))
-    total = 2 * sum(weight for *_, weight in found)
-    return [(dx, dy, weight / total) for dx, dy, weight in found]
 
 
 def noise_of_neighbours(
@@ -297,7 +272,7 @@ def features_core(
     """
     rx, ry, qx, qy = data.shape
     bins = Binning(data, q_mask)
-    moments = _Moments((rx, ry), len(bins.pixels))
+    moments = Moments((rx, ry), len(bins.pixels))
     total = np.zeros(qx * qy)
     lost = np.zeros((rx, ry), dtype=bool)
 
@@ -314,7 +289,7 @@ def features_core(
             for part in found.sums:
                 total += part
             moments.add(found.binned, found.lost, run)
-            for row in _each(run, kept.pack, found.binned):
+            for row in of_each(run, kept.pack, found.binned):
                 kept.add_packed(row)
             report(len(found.binned))
 
@@ -388,110 +363,8 @@ def bin_blocks_here(
             yield BinnedRows(start, *bins.bin_and_sum(rows, moves, run, with_sums))
 
 
-def _each(run: Run, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """``work(item)`` of each item, by the threads of `run`."""
-    items = list(items)
-    found: list[Any] = [None] * len(items)
-
-    def do(i: int) -> None:
-        found[i] = work(items[i])
-
-    run(do, range(len(items)))
-    return found
-
-
-_Row: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.bool_]]"
-"""Binned patterns ``(Ry, bins)`` of a row, and which of them are not lost."""
-
-
-def _sum_squares(
-    differences: NDArray[np.float32], count: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], int]:
-    """Sum of the squares of differences ``(n, bins)`` of neighbours of which both are there."""
-    if not count.all():
-        differences = differences[count]
-    return (differences.astype(np.float64) ** 2).sum(axis=0), int(count.sum())
-
-
-def _near(rows: list[_Row], k: int, pairs: list[tuple[int, int, float]]) -> NDArray[np.float32]:
-    """Weighted mean of those neighbours of each pattern of row `k` that come before it.
-
-    `pairs` are from `offsets`.
-    """
-    row = rows[k][0]
-    near = np.zeros_like(row)
-    for dx, dy, weight in pairs:
-        if dx > k:
-            continue
-        other = rows[k - dx][0]
-        here = slice(max(0, dy), len(row) + min(0, dy))
-        there = slice(max(0, -dy), len(row) - max(0, dy))
-        near[here] += np.float32(weight) * other[there]
-    return near
-
-
-class _Moments:
-    """Sums over all binned patterns of a scan, which take one row after the other."""
-
-    def __init__(self, scan_shape: tuple[int, int], n_bins: int) -> None:
-        self._n_positions = self._n_pairs = 0
-        self._pairs = offsets(scan_shape)
-        self._total, self._squares = np.zeros(n_bins), np.zeros(n_bins)
-        self.covariance = np.zeros((n_bins, n_bins))
-        """Sum of the products of each pattern with the mean of its diagonal neighbours before
-        it."""
-        self._recent: list[_Row] = []  # the rows before, the last one at the end
-
-    @property
-    def n_positions(self) -> int:
-        """Positions that are not lost, 1 at least."""
-        return max(self._n_positions, 1)
-
-    def add(self, rows: NDArray[np.float32], lost: NDArray[np.bool_], run: Run) -> None:
-        """Add the binned patterns ``(n, Ry, bins)`` of the next rows, without those ``(n, Ry)``
-        that are lost.
-
-        Sums go on row by row, for the same bits with any number of rows and of threads.
-        """
-        if lost.any():
-            rows = np.where(lost[..., None], np.float32(0), rows)
-        every = [*self._recent, *zip(rows, ~lost, strict=True)]
-        n_recent = len(self._recent)
-
-        def measure(k: int) -> tuple[NDArray[Any], NDArray[Any], list[tuple[NDArray[Any], int]]]:
-            row, kept = every[k]
-            squares = [_sum_squares(np.diff(row, axis=0), kept[1:] & kept[:-1])]
-            if k:
-                above, kept_above = every[k - 1]
-                squares.append(_sum_squares(row - above, kept & kept_above))
-            return _near(every, k, self._pairs), row.sum(axis=0, dtype=np.float64), squares
-
-        measured = _each(run, measure, range(n_recent, len(every)))
-        for _, total, squares in measured:
-            self._total += total
-            for part, n_pairs in squares:
-                self._squares += part
-                self._n_pairs += n_pairs
-        self._n_positions += int((~lost).sum())
-
-        def multiply(tile: slice) -> None:
-            for row, (near, *_) in zip(rows, measured, strict=True):
-                self.covariance[tile] += matmul(row[:, tile].T, near)
-
-        run(multiply, tiles(rows.shape[2], _COVARIANCE_TILE))
-        self._recent = [(row.copy(), kept) for row, kept in every[-NEIGHBOUR_REACH:]]
-
-    def mean(self) -> NDArray[np.float64]:
-        """Mean of each bin."""
-        return self._total / self.n_positions
-
-    def variance(self) -> NDArray[np.float64]:
-        """Variance of the noise of each bin, from the differences of direct neighbours."""
-        return self._squares / (2 * max(self._n_pairs, 1))
-
-
 def _directions(
-    moments: _Moments, bins: Binning, centre: tuple[float, float], rank: int | None
+    moments: Moments, bins: Binning, centre: tuple[float, float], rank: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Basis ``(bins, rank)``, and matrix ``(bins, rank + 1)`` to features and brightness.
 

@@ -14,8 +14,8 @@ from py4dstem_clustering.kernels.features import (
     find_centre,
     noise_of_neighbours,
     nuisances,
-    offsets,
 )
+from py4dstem_clustering.kernels.moments import offsets
 from py4dstem_clustering.scan.calibration import whole_shifts
 
 
