@@ -29,6 +29,12 @@ STEPS = ("filter", "lowrank", "merge", "averages")
 _SIMULATED_SIDE = 32
 """Largest number of positions along an axis of the small scan."""
 
+_ELECTRONS = 1000
+"""Electrons of a pattern."""
+
+_TABLE = 2**20
+"""Entries of the table of a pattern; with fewer, dim pixels are missed."""
+
 _PIECE_BYTES = 16 * 2**20
 """Size of the blocks in which the scan is written."""
 
@@ -48,25 +54,34 @@ class Row(NamedTuple):
 def pieces_of_scan(
     scan: tuple[int, int], detector: tuple[int, int]
 ) -> Iterator[tuple[int, int, NDArray[np.uint16]]]:
-    """Yield a scan of 16-bit counts as row, first column and patterns, piece by piece."""
+    """Yield a scan of 16-bit counts as row, first column and patterns, piece by piece.
+
+    Each position has noise of its own: positions with the same noise would be grains.
+    """
     rx, ry = scan
     small = simulate_scan(
-        (min(rx, _SIMULATED_SIDE), min(ry, _SIMULATED_SIDE)),
-        detector,
-        n_grains=6,
-        electrons=1000,
-        seed=0,
+        (min(rx, _SIMULATED_SIDE), min(ry, _SIMULATED_SIDE)), detector, n_grains=6, seed=0
     )
-    patterns = np.asarray(small.datacube.data)
+    # Electrons are drawn one by one, which is faster than a number for each pixel: a table of each
+    # pattern holds a pixel as often as electrons arrive there.
+    upper = np.cumsum(small.patterns.reshape(len(small.patterns), -1), axis=1)
+    levels = (np.arange(_TABLE) + 0.5) / _TABLE
+    pixels = np.stack([np.searchsorted(row / row[-1], levels) for row in upper])
+    n_pixels = upper.shape[1]
     rng = np.random.default_rng(0)
-    x, y = (np.arange(n) * m // n for n, m in zip(scan, patterns.shape[:2], strict=True))
-    step = max(1, _PIECE_BYTES // (2 * int(np.prod(detector))))
+    x, y = (np.arange(n) * m // n for n, m in zip(scan, small.labels.shape, strict=True))
+    step = max(1, _PIECE_BYTES // (8 * n_pixels))
     for row in range(rx):
         for start in range(0, ry, step):
-            piece = patterns[x[row], y[start : start + step]].astype(np.uint16)
-            # Copies of a pattern must not share their noise.
-            piece += rng.integers(0, 2, piece.shape, dtype=np.uint16)
-            yield row, start, piece
+            shares = small.shares[x[row], y[start : start + step]]
+            numbers = rng.poisson(shares * _ELECTRONS)
+            hits = []
+            for of_pattern, number in zip(pixels, numbers.T, strict=True):
+                position = np.repeat(np.arange(len(number)), number)
+                drawn = rng.integers(0, _TABLE, len(position))
+                hits.append(position * n_pixels + of_pattern[drawn])
+            counts = np.bincount(np.concatenate(hits), minlength=len(shares) * n_pixels)
+            yield row, start, counts.astype(np.uint16).reshape(-1, *detector)
 
 
 def write_scan(path: Path, scan: tuple[int, int], detector: tuple[int, int]) -> None:
