@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from py4dstem_clustering.benchmarks import memory as benchmark_memory
+from py4dstem_clustering.benchmarks.memory import pieces_of_scan
 from py4dstem_clustering.cli.main import main
 
 
@@ -49,3 +50,17 @@ def test_what_it_refuses(capsys, options, match):
     import re
 
     assert re.search(match, capsys.readouterr().err)
+
+
+def test_each_position_has_noise_of_its_own():
+    scan = np.zeros((40, 37, 32, 33), np.uint16)
+    for row, start, piece in pieces_of_scan((40, 37), (32, 33)):
+        scan[row, start : start + len(piece)] = piece
+    electrons = scan.sum(axis=(2, 3))
+    assert abs(electrons.mean() - 1000) < 5
+    assert abs(electrons.std() / np.sqrt(1000) - 1) < 0.15
+    flat = scan.reshape(-1, 32 * 33)
+    assert len(np.unique(flat, axis=0)) == len(flat)
+    # Side by side, copies of one position are as unlike as noise makes them.
+    difference = (flat[:-1].astype(float) - flat[1:]).var(axis=1)
+    assert 1.5 < np.median(difference) / flat.mean() < 3
