@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .blas import sum_counts
+from .blas import sum_counts, sum_present
 from .blocks import (
     MemoryNeed,
     Report,
@@ -142,13 +142,9 @@ def member_mean(
         if shifts is not None:
             pairs = zip(patterns, shifts[start:stop], strict=True)
             patterns = np.stack([move_pattern(pattern, shift) for pattern, shift in pairs])
-        if patterns.dtype.kind == "f":
-            present = np.isfinite(patterns)
-            total += patterns.sum(axis=0, dtype=np.float64, where=present)
-            count += present.sum(axis=0)
-        else:  # whole numbers are never missing
-            total += patterns.sum(axis=0, dtype=np.float64)
-            count += len(patterns)
+        part, present = sum_present(patterns)
+        total += part
+        count += present
         report(stop - start)
         start = stop
     mean = np.full(total.shape, np.nan, dtype=np.float32)

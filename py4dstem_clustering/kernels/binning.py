@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 
-from .blas import matmul, row_dots, sum_counts
+from .blas import matmul, row_dots, sum_counts, sum_present
 from .blocks import Run, at_once, is_small_integer, read_rows, tiles
 from .lost import find_even, may_be_lost
 
@@ -241,9 +241,8 @@ def find_hot_pixels(data: Any) -> NDArray[np.bool_]:
     means = []
     for row in np.unique(np.linspace(0, rx - 1, min(rx, 8)).astype(int)):
         patterns = read_rows(data, row, row + 1)[0].reshape(-1, qx * qy)
-        present = np.isfinite(patterns)
-        total = patterns.sum(axis=0, dtype=np.float64, where=present)
-        means.append((total / np.maximum(present.sum(axis=0), 1)).reshape(qx, qy))
+        total, count = sum_present(patterns)
+        means.append((total / np.maximum(count, 1)).reshape(qx, qy))
     # Lost rows, which are even, would hide all hot pixels.
     means = [mean for mean in means if np.ptp(mean) > 0] or means
     dark = np.quantile(means, 0.01)

@@ -241,6 +241,15 @@ def sum_counts(parts: Iterable[NDArray[Any]], n_pixels: int) -> NDArray[np.int32
     return total
 
 
+def sum_present(patterns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Sum over the first axis, float64, of what is not missing, and how many numbers these are."""
+    if patterns.dtype.kind != "f":  # nothing is missing, and to look for it takes long
+        total = patterns.sum(axis=0, dtype=np.float64)
+        return total, np.full(total.shape, len(patterns))
+    present = np.isfinite(patterns)
+    return patterns.sum(axis=0, dtype=np.float64, where=present), present.sum(axis=0)
+
+
 def products_of_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """``a @ b.T`` of two float32 matrices; sums of many columns are in float64."""
     pixels = a.shape[1]

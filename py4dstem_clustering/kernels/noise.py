@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .blas import sum_present
 from .blocks import (
     MemoryNeed,
     Report,
@@ -244,9 +245,8 @@ def _brightness(
     means = []
     for start, _ in windows[:: -(-len(windows) // 8)]:
         row = read_rows(data, start, start + 1).reshape(-1, n_pixels)
-        present = np.isfinite(row)
-        total = row.sum(axis=0, dtype=np.float64, where=present)
-        means.append(total / np.maximum(present.sum(axis=0), 1))
+        total, count = sum_present(row)
+        means.append(total / np.maximum(count, 1))
     mean = np.mean(means, axis=0)
     dark = float(np.quantile(mean, 0.01))  # a few pixels may be dead
     return dark, np.maximum(mean - dark, 0)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, median
 
-from .blas import row_dots
+from .blas import row_dots, sum_present
 from .blocks import (
     MemoryNeed,
     Report,
@@ -127,7 +127,7 @@ def sample_mean(data: Any) -> NDArray[np.float64]:
     count = np.zeros(data.shape[2:])
     for row in rows:
         patterns = read_rows(data, int(row), int(row) + 1)[0]
-        present = np.isfinite(patterns)
-        total += patterns.sum(axis=0, dtype=np.float64, where=present)
-        count += present.sum(axis=0)
+        of_row, present = sum_present(patterns)
+        total += of_row
+        count += present
     return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
