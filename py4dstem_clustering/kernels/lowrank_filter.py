@@ -125,12 +125,15 @@ def lowrank_core(
     return left
 
 
-def whole_noise(model: Model, left: Left) -> NDArray[np.float32]:
+def whole_noise(model: Model, left: Left, *, known_gain: bool = True) -> NDArray[np.float32]:
     """Noise of the result ``(Rx, Ry, n, m)``: that of the model, and what the model lacks.
 
     The squared difference of pattern and model has the power of counting noise, plus that of what
     the model lacks, minus that of the noise of the model: the model follows the pattern to that
     extent. So what is lacking is known, for each region over the whole scan, and by position.
+    With `known_gain` false, noise of single patterns may be any multiple of what the gain says: a
+    lag that was undone raises it, and hardly that of means over neighbours. Then only what differs
+    from the mean of the scan is known.
     """
     regions = Regions(model.bins)
     means = regions.means(model.directions.copy())
@@ -154,8 +157,10 @@ def whole_noise(model: Model, left: Left) -> NDArray[np.float32]:
         apart = squares + own - (ratio[region] + owns[region] / counts[region]) * counting
         error[region] = apart.std() / (counts[region] * np.sqrt(counting.size))
     certain = np.where(counts > least, error, np.inf)
-    scale = _gain_of_rest(ratio + owns / counts, certain)
+    scale = _gain_of_rest(ratio + owns / counts, certain) if known_gain else 1.0
     lacks = ratio + scale * (owns / counts - 1)
+    gains = np.full(regions.number, scale) if known_gain else scale + lacks
+    lacks *= known_gain
     lacks *= np.maximum(1 - (_CERTAIN * error / np.maximum(lacks, 1e-30)) ** 2, 0)
     lacks *= counts / np.maximum(counts, least)
 
@@ -164,7 +169,7 @@ def whole_noise(model: Model, left: Left) -> NDArray[np.float32]:
         squares, counting, own = powers(region)
         noise, own = np.maximum(counting, least), scale * own
         near = _around(noise)
-        lack = _lack((squares + own - scale * counting) / near, lacks[region])
+        lack = _lack((squares + own - gains[region] * counting) / near, lacks[region])
         out[..., region] = unit * np.sqrt(own + lack * near)
     return out.reshape(model.noise.shape)
 
