@@ -111,7 +111,12 @@ class Joining:
         if not len(pairs):
             return np.empty(0)
         strips = border_strips(self.facing, region, self.pieces, pairs, self.values, self.noise)
-        shared = shared_disks(self.disks, strips.mean, strips.size)
+        mean, size = self._means_of(region)
+        # Disks of a bent crystal that are not near the border may be excited again elsewhere.
+        shared = (
+            shared_disks(self.disks, strips.mean, strips.size)
+            + shared_disks(self.disks, mean[pairs], size[pairs])
+        ) / 2
         shared = (shared - self.unrelated) / (1 - self.unrelated)
         ends = region[self.touching]
         code = np.minimum(*ends.T) * self.n + np.maximum(*ends.T)
@@ -123,6 +128,12 @@ class Joining:
         )
         long = np.minimum(1, (length + 2) / FULL_BORDER) * (1 - flat / np.maximum(length, 1e-9))
         return shared * long * self._gradual(strips) * self._step(region, pairs, strips)
+
+    def _means_of(self, region: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean features and sizes of regions that pieces have joined to."""
+        size = np.bincount(region, self.size, self.n).astype(np.float64)
+        total = [np.bincount(region, part * self.size, self.n) for part in self.mean.T]
+        return np.stack(total, axis=1) / np.maximum(size, 1)[:, None], size
 
     def _gradual(self, strips: Strips) -> NDArray[np.float64]:
         """1 where strips scatter as much as a gradient would make them, 0 where they do not."""
