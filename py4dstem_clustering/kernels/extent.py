@@ -77,6 +77,10 @@ def find_surroundings(
         return None
     values = radial.astype(np.float64)
     median = np.median(values[chosen], axis=0)
+    # Parts of crystals without disks are in the minority, and no background.
+    spread = np.median(np.abs(values[chosen] - median), axis=0) / 0.6745
+    far = np.abs(values - median) > MIN_EXCESS * np.maximum(spread, 1.0)
+    chosen &= ~far.any(axis=2)
     weight = gaussian_filter(chosen.astype(np.float64), BACKGROUND_SIGMA, mode="constant")
     spread = (BACKGROUND_SIGMA, BACKGROUND_SIGMA, 0)
     total = gaussian_filter(
