@@ -88,7 +88,8 @@ def find_crystals(
     """
     regions = split_at_steps(values, merges, regions, disks)
     pieces, shows_disks = find_pieces(values, merges, regions, disks, radial)
-    joins, scores = join_pieces(pieces, values - empty_pattern(pieces, values, merges.mask), disks)
+    shift = empty_pattern(pieces, values, merges.mask)
+    joins, scores = join_pieces(pieces, values - shift, disks, shows_disks)
     n = int(pieces.max(initial=-1)) + 1
     kept = scores >= MIN_SHARED
     crystal = join_numbers(joins[kept], n)

@@ -73,7 +73,13 @@ def difference_across(strips: Strips) -> tuple[NDArray[np.float64], NDArray[np.f
 class Joining:
     """Pieces on their way to crystals."""
 
-    def __init__(self, pieces: NDArray[Any], values: NDArray[Any], disks: Disks) -> None:
+    def __init__(
+        self,
+        pieces: NDArray[Any],
+        values: NDArray[Any],
+        disks: Disks,
+        shows_disks: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.pieces, self.values, self.disks = pieces, values, disks
         self.n = int(pieces.max(initial=-1)) + 1
         self.facing = find_facing(pieces)
@@ -82,7 +88,9 @@ class Joining:
         borders, which, first, second = find_borders(pieces)
         self.touching = np.stack([borders.first, borders.second], axis=1)
         self.lengths = borders.length
-        self.wide, flat = find_uniform(pieces, values)
+        # What a piece reaches over without disks has another pattern than the piece.
+        shown = pieces if shows_disks is None else np.where(shows_disks, pieces, -1)
+        self.wide, flat = find_uniform(shown, values)
         self.flat = borders.length * flat[self.touching].all(axis=1)
         ry = pieces.shape[1]
         straight = np.isin(np.abs(first - second), (1, ry))
@@ -169,9 +177,15 @@ class Joining:
 
 
 def join_pieces(
-    pieces: NDArray[Any], values: NDArray[Any], disks: Disks
+    pieces: NDArray[Any],
+    values: NDArray[Any],
+    disks: Disks,
+    shows_disks: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Joins of pieces ``(n, 2)`` and their scores, falling, down to `MIN_SHARED`.
+
+    `shows_disks` ``(Rx, Ry)`` are the positions where disks were found, at least one in each piece;
+    None stands for all.
 
     In each round, regions that are each other's best neighbour join if their score is near the best
     of all. The scores of changed regions are then measured again.
@@ -180,7 +194,7 @@ def join_pieces(
     joins: list[tuple[int, int]] = []
     levels: list[float] = []
     if n > 1:
-        state = Joining(pieces, values, disks)
+        state = Joining(pieces, values, disks, shows_disks)
         region = np.arange(n)
         mean, size = state.mean.copy(), state.size.copy()
         wide = state.wide.copy()

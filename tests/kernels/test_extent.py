@@ -86,7 +86,9 @@ def test_the_background_is_followed_and_its_scatter_is_that_of_noise():
     # Below the crystal it goes on; at the border of the scan the window is one-sided.
     inside = (far >= 5) & (far < 29)
     np.testing.assert_allclose(found.profile[inside, 0], 5 + 0.5 * far[inside], atol=2.0)
-    np.testing.assert_allclose(found.scatter, 1, atol=0.35)
+    np.testing.assert_allclose(found.scatter[1:], 1, atol=0.1)
+    assert found.scatter[0] < 2  # about its median, the uneven background scatters by more
+    assert radial[~truth, 0].std() > 4
 
 
 def extend_by_loops(labels, radial, mask):
