@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import DisjointSet
 from scipy.ndimage import find_objects
 
-from .borders import MAX_CONTRAST, border_values, contrasts
+from .borders import MAX_CONTRAST, contrasts
 from .disks import Disks
 from .extent import extend_crystals, radial_excess
 from .joining import MIN_SHARED, Joining, join_numbers, join_pieces
@@ -131,7 +131,7 @@ def _coarse_joins(
     n = int(labels.max(initial=-1)) + 1
     group = join_numbers(pairs, n)
     whole = consecutive(np.append(group, -1)[labels])
-    borders, contrast = contrasts(whole, values, border_values(whole, values))
+    borders, contrast = contrasts(whole, values)
     if not len(borders.first):
         return np.empty((0, 2), dtype=np.int64), np.empty(0)
     ends = np.stack([borders.first, borders.second], axis=1)

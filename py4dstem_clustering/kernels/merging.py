@@ -15,6 +15,7 @@ Finally, each position at a border goes to the region with the nearest mean.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,31 +26,19 @@ from scipy.sparse.csgraph import connected_components
 
 from .borders import (
     MAX_CONTRAST,
-    border_values,
     contrasts,
     join_mutual_neighbours,
     refine_borders,
 )
+from .late_joins import LateJoins
+from .region_graph import RegionBorders, Regions
 from .regions import (
-    GRAIN_VARIATION,
     consecutive,
     find_borders,
     grid_pairs,
     noise_of_sum,
     region_means,
 )
-
-MAX_COST = 40.0
-"""Largest cost of a join in step 1, in units of the noise; less with few features.
-
-A larger value merges more in step 1: small or weak grains are lost to their neighbours.
-"""
-
-MAX_COST_PER_FEATURE = 3.0
-"""Largest cost of a join per feature, where this gives less than `MAX_COST` (up to 13 features).
-
-A larger value merges more in step 1 when the patterns have few features.
-"""
 
 MAX_UNEXPLAINED_SHARE = 0.4
 """Share of the power of a thin region that a mixture of its neighbours may leave unexplained.
@@ -63,7 +52,11 @@ MAX_THIN_WIDTH = 1.5
 A larger value lets wider regions dissolve.
 """
 
-_PAIRS_PER_CHUNK = 2**16
+
+_FEW_JOINS = 2048
+"""With fewer joins in a round than one for so many borders, only what changes is looked at. With a
+larger value, more rounds look at all borders; with a smaller one, more of them go through lists of
+neighbours, which takes longer for each join."""
 
 
 class Merges(NamedTuple):
@@ -75,29 +68,6 @@ class Merges(NamedTuple):
     """Level of each merge, never below the levels of its children."""
     mask: NDArray[np.bool_]
     """Positions in the tree, ``(Rx, Ry)``."""
-
-
-def max_cost(rank: int) -> float:
-    """Cost up to which step 1 merges `rank` features: fewer features hold less noise."""
-    return min(MAX_COST, MAX_COST_PER_FEATURE * rank)
-
-
-def _costs(
-    mean: NDArray[Any], size: NDArray[Any], a: NDArray[Any], b: NDArray[Any], length: NDArray[Any]
-) -> NDArray[np.float64]:
-    """Cost of joining regions `a` with regions `b`, in units of `max_cost`."""
-    rank = mean.shape[1]
-    out = np.empty(len(a))
-    power = np.maximum((mean**2).sum(axis=1) - rank / size, 0)
-    for start in range(0, len(a), _PAIRS_PER_CHUNK):
-        piece = slice(start, start + _PAIRS_PER_CHUNK)
-        i, j = a[piece], b[piece]
-        squared = ((mean[i] - mean[j]) ** 2).sum(axis=1)
-        # Noise, and the variation of a grain as strong as the stronger of the two.
-        spread = 1 + GRAIN_VARIATION**2 * np.maximum(power[i], power[j]) / rank
-        weight = size[i] * size[j] / (size[i] + size[j])
-        out[piece] = weight * squared / spread / length[piece]
-    return out / max_cost(rank)
 
 
 def merge_positions(values: NDArray[Any], mask: NDArray[Any], stop: float = 1.0) -> Merges:
@@ -112,67 +82,34 @@ def merge_positions(values: NDArray[Any], mask: NDArray[Any], stop: float = 1.0)
     stop : float
         The default is the automatic cut; infinity merges all regions that touch.
     """
-    rx, ry, rank = values.shape
-    n = rx * ry
     inside = np.flatnonzero(mask)
+    number = np.cumsum(mask) - 1
+    first, second, length = grid_pairs(mask)
+    regions = Regions(values.reshape(mask.size, values.shape[2])[inside])
+    borders = RegionBorders(regions, number[first], number[second], length, stop)
     node = inside.copy()
-    mean = values.reshape(n, rank)[inside].astype(np.float64)
-    size = np.ones(len(inside))
-    level = np.zeros(len(inside))
-    number = np.full(n, -1)
-    number[inside] = np.arange(len(inside))
-    a, b, length = grid_pairs(mask)
-    a, b = number[a], number[b]
-    cost = _costs(mean, size, a, b, length)
-    children, levels, n_merges = [], [], 0
-    while len(a):
-        cheapest = np.full(len(mean), np.inf)
-        np.minimum.at(cheapest, a, cost)
-        np.minimum.at(cheapest, b, cost)
-        # Of equally cheap neighbours, the first in reading order is chosen.
-        choice = np.full(len(mean), len(a))
-        for end in (a, b):
-            best = np.flatnonzero(cost == cheapest[end])
-            np.minimum.at(choice, end[best], best)
-        edge = np.arange(len(a))
-        mutual = np.flatnonzero((choice[a] == edge) & (choice[b] == edge) & (cost <= stop))
-        if not len(mutual):
-            break
-        i, j = a[mutual], b[mutual]
-        joined = np.maximum(cost[mutual], np.maximum(level[i], level[j]))
-        children.append(np.stack([node[i], node[j]], axis=1))
-        levels.append(joined)
-        both = size[i] + size[j]
-        mean[i] = (size[i, None] * mean[i] + size[j, None] * mean[j]) / both[:, None]
-        size[i], level[i] = both, joined
-        node[i] = n + n_merges + np.arange(len(i))
-        n_merges += len(i)
+    children, levels, n_merges = [np.empty((0, 2), dtype=np.int64)], [np.empty(0)], 0
+    for stays, joins, level in _rounds(borders):
+        children.append(np.stack([node[stays], node[joins]], axis=1))
+        levels.append(level)
+        node[stays] = mask.size + n_merges + np.arange(len(stays))
+        n_merges += len(stays)
+    return Merges(np.concatenate(children), np.concatenate(levels), mask)
 
-        target = np.arange(len(mean))
-        target[j] = i
-        changed = np.zeros(len(mean), dtype=bool)
-        changed[i] = True
-        stays = np.ones(len(mean), dtype=bool)
-        stays[j] = False
-        new = np.cumsum(stays) - 1
-        mean, size, level, node = mean[stays], size[stays], level[stays], node[stays]
-        changed = changed[stays]
-        a, b = new[target[a]], new[target[b]]
-        apart = a != b
-        low, high = np.minimum(a[apart], b[apart]), np.maximum(a[apart], b[apart])
-        pair, first, inverse = np.unique(
-            low * len(mean) + high, return_index=True, return_inverse=True
-        )
-        length = np.bincount(inverse, length[apart]).astype(np.float64, copy=False)
-        cost = cost[apart][first]
-        a, b = np.divmod(pair, len(mean))
-        again = np.flatnonzero(changed[a] | changed[b])
-        cost[again] = _costs(mean, size, a[again], b[again], length[again])
-    return Merges(
-        np.concatenate(children) if children else np.empty((0, 2), dtype=np.int64),
-        np.concatenate(levels) if levels else np.empty(0),
-        mask,
-    )
+
+def _rounds(
+    borders: RegionBorders,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
+    """All rounds of joins: regions that stay, those that join them, and the levels."""
+    chosen = borders.mutual()
+    while len(chosen):
+        yield borders.join(chosen)
+        chosen = borders.mutual()
+        if len(chosen) < len(borders.first) // _FEW_JOINS:
+            late = LateJoins(borders)
+            while late.pairs:
+                yield late.join()
+            return
 
 
 def cut_merges(merges: Merges, level: float) -> NDArray[np.int64]:
@@ -192,26 +129,43 @@ def dissolve(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
         return labels
     rank = values.shape[2]
     # Only typical positions are in the mean and in its count; the size holds all positions.
-    mean, count = region_means(labels, values)
-    size = count.copy()
+    mean, counts = region_means(labels, values)
+    # Single numbers are looked up far quicker in lists than in arrays.
+    count: list[float] = counts.tolist()
+    size: list[float] = counts.tolist()
+    power: list[float] = (mean**2).sum(axis=1).tolist()
     near: list[dict[int, float]] = [{} for _ in size]
     borders = find_borders(labels)[0]
     for i, j, length in zip(*(x.tolist() for x in borders), strict=True):
         near[i][j] = near[j][i] = length
     target = np.arange(len(size))
-    alive = np.ones(len(size), dtype=bool)
-    changed = True
-    while changed:
-        changed = False
-        strength = (mean**2).sum(axis=1)
+    # Regions that are gone, or stay as long as nothing changes beside them.
+    settled = [False] * len(size)
+    purer: set[int] = set()
+    while not all(settled):
+        strength = power.copy()
+        for j in purer:
+            for k in (j, *near[j]):
+                settled[k] = bool(target[k] != k)
+        purer = set()
         # The smallest region first; of regions of one size, the weakest.
-        for i in np.lexsort((strength, size)):
-            if not alive[i] or size[i] > MAX_THIN_WIDTH * sum(near[i].values()):
+        for i in np.lexsort((strength, size)).tolist():
+            if settled[i]:
+                continue
+            settled[i] = True
+            if size[i] > MAX_THIN_WIDTH * sum(near[i].values()):
                 continue
             larger = [j for j in near[i] if (size[j], strength[j]) > (size[i], strength[i])]
             if not larger:
                 continue
-            part = _largest_part(mean[i], count[i], mean[larger], count[larger], rank)
+            part = _largest_part(
+                mean[i],
+                max(power[i] - rank / count[i], 1e-9),
+                count[i],
+                mean[larger],
+                [power[j] for j in larger],
+                [count[j] for j in larger],
+            )
             if part is None:
                 continue
             j, share = larger[part[0]], part[1]
@@ -219,38 +173,53 @@ def dissolve(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
                 both = count[i] + count[j]
                 mean[j] = (count[j] * mean[j] + count[i] * mean[i]) / both
                 count[j] = both
+                power[j] = float((mean[j] ** 2).sum())
+                purer.add(j)
             size[j] += size[i]
             for k, length in near[i].items():
                 del near[k][i]
                 if k != j:
                     near[j][k] = near[k][j] = near[j].get(k, 0) + length
             near[i] = {}
-            alive[i], target[i], changed = False, j, True
+            target[i] = j
+            for k in (j, *near[j]):
+                settled[k] = False
     while (target[target] != target).any():
         target = target[target]
     return consecutive(np.where(labels >= 0, target[labels], -1))
 
 
 def _largest_part(
-    mean: NDArray[Any], count: float, others: NDArray[Any], counts: NDArray[Any], rank: int
+    mean: NDArray[Any],
+    power: float,
+    count: float,
+    others: NDArray[Any],
+    strength: list[float],
+    counts: list[float],
 ) -> tuple[int, float] | None:
-    """Neighbour with the largest share in a region, and this share; None for no mixture."""
-    power = max(float((mean**2).sum() - rank / count), 1e-9)
-    strength = (others**2).sum(axis=1)
+    """Neighbour with the largest share in a region, and this share; None for no mixture.
+
+    `power` is that of the region without noise, `strength` the power of each of the `others`.
+    """
     # A far weaker neighbour, such as noise, would explain any region with a large enough share.
-    others = np.where(strength[:, None] < 0.01 * power, 0, others)
-    share, rest = nnls(others.T, mean)
-    noise = noise_of_sum(rank, count, share, counts)
+    weak = [k for k, own in enumerate(strength) if own < 0.01 * power]
+    if weak:
+        others[weak] = 0
+    found, rest = nnls(others.T, mean)
+    share: list[float] = found.tolist()
+    noise = noise_of_sum(len(mean), count, found, np.array(counts))
     if rest**2 - noise >= MAX_UNEXPLAINED_SHARE * power:
         return None
-    strong = strength > 0.1 * strength.max()
-    if strong.all() and share.sum() < 0.5:
-        return None  # a pocket of liquid between grains, not their mixture
-    if not strong.all() and share[strong].sum() < 0.5:
-        largest = int(strength.argmin())  # more than half has no structure, like the liquid
+    least = 0.1 * max(strength)
+    strong = sum(part for part, own in zip(share, strength, strict=True) if own > least)
+    if strong < 0.5:
+        if min(strength) > least:
+            return None  # a pocket of liquid between grains, not their mixture
+        largest = strength.index(min(strength))  # more than half has no structure, like the liquid
     else:
-        largest = int((share**2 * strength).argmax())
-    return largest, float(share[largest])
+        parts = [part**2 * own for part, own in zip(share, strength, strict=True)]
+        largest = parts.index(max(parts))
+    return largest, share[largest]
 
 
 def join_alike(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
@@ -258,7 +227,7 @@ def join_alike(labels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
     while True:
         before = labels
         labels = refine_borders(dissolve(labels, values), values, rounds=2)
-        borders, contrast = contrasts(labels, values, border_values(labels, values))
+        borders, contrast = contrasts(labels, values)
         n = int(labels.max(initial=-1)) + 1
         target = join_mutual_neighbours(borders, contrast, n, MAX_CONTRAST)
         if target is not None:

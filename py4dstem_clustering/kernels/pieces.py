@@ -23,9 +23,9 @@ from .merging import MAX_UNEXPLAINED_SHARE, Merges, cut_merges
 from .regions import (
     MIN_EMPTY,
     consecutive,
-    depths,
     find_borders,
     grid_pairs,
+    have_depth,
     noise_of_sum,
     region_means,
 )
@@ -244,16 +244,16 @@ def find_uniform(
     n = int(labels.max(initial=-1)) + 1
     wide, flat = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     noise = noise_power(labels, values)
-    boxes = find_objects(labels + 1)
-    for label, (box, depth) in enumerate(zip(boxes, depths(labels), strict=True)):
-        if depth >= FLAT_DEPTH:
+    deep, deeper = have_depth(labels, FLAT_DEPTH), have_depth(labels, STRIP_DEPTH)
+    for label, box in enumerate(find_objects(labels + 1)):
+        if deep[label]:
             inside = values[box][labels[box] == label].astype(np.float64)
             mean = inside.mean(axis=0)
             squared = ((inside - mean) ** 2).sum(axis=1) - noise
             power = (mean**2).sum()
             # Of a small grain, half of the positions lie at its blurred border.
             flat[label] = np.median(squared) < MAX_FLAT_SCATTER * power
-            if depth >= STRIP_DEPTH:
+            if deeper[label]:
                 wide[label] = squared.mean() < MAX_UNIFORM_SCATTER * power
     return wide, flat | wide
 

@@ -6,9 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, find_objects
-from scipy.sparse import coo_array
+from scipy.ndimage import (
+    distance_transform_edt,
+    find_objects,
+    maximum_filter1d,
+    minimum_filter1d,
+)
+from scipy.sparse import coo_array, csc_array
 from scipy.sparse.csgraph import connected_components
+
+from .blocks import tiles
 
 # The constants of this file, of `borders.py` and of `merging.py` are the same for every scan and
 # dose. They were tuned on simulated scans (seeds 100 to 163 of the benchmark) and on the measured
@@ -34,6 +41,9 @@ NEIGHBOUR_OFFSETS = ((1, 0, 1.0), (0, 1, 1.0), (1, 1, 0.5), (1, -1, 0.5))
 
 The unit of border length follows from the shares: a straight border has length 2 per position.
 """
+
+_FEATURES_AT_ONCE = 8
+"""Features that are added up together; more of them take more memory."""
 
 
 class Borders(NamedTuple):
@@ -66,21 +76,44 @@ def grid_pairs(
 
 def consecutive(labels: NDArray[Any]) -> NDArray[np.int64]:
     """The same regions in the same order, numbered from 0 without gaps; -1 stays."""
-    out = np.full(labels.shape, -1, dtype=np.int64)
-    inside = labels >= 0
-    out[inside] = np.unique(labels[inside], return_inverse=True)[1]
-    return out
+    top = int(labels.max(initial=-1))
+    if top >= 4 * labels.size:  # a table of all numbers would be large
+        out = np.full(labels.shape, -1, dtype=np.int64)
+        inside = labels >= 0
+        out[inside] = np.unique(labels[inside], return_inverse=True)[1]
+        return out
+    found = np.zeros(top + 2, dtype=bool)
+    found[labels.ravel()] = True
+    found[-1] = False
+    number = np.cumsum(found) - 1
+    number[-1] = -1
+    return number[labels]
 
 
 def region_means(
     labels: NDArray[Any], values: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean features ``(n, rank)`` and sizes ``(n,)``, scan positions, of regions 0 to n - 1."""
-    inside = labels >= 0
-    number = labels[inside]
-    size = np.bincount(number).astype(np.float64)
-    total = [np.bincount(number, values[..., k][inside]) for k in range(values.shape[2])]
-    return np.stack(total, axis=1) / size[:, None], size
+    """Mean features ``(n, rank)`` and sizes ``(n,)``, scan positions, of regions 0 to n - 1.
+
+    `labels` ``(...)`` and `values` ``(..., rank)`` are of a scan, or of some of its positions.
+    """
+    size = np.bincount(labels[labels >= 0]).astype(np.float64)
+    return region_sums(labels, values, len(size)) / size[:, None], size
+
+
+def region_sums(labels: NDArray[Any], values: NDArray[Any], n: int) -> NDArray[np.float64]:
+    """Sums of the features ``(n, rank)`` of regions 0 to `n` - 1, added up in reading order."""
+    flat, rows = labels.ravel(), values.reshape(labels.size, values.shape[-1])
+    # Each position is a column of a matrix with one 1 in the row of its region, or with none.
+    inside = flat >= 0
+    start = np.zeros(flat.size + 1, dtype=np.int32)
+    np.cumsum(inside, out=start[1:])
+    number = flat[inside].astype(np.int32)
+    member = csc_array((np.ones(len(number)), number, start), shape=(n, flat.size))
+    total = np.empty((n, rows.shape[1]))
+    for part in tiles(rows.shape[1], _FEATURES_AT_ONCE):
+        total[:, part] = member @ rows[:, part].astype(np.float64)
+    return total
 
 
 def find_borders(
@@ -130,6 +163,25 @@ def depths(number: NDArray[Any]) -> NDArray[np.float64]:
         own = np.pad(number[grown_box(box, number.shape, 1)] == k, 1, mode="edge")
         found.append(np.inf if own.all() else distance_transform_edt(own).max())
     return np.array(found)
+
+
+def have_depth(labels: NDArray[Any], depth: float) -> NDArray[np.bool_]:
+    """Which regions have `depths` of at least this, scan positions."""
+    n = int(labels.max(initial=-1)) + 1
+    labels = np.pad(labels, 1, mode="edge")
+    deep = labels >= 0
+    reach = int(np.ceil(depth)) - 1
+    for dx in range(-min(reach, len(labels) - 1), min(reach, len(labels) - 1) + 1):
+        # All positions of a row that are nearer than the depth.
+        width = 2 * (int(np.ceil(np.sqrt(depth**2 - dx**2))) - 1) + 1
+        low, high = (
+            edge(labels, width, axis=1, mode="nearest")
+            for edge in (minimum_filter1d, maximum_filter1d)
+        )
+        here = np.s_[max(0, -dx) : len(labels) - max(0, dx)]
+        there = np.s_[max(0, dx) : len(labels) + min(0, dx)]
+        deep[here] &= (low[there] == labels[here]) & (high[there] == labels[here])
+    return np.bincount(labels[deep], minlength=n) > 0
 
 
 def nearest_label(labels: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[np.int64]:

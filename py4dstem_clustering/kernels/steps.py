@@ -104,6 +104,7 @@ def _join_without_steps(
     borders = find_borders(parts)[0]
     touching = np.stack([borders.first, borders.second], axis=1)
     facing = find_facing(parts)
+    faces = np.unique(np.stack([parts.ravel()[facing.position], facing.piece], axis=1), axis=0)
     known: dict[tuple[int, int], tuple[float, float]] = {}
     while True:
         ends = np.sort(region[touching], axis=1)
@@ -122,6 +123,13 @@ def _join_without_steps(
         if stays.all():
             return region
         i, j = keys[int(np.where(stays, np.inf, step).argmin())]
+        # A border with `i` stays as it is where `j` is far from it.
+        close = region[faces]
+        near = set(close[(close == j).any(axis=1)].ravel().tolist())
         region[region == j] = i
         certain[i] |= certain[j]
-        known = {key: value for key, value in known.items() if not {i, j} & set(key)}
+        known = {
+            key: value
+            for key, value in known.items()
+            if j not in key and not (i in key and near & (set(key) - {i}))
+        }

@@ -113,14 +113,18 @@ def border_strips(
     n_positions, n = labels.size, len(pairs)
     flat = values.reshape(n_positions, -1)
     own, other = region[labels.ravel()[facing.position]], region[facing.piece]
+    used = np.zeros(len(region), dtype=bool)
+    used[pairs] = True
+    some = np.flatnonzero(used[own] & used[other] & (own != other))
+    own, other = own[some], other[some]
     low, high = np.minimum(own, other), np.maximum(own, other)
     base = len(region)
     borders = pairs[:, 0] * base + pairs[:, 1]
     key = low * base + high
     at = np.minimum(np.searchsorted(borders, key), max(n - 1, 0))
-    hit = (own != other) & (borders[at] == key) if n else np.zeros(len(key), dtype=bool)
-    side = 2 * at[hit] + (own > other)[hit]
-    code, distance = _nearest(side * n_positions + facing.position[hit], facing.distance[hit])
+    hit = borders[at] == key if n else np.zeros(len(key), dtype=bool)
+    side, some = 2 * at[hit] + (own > other)[hit], some[hit]
+    code, distance = _nearest(side * n_positions + facing.position[some], facing.distance[some])
     side, position = np.divmod(code, n_positions)
     weight = np.ones(len(distance))
     for limit, value in reversed(_CONTACT_WEIGHTS):

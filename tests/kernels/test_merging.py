@@ -9,8 +9,9 @@ import pytest
 from conftest import first_quick
 
 from py4dstem_clustering import simulate_scan
-from py4dstem_clustering.kernels import borders, merging
-from py4dstem_clustering.kernels.borders import border_values, contrasts, refine_borders
+from py4dstem_clustering.kernels import border_sides, borders, merging
+from py4dstem_clustering.kernels.border_sides import gradient_ridge
+from py4dstem_clustering.kernels.borders import contrast_of_sides, contrasts, refine_borders
 from py4dstem_clustering.kernels.features import features_core
 from py4dstem_clustering.kernels.merging import (
     cut_merges,
@@ -19,6 +20,7 @@ from py4dstem_clustering.kernels.merging import (
     join_alike,
     merge_positions,
 )
+from py4dstem_clustering.kernels.region_graph import max_cost
 from py4dstem_clustering.kernels.regions import (
     GRAIN_VARIATION,
     NOISE_FACTOR,
@@ -121,7 +123,7 @@ def merges_by_loops(values, mask, stop):
         power = max(max(sum(mean_of(t) ** 2) - rank / len(regions[t]), 0.0) for t in (r, s))
         spread = 1 + GRAIN_VARIATION**2 * power / rank
         squared = sum((mean_of(r) - mean_of(s)) ** 2)
-        return n * m / (n + m) * squared / spread / length / merging.max_cost(rank)
+        return n * m / (n + m) * squared / spread / length / max_cost(rank)
 
     while True:
         best = {}
@@ -280,13 +282,13 @@ def stiffness_by_loops(labels, values, region):
     members = values[labels == region].astype(float)
     rank = values.shape[2]
     power = max(sum(members.mean(0) ** 2) / rank - 1 / len(members), 0)
-    expected = max(borders.GRADIENT_SHARE * GRAIN_VARIATION**2 * power, 1e-6)
-    return 1e-3 + 1 / (4 * np.pi * borders.WINDOW_SIGMA**2) / expected
+    expected = max(border_sides.GRADIENT_SHARE * GRAIN_VARIATION**2 * power, 1e-6)
+    return 1e-3 + 1 / (4 * np.pi * border_sides.WINDOW_SIGMA**2) / expected
 
 
 def border_values_by_loops(labels, values, slopes=True):
     """Weighted least squares at each position; without `slopes` plain weighted means."""
-    near, reach = borders.WINDOW_SIGMA, int(3 * borders.WINDOW_SIGMA + 0.5)
+    near, reach = border_sides.WINDOW_SIGMA, int(3 * border_sides.WINDOW_SIGMA + 0.5)
     whole = sum(np.exp(-0.5 * d**2 / near**2) for d in range(-reach, reach + 1)) ** 2
     every = positions(np.ones(labels.shape, bool))
     deep = {
@@ -295,7 +297,7 @@ def border_values_by_loops(labels, values, slopes=True):
         if all(
             labels[q] == labels[p]
             for q in every
-            if np.hypot(*np.subtract(q, p)) <= borders.INNER_DEPTH
+            if np.hypot(*np.subtract(q, p)) <= border_sides.INNER_DEPTH
         )
     }
     out = np.zeros(values.shape)
@@ -321,24 +323,55 @@ def border_values_by_loops(labels, values, slopes=True):
     return out
 
 
-def test_border_values_equal_loops():
+def sides_by_loops(labels, local):
+    """Mean of features on both sides of each border, over the pairs of positions across it."""
+    pairs = borders_by_loops(labels)[1]
+    ends = [
+        [sum(local[pair[end]].astype(float) for pair in pairs[key]) / len(pairs[key])
+         for key in sorted(pairs)]
+        for end in (0, 1)
+    ]  # fmt: skip
+    return np.array(ends).reshape(2, len(pairs), -1)
+
+
+def contrasts_of(labels, values, local):
+    """`contrasts`, but with other features at the borders."""
+    found, size = find_borders(labels)[0], np.bincount(labels[labels >= 0])
+    sides = sides_by_loops(labels, local)
+    return contrast_of_sides(found, sides, gradient_ridge(labels, values), size)
+
+
+def test_border_sides_equal_loops(monkeypatch):
     scan = (9, 25)  # longer than the window
     many, values = labels_of(scan, 0)
     x, y = np.indices(scan)
     bent = (values + (0.4 * y - 0.2 * x)[..., None]).astype(np.float32)
     moved = []
-    for labels in (many, np.where(many < 0, -1, 0), np.where(x + y > 15, 1, 0)):
-        for field in (values, bent):
-            found, expected = border_values(labels, field), border_values_by_loops(labels, field)
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-            plain = border_values_by_loops(labels, field, slopes=False)
-            moved.append(np.abs(expected - plain).max())
+    for labels, field in (
+        (many, values),
+        (np.where(x + y > 15, 1, 0), bent),
+        (np.where(many < 0, -1, np.where(x + y > 15, 1, 0)).T, bent.swapaxes(0, 1)),
+    ):
+        local = border_values_by_loops(labels, field)
+        expected = sides_by_loops(labels, local)
+        for tile, at_once in ((32, 2**18), (7, 100)):
+            monkeypatch.setattr(border_sides, "_TILE", tile)
+            monkeypatch.setattr(border_sides, "_AREA_AT_ONCE", at_once)
+            ridge = gradient_ridge(labels, field)
+            found, sides = border_sides.border_sides(labels, field, ridge)
+            np.testing.assert_array_equal(found.first, find_borders(labels)[0].first)
+            np.testing.assert_allclose(sides, expected, rtol=1e-4, atol=1e-4)
+        plain = border_values_by_loops(labels, field, slopes=False)
+        moved.append(np.abs(expected - sides_by_loops(labels, plain)).max())
     assert max(moved) > 1
 
 
-def test_border_values_of_nothing():
+def test_border_sides_of_nothing():
     values = noise((4, 5), 3)
-    np.testing.assert_array_equal(border_values(np.full((4, 5), -1), values), 0)
+    for labels in (np.full((4, 5), -1), np.zeros((4, 5), int)):
+        found, sides = border_sides.border_sides(labels, values, gradient_ridge(labels, values))
+        assert len(found.first) == 0
+        assert sides.shape == (2, 0, 3)
 
 
 @pytest.mark.parametrize("axis", first_quick([0, 1]))
@@ -351,9 +384,9 @@ def test_a_cut_through_a_bent_grain_has_no_contrast(axis):
     labels = strips((20, 20))
     if axis:
         values, labels = np.ascontiguousarray(values.swapaxes(0, 1)), labels.T
-    assert contrasts(labels, values, border_values(labels, values))[1] < borders.MAX_CONTRAST / 5
+    assert contrasts(labels, values)[1] < borders.MAX_CONTRAST / 5
     plain = border_values_by_loops(labels, values, slopes=False)
-    assert contrasts(labels, values, plain)[1] > borders.MAX_CONTRAST
+    assert contrasts_of(labels, values, plain) > borders.MAX_CONTRAST
 
 
 @pytest.mark.parametrize("half_width", [1, 2, 3])
@@ -364,7 +397,7 @@ def test_a_ramp_between_two_grains_keeps_its_contrast(half_width):
     one, two = np.array([[15.0, 0, 5, 0], [15.0, 5, 0, 5]])
     values = ((1 - share) * one + share * two + noise((24, 40), 4)).astype(np.float32)
     labels = strips((20, 20))
-    _, contrast = contrasts(labels, values, border_values(labels, values))
+    _, contrast = contrasts(labels, values)
     assert contrast > borders.MAX_CONTRAST
 
 
@@ -376,7 +409,7 @@ def contrasts_by_loops(labels, values, local):
         one = sum(local[p].astype(float) for p, _ in across) / len(across)
         two = sum(local[q].astype(float) for _, q in across) / len(across)
         n, m = (
-            min((labels == region).sum(), borders.WINDOW_SIGMA * length[i, j] + 1)
+            min((labels == region).sum(), border_sides.WINDOW_SIGMA * length[i, j] + 1)
             for region in (i, j)
         )
         weak, strong = sorted((one, two), key=lambda side: side @ side)
@@ -397,9 +430,8 @@ def test_contrasts_equal_loops():
         labels, values = labels_of((9, 14), seed)
         if seed > 1:  # nothing but noise
             values = noise((9, 14), 3, seed)
-        local = border_values(labels, values)
-        expected = contrasts_by_loops(labels, values, local)
-        borders, contrast = contrasts(labels, values, local)
+        expected = contrasts_by_loops(labels, values, border_values_by_loops(labels, values))
+        borders, contrast = contrasts(labels, values)
         assert list(zip(borders.first, borders.second, strict=True)) == sorted(expected)
         np.testing.assert_allclose(
             contrast, [expected[key] for key in sorted(expected)], rtol=1e-4, atol=1e-6
@@ -625,7 +657,7 @@ def test_nothing_and_single_positions():
     assert merges.children.shape == (0, 2)
     assert merges.level.shape == (0,)
     np.testing.assert_array_equal(find_regions(values, merges), -1)
-    borders, contrast = contrasts(np.full((4, 5), -1), values, values)
+    borders, contrast = contrasts(np.full((4, 5), -1), values)
     assert len(borders.first) == len(contrast) == 0
 
     alone = empty.copy()
