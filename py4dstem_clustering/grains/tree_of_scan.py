@@ -230,7 +230,9 @@ def _merge_tree(
         features, merged, lag = _merge_without_lag(features, options, report)
         disks = get_disks(features)
         with single_threaded_blas:  # many small products
-            crystals = find_crystals(features.values, merged.merges, merged.regions, disks)
+            crystals = find_crystals(
+                features.values, merged.merges, merged.regions, disks, features.radial
+            )
             regions, pairs, heights = crystals.labels, crystals.pairs, crystals.level
             if finer:
                 regions, whole, parts, below = finer_regions(

@@ -6,7 +6,8 @@ them. Here, the scan is cut in pieces and pieces join to crystals:
 1. `steps.py`: regions that hold several crystals, such as twin lamellae, come apart.
 2. `pieces.py`: regions without Bragg disks are background, the others are pieces. Regions whose
    patterns vary are cut into several pieces. Parts of the background that show disks for sure
-   become pieces, and parts of other regions that show none become background.
+   become pieces, and parts of other regions that show none become background, unless they scatter
+   diffusely as the piece beside them does (`extent.py`).
 3. `joining.py`: two neighbouring pieces join if they share disks, and if the patterns on both sides
    of their border differ by no more than they vary on each side. A uniform bend passes, a step does
    not. A piece that has one pattern over a long way is not bent: two such pieces are never in one
@@ -25,13 +26,13 @@ from scipy.ndimage import find_objects
 
 from .borders import MAX_CONTRAST, contrasts
 from .disks import Disks
+from .extent import extend_crystals, radial_excess
 from .joining import MIN_SHARED, Joining, join_numbers, join_pieces
 from .merging import Merges
 from .outlines import place_borders
 from .pieces import (
     MIN_PART,
     cross_labels,
-    drop_empty,
     empty_pattern,
     find_pieces,
     split_unconnected,
@@ -65,7 +66,11 @@ class Crystals(NamedTuple):
 
 
 def find_crystals(
-    values: NDArray[Any], merges: Merges, regions: NDArray[Any], disks: Disks
+    values: NDArray[Any],
+    merges: Merges,
+    regions: NDArray[Any],
+    disks: Disks,
+    radial: NDArray[Any],
 ) -> Crystals:
     """Pieces of crystals from the merges of positions, and their joins.
 
@@ -78,19 +83,25 @@ def find_crystals(
     regions : ndarray, (Rx, Ry)
         From `find_regions`.
     disks : Disks
+    radial : ndarray, (Rx, Ry, n)
+        Features of the radial profile.
     """
     regions = split_at_steps(values, merges, regions, disks)
-    pieces, limit = find_pieces(values, merges, regions, disks)
-    joins, scores = join_pieces(pieces, values - empty_pattern(pieces, values, merges.mask), disks)
+    pieces, shows_disks = find_pieces(values, merges, regions, disks, radial)
+    shift = empty_pattern(pieces, values, merges.mask)
+    joins, scores = join_pieces(pieces, values - shift, disks, shows_disks)
     n = int(pieces.max(initial=-1)) + 1
     kept = scores >= MIN_SHARED
     crystal = join_numbers(joins[kept], n)
     found = np.append(crystal, -1)[pieces]
-    found = place_borders(consecutive(found), values, merges.mask)
-    found = split_unconnected(found)
+    excess = radial_excess(found, radial, merges.mask)
+    found = place_borders(consecutive(found), np.concatenate([values, excess], axis=2), merges.mask)
+    found = split_unconnected(extend_crystals(found, radial, merges.mask))
     size = np.bincount(found[found >= 0], minlength=1)
     found = consecutive(np.where(np.append(size < MIN_PART, True)[found], -1, found))
-    found = drop_empty(found, values, disks, limit)
+    shown = np.isin(np.arange(found.max(initial=-1) + 2), found[shows_disks])
+    shown[-1] = False
+    found = consecutive(np.where(shown[found], found, -1))
     labels, background, pairs, scores = _with_background(
         regions, pieces, found, joins[kept], scores[kept], merges.mask
     )

@@ -56,6 +56,9 @@ _ALONG = [
 ]
 """Directions along which noise is measured, as steps ``(dx, dy)`` to other scan positions."""
 
+MAX_RADIAL_RANK = 6
+"""Largest number of features of the radial profile. More of them take more memory."""
+
 _MIN_PAIRS = 100
 """Pairs of positions from which on the noise along one direction is known well enough."""
 
@@ -68,8 +71,8 @@ class Features(NamedTuple):
 
     values: NDArray[np.float32]
     """``(Rx, Ry, rank)``, with noise of standard deviation 1."""
-    brightness: NDArray[np.float32]
-    """Projection on the mean radial profile ``(Rx, Ry)``, in the same unit."""
+    radial: NDArray[np.float32]
+    """Features ``(Rx, Ry, n)`` of the radial profile alone, with noise of standard deviation 1."""
     mean: NDArray[np.float64]
     """Mean of each bin of detector pixels."""
     variance: NDArray[np.float64]
@@ -147,6 +150,24 @@ def nuisances(
     places of the pixels from the centre, `scale` is the factor of each pixel, and `width` is the
     step of the profiles in pixels.
     """
+    profile = _profiles(u, v, width)
+    bases = [profile]
+    # With few pixels, the second kind would take most of the differences between grains.
+    if 6 * 3 * profile.shape[1] <= len(profile):
+        far = np.maximum(np.hypot(u, v), 1e-9)
+        bases += [profile * (u / far)[:, None], profile * (v / far)[:, None]]
+    return _orthonormal(np.concatenate(bases, axis=1) * scale[:, None])
+
+
+def radial_profiles(
+    u: NDArray[Any], v: NDArray[Any], scale: NDArray[Any], width: float
+) -> NDArray[np.float64]:
+    """Orthonormal basis ``(pixels, n)`` of all radial profiles; arguments as in `nuisances`."""
+    return _orthonormal(_profiles(u, v, width) * scale[:, None])
+
+
+def _profiles(u: NDArray[Any], v: NDArray[Any], width: float) -> NDArray[np.float64]:
+    """Profiles ``(pixels, n)`` that are 1 on one ring and fall to 0 on the next ones."""
     radius = np.hypot(u, v) / width
     inner = radius.astype(int)
     part = radius - inner
@@ -154,12 +175,10 @@ def nuisances(
     profile = np.zeros((radius.size, inner.max() + 2))
     profile[rows, inner] = 1 - part
     profile[rows, inner + 1] = part
-    bases = [profile]
-    # With few pixels, the second kind would take most of the differences between grains.
-    if 6 * 3 * profile.shape[1] <= radius.size:
-        far = np.maximum(radius * width, 1e-9)
-        bases += [profile * (u / far)[:, None], profile * (v / far)[:, None]]
-    basis = np.concatenate(bases, axis=1) * scale[:, None]
+    return profile
+
+
+def _orthonormal(basis: NDArray[Any]) -> NDArray[np.float64]:
     left, size, _ = np.linalg.svd(basis, full_matrices=False)
     return left[:, size > 1e-6 * size[0]]
 
@@ -313,17 +332,20 @@ def features_core(
                 report(len(found.binned))
 
     values, bridged = bridge(values, lost)
-    noise = noise_of_neighbours(values[..., :-1], lost, n_jobs)
-    scaled = np.empty((rx, ry, len(noise)), dtype=np.float32)
-    for row, found in zip(scaled, values, strict=True):
-        row[:] = found[:, :-1] / noise
+    noise = noise_of_neighbours(values, lost, n_jobs)
+    rank = basis.shape[1]
+    scaled = np.empty((rx, ry, rank), dtype=np.float32)
+    radial = np.empty((rx, ry, values.shape[2] - rank), dtype=np.float32)
+    for row, profile, found in zip(scaled, radial, values, strict=True):
+        row[:] = found[:, :rank] / noise[:rank]
+        profile[:] = found[:, rank:] / noise[rank:]
     return Features(
         values=scaled,
-        brightness=values[..., -1] / np.float32(np.median(noise)),
+        radial=radial,
         mean=mean * bins.unit + bins.zero * bins.pixels,
         variance=variance * bins.unit**2,
         pixels=bins.pixels,
-        directions=(basis * noise).astype(np.float32),
+        directions=(basis * noise[:rank]).astype(np.float32),
         bin_grid=bins.grid,
         lost=lost,
         bridged=bridged,
@@ -366,14 +388,14 @@ def bin_blocks_here(
 def _directions(
     moments: Moments, bins: Binning, centre: tuple[float, float], rank: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Basis ``(bins, rank)``, and matrix ``(bins, rank + 1)`` to features and brightness.
+    """Basis ``(bins, rank)``, and matrix ``(bins, rank + n)`` to features and those of the profile.
 
     The basis is in units of the noise of each bin; the matrix takes binned patterns.
 
     The covariance of `moments` is changed in place, to save memory.
     """
-    mean, variance, covariance = moments.mean(), moments.variance(), moments.covariance
-    n_bins = len(mean)
+    variance, covariance = moments.variance(), moments.covariance
+    n_bins = len(variance)
     floor = 0.02 * variance.mean()
     scale = 1 / np.sqrt(np.maximum(variance, floor)) if floor > 0 else np.ones(n_bins)
     # A bin is the sum of its pixels, so an even ring grows with the number of pixels in a bin.
@@ -381,6 +403,10 @@ def _directions(
 
     covariance *= scale[:, None] * scale / moments.n_positions
     covariance += covariance.T
+    profiles = radial_profiles(*bins.places(centre), scale * bins.pixels, float(bins.factor))
+    level, vectors = np.linalg.eigh(profiles.T @ covariance @ profiles)
+    n_radial = min(max(int((level > -level[0]).sum()), 1), MAX_RADIAL_RANK)
+    radial = profiles @ vectors[:, ::-1][:, :n_radial]
     covariance -= rings @ (rings.T @ covariance)
     covariance -= (covariance @ rings) @ rings.T
     level, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
@@ -389,8 +415,5 @@ def _directions(
     rank = min(max(rank, 1), MAX_RANK, n_bins)
     basis = vectors[:, ::-1][:, :rank]
     basis -= rings @ (rings.T @ basis)
-    # The mean radial profile, as a direction.
-    profile = rings @ (rings.T @ (mean * scale))
-    profile = profile / max(float(np.linalg.norm(profile)), 1e-30)
-    directions = np.concatenate([basis, profile[:, None]], axis=1)
+    directions = np.concatenate([basis, radial], axis=1)
     return basis, to_float32(directions * scale[:, None], "a pattern")

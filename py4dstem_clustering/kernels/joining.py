@@ -73,7 +73,13 @@ def difference_across(strips: Strips) -> tuple[NDArray[np.float64], NDArray[np.f
 class Joining:
     """Pieces on their way to crystals."""
 
-    def __init__(self, pieces: NDArray[Any], values: NDArray[Any], disks: Disks) -> None:
+    def __init__(
+        self,
+        pieces: NDArray[Any],
+        values: NDArray[Any],
+        disks: Disks,
+        shows_disks: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.pieces, self.values, self.disks = pieces, values, disks
         self.n = int(pieces.max(initial=-1)) + 1
         self.facing = find_facing(pieces)
@@ -82,7 +88,9 @@ class Joining:
         borders, which, first, second = find_borders(pieces)
         self.touching = np.stack([borders.first, borders.second], axis=1)
         self.lengths = borders.length
-        self.wide, flat = find_uniform(pieces, values)
+        # What a piece reaches over without disks has another pattern than the piece.
+        shown = pieces if shows_disks is None else np.where(shows_disks, pieces, -1)
+        self.wide, flat = find_uniform(shown, values)
         self.flat = borders.length * flat[self.touching].all(axis=1)
         ry = pieces.shape[1]
         straight = np.isin(np.abs(first - second), (1, ry))
@@ -111,7 +119,12 @@ class Joining:
         if not len(pairs):
             return np.empty(0)
         strips = border_strips(self.facing, region, self.pieces, pairs, self.values, self.noise)
-        shared = shared_disks(self.disks, strips.mean, strips.size)
+        mean, size = self._means_of(region)
+        # Disks of a bent crystal that are not near the border may be excited again elsewhere.
+        shared = (
+            shared_disks(self.disks, strips.mean, strips.size)
+            + shared_disks(self.disks, mean[pairs], size[pairs])
+        ) / 2
         shared = (shared - self.unrelated) / (1 - self.unrelated)
         ends = region[self.touching]
         code = np.minimum(*ends.T) * self.n + np.maximum(*ends.T)
@@ -123,6 +136,12 @@ class Joining:
         )
         long = np.minimum(1, (length + 2) / FULL_BORDER) * (1 - flat / np.maximum(length, 1e-9))
         return shared * long * self._gradual(strips) * self._step(region, pairs, strips)
+
+    def _means_of(self, region: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean features and sizes of regions that pieces have joined to."""
+        size = np.bincount(region, self.size, self.n).astype(np.float64)
+        total = [np.bincount(region, part * self.size, self.n) for part in self.mean.T]
+        return np.stack(total, axis=1) / np.maximum(size, 1)[:, None], size
 
     def _gradual(self, strips: Strips) -> NDArray[np.float64]:
         """1 where strips scatter as much as a gradient would make them, 0 where they do not."""
@@ -158,9 +177,15 @@ class Joining:
 
 
 def join_pieces(
-    pieces: NDArray[Any], values: NDArray[Any], disks: Disks
+    pieces: NDArray[Any],
+    values: NDArray[Any],
+    disks: Disks,
+    shows_disks: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Joins of pieces ``(n, 2)`` and their scores, falling, down to `MIN_SHARED`.
+
+    `shows_disks` ``(Rx, Ry)`` are the positions where disks were found, at least one in each piece;
+    None stands for all.
 
     In each round, regions that are each other's best neighbour join if their score is near the best
     of all. The scores of changed regions are then measured again.
@@ -169,7 +194,7 @@ def join_pieces(
     joins: list[tuple[int, int]] = []
     levels: list[float] = []
     if n > 1:
-        state = Joining(pieces, values, disks)
+        state = Joining(pieces, values, disks, shows_disks)
         region = np.arange(n)
         mean, size = state.mean.copy(), state.size.copy()
         wide = state.wide.copy()

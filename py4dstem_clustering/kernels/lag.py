@@ -398,9 +398,12 @@ def undo_lag(features: Features, lag: Lag) -> Features:
     line[1:] = source[:-1]
     values[behind] = features.values[behind]
     values[gone] = 0
+    radial = without_lag(features.radial, lag)
+    radial[behind] = features.radial[behind]
+    radial[gone] = 0
     noise = noise_of_neighbours(values, gone)
     return features._replace(
         values=(values / noise).astype(np.float32),
         directions=(features.directions * noise).astype(np.float32),
-        brightness=without_lag(features.brightness, lag) / np.float32(np.median(noise)),
+        radial=(radial / noise_of_neighbours(radial, gone)).astype(np.float32),
     )

@@ -18,8 +18,10 @@ from scipy.sparse.csgraph import connected_components
 
 from .borders import MIN_CORE_SIZE, refine_borders
 from .disks import DISK_ERRORS, Disks, contrast_limit, disk_contrast
+from .extent import extend_crystals, radial_parts
 from .merging import MAX_UNEXPLAINED_SHARE, Merges, cut_merges
 from .regions import (
+    MIN_EMPTY,
     consecutive,
     find_borders,
     grid_pairs,
@@ -75,20 +77,36 @@ FAR_ABOVE = 3.0
 MIN_PART = 4
 """Smallest crystal, and smallest part of a background region that becomes a piece, positions."""
 
-MIN_EMPTY = 30
-"""Positions from which on a part is background if its contrast is below the limit; smaller parts
-must be below it for sure."""
-
 EMPTY_ERRORS = 3.0
 """Standard errors by which the contrast of a small part must stay below the limit."""
 
 
 def find_pieces(
-    values: NDArray[Any], merges: Merges, regions: NDArray[Any], disks: Disks
-) -> tuple[NDArray[np.int64], float]:
-    """Pieces with disks, -1 elsewhere, and the contrast of disks above which they are pieces."""
+    values: NDArray[Any],
+    merges: Merges,
+    regions: NDArray[Any],
+    disks: Disks,
+    radial: NDArray[Any],
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Pieces of crystals, -1 elsewhere, and the positions ``(Rx, Ry)`` of parts that show disks.
+
+    The pieces also hold what lies beside these parts and scatters as they do (`extent.py`), by the
+    features `radial` ``(Rx, Ry, n)`` of the radial profile.
+    """
+    pieces = _find_parts(values, merges, regions, disks, radial)
+    return consecutive(extend_crystals(pieces, radial, merges.mask)), pieces >= 0
+
+
+def _find_parts(
+    values: NDArray[Any],
+    merges: Merges,
+    regions: NDArray[Any],
+    disks: Disks,
+    radial: NDArray[Any],
+) -> NDArray[np.int64]:
+    """Parts of the scan that show disks, -1 elsewhere."""
     if regions.max(initial=-1) < 0:
-        return regions, contrast_limit(np.empty(0))
+        return consecutive(regions)
     errors, certain = DISK_ERRORS, region_contrast(regions, values, disks, DISK_ERRORS)
     if certain.max() < CLEAR_CONTRAST:
         errors = 2 * DISK_ERRORS
@@ -112,7 +130,14 @@ def find_pieces(
         without |= (region_contrast(parts, values, disks, 0) < limit) & (size >= MIN_EMPTY)
         full = np.where(np.append(without, True)[parts], -1, full)
     pieces = consecutive(full)
-    # Parts without a piece that have disks.
+    # Parts without a piece that have disks: first grains that scatter more than what lies about
+    # them, whose disks are too weak for single positions, then those of merging.
+    parts = split_unconnected(radial_parts(pieces, radial, merges.mask))
+    if parts.max(initial=-1) >= 0:
+        keep = np.bincount(parts[parts >= 0]) >= MIN_PART
+        keep &= region_contrast(parts, values, disks, errors) >= limit
+        shown = np.append(keep, False)[parts]
+        pieces = consecutive(np.where(shown, parts + pieces.max(initial=-1) + 1, pieces))
     parts = split_unconnected(cross_labels(np.where((pieces < 0) & merges.mask, 0, -1), fine))
     if parts.max(initial=-1) >= 0:
         keep = np.bincount(parts[parts >= 0]) >= MIN_PART
@@ -127,7 +152,7 @@ def find_pieces(
             number = refined[refined >= 0]
             lost = np.bincount(number, (pieces < 0)[refined >= 0]) / np.bincount(number)
             pieces = np.where(np.append(lost > 0.5, True)[refined], -1, refined)
-    return consecutive(pieces), limit
+    return consecutive(pieces)
 
 
 def _cut_varying(
@@ -185,16 +210,6 @@ def _is_empty(
         power = (region_means(labels, values)[0] ** 2).sum(axis=1)
         empty &= power < STRONG_SHARE * power[~empty].max()
     return empty
-
-
-def drop_empty(
-    labels: NDArray[Any], values: NDArray[Any], disks: Disks, limit: float
-) -> NDArray[np.int64]:
-    """Label -1 for regions whose disks are not certain."""
-    if labels.max(initial=-1) < 0:
-        return consecutive(labels)
-    empty = _is_empty(labels, values, disks, limit, DISK_ERRORS)
-    return consecutive(np.where(np.append(empty, True)[labels], -1, labels))
 
 
 def empty_pattern(

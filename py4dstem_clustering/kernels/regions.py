@@ -32,6 +32,10 @@ NOISE_FACTOR = 1.5
 A larger value takes more weak differences for noise: fewer grains at a low dose.
 """
 
+MIN_EMPTY = 30
+"""Positions from which on a part without disks is background although this is not certain, and from
+which on the background away from crystals gives its mean."""
+
 NEIGHBOUR_OFFSETS = ((1, 0, 1.0), (0, 1, 1.0), (1, 1, 0.5), (1, -1, 0.5))
 """Offset of each neighbour along Rx and along Ry, scan positions, and the border shared with it.
 

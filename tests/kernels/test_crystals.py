@@ -232,11 +232,16 @@ def clear_disks():
     return Disks(directions, error, grid, flat, flat > 0, np.full(12, 1e5))
 
 
+def even_profile(values):
+    """Radial features that are the same everywhere, but for noise."""
+    return np.random.default_rng(9).normal(size=(*values.shape[:2], 2)).astype(np.float32)
+
+
 def crystals_of(values, mask=None):
     mask = np.ones(values.shape[:2], dtype=bool) if mask is None else mask
     merges = merge_positions(values, mask)
     regions = find_regions(values, merges)
-    found = kernel.find_crystals(values, merges, regions, clear_disks())
+    found = kernel.find_crystals(values, merges, regions, clear_disks(), even_profile(values))
     kept = found.pairs[found.level <= kernel.CRYSTAL_LEVEL]
     number = joining.join_numbers(kept, int(found.labels.max(initial=-1)) + 1)
     return found, consecutive(np.where(found.background, -1, np.append(number, -1)[found.labels]))
@@ -291,7 +296,7 @@ def test_a_region_that_varies_is_cut_in_its_parts_and_no_other():
     for values, n_least, n_most in ((mixed, 4, 14), (even, 1, 1)):
         merges = merge_positions(values, mask)
         whole = np.zeros(mask.shape, dtype=np.int64)  # as if merging had found one pattern
-        found, _ = pieces.find_pieces(values, merges, whole, clear_disks())
+        found, _ = pieces.find_pieces(values, merges, whole, clear_disks(), even_profile(values))
         assert n_least <= found.max() + 1 <= n_most
         fine = pieces.cut_merges(merges, pieces.VARYING_LEVEL)
         # Each piece lies in one part of the finer cut: nothing was refined away.
@@ -301,7 +306,7 @@ def test_a_region_that_varies_is_cut_in_its_parts_and_no_other():
     # Where noise hardly counts, merging has parted what differs.
     strong = lattice(7, bent=True, shape=(30, 28), strength=60)
     merges = merge_positions(strong, mask)
-    found, _ = pieces.find_pieces(strong, merges, whole, clear_disks())
+    found, _ = pieces.find_pieces(strong, merges, whole, clear_disks(), even_profile(strong))
     assert found.max() == 0
 
 
@@ -310,7 +315,8 @@ def test_two_crystals_that_merging_took_for_one_pattern_come_apart():
     values[:, 17:] = np.roll(values[:, 17:], 5, axis=2)  # another lattice begins here
     mask = np.ones((30, 30), dtype=bool)
     whole = np.zeros((30, 30), dtype=np.int64)
-    found, _ = pieces.find_pieces(values, merge_positions(values, mask), whole, clear_disks())
+    merges = merge_positions(values, mask)
+    found, _ = pieces.find_pieces(values, merges, whole, clear_disks(), even_profile(values))
     joins, scores = joining.join_pieces(found, values, clear_disks())
     kept = joins[scores >= joining.MIN_SHARED]
     crystals = joining.join_numbers(kept, int(found.max()) + 1)[found]
@@ -461,3 +467,21 @@ def test_regions_of_the_scan_have_disks_or_not():
     power = (mean**2).sum(axis=1)
     empty = np.bincount(tree.automatic.ravel(), tree.background.ravel()) > 0
     assert power[empty].max() < 0.1 * power[~empty].min()
+
+
+def test_a_weak_part_of_a_crystal_is_kept_and_liquid_is_not():
+    """No disk is excited in the middle of a bent crystal, and none in a drop beside it."""
+    values = lattice(5, bent=True)
+    rng = np.random.default_rng(3)
+    values[:, 20:] = rng.normal(size=values[:, 20:].shape)  # vacuum beside the crystal
+    values[10:20, 8:13] = rng.normal(size=values[10:20, 8:13].shape)  # the weak part
+    radial = rng.normal(size=(30, 30, 2)).astype(np.float32)
+    radial[:, :20] += 10
+    radial[5:15, 24:28] += 10  # a drop of liquid
+    mask = np.ones((30, 30), dtype=bool)
+    merges = merge_positions(values, mask)
+    found = kernel.find_crystals(
+        values, merges, find_regions(values, merges), clear_disks(), radial
+    )
+    assert not found.background[:, 1:19].any()
+    assert found.background[:, 21:].all()
