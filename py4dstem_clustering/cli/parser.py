@@ -388,10 +388,12 @@ def _add_filters(commands: Any) -> None:
         description="Filter simulated scans of several kinds and doses by both filters, NLPAR and "
         "a truncated SVD, compare with the truth, and write filters.csv, .md and .png.",
         examples="""
-            py4dstem-clustering benchmark filters --out results --electrons 1000 --seeds 1
+            py4dstem-clustering benchmark filters --out results
+            py4dstem-clustering benchmark filters --out results --kinds film "gold, bent"
         """,
     )
-    _add_simulated_scans(filters, "30 100 1000 10000 100000", 1, "100 to 115")
+    _add_simulated_scans(filters, "100 1000 10000", 1, "100 to 115")
+    filters.add_argument("--kinds", nargs="+", metavar="KIND", help="kinds of scan; default all")
     filters.set_defaults(run=run_filters)
 
 

@@ -35,7 +35,14 @@ _CERTAIN = 3.0
 are nearly empty."""
 
 _GAIN_ERROR = 0.02
-"""Error of the measured gain that is allowed for, when the model is judged by what it lacks."""
+"""By how much the measured gain may be too small, when the model is judged by what it lacks. It may
+be too large by any amount, where structure was taken for noise."""
+
+_LEAST = 0.1
+"""Share of the detector, by the certainty of its noise, in which the model lacks least."""
+
+_TURNS = 10
+"""Times that regions are chosen in which the model lacks nothing."""
 
 _PATTERNS_PER_TASK = 16
 """Patterns that are rebuilt in one task; more of them do not stay in the cache of a core."""
@@ -118,55 +125,91 @@ def lowrank_core(
     return left
 
 
-def whole_noise(model: Model, left: Left) -> NDArray[np.float32]:
+def whole_noise(model: Model, left: Left, *, known_gain: bool = True) -> NDArray[np.float32]:
     """Noise of the result ``(Rx, Ry, n, m)``: that of the model, and what the model lacks.
 
-    What it lacks shows in the difference of pattern and model, whose power then exceeds that of
-    counting noise. One pattern tells little, so it is averaged over positions around: for the whole
-    detector, and for single regions where they differ by more than chance.
+    The squared difference of pattern and model has the power of counting noise, plus that of what
+    the model lacks, minus that of the noise of the model: the model follows the pattern to that
+    extent. So what is lacking is known, for each region over the whole scan, and by position.
+    With `known_gain` false, noise of single patterns may be any multiple of what the gain says: a
+    lag that was undone raises it, and hardly that of means over neighbours. Then only what differs
+    from the mean of the scan is known.
     """
     regions = Regions(model.bins)
     means = regions.means(model.directions.copy())
-    weight = regions.n_pixels / regions.n_pixels.sum()
     known = model.noise.reshape(*model.scores.shape[:2], -1)
     unit = model.bins.unit
-    floor = model.scores.mean(axis=(0, 1)) @ means @ weight - model.offset
-    floor = max(DARK_SHARE * float(floor), 1e-12)
+    level = np.average(model.scores.mean(axis=(0, 1)) @ means, weights=regions.n_pixels)
+    least = model.gain * max(DARK_SHARE * float(level - model.offset), 1e-12)
 
     # Region by region: maps of all regions in float64 may not fit in memory.
-    def powers(region: int) -> tuple[NDArray[np.float64], ...]:
-        """Power beyond counting noise, power of counting noise, and of what the model says."""
-        level = model.scores @ means[:, region] - np.float32(model.offset)
-        counting = model.gain * np.maximum(level, floor).astype(np.float64)
+    def powers(region: int) -> NDArray[np.float64]:
+        """Squares that are left, power of counting noise, and of what the model says."""
+        level = (model.scores @ means[:, region]).astype(np.float64) - model.offset
         own = (known[..., region].astype(np.float64) / unit) ** 2
-        return left.squares[..., region] - counting, counting, own
+        return np.stack([left.squares[..., region], model.gain * level, own])
 
-    total = sum(share * np.stack(powers(r)) for r, share in enumerate(weight))
-    beyond, counting, own = np.asarray(total)
-    # The gain is not known better than that.
-    offset = np.clip(np.quantile(_around(beyond / counting), 0.1), -_GAIN_ERROR, _GAIN_ERROR)
-    # What the model says of itself is no part of what it lacks.
-    whole = (beyond - own) / counting
-    near = _around(whole)
-    everywhere = np.maximum(_certain(near - offset, _around((whole - near) ** 2)), 0)
+    ratio, error, counts, owns = np.empty((4, regions.number))
+    for region in range(regions.number):
+        squares, counting, own = powers(region)
+        counts[region], owns[region] = max(counting.mean(), 1e-30), own.mean()
+        ratio[region] = squares.mean() / counts[region]
+        apart = squares + own - (ratio[region] + owns[region] / counts[region]) * counting
+        error[region] = apart.std() / (counts[region] * np.sqrt(counting.size))
+    certain = np.where(counts > least, error, np.inf)
+    scale = _gain_of_rest(ratio + owns / counts, certain) if known_gain else 1.0
+    lacks = ratio + scale * (owns / counts - 1)
+    gains = np.full(regions.number, scale) if known_gain else scale + lacks
+    lacks *= known_gain
+    lacks *= np.maximum(1 - (_CERTAIN * error / np.maximum(lacks, 1e-30)) ** 2, 0)
+    lacks *= counts / np.maximum(counts, least)
+
     out = np.empty(known.shape, dtype=np.float32)
     for region in range(regions.number):
-        beyond, counting, own = powers(region)
-        near, noise = _around(beyond - own), _around(counting)
-        here = near / noise - offset - everywhere
-        here = _certain(here, _around((beyond - own - near) ** 2) / noise**2)
-        out[..., region] = unit * np.sqrt(own + np.maximum(everywhere + here, 0) * noise)
+        squares, counting, own = powers(region)
+        noise, own = np.maximum(counting, least), scale * own
+        near = _around(noise)
+        lack = _lack((squares + own - gains[region] * counting) / near, lacks[region])
+        out[..., region] = unit * np.sqrt(own + lack * near)
     return out.reshape(model.noise.shape)
+
+
+def _lack(single: NDArray[np.float64], whole: float) -> NDArray[np.float64]:
+    """What the model lacks, from values of single positions, and that of the scan as a whole.
+
+    It is the mean over positions around where that is no chance; otherwise that of the whole scan
+    where the mean does not speak against it, and nothing where it does.
+    """
+    near = _around(single)
+    chance = _around((single - near) ** 2) / (4 * np.pi * _AROUND**2)
+    doubt = _CERTAIN**2 * chance
+    found = near * (1 - (doubt / np.maximum(near**2, 1e-30)) ** 2)
+    other = np.where((near - whole) ** 2 < doubt, whole, 0)
+    return np.asarray(np.maximum(np.where(near**2 > doubt, found, other), 0))
+
+
+def _gain_of_rest(ratio: NDArray[np.float64], error: NDArray[np.float64]) -> float:
+    """Gain that the rest of patterns shows, relative to the one that was measured.
+
+    In some regions of the detector the model lacks nothing. There, the `ratio` of the rest to
+    counting noise is smallest. It is their mean, over all that do not exceed it by more than
+    2 standard errors.
+    """
+    weight = 1 / np.maximum(error, 1e-4) ** 2
+    order = np.argsort(ratio)
+    below = np.cumsum(weight[order])
+    if not below[-1] > 0:
+        return 1.0
+    found = float(ratio[order][np.searchsorted(below, _LEAST * below[-1])])
+    for _ in range(_TURNS):
+        least = weight * (ratio <= found + 2 * error)
+        if least.any():
+            found = float(np.average(ratio, weights=least))
+    return min(found, 1 + _GAIN_ERROR)
 
 
 def _around(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(gaussian_filter(x, _AROUND))
-
-
-def _certain(x: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What is left of a mean over positions around, if chance changes one position so much."""
-    chance = variance / (4 * np.pi * _AROUND**2)
-    return np.asarray(x * np.maximum(1 - _CERTAIN**2 * chance / np.maximum(x**2, 1e-30), 0))
 
 
 class _Bins:

@@ -179,6 +179,16 @@ def _covering(n: int, starts: Any, size: int) -> NDArray[np.float64]:
     return out
 
 
+def _add_squares(
+    values: NDArray[Any], weight: NDArray[Any], region: NDArray[Any], out: NDArray[Any]
+) -> None:
+    """Add ``weight value x value`` of each pixel to `out` ``(regions, k, k)``, by its region."""
+    for which in np.unique(region):
+        inside = region == which
+        some = values[inside] * np.sqrt(weight[inside])[:, None]
+        out[which] += some.T @ some
+
+
 def shrink_directions(
     fit: Fit,
     camera: Camera,
@@ -220,13 +230,16 @@ def shrink_directions(
             power = None
             if regions is not None:
                 shares = np.zeros((2, len(spots), n_regions), dtype=np.float32)
+                changes = np.zeros((n_regions, k, k), dtype=np.float32)
                 for n, spot in enumerate(spots):
                     where, factor = regions.of_pixels[spot].ravel(), inverse[spot].ravel()
+                    _add_squares(shrunk.values[n] - flat[n], factor, where, changes)
                     own = shrunk.own[n]
                     for m, share in enumerate((own + shrunk.lost[n], 1 - own)):
                         shares[m, n] = np.bincount(where, share * factor, minlength=n_regions)
                 power = matmul(shares[0].T, shrunk.noise.reshape(len(spots), -1))
                 power += matmul(shares[1].T, shrunk.space.reshape(len(spots), -1))
+                power -= changes.reshape(n_regions, -1)
             part.append((spots, shrunk.values, power))
         found[top] = part
 
@@ -239,10 +252,21 @@ def shrink_directions(
                 if power is not None:
                     noise += power
     total /= count[..., None]
+    if regions is not None:
+        # As with windows of the scan: the error of a mean is smaller than the mean error.
+        changes = np.zeros((n_regions, k, k))
+        apart = (total - values).reshape(qx * qy, k)
+        _add_squares(apart, (inverse * count).ravel(), regions.of_pixels.ravel(), changes)
+        noise += changes.reshape(n_regions, -1)
     # The mean pattern stays: what is weak, but everywhere, must not vanish.
     mean = fit.scores.mean(axis=(0, 1), dtype=np.float64)
     mean /= max(float(np.linalg.norm(mean)), 1e-30)
     total += ((values - total) @ mean)[..., None] * mean
     if regions is not None:
         noise /= regions.n_pixels[:, None]
+        # So does all of its noise.
+        counting = np.concatenate([fit.patterns, np.full((1, qx * qy), -camera.offset)])
+        counting = regions.means((camera.gain * counting).astype(np.float32))
+        of_mean = np.outer(mean, mean).ravel()
+        noise += ((matmul(counting.T, form) - noise) @ of_mean)[:, None] * of_mean
     return total.reshape(qx * qy, k).T, noise.reshape(-1, k, k).astype(np.float32)

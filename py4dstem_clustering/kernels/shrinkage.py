@@ -76,6 +76,7 @@ def shrink_windows(values: NDArray[np.float32], noise: NDArray[np.float32]) -> S
     root, ridge = _roots(noise)
     back = np.linalg.inv(root)
     unit = k - ridge * (back.astype(np.float64) ** 2).sum(axis=(1, 2))  # power of noise in `x`
+    unit = np.maximum(unit, 0.5 * k)  # intensities below zero can make it anything
     x = values @ back.swapaxes(1, 2)
     mean = x.mean(axis=1, keepdims=True)
     power = n * (mean.astype(np.float64) ** 2).sum(axis=2, keepdims=True)
@@ -96,21 +97,27 @@ def shrink_windows(values: NDArray[np.float32], noise: NDArray[np.float32]) -> S
     true = (b + np.sqrt(np.maximum(b**2 - 4 * ratio, 0))) / 2
     lost = counted * (level.sum(axis=1, dtype=np.float64) - np.where(kept > 0, true, 0).sum(axis=1))
     lost -= m * unit
+    # Each direction counts as if it were alone; then noise that lies in two of them counts twice.
+    lost -= (kept > 0).sum(axis=1) ** 2
     lost += np.where(share[:, 0, 0] > 0, 0, power[:, 0, 0] - unit)
 
     inside = vectors * (kept > 0)[:, None]
     size = 1 / np.sqrt(np.maximum(level, 1e-6) * counted)
     other = (x.swapaxes(1, 2) if wide else x) @ (inside * size[:, None].astype(np.float32))
     samples, directions = (inside, other) if wide else (other, inside)
-    own = (samples**2).sum(axis=2) + share[:, :, 0] ** 2 / np.float32(n)
+    # The error of a shrunk direction is smaller than that of its noise, most of all near the edge.
+    error = np.where(kept > 0, (true - kept**2 * level) / (1 + ratio), 0)
+    error = np.clip(error, 0, 1)[:, None].astype(np.float32)
+    own = (samples**2 * error).sum(axis=2) + share[:, :, 0] / np.float32(n)
     own = np.minimum(own, 1).astype(np.float32)
     turned = root @ directions
+    size_of = (unit / k).astype(np.float32)[:, None, None]  # without the floor
     return Shrunk(
         out @ root.swapaxes(1, 2),
         own,
-        (lost / (n * k)).astype(np.float32),
-        root @ root.swapaxes(1, 2),
-        turned @ turned.swapaxes(1, 2),
+        (lost / (n * unit)).astype(np.float32),
+        size_of * (root @ root.swapaxes(1, 2)),
+        size_of * ((turned * error) @ turned.swapaxes(1, 2)),
     )
 
 

@@ -25,6 +25,21 @@ def test_tuning_seeds_are_refused(tmp_path, capsys):
     assert "on which settings were tuned" in capsys.readouterr().err
 
 
+def test_kinds_are_checked(tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--kinds", "film", "foam"]
+    assert main(["benchmark", "filters", *arguments]) == 2
+    assert "--kinds foam is not known" in capsys.readouterr().err
+
+
+def test_only_the_kinds_that_are_named():
+    rows = benchmark.run_benchmark([300], range(1), ["film"], small=True, progress_bar=False)
+    assert {row.kind for row in rows} == {"film"}
+    assert [row.method for row in rows] == [
+        "low rank", "correlative", "correlative, auto", "NLPAR, best", "SVD, same rank",
+        benchmark.AVERAGES,
+    ]  # fmt: skip
+
+
 def test_nlpar_equals_loop():
     counts = np.random.default_rng(0).poisson(3, (5, 4, 7, 6))
     counts[2:] += 4

@@ -12,7 +12,12 @@ import pytest
 from py4dstem_clustering.kernels.blocks import workers
 from py4dstem_clustering.kernels.lowrank import model_core
 from py4dstem_clustering.kernels.lowrank_basis import Sums
-from py4dstem_clustering.kernels.lowrank_filter import lowrank_core, whole_noise
+from py4dstem_clustering.kernels.lowrank_filter import (
+    _gain_of_rest,
+    _lack,
+    lowrank_core,
+    whole_noise,
+)
 from py4dstem_clustering.kernels.noise import Noise
 from py4dstem_clustering.kernels.shrinkage import (
     kept_share,
@@ -109,14 +114,38 @@ def test_shrunk_windows_equal_loop(n):
         shares = kept_share(size**2 / counted, ratio)
         expected = ((u * (shares * size)) @ v + share * mean) @ root.T
         np.testing.assert_allclose(found.values[i], expected, atol=2e-3)
+        # Squared error of a direction of true level t, kept with the share s, is t - s^2 level
+        # (Gavish and Donoho); that of the noise in it, if nothing were shrunk, 1 + ratio.
+        level = size[shares > 0] ** 2 / counted
+        b = level - 1 - ratio
+        true = (b + np.sqrt(b**2 - 4 * ratio)) / 2
+        part = (true - shares[shares > 0] ** 2 * level) / (1 + ratio)
         inside = u[:, shares > 0]
-        own = np.minimum((inside**2).sum(axis=1) + share**2 / n, 1)
+        own = np.minimum((inside**2 * part).sum(axis=1) + share / n, 1)
         np.testing.assert_allclose(found.own[i], own, atol=1e-3)
+        # The floor under the noise is no noise: what is left of its power, in units of `full`.
+        left = np.trace(np.linalg.solve(full, noise[i])) / k
         kept = root @ v[shares > 0].T
-        np.testing.assert_allclose(found.space[i], kept @ kept.T, atol=2e-2)
-        np.testing.assert_allclose(found.noise[i], full, rtol=1e-3, atol=1e-3)
+        space = left * (kept * part) @ kept.T
+        np.testing.assert_allclose(found.space[i], space, atol=2e-2)
+        np.testing.assert_allclose(found.noise[i], left * full, rtol=1e-3, atol=1e-3)
     assert (found.space[0] > 0).any()
     assert not found.values[1].any()  # noise alone leaves nothing
+
+
+@pytest.mark.parametrize(("rank", "strength"), [(1, 1.0), (3, 1.0), (3, 0.3), (10, 0.3), (10, 2.0)])
+@pytest.mark.parametrize(("n", "k"), [(81, 53), (49, 53), (49, 12)])
+def test_error_of_shrunk_windows(n, k, rank, strength):
+    rng = np.random.default_rng(5)
+    windows = 40
+    truth = rng.standard_normal((windows, n, rank)) @ rng.standard_normal((windows, rank, k))
+    truth = strength * truth + rng.standard_normal((windows, 1, k))
+    noise = np.tile(np.eye(k, dtype=np.float32), (windows, 1, 1))
+    found = shrink_windows((truth + rng.standard_normal(truth.shape)).astype(np.float32), noise)
+    true = ((found.values - truth) ** 2).mean()
+    own = (found.own + found.lost[:, None]).mean() * np.trace(found.noise[0]) / k
+    space = ((1 - found.own) * np.trace(found.space, axis1=1, axis2=2)[:, None]).mean() / k
+    assert own + space == pytest.approx(true, rel=0.2)
 
 
 def test_what_is_lost_with_noise_is_counted():
@@ -237,6 +266,35 @@ def test_what_no_other_position_has_is_noise_of_the_result():
         assert error(left.whole_noise[part], 0) == pytest.approx(true, rel=0.3)
     inside = np.s_[:, 2:6]
     assert error(left.noise[inside], 0) < 0.7 * error(out[inside], truth[inside])
+
+
+def test_gain_of_what_is_left():
+    rng = np.random.default_rng(8)
+    error = np.full(64, 0.004)
+    error[:10] = 0.1  # dark regions
+    ratio = 0.97 + error * rng.standard_normal(64)
+    ratio[40:] += rng.uniform(0.05, 2, 24)  # the model lacks something there
+    assert _gain_of_rest(ratio, error) == pytest.approx(0.97, abs=0.004)
+    assert _gain_of_rest(ratio + 1, error) == pytest.approx(1.02)  # the gain is known that well
+    assert _gain_of_rest(ratio, np.full(64, np.inf)) == 1
+
+
+def test_what_the_model_lacks_by_position():
+    rng = np.random.default_rng(9)
+    single = 0.2 * rng.standard_normal((40, 36))
+    single[:, :10] += 1.0
+    found = _lack(single, 0.25)
+    assert found[:, :6].mean() == pytest.approx(1, abs=0.05)
+    assert (found[:, 18:] < 0.2).mean() > 0.95  # not the mean of the scan, which is wrong here
+    weak = _lack(rng.standard_normal((40, 36)) + 0.1, 0.1)
+    assert np.median(weak) == 0.1  # chance hides it at single positions, not in the whole scan
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.3])
+def test_a_gain_that_is_too_large_is_seen(gain):
+    truth, counts = planted(3000)
+    out, left, _ = run(counts, noise=Noise(gain, 0.0))
+    assert error(left.whole_noise, 0) == pytest.approx(error(out, truth), rel=0.2)
 
 
 def test_missing_and_hot_pixels():
