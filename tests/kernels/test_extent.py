@@ -134,12 +134,12 @@ def extend_by_loops(labels, radial, mask):
                     border = 0.0
                     for dx, dy in steps:
                         i, j = at(x + dx, y + dy)
-                        border += length[dx, dy] * ((labels[i, j] == k) * 1.0
-                                                    - (labels[i, j] < 0 and mask[i, j]))  # fmt: skip
+                        free = labels[i, j] < 0 and mask[i, j]
+                        border += length[dx, dy] * (float(labels[i, j] == k) - free)
                     likelihood = power * (share - 0.5) + extent.SMOOTHNESS * border
-                    if power > extent.MIN_EXCESS**2 and share > extent.MIN_SHARE and likelihood > 0:
-                        if share > best.get((x, y), -np.inf):
-                            best[x, y], new[x, y] = share, k
+                    strong = power > extent.MIN_EXCESS**2 and share > extent.MIN_SHARE
+                    if strong and likelihood > 0 and share > best.get((x, y), -np.inf):
+                        best[x, y], new[x, y] = share, k
         if not best:
             return labels
         labels = new

@@ -142,7 +142,7 @@ def radial_by_loops(data, centre):
 
 @pytest.mark.parametrize("electrons", [20, 200])
 def test_radial_features_equal_loops(electrons):
-    data, grains = planted(scan=(9, 11), detector=(17, 15), electrons=electrons)
+    data, _ = planted(scan=(9, 11), detector=(17, 15), electrons=electrons)
     u, v = np.indices((17, 15))
     halo = np.exp(-np.hypot(u - 8.3, v - 6.9) / 4)
     rng = np.random.default_rng(2)
