@@ -141,15 +141,15 @@ def unpack(packed: list[bytes], out: NDArray[Any]) -> bool:
     if function is None:
         return False
 
-    def some(part: range) -> bool:
-        return all(_unpack_one(function, packed[k], out[k]) for k in part)
+    def some(part: slice) -> bool:
+        return _unpack_some(function, packed[part], out[part])
 
     jobs = min(_MAX_THREADS, count_jobs(None), len(packed))
     if jobs == 1:
-        return some(range(len(packed)))
+        return some(slice(None))
     edges = [len(packed) * k // jobs for k in range(jobs + 1)]
     with ThreadPoolExecutor(jobs) as pool:
-        return all(list(pool.map(some, [range(a, b) for a, b in pairwise(edges)])))
+        return all(list(pool.map(some, [slice(a, b) for a, b in pairwise(edges)])))
 
 
 class PackedRow:
@@ -175,12 +175,30 @@ class PackedRow:
         function = _function()
         raw = out if out.dtype == self._raw else np.empty(out.shape, dtype=self._raw)
         packed = self._packed[columns]
-        if function is None or not all(map(partial(_unpack_one, function), packed, raw)):
+        if function is None or not _unpack_some(function, packed, raw):
             out[...] = self._read(columns)
             return
         found = self._repair(columns, raw)
         if raw is not out:
             out[...] = found
+
+
+def _unpack_some(function: Unpack, packed: list[bytes], out: NDArray[Any]) -> bool:
+    """Unpack patterns to `out` ``(n, Qx, Qy)``, contiguous; False where one of them is damaged.
+
+    A pattern is a row of blocks. Where all blocks are whole, many patterns are one long row, which
+    is unpacked in one call: between two calls a thread needs the lock of Python.
+    """
+    headers = {one[8:_HEADER] for one in packed}
+    size, itemsize = out[0].size, out.itemsize
+    values_a_block = int.from_bytes(packed[0][8:_HEADER], "big") // itemsize
+    if len(headers) > 1 or values_a_block <= 0 or size % values_a_block:
+        return all(map(partial(_unpack_one, function), packed, out))
+    if not all(_is_sound(one, out[0], values_a_block) for one in packed):
+        return False
+    joined = b"".join([one[_HEADER:] for one in packed])
+    used = function(joined, out.ctypes.data, out.size, itemsize, values_a_block)
+    return used == len(joined)
 
 
 def _unpack_one(function: Unpack, packed: bytes, out: NDArray[Any]) -> bool:
