@@ -53,7 +53,8 @@ class Surroundings(NamedTuple):
     profile: NDArray[np.float64]
     """Radial features ``(Rx, Ry, n)`` that the background has at each position."""
     scatter: NDArray[np.float64]
-    """Standard deviation ``(n,)`` of the background about them, robust, at least the noise."""
+    """Standard deviation ``(n,)`` of the background from place to place, robust; at least the noise.
+    It is not that about `profile`: a drop of liquid beside a crystal is no part of the crystal."""
 
 
 def find_surroundings(
@@ -79,17 +80,13 @@ def find_surroundings(
     median = np.median(values[chosen], axis=0)
     # Parts of crystals without disks are in the minority, and no background.
     spread = np.median(np.abs(values[chosen] - median), axis=0) / 0.6745
-    far = np.abs(values - median) > MIN_EXCESS * np.maximum(spread, 1.0)
-    chosen &= ~far.any(axis=2)
+    spread = np.maximum(spread, 1.0)
+    chosen &= (np.abs(values - median) <= MIN_EXCESS * spread).all(axis=2)
     weight = gaussian_filter(chosen.astype(np.float64), BACKGROUND_SIGMA, mode="constant")
-    spread = (BACKGROUND_SIGMA, BACKGROUND_SIGMA, 0)
-    total = gaussian_filter(
-        np.where(chosen[..., None], values - median, 0), spread, mode="constant"
-    )
+    sigma = (BACKGROUND_SIGMA, BACKGROUND_SIGMA, 0)
+    total = gaussian_filter(np.where(chosen[..., None], values - median, 0), sigma, mode="constant")
     # Far from any background, its median counts.
-    profile = median + total / (weight + 0.01)[..., None]
-    scatter = np.median(np.abs((values - profile)[chosen]), axis=0) / 0.6745
-    return Surroundings(profile, np.maximum(scatter, 1.0))
+    return Surroundings(median + total / (weight + 0.01)[..., None], spread)
 
 
 def radial_excess(
