@@ -40,8 +40,9 @@ and closes more holes."""
 MIN_SHARE = 0.25
 """Share of the excess of the crystal that a position must have, whatever lies around it."""
 
-MAX_ROUNDS = 40
-"""Positions by which a crystal may reach further."""
+MAX_ROUNDS = 8
+"""Positions by which a crystal may reach further. With a larger value, more liquid is taken in
+where it grows thick towards a crystal."""
 
 _WINDOW = int(2 * LOCAL_SIGMA)
 _PAIRS_PER_CHUNK = 2**14
@@ -53,8 +54,8 @@ class Surroundings(NamedTuple):
     profile: NDArray[np.float64]
     """Radial features ``(Rx, Ry, n)`` that the background has at each position."""
     scatter: NDArray[np.float64]
-    """Standard deviation ``(n,)`` of the background from place to place, robust; at least the noise.
-    It is not that about `profile`: a drop of liquid beside a crystal is no part of the crystal."""
+    """Standard deviation ``(n,)`` of the background from place to place, robust, at least the
+    noise. It is not that about `profile`: liquid beside a crystal is no part of the crystal."""
 
 
 def find_surroundings(
