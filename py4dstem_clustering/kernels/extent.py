@@ -40,8 +40,9 @@ and closes more holes."""
 MIN_SHARE = 0.25
 """Share of the excess of the crystal that a position must have, whatever lies around it."""
 
-MAX_ROUNDS = 40
-"""Positions by which a crystal may reach further."""
+MAX_ROUNDS = 8
+"""Positions by which a crystal may reach further. With a larger value, more liquid is taken in
+where it grows thick towards a crystal."""
 
 _WINDOW = int(2 * LOCAL_SIGMA)
 _PAIRS_PER_CHUNK = 2**14
@@ -53,7 +54,8 @@ class Surroundings(NamedTuple):
     profile: NDArray[np.float64]
     """Radial features ``(Rx, Ry, n)`` that the background has at each position."""
     scatter: NDArray[np.float64]
-    """Standard deviation ``(n,)`` of the background about them, robust, at least the noise."""
+    """Standard deviation ``(n,)`` of the background from place to place, robust, at least the
+    noise. It is not that about `profile`: liquid beside a crystal is no part of the crystal."""
 
 
 def find_surroundings(
@@ -79,17 +81,13 @@ def find_surroundings(
     median = np.median(values[chosen], axis=0)
     # Parts of crystals without disks are in the minority, and no background.
     spread = np.median(np.abs(values[chosen] - median), axis=0) / 0.6745
-    far = np.abs(values - median) > MIN_EXCESS * np.maximum(spread, 1.0)
-    chosen &= ~far.any(axis=2)
+    spread = np.maximum(spread, 1.0)
+    chosen &= (np.abs(values - median) <= MIN_EXCESS * spread).all(axis=2)
     weight = gaussian_filter(chosen.astype(np.float64), BACKGROUND_SIGMA, mode="constant")
-    spread = (BACKGROUND_SIGMA, BACKGROUND_SIGMA, 0)
-    total = gaussian_filter(
-        np.where(chosen[..., None], values - median, 0), spread, mode="constant"
-    )
+    sigma = (BACKGROUND_SIGMA, BACKGROUND_SIGMA, 0)
+    total = gaussian_filter(np.where(chosen[..., None], values - median, 0), sigma, mode="constant")
     # Far from any background, its median counts.
-    profile = median + total / (weight + 0.01)[..., None]
-    scatter = np.median(np.abs((values - profile)[chosen]), axis=0) / 0.6745
-    return Surroundings(profile, np.maximum(scatter, 1.0))
+    return Surroundings(median + total / (weight + 0.01)[..., None], spread)
 
 
 def radial_excess(
