@@ -218,8 +218,7 @@ def sum_counts(parts: Iterable[NDArray[Any]], n_pixels: int) -> NDArray[np.int32
     """Sum of a few thousand patterns of whole numbers of 8 or 16 bits, exact.
 
     `parts` yields some patterns ``(n, pixels)`` at a time, up to 256 if they are whole numbers in
-    float32. They are added in 16 bits as long as
-    these hold the sum, which takes half the time.
+    float32. They are added in 16 bits as long as these hold the sum, which takes half the time.
     """
     most = np.iinfo(np.uint16).max
     total, small = np.zeros(n_pixels, dtype=np.int32), np.zeros(n_pixels, dtype=np.uint16)

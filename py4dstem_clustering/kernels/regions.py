@@ -42,8 +42,13 @@ NEIGHBOUR_OFFSETS = ((1, 0, 1.0), (0, 1, 1.0), (1, 1, 0.5), (1, -1, 0.5))
 The unit of border length follows from the shares: a straight border has length 2 per position.
 """
 
-_FEATURES_AT_ONCE = 8
+FEATURES_AT_ONCE = 8
 """Features that are added up together; more of them take more memory."""
+
+NEIGHBOUR_STEPS = [
+    (s * dx, s * dy, border) for dx, dy, border in NEIGHBOUR_OFFSETS for s in (1, -1)
+]
+"""The same with both of each opposite pair: steps to all neighbours of a position."""
 
 
 class Borders(NamedTuple):
@@ -111,7 +116,7 @@ def region_sums(labels: NDArray[Any], values: NDArray[Any], n: int) -> NDArray[n
     number = flat[inside].astype(np.int32)
     member = csc_array((np.ones(len(number)), number, start), shape=(n, flat.size))
     total = np.empty((n, rows.shape[1]))
-    for part in tiles(rows.shape[1], _FEATURES_AT_ONCE):
+    for part in tiles(rows.shape[1], FEATURES_AT_ONCE):
         total[:, part] = member @ rows[:, part].astype(np.float64)
     return total
 
